@@ -1,0 +1,115 @@
+"""Blur, JPEG, resize, noise, crop: the functions that train, equalise and perturb.
+
+In: an RGB image (H, W, 3) uint8 and, where something is drawn, a numpy Generator. Out: RGB uint8.
+It knows nothing of labels: whatever is drawn, is drawn alike for photographs and generated images.
+
+Blur, resize and noise need OpenCV (`clipmole[train]`); JPEG and crops do not.
+"""
+
+from __future__ import annotations
+
+import io
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from clipmole.config import AugmentConfig
+from clipmole.errors import MissingDependency
+
+if TYPE_CHECKING:
+    import types
+
+RGB = NDArray[np.uint8]
+
+
+def _cv2() -> types.ModuleType:
+    try:
+        import cv2
+    except ImportError as error:
+        raise MissingDependency("OpenCV", "train") from error
+    return cv2
+
+
+def jpeg(rgb: RGB, quality: int) -> RGB:
+    """Encode as baseline JPEG (4:2:0, libjpeg's tables at `quality`, 1..100) and decode again; same shape."""
+    buffer = io.BytesIO()
+    Image.fromarray(rgb).save(buffer, "JPEG", quality=int(quality))
+    with Image.open(buffer) as decoded:
+        return np.asarray(decoded.convert("RGB"))
+
+
+def blur(rgb: RGB, sigma: float) -> RGB:
+    """Gaussian blur, `sigma` in pixels; 0 changes nothing."""
+    if sigma < 0.05:  # the kernel is a delta in uint8
+        return rgb
+    return _cv2().GaussianBlur(rgb, (0, 0), sigma)  # type: ignore[no-any-return]
+
+
+def resize(rgb: RGB, scale: float) -> RGB:
+    """Resize by `scale`: area averaging when it shrinks, bicubic when it grows."""
+    cv2 = _cv2()
+    height, width = rgb.shape[:2]
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    interpolation = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
+    return cv2.resize(rgb, size, interpolation=interpolation)  # type: ignore[no-any-return]
+
+
+def noise(rgb: RGB, sigma: float, rng: np.random.Generator) -> RGB:
+    """Add white Gaussian noise of standard deviation `sigma` (of values 0..255), clipped and rounded."""
+    values = rgb + rng.standard_normal(rgb.shape, dtype=np.float32) * np.float32(sigma)
+    return np.clip(np.rint(values), 0, 255).astype(np.uint8)
+
+
+def pad_to(rgb: RGB, size: int) -> RGB:
+    """Mirror the borders until both sides measure at least `size`; no pixel is interpolated."""
+    height, width = rgb.shape[:2]
+    down, right = max(0, size - height), max(0, size - width)
+    if not down and not right:
+        return rgb
+    return np.pad(
+        rgb, ((down // 2, down - down // 2), (right // 2, right - right // 2), (0, 0)), mode="symmetric"
+    )
+
+
+def random_crop(rgb: RGB, size: int, rng: np.random.Generator) -> RGB:
+    """A `size` x `size` window at a uniformly drawn place; smaller images are mirrored at the borders first."""
+    rgb = pad_to(rgb, size)
+    top = int(rng.integers(rgb.shape[0] - size + 1))
+    left = int(rng.integers(rgb.shape[1] - size + 1))
+    return rgb[top : top + size, left : left + size]
+
+
+def equalise(rgb: RGB, quality: tuple[int, int], rng: np.random.Generator) -> RGB:
+    """Re-encode as JPEG with a quality drawn uniformly from `quality`, both ends included.
+
+    Applied to both classes alike it takes away what the files' own JPEG qualities say about the label.
+    """
+    return jpeg(rgb, int(rng.integers(quality[0], quality[1] + 1)))
+
+
+def augment(rgb: RGB, crop_size: int, config: AugmentConfig, rng: np.random.Generator) -> RGB:
+    """One random training view (crop_size, crop_size, 3) of a window.
+
+    Order: resize, crop, blur, JPEG, noise, flip, and last the class-independent re-encoding. The number of
+    draws does not depend on the image's content or label.
+    """
+
+    def happens(probability: float) -> bool:
+        return bool(rng.random() < probability)
+
+    if happens(config.resize_probability):
+        rgb = resize(rgb, float(np.exp(rng.uniform(*np.log(config.resize_scale)))))
+    rgb = random_crop(rgb, crop_size, rng)
+    if happens(config.blur_probability):
+        rgb = blur(rgb, float(rng.uniform(*config.blur_sigma)))
+    if happens(config.jpeg_probability):
+        rgb = jpeg(rgb, int(rng.integers(config.jpeg_quality[0], config.jpeg_quality[1] + 1)))
+    if happens(config.noise_probability):
+        rgb = noise(rgb, float(rng.uniform(*config.noise_sigma)), rng)
+    if happens(config.flip_probability):
+        rgb = rgb[:, ::-1]
+    if config.equalise_quality is not None and happens(config.equalise_probability):
+        rgb = equalise(rgb, config.equalise_quality, rng)
+    return np.ascontiguousarray(rgb)

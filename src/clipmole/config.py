@@ -1,0 +1,221 @@
+"""Settings: what a tower, an adapter, the preprocessing, the augmentation and a training run are made of.
+
+In: keyword arguments, a dict or a TOML file. Out: frozen pydantic models; an unknown key or a value out of
+range is a `ConfigError` that names it. This module knows nothing of torch, images or files' contents.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from clipmole.errors import ConfigError
+
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)  # openai/CLIP, clip.py: _transform
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+class Config(BaseModel):
+    """Base of all settings: frozen, and an unknown key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @classmethod
+    def parse(cls, values: dict[str, Any], source: str) -> Self:
+        """Validate `values`; a `ConfigError` of one line names `source`, the key and the value."""
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            key = ".".join(str(part) for part in first["loc"]) or "settings"
+            given = "" if first["type"] == "missing" else f" (given: {first['input']!r})"
+            raise ConfigError(f"{source}: {key}: {first['msg']}{given}") from error
+
+    @classmethod
+    def from_toml(cls, path: str | Path) -> Self:
+        """Read a TOML file. Raises `ConfigError` if it is absent, not TOML, or does not validate."""
+        try:
+            values = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        except OSError as error:
+            raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{path}: not a TOML file: {error}") from error
+        return cls.parse(values, str(path))
+
+
+class TowerConfig(Config):
+    """Geometry of one Vision Transformer tower, and the normalisation its weights were trained with."""
+
+    image_size: int = Field(224, gt=0, description="side of the square the positions were trained at, pixels")
+    patch_size: int = Field(gt=0, description="side of a patch, pixels")
+    width: int = Field(gt=0, description="channels of a token, d")
+    depth: int = Field(gt=0, description="number of blocks")
+    heads: int = Field(gt=0, description="attention heads; divides width")
+    mlp_width: int = Field(gt=0, description="hidden channels of a block's MLP")
+    activation: Literal["quick_gelu", "gelu"] = "gelu"
+    layer_norm_eps: float = Field(1e-5, gt=0)
+    patch_bias: bool = True
+    pre_norm: bool = Field(False, description="a LayerNorm on the embedded tokens, as CLIP has")
+    layer_scale: bool = Field(False, description="a learnt scale on each residual branch, as DINOv2 has")
+    projection_dim: int | None = Field(None, gt=0, description="CLIP's image embedding; None: no projection")
+    mean: tuple[float, float, float] = Field((0.5, 0.5, 0.5), description="RGB, of values in [0, 1]")
+    std: tuple[float, float, float] = Field((0.5, 0.5, 0.5), description="RGB, of values in [0, 1]")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.width % self.heads:
+            raise ValueError(f"heads={self.heads} does not divide width={self.width}")
+        if self.image_size % self.patch_size:
+            raise ValueError(f"patch_size={self.patch_size} does not divide image_size={self.image_size}")
+        return self
+
+    @property
+    def feature_dim(self) -> int:
+        """Channels of the feature that the head reads."""
+        return self.projection_dim or self.width
+
+    @property
+    def grid(self) -> int:
+        """Patches along one side at `image_size`."""
+        return self.image_size // self.patch_size
+
+
+def clip_tower(patch_size: int, width: int, depth: int, heads: int, projection_dim: int) -> TowerConfig:
+    """CLIP's image tower (Radford et al. 2021, arXiv 2103.00020): pre-LN, QuickGELU, projected class token."""
+    return TowerConfig(
+        patch_size=patch_size,
+        width=width,
+        depth=depth,
+        heads=heads,
+        mlp_width=4 * width,
+        activation="quick_gelu",
+        patch_bias=False,
+        pre_norm=True,
+        projection_dim=projection_dim,
+        mean=CLIP_MEAN,
+        std=CLIP_STD,
+    )
+
+
+CLIP_TOWERS: dict[str, TowerConfig] = {
+    "vit-b-32": clip_tower(32, 768, 12, 12, 512),
+    "vit-b-16": clip_tower(16, 768, 12, 12, 512),
+    "vit-l-14": clip_tower(14, 1024, 24, 16, 768),
+}
+
+
+class MoLEConfig(Config):
+    """The adapter. No shared LoRA and no experts: a linear probe; shared only: plain LoRA; both: MoLE.
+
+    The paper gives neither ranks, scale, balance loss nor (for B/16 and L/14) the adapted blocks; the
+    defaults are this project's choice. With them L/14 trains 240,385 parameters, the paper's 0.08 %.
+    """
+
+    blocks: tuple[int, ...] | int | None = Field(
+        None, description="indices of the adapted blocks; a number: the last so many; None: the last quarter"
+    )
+    shared_rank: int = Field(4, ge=0, description="rank of the shared LoRA; 0: none")
+    expert_ranks: tuple[int, ...] = Field((2, 4, 8), description="ranks of the separate LoRAs; (): none")
+    alpha: float | None = Field(None, gt=0, description="LoRA scaling is alpha / rank; None: alpha = rank")
+    top_k: int | None = Field(None, gt=0, description="experts kept per token, gates renormalised; None: all")
+    balance_weight: float = Field(0.01, ge=0, description="weight of the balance loss")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if any(rank < 1 for rank in self.expert_ranks):
+            raise ValueError(f"expert_ranks={self.expert_ranks}: every rank is at least 1")
+        if self.top_k is not None and self.top_k > len(self.expert_ranks):
+            raise ValueError(f"top_k={self.top_k} is more than the {len(self.expert_ranks)} experts")
+        return self
+
+    @property
+    def adapts(self) -> bool:
+        """Whether any block is adapted; otherwise only the head is trained."""
+        return self.shared_rank > 0 or bool(self.expert_ranks)
+
+    def block_indices(self, depth: int) -> tuple[int, ...]:
+        """Indices of the adapted blocks in a tower of `depth` blocks, ascending; () if nothing adapts."""
+        if not self.adapts:
+            return ()
+        if self.blocks is None:
+            return tuple(range(depth - max(1, depth // 4), depth))
+        if isinstance(self.blocks, int):
+            if not 1 <= self.blocks <= depth:
+                raise ConfigError(f"mole.blocks: the last {self.blocks} of {depth} blocks cannot be adapted")
+            return tuple(range(depth - self.blocks, depth))
+        indices = tuple(sorted(set(self.blocks)))
+        if len(indices) != len(self.blocks) or not indices or indices[0] < 0 or indices[-1] >= depth:
+            raise ConfigError(f"mole.blocks: {self.blocks} are not distinct blocks of 0..{depth - 1}")
+        return indices
+
+
+class PreprocessConfig(Config):
+    """From an RGB image to native-resolution crops. Nothing is ever resized: resizing destroys the traces."""
+
+    mode: Literal["center_crop", "tiles"] = "tiles"
+    crop_size: int = Field(224, gt=0, description="side of a crop, pixels")
+    max_tiles: int = Field(9, gt=0, description="most crops of one image in mode 'tiles'")
+
+
+class AugmentConfig(Config):
+    """Random processing of a training window; every draw is independent of the label.
+
+    blur, JPEG, crop and flip are CNNSpot's (arXiv 1912.11035) with UnivFD's (arXiv 2302.10174) ranges.
+    `equalise_quality` re-encodes every window of both classes by one policy, so that a difference of JPEG
+    quality between the classes cannot give the label away.
+    """
+
+    blur_probability: float = Field(0.5, ge=0, le=1)
+    blur_sigma: tuple[float, float] = (0.0, 3.0)
+    jpeg_probability: float = Field(0.5, ge=0, le=1)
+    jpeg_quality: tuple[int, int] = (30, 100)
+    resize_probability: float = Field(0.0, ge=0, le=1)
+    resize_scale: tuple[float, float] = (0.5, 1.5)
+    noise_probability: float = Field(0.0, ge=0, le=1)
+    noise_sigma: tuple[float, float] = Field((0.0, 5.0), description="standard deviation, of values 0..255")
+    flip_probability: float = Field(0.5, ge=0, le=1)
+    equalise_quality: tuple[int, int] | None = Field((65, 90), description="last step; None: off")
+    equalise_probability: float = Field(0.9, ge=0, le=1, description="the rest stays without the last JPEG")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        for name in ("blur_sigma", "jpeg_quality", "resize_scale", "noise_sigma", "equalise_quality"):
+            pair = getattr(self, name)
+            if pair is not None and not 0 <= pair[0] <= pair[1]:
+                raise ValueError(f"{name}={pair}: not an ascending range")
+        for name in ("jpeg_quality", "equalise_quality"):
+            pair = getattr(self, name)
+            if pair is not None and not 1 <= pair[0] <= pair[1] <= 100:
+                raise ValueError(f"{name}={pair}: JPEG qualities run from 1 to 100")
+        if self.resize_scale[0] <= 0:
+            raise ValueError(f"resize_scale={self.resize_scale}: scales are positive")
+        return self
+
+
+class TrainConfig(Config):
+    """One training run, from a manifest to an adapter directory."""
+
+    backbone: str = Field(description="a preset, a hub id or a directory")
+    manifest: str | None = Field(None, description="CSV: path,label,generator,split")
+    mole: MoLEConfig = MoLEConfig()
+    preprocess: PreprocessConfig = PreprocessConfig()
+    augment: AugmentConfig = AugmentConfig()
+    full_finetune: bool = Field(False, description="train the whole tower as well")
+    epochs: int = Field(25, gt=0)
+    patience: int | None = Field(None, gt=0, description="stop after so many epochs without a better val AP")
+    batch_size: int = Field(32, gt=0)
+    learning_rate: float = Field(1e-3, gt=0, description="of the LoRAs, routers and head")
+    tower_learning_rate: float = Field(1e-4, gt=0, description="of the tower, with full_finetune")
+    weight_decay: float = Field(0.01, ge=0)
+    warmup_fraction: float = Field(0.1, ge=0, lt=1)
+    seed: int = 0
+    precision: Literal["float32", "bfloat16"] = "bfloat16"
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.full_finetune and self.mole.adapts:
+            raise ValueError("full_finetune trains the tower itself: set mole.shared_rank = 0, expert_ranks = []")
+        return self

@@ -1,0 +1,1 @@
+"""Tensor -> logit: the ViT tower, the MoLE adapter around its MLPs, the detector, and their files."""

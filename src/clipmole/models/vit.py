@@ -1,0 +1,144 @@
+"""One Vision Transformer tower: CLIP's image tower, the plain ViT and DINOv2, by configuration.
+
+In: normalised pixels (B, 3, H, W). Out: the feature of the class token (B, feature_dim).
+`embed`, `blocks` and `feature` are apart because the method lives between them: only the MLPs of the last
+blocks are adapted, so all before them can be computed once and kept. What it does not know: where weights
+come from (`backbone`), and that it is adapted (`mole`).
+
+Sources: ViT, arXiv 2010.11929; CLIP, arXiv 2103.00020; DINOv2, arXiv 2304.07193.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from clipmole.config import TowerConfig
+
+
+class QuickGELU(nn.Module):
+    """x * sigmoid(1.702 x): the activation CLIP's published weights were trained with."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.sigmoid(1.702 * x)
+
+
+class Attention(nn.Module):
+    """softmax(q k^T / sqrt(d_head)) v over all tokens, with heads side by side."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(width, 3 * width)
+        self.out = nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, tokens, width = x.shape
+        qkv = self.qkv(x).view(batch, tokens, 3, self.heads, width // self.heads)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each (B, heads, T, d_head)
+        mixed = F.scaled_dot_product_attention(q, k, v)
+        return self.out(mixed.transpose(1, 2).reshape(batch, tokens, width))  # type: ignore[no-any-return]
+
+
+class MLP(nn.Module):
+    """fc2(act(fc1(x))), on each token alone: (..., d) -> (..., d)."""
+
+    def __init__(self, width: int, hidden: int, activation: str) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(width, hidden)
+        self.activation = QuickGELU() if activation == "quick_gelu" else nn.GELU()
+        self.fc2 = nn.Linear(hidden, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(self.activation(self.fc1(x)))  # type: ignore[no-any-return]
+
+
+class LayerScale(nn.Module):
+    """x * gamma, a learnt factor per channel."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(torch.ones(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.gamma
+
+
+class Block(nn.Module):
+    """x + attention(norm1(x)), then x + mlp(norm2(x)); `mlp` is what MoLE wraps."""
+
+    def __init__(self, config: TowerConfig) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(config.width, eps=config.layer_norm_eps)
+        self.attention = Attention(config.width, config.heads)
+        self.scale1: nn.Module = LayerScale(config.width) if config.layer_scale else nn.Identity()
+        self.norm2 = nn.LayerNorm(config.width, eps=config.layer_norm_eps)
+        self.mlp: nn.Module = MLP(config.width, config.mlp_width, config.activation)
+        self.scale2: nn.Module = LayerScale(config.width) if config.layer_scale else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.scale1(self.attention(self.norm1(x)))
+        return x + self.scale2(self.mlp(self.norm2(x)))  # type: ignore[no-any-return]
+
+
+class ViT(nn.Module):
+    """The tower: `feature(blocks(embed(pixels)))`.
+
+    Args:
+        config: geometry; `config.image_size` is the resolution the position embeddings belong to.
+    """
+
+    def __init__(self, config: TowerConfig) -> None:
+        super().__init__()
+        self.config = config
+        width = config.width
+        self.patch_embedding = nn.Conv2d(
+            3, width, config.patch_size, stride=config.patch_size, bias=config.patch_bias
+        )
+        self.class_token = nn.Parameter(torch.zeros(width))
+        self.position_embedding = nn.Parameter(torch.zeros(1 + config.grid**2, width))
+        self.pre_norm: nn.Module = (
+            nn.LayerNorm(width, eps=config.layer_norm_eps) if config.pre_norm else nn.Identity()
+        )
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
+        self.post_norm = nn.LayerNorm(width, eps=config.layer_norm_eps)
+        self.projection: nn.Module = (
+            nn.Linear(width, config.projection_dim, bias=False) if config.projection_dim else nn.Identity()
+        )
+
+    def embed(self, pixels: Tensor) -> Tensor:
+        """Normalised pixels (B, 3, H, W) -> tokens (B, 1 + h w, d), class token first.
+
+        H and W may differ from `config.image_size`: positions are then interpolated. Pixels beyond the last
+        whole patch are not seen.
+        """
+        patches = self.patch_embedding(pixels)  # (B, d, h, w)
+        h, w = patches.shape[-2:]
+        patches = patches.flatten(2).transpose(1, 2)
+        class_token = self.class_token.expand(patches.shape[0], 1, -1)
+        tokens = torch.cat([class_token, patches], dim=1) + self.positions(h, w)
+        return self.pre_norm(tokens)  # type: ignore[no-any-return]
+
+    def positions(self, h: int, w: int) -> Tensor:
+        """Position embeddings (1 + h w, d) of an h x w grid of patches, bicubic where it is not the own grid."""
+        grid = self.config.grid
+        if (h, w) == (grid, grid):
+            return self.position_embedding
+        own = self.position_embedding[1:].T.reshape(1, -1, grid, grid)
+        resized = F.interpolate(own.float(), size=(h, w), mode="bicubic", align_corners=False)
+        resized = resized.to(own.dtype).flatten(2)[0].T
+        return torch.cat([self.position_embedding[:1], resized])
+
+    def run_blocks(self, tokens: Tensor, start: int = 0, stop: int | None = None) -> Tensor:
+        """Tokens (B, T, d) through `blocks[start:stop]`."""
+        for block in self.blocks[start:stop]:
+            tokens = block(tokens)
+        return tokens
+
+    def feature(self, tokens: Tensor) -> Tensor:
+        """Tokens (B, T, d) after the last block -> the class token's feature (B, feature_dim)."""
+        return self.projection(self.post_norm(tokens[:, 0]))  # type: ignore[no-any-return]
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        return self.feature(self.run_blocks(self.embed(pixels)))
