@@ -1,0 +1,323 @@
+"""Adapter directory <-> detector network.
+
+    config.json          format version, backbone (id, revision, sha256), MoLE, preprocessing
+    adapter.safetensors  what was trained: LoRAs, routers, head (and the tower, if it was fine-tuned)
+    calibration.json     probability and thresholds; absent if the detector is not calibrated
+    train.json           how it was trained; absent if it was not trained by clipmole
+    README.md            model card
+
+A directory is written beside its place and renamed, so nobody ever reads a half-written one. No
+pickle is read, but for UnivFD's published head, and that without code execution. It knows nothing of images
+or verdicts.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import tempfile
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import Field, ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from clipmole.calibration import Calibration
+from clipmole.config import Config, MoLEConfig, PreprocessConfig
+from clipmole.errors import CheckpointError, ConfigError, WeightsError
+from clipmole.hub import hub_files
+from clipmole.models.backbone import PRESETS, Backbone, load_backbone
+from clipmole.models.detector import MoLEDetector
+
+FORMAT_VERSION = 1
+CONFIG, ADAPTER, CALIBRATION, TRAIN, CARD = (
+    "config.json",
+    "adapter.safetensors",
+    "calibration.json",
+    "train.json",
+    "README.md",
+)
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+# ../shared/reference/README.md: WisconsinAIVision/UniversalFakeDetect, pretrained_weights/fc_weights.pth, MIT.
+UNIVFD_HEAD_SHA256 = "477100745713bcc957beb2b40859536859b6483fd6301b3b9293151b194c7847"
+
+
+class BackboneReference(Config):
+    """Which tower an adapter belongs to; `sha256` is of the weights (`backbone.tower_sha256`)."""
+
+    id: str
+    revision: str | None = None
+    sha256: str = Field(pattern="^[0-9a-f]{64}$")
+
+
+class AdapterConfig(Config):
+    """What `config.json` of an adapter directory holds."""
+
+    format_version: int = FORMAT_VERSION
+    backbone: BackboneReference
+    mole: MoLEConfig
+    preprocess: PreprocessConfig
+    full_finetune: bool = False
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """A loaded adapter directory.
+
+    Attributes:
+        name: a name of the detector for people: "embedded", the hub id, or the directory's name.
+        digest: sha256 over `config.json`, `adapter.safetensors` and `calibration.json`.
+        network: in eval mode, float32.
+    """
+
+    name: str
+    digest: str
+    config: AdapterConfig
+    network: MoLEDetector
+    calibration: Calibration | None
+
+
+def check_target(directory: str | Path) -> Path:
+    """A place where an adapter directory may be written: absent, empty, or an adapter directory already."""
+    target = Path(directory)
+    if target.exists() and not (target / CONFIG).is_file() and (not target.is_dir() or any(target.iterdir())):
+        raise CheckpointError(f"{target}: exists and is not an adapter directory; name another place")
+    return target
+
+
+def save_adapter(
+    directory: str | Path,
+    network: MoLEDetector,
+    backbone: Backbone,
+    preprocess: PreprocessConfig,
+    calibration: Calibration | None = None,
+    train: dict[str, Any] | None = None,
+    card: str | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> None:
+    """Write an adapter directory, replacing an older one as a whole.
+
+    Args:
+        dtype: of the stored tensors; loading turns them into float32.
+
+    Raises `CheckpointError` if `directory` exists and is not an adapter directory, or cannot be written.
+    """
+    target = check_target(directory)
+    reference = BackboneReference(id=backbone.id, revision=backbone.revision, sha256=backbone.sha256)
+    config = AdapterConfig(
+        backbone=reference, mole=network.config, preprocess=preprocess, full_finetune=network.full_finetune
+    )
+    tensors = {n: p.detach().to("cpu", dtype).contiguous() for n, p in network.trained_parameters().items()}
+    texts: dict[str, str | None] = {
+        CONFIG: config.model_dump_json(indent=2),
+        CALIBRATION: calibration.model_dump_json(indent=2) if calibration else None,
+        TRAIN: json.dumps(train, indent=2) if train else None,
+        CARD: card,
+    }
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as scratch:
+            new, old = Path(scratch) / "new", Path(scratch) / "old"
+            new.mkdir()
+            save_file(tensors, new / ADAPTER)
+            for name, text in texts.items():
+                if text is not None:
+                    (new / name).write_text(text.rstrip() + "\n", encoding="utf-8")
+            for path in new.iterdir():
+                with path.open("rb") as file:
+                    os.fsync(file.fileno())
+            _exchange(new, target, old)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{target}: cannot be written: {error}; nothing was changed") from error
+
+
+def _exchange(new: Path, target: Path, old: Path) -> None:
+    """Put `new` in the place of `target`, which goes to `old`, or leave `target` as it was."""
+    replaces = target.exists()
+    if replaces:
+        target.rename(old)
+    try:
+        new.rename(target)
+    except OSError:
+        if replaces:
+            old.rename(target)
+        raise
+
+
+def find_adapter(name: str | Path, revision: str | None = None, cache_dir: Path | None = None) -> tuple[str, Path]:
+    """The name for people and the folder of a detector: "embedded", a directory, or a hub id `owner/name`."""
+    if name == "embedded":
+        return "embedded", Path(str(files("clipmole"))) / "embedded" / "adapter"
+    path = Path(name)
+    if path.is_dir():
+        return path.resolve().name, path
+    if str(name) in PRESETS:
+        raise CheckpointError(
+            f"{name}: is a backbone, not a detector; train an adapter for it (clipmole train) and give its directory"
+        )
+    if isinstance(name, str) and HUB_ID.fullmatch(name) and not path.exists():
+        folder = hub_files(
+            name,
+            [CONFIG, ADAPTER],
+            optional=[CALIBRATION, TRAIN, CARD],
+            revision=revision,
+            cache_dir=cache_dir,
+        )
+        return name, folder
+    raise CheckpointError(f"{name}: no such detector; give 'embedded', an adapter directory, or a hub id owner/name")
+
+
+def read_config(folder: Path) -> AdapterConfig:
+    """`config.json` of an adapter directory, its format version checked before anything else."""
+    path = folder / CONFIG
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        version = values["format_version"]
+    except OSError as error:
+        raise CheckpointError(f"{folder}: is not an adapter directory: no readable {CONFIG}") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path}: is not an adapter's configuration: no JSON with format_version") from error
+    if version != FORMAT_VERSION:
+        raise CheckpointError(
+            f"{path}: format version {version}, and this clipmole reads {FORMAT_VERSION}; update clipmole"
+        )
+    try:
+        return AdapterConfig.parse(values, str(path))
+    except ConfigError as error:
+        raise CheckpointError(str(error)) from error
+
+
+def read_calibration(folder: Path) -> Calibration | None:
+    """`calibration.json` of an adapter directory; None if there is none."""
+    path = folder / CALIBRATION
+    if not path.is_file():
+        return None
+    try:
+        return Calibration.model_validate_json(path.read_bytes())
+    except (OSError, ValidationError) as error:
+        raise CheckpointError(f"{path}: is damaged; fit the calibration again") from error
+
+
+def read_tensors(path: Path, expected: dict[str, torch.nn.Parameter]) -> dict[str, torch.Tensor]:
+    """Tensors of an adapter file in float32, which must be exactly those of `expected`, all finite."""
+    try:
+        tensors = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path}: cannot be read: {error}; fetch or train the adapter again") from error
+    for problem, names in (
+        ("misses", expected.keys() - tensors.keys()),
+        ("has unknown", tensors.keys() - expected),
+    ):
+        if names:
+            first = ", ".join(sorted(names)[:3])
+            raise CheckpointError(f"{path}: {problem} {len(names)} tensors: {first}; it does not fit its {CONFIG}")
+    for name, parameter in expected.items():
+        if tensors[name].shape != parameter.shape:
+            given, needed = tuple(tensors[name].shape), tuple(parameter.shape)
+            raise CheckpointError(f"{path}: {name} is {given}, not {needed}; it does not fit its {CONFIG}")
+        tensors[name] = tensors[name].float()
+        if not tensors[name].isfinite().all():
+            raise CheckpointError(f"{path}: {name} holds values that are not finite; train the adapter again")
+    return tensors
+
+
+def load_adapter(
+    name: str | Path,
+    backbone: str | Path | None = None,
+    revision: str | None = None,
+    cache_dir: Path | None = None,
+) -> Adapter:
+    """Load a detector and the backbone it was made for.
+
+    Args:
+        name: "embedded", an adapter directory, or a hub id `owner/name`.
+        backbone: where to take the backbone from, if not from where its id says; same weights all the same.
+        revision: of the adapter on the hub.
+
+    Raises `CheckpointError`, or `WeightsError` for the backbone, with one line that names the thing.
+    """
+    label, folder = find_adapter(name, revision, cache_dir)
+    config = read_config(folder)
+    wanted = config.backbone
+    try:
+        loaded = load_backbone(
+            backbone or wanted.id, revision=None if backbone else wanted.revision, cache_dir=cache_dir
+        )
+    except WeightsError as error:
+        if backbone is None and wanted.id not in PRESETS and not HUB_ID.fullmatch(wanted.id):
+            raise CheckpointError(
+                f"{label}: was made for the backbone directory {wanted.id!r} "
+                f"(weights sha256 {wanted.sha256[:12]}...); give its place with backbone= or --backbone"
+            ) from error
+        raise
+    if loaded.sha256 != wanted.sha256:
+        raise CheckpointError(
+            f"{label}: was made for backbone {wanted.id} with weights sha256 {wanted.sha256[:12]}..., "
+            f"and {backbone or wanted.id} has {loaded.sha256[:12]}...; give the right backbone"
+        )
+    network = MoLEDetector(loaded.tower, config.mole, config.full_finetune)
+    network.load_state_dict(read_tensors(folder / ADAPTER, network.trained_parameters()), strict=False)
+    digest = hashlib.sha256()
+    for file in (CONFIG, ADAPTER, CALIBRATION):
+        if (folder / file).is_file():
+            digest.update((folder / file).read_bytes())
+    return Adapter(label, digest.hexdigest(), config, network.eval(), read_calibration(folder))
+
+
+def push_adapter(directory: str | Path, repo_id: str, private: bool = False, token: str | None = None) -> str:
+    """Upload an adapter directory to the Hugging Face Hub in one commit; returns the commit's URL."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError
+
+    folder = Path(directory)
+    read_config(folder)
+    api = HfApi(token=token)
+    try:
+        api.create_repo(repo_id, private=private, exist_ok=True)
+        commit = api.upload_folder(
+            repo_id=repo_id,
+            folder_path=folder,
+            allow_patterns=[CONFIG, ADAPTER, CALIBRATION, TRAIN, CARD],
+            commit_message="Upload clipmole adapter",
+        )
+    except (HfHubHTTPError, OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise CheckpointError(f"{repo_id}: could not be uploaded: {reason}") from error
+    return commit.commit_url
+
+
+def import_univfd(head: str | Path, directory: str | Path, backbone: str | Path = "vit-l-14") -> None:
+    """Turn UnivFD's published linear head into an adapter directory without experts.
+
+    The head (arXiv 2302.10174) reads CLIP ViT-L/14's projected image embedding, so this is exactly the case
+    "no experts, no shared LoRA" with a centre crop. It comes without a calibration.
+
+    Args:
+        head: `fc_weights.pth` of WisconsinAIVision/UniversalFakeDetect, known by its sha256.
+        directory: where to write the adapter.
+        backbone: where CLIP ViT-L/14 comes from.
+    """
+    path = Path(head)
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
+    if hashlib.sha256(data).hexdigest() != UNIVFD_HEAD_SHA256:
+        raise CheckpointError(f"{path}: is not UnivFD's published head (sha256 {UNIVFD_HEAD_SHA256[:12]}...)")
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    loaded = load_backbone(backbone)
+    network = MoLEDetector(loaded.tower, MoLEConfig(shared_rank=0, expert_ranks=()))
+    if network.head.weight.shape != state["weight"].shape:
+        raise CheckpointError(
+            f"{loaded.id}: its feature has {network.head.in_features} channels, and UnivFD's head reads "
+            f"{state['weight'].shape[1]}: it belongs to CLIP ViT-L/14"
+        )
+    network.head.load_state_dict(state)
+    card = "# UnivFD's published linear head on CLIP ViT-L/14\n\nNot calibrated: it gives logits, no verdicts."
+    save_adapter(directory, network, loaded, PreprocessConfig(mode="center_crop"), card=card)

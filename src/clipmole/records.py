@@ -1,0 +1,88 @@
+"""What passes between the rooms: a labelled sample, a verdict, a detection.
+
+Frozen pydantic records that turn into JSON as they are. They know nothing of how they are made.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Record(BaseModel):
+    """Base of all records: frozen, and an unknown field is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Verdict(StrEnum):
+    """What a calibrated detector says of an image."""
+
+    REAL = "real"
+    UNCERTAIN = "uncertain"
+    AI_GENERATED = "ai_generated"
+
+    @property
+    def words(self) -> str:
+        """The verdict as a person should read it: a likelihood, never a proof."""
+        return {"real": "likely photograph", "uncertain": "uncertain", "ai_generated": "likely AI-generated"}[self]
+
+
+Split = Literal["train", "val", "calibration", "test", "test_unseen"]
+
+
+class Sample(Record):
+    """One labelled image of a data set.
+
+    Attributes:
+        path: the file.
+        label: 1 = AI-generated, 0 = photograph.
+        generator: what made it; "camera" for photographs.
+        split: the part of the data set that it belongs to.
+        ignore_bottom_px: rows at the lower edge that hold a visible mark and are never looked at.
+    """
+
+    path: Path
+    label: Literal[0, 1]
+    generator: str
+    split: str
+    ignore_bottom_px: int = Field(0, ge=0)
+
+
+class Thresholds(Record):
+    """Probabilities that bound the verdicts: AI-generated above `ai`, real below `real`, uncertain between."""
+
+    real: float = Field(ge=0, le=1)
+    ai: float = Field(ge=0, le=1)
+
+
+class Detection(Record):
+    """What a detector says of one image.
+
+    Attributes:
+        source: the path as given, or "<bytes>", "<array>", "<image>".
+        logit: mean of the tiles' logits, positive towards AI-generated.
+        probability: calibrated probability that the image is AI-generated, in [0, 1]; None if uncalibrated.
+        verdict: None if the detector is not calibrated.
+        thresholds: the probabilities that bound the verdicts; None if uncalibrated.
+        detector: name and digest of the detector that says it.
+        width, height: of the image after its orientation is applied, pixels.
+        tiles: number of crops looked at.
+        tile_logits: logit of each crop, in the order of `tile_boxes`; None unless asked for.
+        tile_boxes: (left, top, right, bottom) of each crop, pixels; None unless asked for.
+    """
+
+    source: str
+    logit: float
+    probability: float | None
+    verdict: Verdict | None
+    thresholds: Thresholds | None
+    detector: str
+    width: int
+    height: int
+    tiles: int
+    tile_logits: tuple[float, ...] | None = None
+    tile_boxes: tuple[tuple[int, int, int, int], ...] | None = None

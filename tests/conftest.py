@@ -1,0 +1,17 @@
+"""Fixtures that several test modules share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+SHARED = Path(__file__).resolve().parents[1].parent / "shared"
+
+
+@pytest.fixture(scope="session")
+def shared_dir() -> Path:
+    """The folder of corpus, backbones and reference figures beside the checkout; skips where it is absent."""
+    if not SHARED.is_dir():
+        pytest.skip("needs ../shared (corpus, backbones, reference), which is not beside this checkout")
+    return SHARED

@@ -1,0 +1,213 @@
+"""The method against its formula: MoLE layers, the router, the balance loss and the trainable parameters."""
+
+from __future__ import annotations
+
+import copy
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from clipmole.config import CLIP_TOWERS, MoLEConfig, TowerConfig
+from clipmole.errors import ConfigError
+from clipmole.models.detector import MoLEDetector
+from clipmole.models.mole import MoLE, TokenRouter, add_mole, balance_loss
+from clipmole.models.vit import MLP, ViT
+
+TINY = TowerConfig(image_size=32, patch_size=16, width=24, depth=8, heads=2, mlp_width=48)
+
+
+def random_mole(config: MoLEConfig, dtype: torch.dtype = torch.float64) -> MoLE:
+    """A layer of width 24 whose `lora_B` is not zero, as after training."""
+    torch.manual_seed(0)
+    layer = MoLE(MLP(24, 48, "gelu"), 24, config).to(dtype)
+    torch.nn.init.normal_(layer.lora_B)
+    return layer
+
+
+def loop_over_experts(layer: MoLE, config: MoLEConfig, x: Tensor) -> Tensor:
+    """The method's formula written out, one LoRA and one token at a time."""
+    y = layer.mlp(x)
+    rows = 0
+    if config.shared_rank:
+        a, b = layer.lora_A[: config.shared_rank], layer.lora_B[:, : config.shared_rank]
+        y = y + (config.alpha or config.shared_rank) / config.shared_rank * (x @ a.T @ b.T)
+        rows = config.shared_rank
+    for i, rank in enumerate(config.expert_ranks):
+        a, b = layer.lora_A[rows : rows + rank], layer.lora_B[:, rows : rows + rank]
+        rows += rank
+        for batch in range(x.shape[0]):
+            for token in range(x.shape[1]):
+                scores = [
+                    math.exp(float(layer.router.weight[e] @ x[batch, token])) for e in range(len(config.expert_ranks))
+                ]
+                kept = sorted(range(len(scores)), key=lambda e: -scores[e])[: config.top_k or len(scores)]
+                gate = scores[i] / sum(scores[e] for e in kept) if i in kept else 0.0
+                scaling = (config.alpha or rank) / rank
+                y[batch, token] += gate * scaling * (b @ (a @ x[batch, token]))
+    return y
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        MoLEConfig(),
+        MoLEConfig(shared_rank=0),
+        MoLEConfig(expert_ranks=()),
+        MoLEConfig(top_k=1),
+        MoLEConfig(top_k=2, alpha=16.0),
+        MoLEConfig(shared_rank=3, expert_ranks=(1, 5)),
+    ],
+    ids=["default", "no-shared", "lora-only", "top-1", "top-2-alpha-16", "two-experts"],
+)
+def test_equals_a_plain_loop_over_experts(config: MoLEConfig) -> None:
+    layer = random_mole(config)
+    x = torch.randn(2, 5, 24, dtype=torch.float64)
+    with torch.no_grad():
+        difference = (layer(x) - loop_over_experts(layer, config, x)).abs().max()
+        adapter = (layer(x) - layer.mlp(x)).abs().max()
+    assert difference < 1e-10
+    assert adapter > 0.1  # the adapter does something, so the comparison says something
+
+
+@pytest.mark.parametrize("config", [MoLEConfig(), MoLEConfig(top_k=1), MoLEConfig(expert_ranks=())])
+def test_is_the_frozen_tower_bit_for_bit_at_the_start(config: MoLEConfig) -> None:
+    torch.manual_seed(0)
+    tower = ViT(TINY)
+    torch.nn.init.normal_(tower.position_embedding)
+    pixels = torch.randn(3, 3, 32, 32)
+    adapted = copy.deepcopy(tower)
+    assert len(add_mole(adapted, config)) == 2
+    assert torch.equal(tower(pixels), adapted(pixels))
+
+
+def test_gates_sum_to_one_and_are_float32_under_bfloat16() -> None:
+    torch.manual_seed(0)
+    router = TokenRouter(24, 3).bfloat16()
+    gates = router(torch.randn(4, 7, 24, dtype=torch.bfloat16))
+    assert gates.dtype == torch.float32
+    assert torch.allclose(gates.sum(-1), torch.ones(4, 7), atol=1e-6)
+    assert (gates > 0).all()
+
+
+@pytest.mark.parametrize("k", [1, 2, 3])
+def test_top_k_leaves_exactly_k_renormalised_gates_the_largest(k: int) -> None:
+    torch.manual_seed(0)
+    dense, sparse = TokenRouter(24, 3), TokenRouter(24, 3, top_k=k)
+    sparse.load_state_dict(dense.state_dict())
+    x = torch.randn(4, 7, 24)
+    full, gates = dense(x), sparse(x)
+    assert ((gates > 0).sum(-1) == k).all()
+    assert torch.allclose(gates.sum(-1), torch.ones(4, 7), atol=1e-6)
+    assert torch.equal(gates.argmax(-1), full.argmax(-1))
+    smallest_kept = torch.where(gates > 0, full, torch.inf).amin(-1)
+    largest_dropped = torch.where(gates > 0, -torch.inf, full).amax(-1)
+    assert (smallest_kept >= largest_dropped).all()
+
+
+def test_balance_loss_is_one_when_uniform_and_the_number_of_experts_when_collapsed() -> None:
+    uniform = torch.full((2, 5, 4), 0.25)
+    collapsed = torch.zeros(2, 5, 4)
+    collapsed[..., 2] = 1
+    assert balance_loss(uniform) == pytest.approx(1.0)
+    assert balance_loss(collapsed) == pytest.approx(4.0)
+    halves = torch.cat([collapsed, collapsed.roll(1, dims=-1)])  # each token collapsed, the mean is not
+    assert balance_loss(halves) == pytest.approx(2.0)
+
+
+def test_the_detector_averages_the_balance_loss_over_blocks_and_is_zero_without_a_router() -> None:
+    torch.manual_seed(0)
+    crops = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
+    detector = MoLEDetector(ViT(TINY), MoLEConfig())
+    detector.keep_gates(True)
+    detector(crops)
+    expected = [3 * float(g.detach().mean((0, 1)).square().sum()) for g in detector.gates()]
+    assert len(expected) == 2
+    assert float(detector.balance_loss().detach()) == pytest.approx(sum(expected) / 2)
+    lora = MoLEDetector(ViT(TINY), MoLEConfig(expert_ranks=()))
+    lora.keep_gates(True)
+    lora(crops)
+    assert float(lora.balance_loss()) == 0
+
+
+def gradients(config: MoLEConfig, full_finetune: bool = False) -> set[str]:
+    """Names of the parameters that a backward pass through a tiny detector reaches."""
+    torch.manual_seed(0)
+    detector = MoLEDetector(ViT(TINY), config, full_finetune)
+    for layer in detector.mole_layers:
+        torch.nn.init.normal_(layer.lora_B)
+    detector.keep_gates(True)
+    logits = detector(torch.rand(2, 3, 32, 32))
+    (logits.square().sum() + detector.balance_loss()).backward()
+    return {n for n, p in detector.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
+
+
+def test_only_loras_routers_and_head_receive_gradients() -> None:
+    adapted = {f"tower.blocks.{block}.mlp.{name}" for block in (6, 7) for name in ("lora_A", "lora_B", "router.weight")}
+    assert gradients(MoLEConfig()) == adapted | {"head.weight", "head.bias"}
+    assert gradients(MoLEConfig(shared_rank=0, expert_ranks=())) == {"head.weight", "head.bias"}
+
+
+def test_full_finetuning_reaches_the_whole_tower() -> None:
+    reached = gradients(MoLEConfig(shared_rank=0, expert_ranks=()), full_finetune=True)
+    detector = MoLEDetector(ViT(TINY), MoLEConfig(shared_rank=0, expert_ranks=()))
+    # The class token's key bias shifts all scores of a softmax alike, but each qkv is one parameter here.
+    assert reached == {name for name, _ in detector.named_parameters()}
+
+
+@pytest.mark.parametrize(
+    ("preset", "trained", "blocks"),
+    [("vit-l-14", 240_385, range(18, 24)), ("vit-b-16", 3 * (18 * 1536 + 3 * 768) + 513, range(9, 12))],
+)
+def test_trainable_parameters_of_the_presets(preset: str, trained: int, blocks: range) -> None:
+    with torch.device("meta"):
+        detector = MoLEDetector(ViT(CLIP_TOWERS[preset]), MoLEConfig())
+    assert sum(p.numel() for p in detector.trained_parameters().values()) == trained
+    assert detector.config.block_indices(CLIP_TOWERS[preset].depth) == tuple(blocks)
+
+
+def test_vit_l_14_trains_0_079_percent_of_the_tower() -> None:
+    with torch.device("meta"):
+        tower = ViT(CLIP_TOWERS["vit-l-14"])
+    assert round(240_385 / sum(p.numel() for p in tower.parameters()) * 100, 3) == 0.079
+
+
+@pytest.mark.parametrize("blocks", [(8,), (-1,), (1, 1), (), 9, 0])
+def test_blocks_that_the_tower_does_not_have_are_refused(blocks: tuple[int, ...] | int) -> None:
+    with pytest.raises(ConfigError, match="blocks"):
+        add_mole(ViT(TINY), MoLEConfig(blocks=blocks))
+
+
+@pytest.mark.parametrize(("blocks", "indices"), [((2, 0), (0, 2)), (3, (5, 6, 7)), (None, (6, 7))])
+def test_blocks_may_be_named_or_counted_from_the_end(
+    blocks: tuple[int, ...] | int | None, indices: tuple[int, ...]
+) -> None:
+    tower = ViT(TINY)
+    add_mole(tower, MoLEConfig(blocks=blocks))
+    assert tuple(i for i, block in enumerate(tower.blocks) if isinstance(block.mlp, MoLE)) == indices
+
+
+def test_prefix_then_suffix_is_the_forward_pass() -> None:
+    torch.manual_seed(0)
+    detector = MoLEDetector(ViT(TINY), MoLEConfig())
+    crops = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
+    assert detector.first_adapted_block == 6
+    assert torch.equal(detector.suffix(detector.prefix(crops)), detector(crops))
+    assert torch.allclose(detector(crops), detector(crops / 255), atol=1e-6)
+
+
+def test_linear_probe_with_univfd_head_is_a_matrix_product(shared_dir: Path) -> None:
+    """No experts: UnivFD's published head, on a random tower of CLIP ViT-L/14's shape (2 of its 24 blocks)."""
+    head = torch.load(shared_dir / "reference" / "univfd_fc_weights.pth", map_location="cpu", weights_only=True)
+    torch.manual_seed(0)
+    tower = ViT(CLIP_TOWERS["vit-l-14"].model_copy(update={"depth": 2}))
+    detector = MoLEDetector(tower, MoLEConfig(shared_rank=0, expert_ranks=())).eval()
+    detector.head.load_state_dict(head)
+    crops = torch.rand(2, 3, 224, 224)
+    with torch.no_grad():
+        features = tower((crops - detector.mean) / detector.std)
+        logits = detector(crops)
+    assert features.shape == (2, 768)
+    assert torch.allclose(logits, features @ head["weight"][0] + head["bias"], atol=1e-5)

@@ -1,0 +1,124 @@
+"""The layout: imports point down one list of modules, and the core does without the doors' libraries."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import clipmole
+
+PACKAGE = Path(clipmole.__file__).parent
+# A module may import only what stands before it. Data and measuring stand before training, which uses both.
+ORDER = [
+    "clipmole",
+    "clipmole.errors",
+    "clipmole.records",
+    "clipmole.config",
+    "clipmole.hub",
+    "clipmole.images",
+    "clipmole.augment",
+    "clipmole.preprocess",
+    "clipmole.calibration",
+    "clipmole.models",
+    "clipmole.models.vit",
+    "clipmole.models.keymaps",
+    "clipmole.models.backbone",
+    "clipmole.models.mole",
+    "clipmole.models.detector",
+    "clipmole.models.checkpoint",
+    "clipmole.detect",
+    "clipmole.metrics",
+    "clipmole.data",
+    "clipmole.evaluate",
+    "clipmole.train",
+    "clipmole.cli",
+]
+DOORS_ONLY = {"typer", "rich", "fastapi", "ray", "openvino", "transformers", "click"}
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {module_name(path): path for path in sorted(PACKAGE.rglob("*.py"))}
+
+
+def imports(path: Path) -> set[str]:
+    """Modules that a file imports anywhere, names of clipmole's own modules resolved; type-checking ones too."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            found |= {
+                f"{node.module}.{a.name}" if f"{node.module}.{a.name}" in MODULES else node.module for a in node.names
+            }
+    return found
+
+
+def test_every_module_has_its_place_in_the_order() -> None:
+    assert sorted(MODULES) == sorted(ORDER)
+
+
+@pytest.mark.parametrize("name", [name for name in ORDER if name != "clipmole"])
+def test_imports_point_down_the_order(name: str) -> None:
+    own = {imported for imported in imports(MODULES[name]) if imported.split(".")[0] == "clipmole"}
+    upward = {imported for imported in own if ORDER.index(imported) >= ORDER.index(name)}
+    assert not upward, f"{name} imports {sorted(upward)}, which stand after it"
+
+
+@pytest.mark.parametrize("name", [name for name in ORDER if name != "clipmole.cli"])
+def test_the_core_does_not_import_the_doors_libraries(name: str) -> None:
+    assert not {imported.split(".")[0] for imported in imports(MODULES[name])} & DOORS_ONLY
+
+
+@pytest.mark.parametrize("code", ["import clipmole", "import clipmole.cli"])
+def test_torch_is_not_imported_before_it_is_needed(code: str) -> None:
+    probe = f"{code}\nimport sys\nprint('torch' in sys.modules)"
+    result = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "False"
+
+
+def test_help_does_not_import_torch() -> None:
+    probe = (
+        "import sys\nfrom clipmole.cli import app\n"
+        "try:\n    app(['--help'])\nexcept SystemExit:\n    pass\n"
+        "print('torch' in sys.modules, 'PIL' in sys.modules)"
+    )
+    result = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True)
+    assert "detect" in result.stdout
+    assert result.stdout.strip().splitlines()[-1] == "False False"
+
+
+def test_the_public_names_are_these_and_all_can_be_had() -> None:
+    assert clipmole.__all__ == [
+        "Calibration",
+        "ClipmoleError",
+        "Detection",
+        "Detector",
+        "MoLEConfig",
+        "PreprocessConfig",
+        "TrainConfig",
+        "Verdict",
+        "__version__",
+    ]
+    for name in clipmole.__all__:
+        assert getattr(clipmole, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = clipmole.nothing
+
+
+def test_no_file_names_a_path_of_one_machine_or_deserialises_code() -> None:
+    for path in MODULES.values():
+        text = path.read_text()
+        assert "pickle.load" not in text
+        assert "weights_only=False" not in text
+        for call in [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Call)]:
+            if ast.unparse(call.func) == "torch.load":
+                assert any(k.arg == "weights_only" and ast.unparse(k.value) == "True" for k in call.keywords), path
