@@ -22,7 +22,7 @@ that was cut is refused in every format, a JPEG whose tail was never written too
 where somebody has set `ImageFile.LOAD_TRUNCATED_IMAGES`. The limits bound memory, not the time to decode.
 
 Memory: the file and one decoded image (Pillow holds RGB in 4 bytes a pixel); two if it has to be turned or
-converted, or is a progressive JPEG; four for WebP, whose decoder keeps its own. Safe to call from many
+converted, or is a progressive JPEG; three for 16-bit grey; four for WebP, whose decoder keeps its own. Safe from many
 threads: no global of Pillow is set, and none but WebP's reader obeys `Image.MAX_IMAGE_PIXELS`.
 """
 
