@@ -158,6 +158,23 @@ def test_a_view_depends_on_seed_epoch_and_sample_alone(manifest: Path) -> None:
     assert labels.tolist() == [sample.label for sample in samples]
 
 
+@pytest.mark.parametrize("mole", [MoLEConfig(), MoLEConfig(shared_rank=0, expert_ranks=())], ids=["mole", "probe"])
+def test_training_on_cached_views_is_training_on_those_views(manifest: Path, tmp_path: Path, mole: MoLEConfig) -> None:
+    """Two epochs on two cached views against two epochs that draw the same two views, to bfloat16 rounding."""
+    config = CONFIG.model_copy(update={"epochs": 2, "mole": mole, "learning_rate": 1e-3})
+    train(config, tmp_path / "drawn", manifest=manifest, backbone=tiny_backbone())
+    cached = config.model_copy(update={"cached_views": 2})
+    train(cached, tmp_path / "cached", manifest=manifest, backbone=tiny_backbone())
+    curves = [json.loads((tmp_path / name / "train.json").read_text())["curve"] for name in ("drawn", "cached")]
+    for drawn, kept in zip(*curves, strict=True):
+        assert kept["loss"] == pytest.approx(drawn["loss"], rel=2e-2)
+    one_view = config.model_copy(update={"cached_views": 1})
+    train(one_view, tmp_path / "one", manifest=manifest, backbone=tiny_backbone())
+    one = json.loads((tmp_path / "one" / "train.json").read_text())["curve"]
+    assert one[0]["loss"] == curves[1][0]["loss"]  # the first view is the same,
+    assert one[1]["loss"] != curves[1][1]["loss"]  # the second is not
+
+
 def test_the_learning_rate_warms_up_and_falls_along_a_cosine() -> None:
     factors = [learning_rate_factor(step, 100, 10) for step in range(100)]
     assert factors[0] == pytest.approx(0.1)
@@ -197,3 +214,6 @@ def test_what_cannot_be_trained_is_refused_before_anything_is_written(manifest: 
 def test_full_finetuning_with_experts_is_a_contradiction() -> None:
     with pytest.raises(ConfigError, match="full_finetune trains the tower itself"):
         TrainConfig.parse({"backbone": "x", "full_finetune": True}, "config")
+    probe = {"shared_rank": 0, "expert_ranks": []}
+    with pytest.raises(ConfigError, match="leaves no block frozen"):
+        TrainConfig.parse({"backbone": "x", "full_finetune": True, "cached_views": 2, "mole": probe}, "config")

@@ -10,6 +10,7 @@ import csv
 import glob
 import os
 import sys
+import warnings
 from collections.abc import Iterable, Iterator
 from enum import StrEnum
 from pathlib import Path
@@ -316,6 +317,8 @@ def _options(
 
 def main() -> None:
     """Run the command line; an error of clipmole's is one line on stderr and exit code 2."""
+    # Pillow remarks on odd but readable files; what matters is an ImageError.
+    warnings.filterwarnings("ignore", category=UserWarning, module="PIL")
     try:
         app()
     except ClipmoleError as error:

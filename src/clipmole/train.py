@@ -92,6 +92,38 @@ def views(
         yield take()
 
 
+@torch.inference_mode()
+def cache_prefix(
+    network: MoLEDetector,
+    samples: Sequence[Sample],
+    config: TrainConfig,
+    pool: ThreadPoolExecutor,
+    track: Track[tuple[Tensor, Tensor]],
+) -> Tensor:
+    """Tokens before the first adapted block of `config.cached_views` views of each sample, computed once.
+
+    Returns (views, samples, T, d) in bfloat16; view k is the view that epoch k would draw. All before the first
+    adapted block is a fixed function of the view, so training on this is training, but for the rounding.
+    """
+    order, count = range(len(samples)), config.cached_views or 0
+    parts: list[Tensor] = []
+    for k in range(count):
+        batches = views(samples, order, k, config, pool)
+        for crops, _ in track(batches, f"view {k + 1}/{count}", math.ceil(len(samples) / config.batch_size)):
+            with torch.autocast("cpu", torch.bfloat16, enabled=config.precision == "bfloat16"):
+                parts.append(network.prefix(crops).bfloat16())
+    return torch.cat(parts).reshape(count, len(samples), *parts[0].shape[1:])
+
+
+def cached_batches(
+    cache: Tensor, samples: Sequence[Sample], order: Sequence[int], epoch: int, config: TrainConfig
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Batches of cached tokens (B, T, d) float32 in `order`, of the epoch's view, and labels (B,) float32."""
+    labels = torch.tensor([float(sample.label) for sample in samples])
+    for batch in torch.tensor(order).split(config.batch_size):  # type: ignore[no-untyped-call]
+        yield cache[epoch % len(cache), batch].float(), labels[batch]
+
+
 def learning_rate_factor(step: int, steps: int, warmup: int) -> float:
     """Linear warm-up to 1 over `warmup` steps, then half a cosine to 0 at `steps`."""
     if step < warmup:
@@ -115,18 +147,23 @@ def make_optimizer(network: MoLEDetector, config: TrainConfig) -> torch.optim.Ad
 
 def run_epoch(
     network: MoLEDetector,
+    forward: Callable[[Tensor], Tensor],
     batches: Iterable[tuple[Tensor, Tensor]],
     optimizer: torch.optim.Optimizer,
     schedule: torch.optim.lr_scheduler.LRScheduler,
     config: TrainConfig,
 ) -> tuple[float, float]:
-    """One pass over `batches`; returns the mean cross-entropy and the mean balance loss."""
+    """One pass over `batches` of (inputs of `forward`, labels); returns the mean cross-entropy and balance loss.
+
+    Args:
+        forward: inputs -> logits (B,): the network, or its `suffix` for cached tokens.
+    """
     network.train()
     network.keep_gates(True)
     totals, count = np.zeros(2), 0
-    for crops, labels in batches:
+    for inputs, labels in batches:
         with torch.autocast("cpu", torch.bfloat16, enabled=config.precision == "bfloat16"):
-            logits = network(crops)
+            logits = forward(inputs)
         loss = F.binary_cross_entropy_with_logits(logits.float(), labels)
         balance = network.balance_loss()
         optimizer.zero_grad(set_to_none=True)
@@ -174,12 +211,17 @@ def fit(
     curve: list[Epoch] = []
     best, best_state = 0, {name: parameter.detach().clone() for name, parameter in trained.items()}
     with ThreadPoolExecutor(2) as pool:
+        cache = cache_prefix(network, train_set, config, pool, track) if config.cached_views else None
         for epoch in range(config.epochs):
             start = time.perf_counter()
             order = sample_rng(config.seed, "order", epoch).permutation(len(train_set)).tolist()
-            batches = views(train_set, order, epoch, config, pool)
+            forward: Callable[[Tensor], Tensor]
+            if cache is None:
+                forward, batches = network.forward, views(train_set, order, epoch, config, pool)
+            else:
+                forward, batches = network.suffix, cached_batches(cache, train_set, order, epoch, config)
             described = track(batches, f"epoch {epoch + 1}/{config.epochs}", per_epoch)
-            loss, balance = run_epoch(network, described, optimizer, schedule, config)
+            loss, balance = run_epoch(network, forward, described, optimizer, schedule, config)
             scores = score_windows(validator, val_set, "equalised", config.seed)
             curve.append(
                 Epoch(
