@@ -1,0 +1,338 @@
+"""Platt's parameters, the thresholds' guarantee, and verdicts that survive rounding, saving and extremes."""
+
+from __future__ import annotations
+
+import math
+import warnings
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from pydantic import ValidationError
+from scipy.optimize import minimize  # type: ignore[import-untyped]
+
+from clipmole.calibration import Calibration, fit_calibration, fit_platt, sigmoid, upper_threshold
+from clipmole.errors import ConfigError, DataError
+from clipmole.records import Thresholds, Verdict
+
+FIXED = Calibration(
+    slope=1.7,
+    intercept=-0.3,
+    thresholds=Thresholds(real=0.25, ai=0.8),
+    max_false_alarm=0.05,
+    max_miss=0.1,
+    real=50,
+    ai=50,
+    variants=("as stored",),
+)
+
+
+def simulated(seed: int, real: int = 64, ai: int = 64, distance: float = 2.0) -> tuple[NDArray[np.float64], list[int]]:
+    """Logits N(0, 1) of photographs and N(distance, 1) of generated images, as float32 networks give them."""
+    rng = np.random.default_rng(seed)
+    labels = [0] * real + [1] * ai
+    return rng.normal(distance * np.array(labels)).astype(np.float32).astype(np.float64), labels
+
+
+def verdicts(calibration: Calibration, logits: NDArray[np.float64]) -> list[Verdict]:
+    return [calibration.verdict(logit) for logit in logits.tolist()]
+
+
+# -- probability ----------------------------------------------------------------------------------------------
+
+
+def test_probability_is_the_sigmoid() -> None:
+    for logit in (-3.0, -0.1, 0.0, 0.2, 4.0):
+        expected = 1 / (1 + math.exp(-(1.7 * logit - 0.3)))
+        assert FIXED.probability(logit) == pytest.approx(expected, rel=1e-14)
+    assert sigmoid(0.0) == 0.5
+    assert sigmoid(2.0) + sigmoid(-2.0) == pytest.approx(1, abs=1e-15)
+
+
+@given(st.lists(st.one_of(st.floats(-50, 50), st.floats(allow_nan=False)), min_size=1, max_size=70))
+def test_one_logit_and_many_give_the_same_bits_and_verdicts(logits: list[float]) -> None:
+    # Of any length and stride: vectorised exponentials may round by their place in the array.
+    wide = np.full((len(logits), 3), 0.5)
+    wide[:, 1] = logits
+    single = [FIXED.probability(logit) for logit in logits]
+    assert FIXED.probabilities(logits).tolist() == single
+    assert FIXED.probabilities(wide[:, 1]).tolist() == single
+    assert FIXED.probabilities(wide)[:, 1].tolist() == single
+    for logit, probability in zip(logits, single, strict=True):
+        verdict = FIXED.verdict(logit)
+        assert (verdict is Verdict.AI_GENERATED) == (probability > FIXED.thresholds.ai)
+        assert (verdict is Verdict.REAL) == (probability < FIXED.thresholds.real)
+
+
+@given(st.floats(allow_nan=False), st.floats(allow_nan=False))
+def test_probability_rises_with_the_logit_and_stays_in_its_range(a: float, b: float) -> None:
+    low, high = FIXED.probability(min(a, b)), FIXED.probability(max(a, b))
+    assert 0 <= low <= high <= 1
+
+
+def test_neighbouring_floats_never_fall() -> None:
+    for start in (-700.0, -36.0, -3.1, -1e-3, 0.7, 5.2, 30.0):
+        logits = start + np.arange(2000) * np.spacing(abs(start))
+        assert (np.diff(FIXED.probabilities(logits)) >= 0).all()
+
+
+def test_extreme_logits_neither_overflow_nor_warn() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        logits = np.array([-1e308, -1e4, 1e4, 1e308, math.inf, -math.inf])
+        assert FIXED.probabilities(logits).tolist() == [0, 0, 1, 1, 1, 0]
+        assert FIXED.verdict(1e4) is Verdict.AI_GENERATED
+        assert FIXED.verdict(-1e4) is Verdict.REAL
+        assert math.isnan(FIXED.probability(math.nan))
+        assert FIXED.verdict(math.nan) is Verdict.UNCERTAIN
+
+
+def test_probabilities_keep_the_shape() -> None:
+    assert FIXED.probabilities([]).shape == (0,)
+    assert FIXED.probabilities(np.zeros((2, 3), np.float32)).shape == (2, 3)
+    assert FIXED.probabilities(0.0).shape == ()
+
+
+# -- Platt ----------------------------------------------------------------------------------------------------
+
+
+def test_platt_recovers_the_sigmoid_that_drew_the_labels() -> None:
+    # N(-1, 1) against N(1.5, 1) at equal priors: the log-odds are 2.5 x - 0.625.
+    rng = np.random.default_rng(0)
+    labels = np.repeat([0, 1], 40_000)
+    slope, intercept = fit_platt(rng.normal(2.5 * labels - 1), labels)
+    assert slope == pytest.approx(2.5, abs=0.06)  # three standard errors
+    assert intercept == pytest.approx(-0.625, abs=0.06)
+
+
+def test_platt_means_equal_priors_however_many_there_are_of_each_class() -> None:
+    rng = np.random.default_rng(0)
+    labels = np.repeat([0, 1], [90_000, 10_000])
+    slope, intercept = fit_platt(rng.normal(2.5 * labels - 1), labels)
+    assert slope == pytest.approx(2.5, abs=0.1)
+    assert intercept == pytest.approx(-0.625, abs=0.1)
+
+
+@pytest.mark.parametrize("scale", [1e-4, 1.0, 1e4])
+@pytest.mark.parametrize("shift", [0.0, 30.0])
+def test_platt_minimises_his_cross_entropy_at_any_scale_of_the_logits(scale: float, shift: float) -> None:
+    logits, labels = simulated(1, real=40, ai=25)
+    y = np.array(labels)
+    target = np.where(y == 1, 26 / 27, 1 / 42)
+    weight = np.where(y == 1, 1 / 25, 1 / 40)
+
+    def loss(parameters: NDArray[np.float64]) -> float:
+        z = parameters[0] * logits + parameters[1]
+        return float((weight * (np.logaddexp(0, z) - target * z)).sum())
+
+    expected = minimize(loss, [1.0, 0.0], method="Nelder-Mead", options={"xatol": 1e-9, "fatol": 1e-14}).x
+    slope, intercept = fit_platt((logits + shift) * scale, y)
+    assert slope * scale == pytest.approx(expected[0], abs=1e-4)
+    assert intercept + slope * scale * shift == pytest.approx(expected[1], abs=1e-3)
+
+
+# -- thresholds -----------------------------------------------------------------------------------------------
+
+
+def test_upper_threshold_is_the_conformal_quantile() -> None:
+    scores = list(range(1, 100))  # 99 scores: k = 100 (1 - rate)
+    assert upper_threshold(scores, 0.05) == 95
+    assert upper_threshold(scores, 0.10) == 90
+    assert upper_threshold(scores[::-1], 0.051) == 95  # ceil(94.9), whatever the order
+    assert upper_threshold(scores, 0.01) == 99
+    assert upper_threshold(scores, 0.009) == math.inf
+
+
+@pytest.mark.parametrize(("n", "rate"), [(19, 0.05), (9, 0.1), (99, 0.01), (999, 0.001)])
+def test_upper_threshold_needs_one_over_the_rate_less_one_scores(n: int, rate: float) -> None:
+    assert upper_threshold(range(n), rate) == n - 1
+    assert upper_threshold(range(n - 1), rate) == math.inf
+    assert upper_threshold([], rate) == math.inf
+
+
+@pytest.mark.parametrize("rate", [0.0, 1.0, -0.1, 5, math.nan])
+def test_a_rate_that_is_no_share_is_refused(rate: float) -> None:
+    with pytest.raises(ConfigError, match="rate"):
+        upper_threshold([1.0, 2.0], rate)
+    with pytest.raises(ConfigError, match="rate"):
+        fit_calibration({"as stored": [0.0, 1.0]}, [0, 1], max_false_alarm=rate)
+    with pytest.raises(ConfigError, match="rate"):
+        fit_calibration({"as stored": [0.0, 1.0]}, [0, 1], max_miss=rate)
+
+
+@pytest.mark.parametrize("n", [19, 64, 128])
+def test_fresh_photographs_raise_a_false_alarm_at_most_at_the_rate(n: int) -> None:
+    # Of continuous scores the conformal rate is exactly 1 - ceil(0.95 (n + 1)) / (n + 1).
+    rng = np.random.default_rng(n)
+    uniform = rng.random((20_000, n))  # for a uniform score the rate above a threshold t is 1 - t
+    rates = [1 - upper_threshold(row, 0.05) for row in uniform]
+    exact = 1 - math.ceil(0.95 * (n + 1) - 1e-9) / (n + 1)
+    assert exact <= 0.05 + 1e-12
+    assert np.mean(rates) == pytest.approx(exact, abs=4 * float(np.std(rates)) / math.sqrt(len(rates)))
+
+
+def test_fitted_verdicts_keep_both_rates_on_fresh_images() -> None:
+    false_alarms, misses = [], []
+    for seed in range(150):
+        logits, labels = simulated(seed, distance=1.5)
+        calibration = fit_calibration({"as stored": logits}, labels)
+        fresh, fresh_labels = simulated(10_000 + seed, 300, 300, distance=1.5)
+        p, y = calibration.probabilities(fresh), np.array(fresh_labels)
+        false_alarms.append((p[y == 0] > calibration.thresholds.ai).mean())
+        misses.append((p[y == 1] < calibration.thresholds.real).mean())
+    for rates, allowed in ((false_alarms, 0.05), (misses, 0.10)):
+        assert np.mean(rates) <= allowed + 3 * np.std(rates) / math.sqrt(len(rates))
+        assert np.mean(rates) >= allowed / 2  # cautious, not useless
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_no_variant_of_the_calibration_images_breaks_a_rate(seed: int) -> None:
+    stored, labels = simulated(seed)
+    equalised = stored + np.random.default_rng(seed).normal(0.5, 0.5, len(stored))
+    calibration = fit_calibration({"as stored": stored, "equalised": equalised}, labels)
+    y = np.array(labels)
+    alarms, misses = [], []
+    for logits in (stored, equalised):
+        given_verdicts = np.array(verdicts(calibration, logits))
+        alarms.append((given_verdicts[y == 0] == Verdict.AI_GENERATED).mean())
+        misses.append((given_verdicts[y == 1] == Verdict.REAL).mean())
+    assert max(alarms) <= 0.05
+    assert max(misses) <= 0.10
+    assert (calibration.real, calibration.ai) == (64, 64)
+    assert calibration.variants == ("as stored", "equalised")
+    # The more cautious variant binds: k = 62 of 64 photographs, 59 of 64 generated images.
+    assert max(alarms) == 2 / 64
+    assert max(misses) == 5 / 64
+
+
+def test_too_few_images_give_thresholds_that_nothing_passes() -> None:
+    calibration = fit_calibration({"as stored": [0.0] * 18 + [5.0] * 8}, [0] * 18 + [1] * 8)
+    assert calibration.thresholds == Thresholds(real=0, ai=1)
+    assert {calibration.verdict(logit) for logit in (-1e4, -5.0, 0.0, 5.0, 1e4)} == {Verdict.UNCERTAIN}
+    enough_photographs = fit_calibration({"as stored": [0.0] * 19 + [5.0] * 8}, [0] * 19 + [1] * 8)
+    assert enough_photographs.thresholds.real == 0
+    assert enough_photographs.verdict(6.0) is Verdict.AI_GENERATED
+    assert enough_photographs.verdict(-1e4) is Verdict.UNCERTAIN
+
+
+def test_separated_classes_leave_an_uncertain_band_between_them() -> None:
+    real, ai = np.linspace(-6, -4, 64), np.linspace(4, 6, 64)
+    calibration = fit_calibration({"as stored": np.concatenate([real, ai])}, [0] * 64 + [1] * 64)
+    assert calibration.verdict(-6) is Verdict.REAL
+    assert calibration.verdict(6) is Verdict.AI_GENERATED
+    assert {calibration.verdict(logit) for logit in (-4.0, -2.0, 0.0, 2.0, 4.0)} == {Verdict.UNCERTAIN}
+    assert calibration.thresholds.real < 0.5 < calibration.thresholds.ai
+
+
+def test_an_image_at_a_threshold_stays_uncertain_whatever_its_last_digits() -> None:
+    for seed in range(50):
+        logits, labels = simulated(seed)
+        calibration = fit_calibration({"as stored": logits}, labels)
+        bounds = (
+            upper_threshold(logits[:64], 0.05),  # of the photographs
+            -upper_threshold(-logits[64:], 0.10),  # of the generated images
+        )
+        loaded = Calibration.model_validate_json(calibration.model_dump_json(indent=2))
+        for bound in bounds:
+            # Another batch, machine or number of crops changes a float32 logit by a few of its last digits.
+            for noise in (-2e-6, 0.0, 2e-6):
+                assert calibration.verdict(bound + noise) is Verdict.UNCERTAIN
+                assert loaded.verdict(float(np.float32(bound + noise))) is Verdict.UNCERTAIN
+    # And the clearance is no more than that: a thousandth beyond it the verdict falls.
+    high = max(bounds)
+    assert calibration.verdict(high + 1e-3) is Verdict.AI_GENERATED
+
+
+def test_tied_logits_are_calibrated() -> None:
+    calibration = fit_calibration({"as stored": [0.0] * 60 + [1.0] * 60}, [0] * 60 + [1] * 60)
+    assert calibration.verdict(0.0) is calibration.verdict(1.0) is Verdict.UNCERTAIN
+    assert calibration.probability(1.0) == pytest.approx(61 / 62, abs=1e-6)  # Platt's smoothed target
+
+
+def test_extreme_logits_are_calibrated() -> None:
+    logits, labels = simulated(0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        wide = fit_calibration({"as stored": (logits - 1) * 1e4}, labels)
+    usual = fit_calibration({"as stored": logits - 1}, labels)
+    assert wide.slope * 1e4 == pytest.approx(usual.slope, rel=1e-4)
+    assert wide.thresholds.ai == pytest.approx(usual.thresholds.ai, abs=1e-4)
+    assert verdicts(wide, (logits - 1) * 1e4) == verdicts(usual, logits - 1)
+
+
+# -- refusals and storage -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("logits", "labels", "message"),
+    [
+        ({}, [0, 1], "both photographs and AI-generated"),
+        ({"as stored": [1.0, 2.0]}, [1, 1], "both photographs and AI-generated"),
+        ({"as stored": [1.0, 2.0]}, [0, 0], "both photographs and AI-generated"),
+        ({"as stored": []}, [], "both photographs and AI-generated"),
+        ({"as stored": [1.0, 2.0, 3.0]}, [0, 0, 2], "labels are 1"),
+        ({"as stored": [1.0, 2.0]}, [0.2, 1], "labels are 1"),
+        ({"equalised": [1.0, math.nan]}, [0, 1], "equalised: needs one finite logit for each of the 2"),
+        ({"as stored": [1.0, 2.0], "equalised": [1.0, math.inf]}, [0, 1], "equalised: needs one finite"),
+        ({"as stored": [1.0, 2.0, 3.0]}, [0, 1], "as stored: needs one finite logit"),
+        ({"as stored": [2.0, 1.0]}, [0, 1], "do not score higher"),
+        ({"as stored": [1.0, 1.0]}, [0, 1], "do not score higher"),
+    ],
+)
+def test_what_cannot_be_calibrated_is_refused(logits: dict[str, list[float]], labels: list[int], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        fit_calibration(logits, labels)  # type: ignore[arg-type]
+
+
+def test_scores_that_fall_with_the_label_are_refused() -> None:
+    logits, labels = simulated(0)
+    with pytest.raises(DataError, match="nothing to calibrate"):
+        fit_calibration({"as stored": -logits}, labels)
+
+
+@given(
+    slope=st.floats(1e-6, 1e6),
+    intercept=st.floats(-1e6, 1e6),
+    real=st.floats(0, 0.5),
+    ai=st.floats(0.5, 1),
+)
+def test_json_keeps_every_bit(slope: float, intercept: float, real: float, ai: float) -> None:
+    thresholds = Thresholds(real=real, ai=ai)
+    calibration = FIXED.model_copy(update={"slope": slope, "intercept": intercept, "thresholds": thresholds})
+    assert Calibration.model_validate_json(calibration.model_dump_json()) == calibration
+
+
+def test_verdicts_survive_saving_for_images_next_to_the_thresholds() -> None:
+    logits, labels = simulated(4)
+    calibration = fit_calibration({"as stored": logits}, labels)
+    loaded = Calibration.model_validate_json(calibration.model_dump_json(indent=2))
+    edges = [
+        (math.log(p / (1 - p)) - calibration.intercept) / calibration.slope
+        for p in (calibration.thresholds.real, calibration.thresholds.ai)
+    ]
+    near = np.concatenate([edge + np.arange(-300, 300) * np.spacing(edge) for edge in edges])
+    probe = np.concatenate([logits, near])
+    assert np.array_equal(loaded.probabilities(probe), calibration.probabilities(probe))
+    assert verdicts(loaded, probe) == verdicts(calibration, probe)
+    assert set(verdicts(calibration, near)) == {Verdict.REAL, Verdict.UNCERTAIN, Verdict.AI_GENERATED}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"slope": 0.0},
+        {"slope": -1.0},
+        {"slope": math.inf},
+        {"intercept": math.nan},
+        {"thresholds": {"real": 0.8, "ai": 0.2}},
+        {"thresholds": {"real": 0.2, "ai": 1.2}},
+        {"max_false_alarm": 0.0},
+        {"real": 0},
+        {"temperature": 1.0},
+    ],
+)
+def test_a_calibration_that_contradicts_itself_is_refused(change: dict[str, object]) -> None:
+    with pytest.raises(ValidationError, match=next(iter(change))):
+        Calibration.model_validate(FIXED.model_dump() | change)
