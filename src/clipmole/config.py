@@ -1,7 +1,8 @@
 """Settings: what a tower, an adapter, the preprocessing, the augmentation and a training run are made of.
 
-In: keyword arguments, a dict or a TOML file. Out: frozen pydantic models; an unknown key or a value out of
-range is a `ConfigError` that names it. This module knows nothing of torch, images or files' contents.
+In: a TOML file or a dict; an unknown key or a value out of range is a `ConfigError` that names it. Or keyword
+arguments, where the same is pydantic's `ValidationError`. Out: frozen pydantic models. This module knows
+nothing of torch, images or files' contents.
 """
 
 from __future__ import annotations
@@ -30,15 +31,23 @@ class Config(BaseModel):
             return cls.model_validate(values)
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
-            key = ".".join(str(part) for part in first["loc"]) or "settings"
-            given = "" if first["type"] == "missing" else f" (given: {first['input']!r})"
-            raise ConfigError(f"{source}: {key}: {first['msg']}{given}") from error
+            where = ": ".join(filter(None, [source, ".".join(str(part) for part in first["loc"])]))
+            match first["type"]:
+                case "missing":
+                    reason = "is missing"
+                case "extra_forbidden":
+                    reason = f"unknown key (given: {first['input']!r})"
+                case "value_error":  # of a validator of this module, which names the value itself
+                    reason = str(first["ctx"]["error"])
+                case _:
+                    reason = f"{first['msg']} (given: {first['input']!r})"
+            raise ConfigError(f"{where}: {reason}") from error
 
     @classmethod
     def from_toml(cls, path: str | Path) -> Self:
         """Read a TOML file. Raises `ConfigError` if it is absent, not TOML, or does not validate."""
         try:
-            values = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+            values = tomllib.loads(Path(path).read_text(encoding="utf-8-sig"))
         except OSError as error:
             raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
@@ -51,6 +60,9 @@ class TowerConfig(Config):
 
     image_size: int = Field(224, gt=0, description="side of the square the positions were trained at, pixels")
     patch_size: int = Field(gt=0, description="side of a patch, pixels")
+    stem: tuple[int, ...] = Field(
+        (), description="channels of 3x3 convolutions of stride 2 before the patches are embedded; (): none"
+    )
     width: int = Field(gt=0, description="channels of a token, d")
     depth: int = Field(gt=0, description="number of blocks")
     heads: int = Field(gt=0, description="attention heads; divides width")
@@ -70,6 +82,10 @@ class TowerConfig(Config):
             raise ValueError(f"heads={self.heads} does not divide width={self.width}")
         if self.image_size % self.patch_size:
             raise ValueError(f"patch_size={self.patch_size} does not divide image_size={self.image_size}")
+        if any(channels < 1 for channels in self.stem) or self.patch_size % 2 ** len(self.stem):
+            raise ValueError(f"stem={self.stem}: each convolution halves patch_size={self.patch_size}, a whole number")
+        if min(self.std) <= 0:
+            raise ValueError(f"std={self.std}: standard deviations are positive")
         return self
 
     @property
@@ -204,6 +220,9 @@ class TrainConfig(Config):
     preprocess: PreprocessConfig = PreprocessConfig()
     augment: AugmentConfig = AugmentConfig()
     full_finetune: bool = Field(False, description="train the whole tower as well")
+    cached_views: int | None = Field(
+        None, gt=0, description="views of an image whose frozen prefix is kept in memory; None: a new view an epoch"
+    )
     epochs: int = Field(25, gt=0)
     patience: int | None = Field(None, gt=0, description="stop after so many epochs without a better val AP")
     batch_size: int = Field(32, gt=0)
@@ -211,11 +230,13 @@ class TrainConfig(Config):
     tower_learning_rate: float = Field(1e-4, gt=0, description="of the tower, with full_finetune")
     weight_decay: float = Field(0.01, ge=0)
     warmup_fraction: float = Field(0.1, ge=0, lt=1)
-    seed: int = 0
+    seed: int = Field(0, ge=0)
     precision: Literal["float32", "bfloat16"] = "bfloat16"
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if self.full_finetune and self.mole.adapts:
             raise ValueError("full_finetune trains the tower itself: set mole.shared_rank = 0, expert_ranks = []")
+        if self.full_finetune and self.cached_views:
+            raise ValueError("full_finetune leaves no block frozen: cached_views has nothing to keep")
         return self
