@@ -68,9 +68,7 @@ def pad_to(rgb: RGB, size: int) -> RGB:
     down, right = max(0, size - height), max(0, size - width)
     if not down and not right:
         return rgb
-    return np.pad(
-        rgb, ((down // 2, down - down // 2), (right // 2, right - right // 2), (0, 0)), mode="symmetric"
-    )
+    return np.pad(rgb, ((down // 2, down - down // 2), (right // 2, right - right // 2), (0, 0)), mode="symmetric")
 
 
 def random_crop(rgb: RGB, size: int, rng: np.random.Generator) -> RGB:
@@ -89,27 +87,45 @@ def equalise(rgb: RGB, quality: tuple[int, int], rng: np.random.Generator) -> RG
     return jpeg(rgb, int(rng.integers(quality[0], quality[1] + 1)))
 
 
-def augment(rgb: RGB, crop_size: int, config: AugmentConfig, rng: np.random.Generator) -> RGB:
+def augment(
+    rgb: RGB, crop_size: int, config: AugmentConfig, rng: np.random.Generator, drawn: dict[str, float] | None = None
+) -> RGB:
     """One random training view (crop_size, crop_size, 3) of a window.
 
     Order: resize, crop, blur, JPEG, noise, flip, and last the class-independent re-encoding. The number of
     draws does not depend on the image's content or label.
+
+    Args:
+        drawn: receives what was done before the re-encoding, for a network that is asked for it: "resize_scale",
+            "blur_sigma", "jpeg_quality" (100 if not compressed) and "noise_sigma".
     """
 
     def happens(probability: float) -> bool:
         return bool(rng.random() < probability)
 
+    scale, blur_sigma, quality, noise_sigma = 1.0, 0.0, 100, 0.0
     if happens(config.resize_probability):
-        rgb = resize(rgb, float(np.exp(rng.uniform(*np.log(config.resize_scale)))))
+        scale = float(np.exp(rng.uniform(*np.log(config.resize_scale))))
+        rgb = resize(rgb, scale)
     rgb = random_crop(rgb, crop_size, rng)
     if happens(config.blur_probability):
-        rgb = blur(rgb, float(rng.uniform(*config.blur_sigma)))
+        blur_sigma = float(rng.uniform(*config.blur_sigma))
+        rgb = blur(rgb, blur_sigma)
     if happens(config.jpeg_probability):
-        rgb = jpeg(rgb, int(rng.integers(config.jpeg_quality[0], config.jpeg_quality[1] + 1)))
+        quality = int(rng.integers(config.jpeg_quality[0], config.jpeg_quality[1] + 1))
+        rgb = jpeg(rgb, quality)
     if happens(config.noise_probability):
-        rgb = noise(rgb, float(rng.uniform(*config.noise_sigma)), rng)
+        noise_sigma = float(rng.uniform(*config.noise_sigma))
+        rgb = noise(rgb, noise_sigma, rng)
     if happens(config.flip_probability):
         rgb = rgb[:, ::-1]
     if config.equalise_quality is not None and happens(config.equalise_probability):
         rgb = equalise(rgb, config.equalise_quality, rng)
+    if drawn is not None:
+        drawn |= {
+            "resize_scale": scale,
+            "blur_sigma": blur_sigma,
+            "jpeg_quality": quality,
+            "noise_sigma": noise_sigma,
+        }
     return np.ascontiguousarray(rgb)

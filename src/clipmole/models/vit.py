@@ -82,6 +82,23 @@ class Block(nn.Module):
         return x + self.scale2(self.mlp(self.norm2(x)))  # type: ignore[no-any-return]
 
 
+def patch_embedding(config: TowerConfig) -> nn.Module:
+    """Pixels (B, 3, h P, w P) -> patches (B, d, h, w): one convolution of a patch's size and stride.
+
+    With `config.stem`, 3x3 convolutions of stride 2, each followed by the GELU, come first, and the last
+    convolution covers what remains of a patch ("Early convolutions help transformers see better",
+    arXiv 2106.14881; its batch normalisation is folded into the stored weights).
+    """
+    layers: list[nn.Module] = []
+    channels = 3
+    for wider in config.stem:
+        layers += [nn.Conv2d(channels, wider, 3, stride=2, padding=1), nn.GELU()]
+        channels = wider
+    size = config.patch_size // 2 ** len(config.stem)
+    last = nn.Conv2d(channels, config.width, size, stride=size, bias=config.patch_bias)
+    return nn.Sequential(*layers, last) if layers else last
+
+
 class ViT(nn.Module):
     """The tower: `feature(blocks(embed(pixels)))`.
 
@@ -93,14 +110,10 @@ class ViT(nn.Module):
         super().__init__()
         self.config = config
         width = config.width
-        self.patch_embedding = nn.Conv2d(
-            3, width, config.patch_size, stride=config.patch_size, bias=config.patch_bias
-        )
+        self.patch_embedding = patch_embedding(config)
         self.class_token = nn.Parameter(torch.zeros(width))
         self.position_embedding = nn.Parameter(torch.zeros(1 + config.grid**2, width))
-        self.pre_norm: nn.Module = (
-            nn.LayerNorm(width, eps=config.layer_norm_eps) if config.pre_norm else nn.Identity()
-        )
+        self.pre_norm: nn.Module = nn.LayerNorm(width, eps=config.layer_norm_eps) if config.pre_norm else nn.Identity()
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
         self.post_norm = nn.LayerNorm(width, eps=config.layer_norm_eps)
         self.projection: nn.Module = (
@@ -113,8 +126,9 @@ class ViT(nn.Module):
         H and W may differ from `config.image_size`: positions are then interpolated. Pixels beyond the last
         whole patch are not seen.
         """
-        patches = self.patch_embedding(pixels)  # (B, d, h, w)
-        h, w = patches.shape[-2:]
+        size = self.config.patch_size
+        h, w = pixels.shape[-2] // size, pixels.shape[-1] // size
+        patches = self.patch_embedding(pixels[..., : h * size, : w * size])  # (B, d, h, w)
         patches = patches.flatten(2).transpose(1, 2)
         class_token = self.class_token.expand(patches.shape[0], 1, -1)
         tokens = torch.cat([class_token, patches], dim=1) + self.positions(h, w)

@@ -1,0 +1,398 @@
+"""Train the embedded detector's trunk from scratch: a small ViT with a convolutional stem.
+
+In: the manifest that `originals.py` writes; only its splits train and val are read. Out: a directory that
+`clipmole.models.backbone.load_backbone` reads (config.json, model.safetensors in float16), and trunk.json:
+settings, seed, versions, hardware, data digest, curve, validation figures and minutes.
+
+Every view is a random place of a random original, processed by `clipmole.augment.augment`, which knows no labels:
+both classes are drawn equally often and processed, re-encoding included, by one policy. Progress goes to stderr.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from clipmole.augment import RGB, augment, equalise, pad_to, random_crop
+from clipmole.config import AugmentConfig, Config, TowerConfig
+from clipmole.data import data_digest, load_window, read_manifest, sample_rng, take_split
+from clipmole.metrics import average_precision
+from clipmole.models.backbone import save_tower
+from clipmole.models.vit import ViT
+from clipmole.records import Sample
+from clipmole.train import environment
+
+WINDOW, CROP = 256, 224  # validation: what the detector is measured on, a window re-encoded and its centre
+STATE = "state.pt"  # what an interrupted run goes on from
+DCT_GRID = 16  # of 4:2:0 JPEG: validation windows lie on it, as the corpus' windows do
+
+
+class Stage(Config):
+    """A number of steps at one crop size."""
+
+    crop_size: int = Field(gt=0, description="side of a view, pixels")
+    batch_size: int = Field(gt=0, description="views a step, over all processes; half of each class")
+    steps: int = Field(gt=0)
+
+
+class TrunkConfig(Config):
+    """Everything the trunk depends on beside the data."""
+
+    tower: TowerConfig = TowerConfig(
+        patch_size=16, stem=(32, 64, 128, 192), width=192, depth=8, heads=3, mlp_width=768, projection_dim=None
+    )
+    stages: tuple[Stage, ...] = (
+        Stage(crop_size=96, batch_size=64, steps=4500),
+        Stage(crop_size=160, batch_size=64, steps=450),
+        Stage(crop_size=224, batch_size=64, steps=200),
+    )
+    augment: AugmentConfig = AugmentConfig(
+        resize_probability=0.3,
+        blur_probability=0.2,
+        jpeg_probability=0.3,
+        noise_probability=0.1,
+    )
+    learning_rate: float = Field(1e-3, gt=0)
+    weight_decay: float = Field(0.05, ge=0, description="of matrices and kernels")
+    warmup_steps: int = Field(250, gt=0)
+    decay_steps: int = Field(1400, gt=0, description="last steps, over which the learning rate falls to 0")
+    average: float = Field(0.999, ge=0, lt=1, description="decay of the moving average that is kept")
+    patch_weight: float = Field(0.5, ge=0, description="of the label asked of every patch token")
+    generator_weight: float = Field(0.3, ge=0, description="of naming a generated image's generator")
+    processing_weight: float = Field(0.5, ge=0, description="of telling how a view was processed")
+    smoothing: float = Field(0.0, ge=0, lt=1, description="of the labels")
+    val_windows: int = Field(2, gt=0, description="of each validation original")
+    processes: int = Field(2, gt=0, description="of one thread each; they share a step's batch")
+    seed: int = Field(0, ge=0)
+
+
+class Originals:
+    """The decoded originals of one split in one memory-mapped file, so that a view costs a crop."""
+
+    def __init__(self, samples: Sequence[Sample], file: Path) -> None:
+        self.samples = samples
+        self.shapes: list[tuple[int, int]] = []
+        self.starts: list[int] = []
+        size = 0
+        with file.open("wb") as out:
+            for sample in samples:
+                rgb = load_window(sample)
+                self.shapes.append((rgb.shape[0], rgb.shape[1]))
+                self.starts.append(size)
+                size += out.write(rgb.tobytes())
+        self.file = file
+
+    def __getitem__(self, index: int) -> RGB:
+        height, width = self.shapes[index]
+        return np.memmap(self.file, np.uint8, "r", self.starts[index], (height, width, 3))
+
+    def classes(self) -> tuple[list[list[int]], list[list[int]]]:
+        """Indices of the photographs, as one list, and of the generated images, a list a generator."""
+        by_generator: dict[str, list[int]] = {}
+        for index, sample in enumerate(self.samples):
+            by_generator.setdefault(sample.generator if sample.label else "", []).append(index)
+        return [by_generator.pop("")], [by_generator[name] for name in sorted(by_generator)]
+
+
+class TrunkTrainer(nn.Module):
+    """The tower, and the heads that are asked something of it in training only.
+
+    In training the stem has batch normalisation after each convolution; `folded` gives the tower without.
+    """
+
+    def __init__(self, config: TowerConfig, generators: int) -> None:
+        super().__init__()
+        self.tower = ViT(config)
+        for name, parameter in self.tower.named_parameters():
+            if parameter.ndim == 2 and not name.startswith("patch_embedding"):
+                nn.init.trunc_normal_(parameter, std=0.02)
+        nn.init.trunc_normal_(self.tower.class_token, std=0.02)
+        self.norms = nn.ModuleList(nn.BatchNorm2d(channels) for channels in config.stem)
+        self.label = nn.Linear(config.feature_dim, 1)
+        self.patch_label = nn.Linear(config.width, 1)
+        self.generator = nn.Linear(config.feature_dim, generators)
+        self.processing = nn.Linear(config.feature_dim, 4)
+
+    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Pixels (B, 3, S, S) -> logits: label (B,), each patch's (B, T - 1), generator (B, G); processing (B, 4)."""
+        tokens = self.tower.post_norm(self.tower.run_blocks(self.embed(pixels)))
+        feature = tokens[:, 0]
+        patches = self.patch_label(tokens[:, 1:])[..., 0]
+        return self.label(feature)[:, 0], patches, self.generator(feature), self.processing(feature)
+
+    def embed(self, pixels: Tensor) -> Tensor:
+        """`ViT.embed` with the stem's batch normalisation."""
+        x = pixels
+        stem = self.tower.patch_embedding
+        for index, norm in enumerate(self.norms):
+            x = F.gelu(norm(stem[2 * index](x)))
+        patches = stem[-1](x)
+        h, w = patches.shape[-2:]
+        class_token = self.tower.class_token.expand(len(patches), 1, -1)
+        return torch.cat([class_token, patches.flatten(2).transpose(1, 2)], dim=1) + self.tower.positions(h, w)
+
+    def folded(self) -> ViT:
+        """A copy of the tower with the batch normalisation folded into the stem's weights and biases."""
+        tower = ViT(self.tower.config)
+        tower.load_state_dict(self.tower.state_dict())
+        with torch.no_grad():
+            for index, norm in enumerate(self.norms):
+                convolution = tower.patch_embedding[2 * index]
+                scale = norm.weight / (norm.running_var + norm.eps).sqrt()
+                convolution.weight *= scale[:, None, None, None]
+                convolution.bias.copy_((convolution.bias - norm.running_mean) * scale + norm.bias)
+        return tower
+
+
+def draw_view(
+    originals: Originals, index: int, size: int, config: AugmentConfig, rng: np.random.Generator
+) -> tuple[RGB, list[float]]:
+    """One random view (size, size, 3), and how it was processed, as four amounts of about the same range.
+
+    Places do not lie on the original's JPEG grid, so that its trace says less of the file the view comes from.
+    """
+    margin = math.ceil(size / config.resize_scale[0])
+    rgb = random_crop(originals[index], max(size, min(margin, *originals.shapes[index])), rng)
+    drawn: dict[str, float] = {}
+    view = augment(rgb, size, config, rng, drawn)
+    amounts = [math.log(drawn["resize_scale"]), drawn["blur_sigma"] / 3, drawn["jpeg_quality"] / 100]
+    return view, [*amounts, drawn["noise_sigma"] / 5]
+
+
+class Batch(NamedTuple):
+    """Views of one step, half of each class."""
+
+    pixels: Tensor  # (B, 3, S, S), normalised
+    labels: Tensor  # (B,) float, 1 = AI-generated
+    generators: Tensor  # (B,) int, -1 for photographs
+    processing: Tensor  # (B, 4)
+
+
+def batches(originals: Originals, config: TrunkConfig, rank: int, first: int) -> Iterator[Batch]:
+    """The batches of a process, in order, from step `first` on; each depends on seed, process and step alone.
+
+    Classes alternate; a generator is drawn in proportion to the square root of its number of originals.
+    """
+    pools = originals.classes()
+    shares = [np.sqrt([len(pool) for pool in side]) for side in pools]
+    plan = [stage for stage in config.stages for _ in range(stage.steps)]
+    for step, stage in enumerate(plan[first:], first):
+        rng = sample_rng(config.seed, "views", rank, step)
+        views, generators, processing = [], [], []
+        for place in range(stage.batch_size // config.processes):
+            label = place % 2
+            pool = int(rng.choice(len(pools[label]), p=shares[label] / shares[label].sum()))
+            index = pools[label][pool][int(rng.integers(len(pools[label][pool])))]
+            view, amounts = draw_view(originals, index, stage.crop_size, config.augment, rng)
+            views.append(view)
+            processing.append(amounts)
+            generators.append(pool if label else -1)
+        named = torch.tensor(generators)
+        pixels = to_pixels(np.stack(views), config.tower)
+        yield Batch(pixels, (named >= 0).float(), named, torch.tensor(processing))
+
+
+def to_pixels(views: NDArray[np.uint8], config: TowerConfig) -> Tensor:
+    """Views (B, S, S, 3) uint8 -> normalised pixels (B, 3, S, S), channels last in memory."""
+    mean, std = torch.tensor(config.mean).view(3, 1, 1), torch.tensor(config.std).view(3, 1, 1)
+    return (torch.from_numpy(views).permute(0, 3, 1, 2).float() / 255 - mean) / std
+
+
+def loss_of(outputs: tuple[Tensor, ...], batch: Batch, config: TrunkConfig) -> Tensor:
+    """Cross-entropy of the label, of every patch's label and of the generator; smooth L1 of the processing."""
+    label, patch_label, generator, processing = (output.float() for output in outputs)
+    target = batch.labels * (1 - config.smoothing) + config.smoothing / 2
+    every = target[:, None].expand_as(patch_label)
+    return (
+        F.binary_cross_entropy_with_logits(label, target)
+        + config.patch_weight * F.binary_cross_entropy_with_logits(patch_label, every)
+        + config.generator_weight * F.cross_entropy(generator, batch.generators, ignore_index=-1)
+        + config.processing_weight * F.smooth_l1_loss(processing, batch.processing, beta=0.1)
+    )
+
+
+def learning_rate(step: int, steps: int, config: TrunkConfig) -> float:
+    """Linear warm-up, constant, linear decay to 0."""
+    return config.learning_rate * min(1.0, (step + 1) / config.warmup_steps, (steps - step) / config.decay_steps)
+
+
+def val_views(originals: Originals, count: int, seed: int) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """Equalised centre crops of `count` windows of each original, on its JPEG grid, and the originals' indices."""
+    views, indices = [], []
+    for index in range(len(originals.samples)):
+        rng = sample_rng(seed, "val", index)
+        rgb = pad_to(originals[index], WINDOW)
+        for _ in range(count):
+            top, left = (int(rng.integers((side - WINDOW) // DCT_GRID + 1)) * DCT_GRID for side in rgb.shape[:2])
+            window = equalise(np.ascontiguousarray(rgb[top : top + WINDOW, left : left + WINDOW]), (65, 90), rng)
+            edge = (WINDOW - CROP) // 2
+            views.append(window[edge : edge + CROP, edge : edge + CROP])
+            indices.append(index)
+    return np.stack(views), np.array(indices)
+
+
+def val_figures(trainer: TrunkTrainer, originals: Originals, c: TrunkConfig) -> dict[str, float]:
+    """Average precision by generator against all photographs (classes of equal weight), and the mean of them.
+
+    Scores are those of the float16-rounded, folded tower: of what is saved.
+    """
+    views, indices = val_views(originals, c.val_windows, c.seed)
+    tower = trainer.folded().half().float().eval()
+    scores = []
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        for start in range(0, len(views), 64):
+            scores.append(trainer.label(tower(to_pixels(views[start : start + 64], c.tower)))[:, 0].float())
+    y = np.array([originals.samples[i].label for i in indices])
+    names = np.array([originals.samples[i].generator for i in indices])
+    s = torch.cat(scores).numpy()
+    figures = {}
+    for name in sorted(set(names[y == 1])):
+        chosen = (y == 0) | (names == name)
+        figures[str(name)] = balanced_ap(y[chosen], s[chosen])
+    return {"mean_over_generators": float(np.mean(list(figures.values()))), "all": balanced_ap(y, s), **figures}
+
+
+def balanced_ap(y: NDArray[np.int64], s: NDArray[np.float32]) -> float:
+    """Average precision as if both classes were equally frequent: the rarer one is repeated."""
+    rare = int(y.mean() < 0.5)
+    times = max(1, round((y != rare).sum() / (y == rare).sum()))
+    return average_precision(
+        np.concatenate([y, *[y[y == rare]] * (times - 1)]), np.concatenate([s, *[s[y == rare]] * (times - 1)])
+    )
+
+
+def train_process(rank: int, config: TrunkConfig, folder: Path, splits: dict[str, Originals], out: Path) -> None:
+    """One of `config.processes`: the same weights in each, its own views, gradients averaged; rank 0 writes."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder / 'join'}", rank=rank, world_size=config.processes)
+    torch.manual_seed(config.seed)
+    trainer = TrunkTrainer(config.tower, len(splits["train"].classes()[1])).to(memory_format=torch.channels_last)
+    averaged = torch.optim.swa_utils.AveragedModel(
+        trainer, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(config.average), use_buffers=False
+    )
+    parameters = list(trainer.parameters())
+    optimizer = torch.optim.AdamW(
+        [
+            {"params": [p for p in parameters if p.ndim > 1], "weight_decay": config.weight_decay},
+            {"params": [p for p in parameters if p.ndim == 1], "weight_decay": 0.0},
+        ],
+        betas=(0.9, 0.98),
+    )
+    steps = sum(stage.steps for stage in config.stages)
+    curve: list[dict[str, Any]] = []
+    losses: list[float] = []
+    first, minutes_before, state = 0, 0.0, out / STATE
+    if state.exists():
+        kept = torch.load(state, weights_only=True)
+        trainer.load_state_dict(kept["trainer"])
+        averaged.load_state_dict(kept["averaged"])
+        optimizer.load_state_dict(kept["optimizer"])
+        first, minutes_before, curve = kept["step"], kept["minutes"], kept["curve"]
+    dist.barrier()
+    began = time.perf_counter() - 60 * minutes_before
+    for step, batch in enumerate(batches(splits["train"], config, rank, first), first):
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(step, steps, config)
+        with torch.autocast("cpu", torch.bfloat16), sdpa_kernel(SDPBackend.MATH):  # its backward is 3 times faster
+            outputs = trainer(batch.pixels)
+        loss = loss_of(outputs, batch, config)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        average_gradients(parameters, config.processes)
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        averaged.update_parameters(trainer)
+        losses.append(float(F.binary_cross_entropy_with_logits(outputs[0].detach().float(), batch.labels)))
+        if rank == 0 and ((step + 1) % 100 == 0 or step + 1 == steps):
+            minutes = (time.perf_counter() - began) / 60
+            curve.append(
+                {"step": step + 1, "crop_size": batch.pixels.shape[-1], "label_loss": round(float(np.mean(losses)), 4)}
+            )
+            losses.clear()
+            print(f"step {step + 1}/{steps}: {curve[-1]}, {minutes:.1f} min", file=sys.stderr, flush=True)
+            parts = {"trainer": trainer, "averaged": averaged, "optimizer": optimizer}
+            kept = {name: part.state_dict() for name, part in parts.items()}
+            torch.save(kept | {"step": step + 1, "minutes": minutes, "curve": curve}, state.with_suffix(".new"))
+            state.with_suffix(".new").replace(state)
+        if rank == 0 and ((step + 1) % 2000 == 0 or step + 1 == steps):
+            curve[-1]["val"] = val_figures(averaged.module, splits["val"], config)
+            print(f"validation: {curve[-1]['val']}", file=sys.stderr, flush=True)
+            write(out, averaged.module, config, splits, curve, (time.perf_counter() - began) / 60)
+    dist.barrier()
+    state.unlink(missing_ok=True)
+    dist.destroy_process_group()
+
+
+def average_gradients(parameters: Sequence[nn.Parameter], processes: int) -> None:
+    """Replace the gradients of this process by the mean over the processes."""
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    flat = torch.cat([gradient.flatten() for gradient in gradients])
+    dist.all_reduce(flat)
+    flat /= processes
+    for gradient, mean in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+        gradient.copy_(mean.view_as(gradient))
+
+
+def write(
+    out: Path,
+    trainer: TrunkTrainer,
+    config: TrunkConfig,
+    splits: dict[str, Originals],
+    curve: list[dict[str, Any]],
+    minutes: float,
+) -> None:
+    """Write the tower as it stands, and what it is made of and how good it is."""
+    save_tower(trainer.folded(), out)
+    record = {
+        "config": config.model_dump(mode="json"),
+        "data": {
+            "digest": data_digest([sample for split in splits.values() for sample in split.samples]),
+            **{name: len(split.samples) for name, split in splits.items()},
+        },
+        "parameters": sum(p.numel() for p in trainer.tower.parameters()),
+        "environment": environment() | {"cores": os.cpu_count()},
+        "minutes": round(minutes, 1),
+        "curve": curve,
+    }
+    (out / "trunk.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("manifest", type=Path, help="manifest.csv of originals.py")
+    parser.add_argument("--out", type=Path, required=True, help="directory to write")
+    parser.add_argument("--config", type=Path, help="TOML of TrunkConfig; default: its defaults")
+    parser.add_argument("--scratch", type=Path, help="folder for 3 GB of decoded pixels; default: the system's")
+    args = parser.parse_args()
+    config = TrunkConfig.from_toml(args.config) if args.config else TrunkConfig()
+    args.out.mkdir(parents=True, exist_ok=True)
+    # The allocator must keep what it has: giving tensors' pages back at every step costs half of the time.
+    os.environ |= {"MALLOC_MMAP_THRESHOLD_": str(2**33), "MALLOC_TRIM_THRESHOLD_": str(2**34)}
+    samples = read_manifest(args.manifest)
+    with tempfile.TemporaryDirectory(dir=args.scratch) as scratch:
+        folder = Path(scratch)
+        splits = {s: Originals(take_split(samples, s), folder / f"{s}.bin") for s in ("train", "val")}
+        print("originals decoded", file=sys.stderr)
+        arguments = (config, folder, splits, args.out)
+        torch.multiprocessing.spawn(train_process, arguments, config.processes)
+
+
+if __name__ == "__main__":
+    main()
