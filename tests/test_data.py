@@ -292,3 +292,14 @@ def test_the_digest_sees_contents_and_fields_but_neither_order_nor_place(
 
 def test_a_files_sha256_is_that_of_its_bytes(pictures: list[Sample]) -> None:
     assert file_sha256(pictures[0]) == hashlib.sha256(pictures[0].path.read_bytes()).hexdigest()
+
+
+def test_the_digest_stays_what_training_records_hold(tmp_path: Path) -> None:
+    for name, label in (("a", 0), ("b", 1)):
+        (tmp_path / name).write_bytes(name.encode())
+    samples = [sample(tmp_path / "a", 0), sample(tmp_path / "b", 1, ignore_bottom_px=16)]
+    lines = [
+        f"{hashlib.sha256(b'b').hexdigest()} 1 some-model test 16",  # 3e23..., sorts before ca97...
+        f"{hashlib.sha256(b'a').hexdigest()} 0 camera test 0",
+    ]
+    assert data_digest(samples) == hashlib.sha256("\n".join(lines).encode()).hexdigest()

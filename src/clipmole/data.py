@@ -139,7 +139,7 @@ def file_sha256(sample: Sample) -> str:
 
 def data_digest(samples: Iterable[Sample]) -> str:
     """sha256 over each sample's file content, label, generator, split and ignored rows, whatever order and place."""
-    lines = [f"{file_sha256(s)} {s.label} {s.ignore_bottom_px} {s.split!r} {s.generator!r}" for s in samples]
+    lines = [f"{file_sha256(s)} {s.label} {s.generator} {s.split} {s.ignore_bottom_px}" for s in samples]
     return hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest()
 
 
