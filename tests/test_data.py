@@ -295,7 +295,7 @@ def test_a_files_sha256_is_that_of_its_bytes(pictures: list[Sample]) -> None:
 
 
 def test_the_digest_stays_what_training_records_hold(tmp_path: Path) -> None:
-    for name, label in (("a", 0), ("b", 1)):
+    for name in ("a", "b"):
         (tmp_path / name).write_bytes(name.encode())
     samples = [sample(tmp_path / "a", 0), sample(tmp_path / "b", 1, ignore_bottom_px=16)]
     lines = [
