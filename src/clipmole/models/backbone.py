@@ -1,0 +1,289 @@
+"""Where the tower's weights come from: a preset, a hub id or a directory.
+
+In: a name. Out: a frozen `ViT` with the id, the revision and the sha256 that tie an adapter to it. It knows
+neither images nor adapters; what files call their tensors is `keymaps`' matter, and the network is `hub`'s.
+
+Weights are read from safetensors, or from .bin, .pt and .pth files of plain tensors; no file is ever given the
+chance to run code.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from clipmole.errors import WeightsError, WeightsMismatch, WeightsNotFound
+from clipmole.hub import HUB_ID, first_line, hub_files
+from clipmole.models.keymaps import Json, Part, Shape, describe, listed, match
+from clipmole.models.vit import ViT
+
+SAFETENSORS = ("model.safetensors", "open_clip_model.safetensors")
+PICKLES = ("pytorch_model.bin", "open_clip_pytorch_model.bin")
+CONFIG, OPEN_CLIP, PREPROCESSOR = "config.json", "open_clip_config.json", "preprocessor_config.json"
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A tower and where it comes from.
+
+    Attributes:
+        tower: float32, in eval mode, nothing in it requires a gradient.
+        id: preset name or hub id; the bare name of a directory.
+        revision: commit on the hub; None for a directory.
+        sha256: `tower_sha256` of the tower.
+    """
+
+    tower: ViT
+    id: str
+    revision: str | None
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Preset:
+    """Pinned weights on the hub, or (hub_id None) those that come with the package.
+
+    Attributes:
+        file_sha256: of the whole weight file, checked at each load; None: none is published.
+    """
+
+    hub_id: str | None = None
+    revision: str | None = None
+    weight_file: str = SAFETENSORS[0]
+    file_sha256: str | None = None
+
+
+PRESETS: dict[str, Preset] = {
+    "vit-b-32": Preset("openai/clip-vit-base-patch32", "3d74acf9a28c67741b2f4f2ea7635f0aaf6f0268", "pytorch_model.bin"),
+    "vit-b-16": Preset("openai/clip-vit-base-patch16", "57c216476eefef5ab752ec549e440a49ae4ae5f3", "pytorch_model.bin"),
+    "vit-l-14": Preset(
+        "openai/clip-vit-large-patch14",
+        "32bd64288804d66eefd0ccbe215aa642df71cc41",
+        "model.safetensors",
+        "a2bf730a0c7debf160f7a6b50b3aaf3703e7e88ac73de7a314903141db026dcb",
+    ),
+    "embedded": Preset(),
+}
+
+
+def load_backbone(name: str | Path, *, revision: str | None = None, cache_dir: Path | None = None) -> Backbone:
+    """Load a frozen tower.
+
+    Args:
+        name: a preset of `PRESETS`; else a directory, if there is one; else a hub id "owner/name".
+        revision: commit, branch or tag of a hub id. A preset is pinned, and a directory has none.
+        cache_dir: where hub files are kept; None: huggingface_hub's cache.
+
+    A directory holds one weight file and, but for OpenAI's own state dict, the config.json (or OpenCLIP's
+    open_clip_config.json) that belongs to it. Pixels are to be normalised as its preprocessor_config.json says,
+    else as is usual for the family: `tower.config.mean` and `std`.
+
+    Raises:
+        WeightsNotFound: no such name, no such file, or not in the cache and no network.
+        WeightsMismatch: weights that are damaged, do not fit, or are not plain tensors.
+    """
+    preset = PRESETS.get(name) if isinstance(name, str) else None
+    weights, label, commit = find_weights(name, preset, revision, cache_dir)
+    tower = read_tower(weights, f"{name}/{weights.name}", preset.file_sha256 if preset else None)
+    return Backbone(tower, label, commit, tower_sha256(tower))
+
+
+def find_weights(
+    name: str | Path, preset: Preset | None, revision: str | None, cache_dir: Path | None
+) -> tuple[Path, str, str | None]:
+    """The weight file, its configuration files beside it; the id; the commit. Arguments as `load_backbone`'s."""
+    folder = Path(str(files("clipmole"))) / "embedded" / "backbone" if name == "embedded" else Path(name)
+    if revision is not None and (preset or folder.is_dir()) and revision != (preset and preset.revision):
+        raise WeightsNotFound(f"{name}: is not to be had at revision {revision!r}; only a hub id has revisions")
+    if preset is not None and preset.hub_id is not None:
+        wanted = [preset.weight_file, CONFIG]
+        folder = hub_files(preset.hub_id, wanted, revision=preset.revision, cache_dir=cache_dir)
+        return folder / preset.weight_file, str(name), preset.revision
+    if folder.is_dir():
+        return weight_file(folder, str(name)), str(name) if preset else folder.resolve().name, None
+    if preset is not None:
+        raise WeightsNotFound(f"{name}: this installation of clipmole has no backbone; name another one")
+    if isinstance(name, str) and HUB_ID.fullmatch(name) and not folder.exists():
+        optional = [CONFIG, OPEN_CLIP, PREPROCESSOR]
+        folder = hub_files(name, [SAFETENSORS + PICKLES], optional=optional, revision=revision, cache_dir=cache_dir)
+        return weight_file(folder, name), name, folder.name
+    reason = "is a file; give the directory that it is in" if folder.is_file() else "is not there"
+    raise WeightsNotFound(
+        f"{name}: {reason}; a backbone is one of {', '.join(PRESETS)}, a directory, or a hub id owner/name"
+    )
+
+
+def weight_file(folder: Path, source: str) -> Path:
+    """The weight file of a folder: safetensors first, usual names first, else the only one."""
+    for usual, patterns in ((SAFETENSORS, ["*.safetensors"]), (PICKLES, ["*.bin", "*.pt", "*.pth"])):
+        found = sorted(path for pattern in patterns for path in folder.glob(pattern))
+        named = [folder / name for name in usual if folder / name in found]
+        if named or len(found) == 1:
+            return (named or found)[0]
+        if found:
+            names = listed([path.name for path in found])
+            raise WeightsNotFound(f"{source}: holds several weight files ({names}); leave one, saved as one file")
+    raise WeightsNotFound(f"{source}: holds no weights (*.safetensors, *.bin, *.pt or *.pth)")
+
+
+def read_tower(path: Path, source: str, file_sha256: str | None = None) -> ViT:
+    """A frozen float32 tower from a weight file and the configuration files beside it.
+
+    Args:
+        source: how messages name the file.
+        file_sha256: what the whole file's sha256 must be; None: anything.
+    """
+    if file_sha256 is not None:
+        with path.open("rb") as file:
+            given = hashlib.file_digest(file, "sha256").hexdigest()
+        if given != file_sha256:
+            raise WeightsMismatch(
+                f"{source}: sha256 is {given[:12]}..., and not {file_sha256[:12]}... as pinned; delete {path} and "
+                "fetch it again"
+            )
+    beside = (read_json(path.parent / name, source) for name in (CONFIG, OPEN_CLIP, PREPROCESSOR))
+    with open_weights(path, source) as (shapes, tensor_of):
+        config, layouts = describe(shapes, source, *beside)
+        with torch.device("meta"):
+            tower = ViT(config)
+        parameters = {name: tuple(tensor.shape) for name, tensor in tower.state_dict().items()}
+        parts = match(parameters, layouts, shapes, source)
+        state = {name: assemble(part, tensor_of, source) for name, part in parts.items()}
+    tower.load_state_dict(state, assign=True)
+    return tower.eval().requires_grad_(False)
+
+
+@contextmanager
+def open_weights(path: Path, source: str) -> Iterator[tuple[dict[str, Shape], Callable[[str], Tensor]]]:
+    """Names and shapes of a file's tensors, and a function that reads one of them."""
+    if path.suffix != ".safetensors":
+        tensors = read_pickle(path, source)
+        yield {name: tuple(tensor.shape) for name, tensor in tensors.items()}, tensors.__getitem__
+        return
+    try:
+        handle = safe_open(path, framework="pt")
+    except (SafetensorError, OSError) as error:
+        raise WeightsMismatch(f"{source}: is damaged or no safetensors file ({first_line(error)})") from error
+    with handle as file:
+        yield {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}, file.get_tensor  # noqa: SIM118
+
+
+def read_pickle(path: Path, source: str) -> dict[str, Tensor]:
+    """Tensors of a file of torch.save, read without running what it may hold; mapped from disk if it can be.
+
+    Raises `WeightsMismatch` for a TorchScript archive, for anything but tensors, and for a damaged file.
+    """
+    script = False
+    try:
+        if zipped := zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                script = any(name.endswith("/constants.pkl") for name in archive.namelist())
+        state = None if script else torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+    except Exception as error:  # pickle, zip and torch each raise their own
+        raise WeightsMismatch(
+            f"{source}: is damaged, or holds more than plain tensors and is not run; fetch it again, or save its "
+            "state dict as safetensors where you trust it"
+        ) from error
+    if script:
+        raise WeightsMismatch(
+            f"{source}: is a TorchScript archive, which holds code, and is not run; if you trust it, save its tensors "
+            "once: torch.save(torch.jit.load(FILE, 'cpu').state_dict(), 'model.pt')"
+        )
+    if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):  # OpenCLIP's training checkpoints
+        state = {name.removeprefix("module."): tensor for name, tensor in state["state_dict"].items()}
+    if not isinstance(state, dict) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
+        raise WeightsMismatch(f"{source}: is not a state dict of tensors; save the model's state_dict()")
+    return state
+
+
+def read_json(path: Path, source: str) -> Json | None:
+    """A JSON object, or None if there is no such file."""
+    if not path.is_file():
+        return None
+    try:
+        values = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise WeightsMismatch(f"{source}: {path.name} beside it is not JSON: {first_line(error)}") from error
+    if not isinstance(values, dict):
+        raise WeightsMismatch(f"{source}: {path.name} beside it is not a JSON object")
+    return values
+
+
+def assemble(part: Part, tensor_of: Callable[[str], Tensor], source: str) -> Tensor:
+    """One parameter of the tower, float32, in memory of its own, all values finite."""
+    pieces = []
+    for name in part.sources:
+        tensor = tensor_of(name).detach()
+        if not tensor.is_floating_point() or tensor.layout != torch.strided:
+            raise WeightsMismatch(f"{source}: {name} is {tensor.dtype}; only dense floating-point weights are read")
+        tensor = tensor.to(torch.float32, copy=True)
+        if not all_finite(tensor):
+            raise WeightsMismatch(f"{source}: {name} holds values that are not finite; the file is damaged")
+        pieces.append(tensor.T if part.transposed else tensor)
+    whole = torch.cat(pieces) if len(pieces) > 1 else pieces[0]
+    return whole.reshape(part.shape).contiguous()
+
+
+def all_finite(tensor: Tensor) -> bool:
+    """Whether no value is NaN or infinite; in one pass, many times faster than `tensor.isfinite().all()`."""
+    return bool(torch.stack(tensor.aminmax()).isfinite().all())
+
+
+def tower_sha256(tower: ViT) -> str:
+    """Digest of the weights, the same whatever file they came from.
+
+    sha256 over the parameters in the order of their names: name, shape, then float32 little-endian bytes.
+    """
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tower.state_dict().items()):
+        digest.update(f"{name} {tuple(tensor.shape)}\n".encode())
+        values = tensor.detach().to("cpu", torch.float32).contiguous().numpy()
+        digest.update(np.ascontiguousarray(values, dtype="<f4").data)
+    return digest.hexdigest()
+
+
+def save_tower(tower: ViT, directory: str | Path, dtype: torch.dtype = torch.float16) -> None:
+    """Write a tower as config.json and model.safetensors, a directory that `load_backbone` reads.
+
+    Each file is written aside and renamed, config.json last: a directory that has one is whole.
+
+    Args:
+        dtype: of the stored weights. The tower that is read from float16 is a rounded one, with its own sha256.
+
+    Raises:
+        WeightsMismatch: the tower has an adapter in it, or a weight that `dtype` cannot hold.
+        WeightsError: the directory cannot be written.
+    """
+    state = {name: tensor.detach().to("cpu", dtype).contiguous() for name, tensor in tower.state_dict().items()}
+    with torch.device("meta"):
+        bare = ViT(tower.config).state_dict()
+    reasons = [f"{name} is of an adapter; save the tower without it" for name in state if name not in bare]
+    reasons += [f"{name} is not finite as {dtype}" for name, tensor in state.items() if not all_finite(tensor)]
+    if reasons:
+        raise WeightsMismatch(f"{directory}: not saved: {reasons[0]}")
+    settings = {"model_type": "clipmole-vit", "format_version": 1, "tower": tower.config.model_dump(mode="json")}
+    folder = Path(directory)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".save-", dir=folder) as scratch:
+            save_file(state, Path(scratch) / SAFETENSORS[0], metadata={"format": "pt"})
+            (Path(scratch) / CONFIG).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+            (folder / CONFIG).unlink(missing_ok=True)
+            for name in (SAFETENSORS[0], CONFIG):
+                os.replace(Path(scratch) / name, folder / name)
+    except (OSError, SafetensorError) as error:
+        raise WeightsError(f"{directory}: cannot be written: {first_line(error)}") from error
