@@ -40,8 +40,8 @@ def run_one(config: TrainConfig, corpus: Path, backbone: Path, out: Path) -> dic
 
 
 def val_figure(record: dict[str, Any]) -> float:
-    """The figure that validation chooses by: mean over generators of the AP, equalised."""
-    return float(record["curve"][record["best_epoch"]]["val_mean_generator_ap"])
+    """The figure that validation chooses by: average precision, equalised."""
+    return float(record["curve"][record["best_epoch"]]["val_ap"])
 
 
 def with_rate(config: TrainConfig, rate: float) -> TrainConfig:

@@ -197,7 +197,7 @@ def fit(
 ) -> tuple[list[Epoch], int]:
     """Train `network` in place and leave the best epoch's weights in it; returns the curve and that epoch.
 
-    The best epoch has the highest mean over generators of the validation AP on equalised centre crops.
+    The best epoch has the highest validation AP on equalised centre crops.
     """
     trained = network.trained_parameters()
     optimizer = make_optimizer(network, config)
@@ -234,14 +234,14 @@ def fit(
                     seconds=time.perf_counter() - start,
                 )
             )
-            if epoch == 0 or curve[-1].val_mean_generator_ap > curve[best].val_mean_generator_ap:
+            if epoch == 0 or curve[-1].val_ap > curve[best].val_ap:
                 best, best_state = (
                     epoch,
                     {name: parameter.detach().clone() for name, parameter in trained.items()},
                 )
             say(
-                f"epoch {epoch + 1}/{config.epochs}: loss {loss:.4f}, val AP {curve[-1].val_ap:.4f}, mean over "
-                f"generators {curve[-1].val_mean_generator_ap:.4f} (best {curve[best].val_mean_generator_ap:.4f})"
+                f"epoch {epoch + 1}/{config.epochs}: loss {loss:.4f}, val AP {curve[-1].val_ap:.4f} "
+                f"(best {curve[best].val_ap:.4f})"
             )
             if config.patience is not None and epoch - best >= config.patience:
                 say(f"stopped: no better epoch for {config.patience}")
@@ -358,9 +358,8 @@ def model_card(record: dict[str, Any], calibration: Calibration | None) -> str:
         f"- Data: {data['train']} training, {data['val']} validation and {data['calibration']} calibration images, "
         f"digest `{data['digest'][:12]}...`.",
         f"- Generators seen: {', '.join(data['generators'])}.",
-        f"- Best epoch {record['best_epoch'] + 1} of {len(record['curve'])}: validation AP {best['val_ap']:.3f}, "
-        f"mean over generators {best['val_mean_generator_ap']:.3f}, on equalised windows. It was chosen by this "
-        "figure, so expect less on other images.",
+        f"- Best epoch {record['best_epoch'] + 1} of {len(record['curve'])}: validation AP {best['val_ap']:.3f} "
+        "on equalised windows. It was chosen by this figure, so expect less on other images.",
         f"- Made on {record['environment']['date']} with clipmole {record['environment']['clipmole']}, "
         f"torch {record['environment']['torch']}, on {record['environment']['cpu']}; all settings are in `train.json`.",
         "",

@@ -16,7 +16,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 import tempfile
 from dataclasses import dataclass
 from importlib.resources import files
@@ -31,7 +30,7 @@ from safetensors.torch import load_file, save_file
 from clipmole.calibration import Calibration
 from clipmole.config import Config, MoLEConfig, PreprocessConfig
 from clipmole.errors import CheckpointError, ConfigError, WeightsError
-from clipmole.hub import hub_files
+from clipmole.hub import HUB_ID, hub_files
 from clipmole.models.backbone import PRESETS, Backbone, load_backbone
 from clipmole.models.detector import MoLEDetector
 
@@ -43,7 +42,6 @@ CONFIG, ADAPTER, CALIBRATION, TRAIN, CARD = (
     "train.json",
     "README.md",
 )
-HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 # ../shared/reference/README.md: WisconsinAIVision/UniversalFakeDetect, pretrained_weights/fc_weights.pth, MIT.
 UNIVFD_HEAD_SHA256 = "477100745713bcc957beb2b40859536859b6483fd6301b3b9293151b194c7847"
 
