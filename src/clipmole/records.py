@@ -5,11 +5,14 @@ Frozen pydantic records that turn into JSON as they are. They know nothing of ho
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 
 class Record(BaseModel):
@@ -29,9 +32,6 @@ class Verdict(StrEnum):
     def words(self) -> str:
         """The verdict as a person should read it: a likelihood, never a proof."""
         return {"real": "likely photograph", "uncertain": "uncertain", "ai_generated": "likely AI-generated"}[self]
-
-
-Split = Literal["train", "val", "calibration", "test", "test_unseen"]
 
 
 class Sample(Record):
@@ -86,3 +86,119 @@ class Detection(Record):
     tiles: int
     tile_logits: tuple[float, ...] | None = None
     tile_boxes: tuple[tuple[int, int, int, int], ...] | None = None
+
+
+# JSON has no nan: pydantic writes null, and here it is read again.
+Number = Annotated[float, BeforeValidator(lambda value: float("nan") if value is None else value)]
+
+
+class Figure(Record):
+    """A value with its 95 % bootstrap interval over images; nan (in JSON null) where it is not defined."""
+
+    value: Number
+    low: Number
+    high: Number
+
+    def __str__(self) -> str:
+        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
+
+
+class DetectorInfo(Record):
+    """A detector that was evaluated.
+
+    Attributes:
+        name: short and unique in the report.
+        id: what identifies it: name and digest, hub id and revision, or module:function.
+        thresholds: probabilities that bound its verdicts; None if it is not calibrated.
+        slope, intercept: of its calibration, probability = sigmoid(slope * logit + intercept); None likewise.
+        note: a caveat to print under the tables.
+    """
+
+    name: str
+    id: str
+    thresholds: Thresholds | None = None
+    slope: float | None = None
+    intercept: float | None = None
+    note: str = ""
+
+
+class SetReport(Record):
+    """Figures of one detector on one set of images under one condition.
+
+    Attributes:
+        detector: name of the detector.
+        set: name of the set of images, such as "test_unseen".
+        condition: "as stored", "equalised", or a perturbation such as "JPEG 50".
+        real, ai: images of each class.
+        figures: name -> figure; names as in `metrics`.
+        generators: generator -> figures of its images against all photographs of the set.
+        means: name -> mean over generators, as papers report it (mAP, mean accuracy).
+    """
+
+    detector: str
+    set: str
+    condition: str
+    real: int
+    ai: int
+    figures: dict[str, Figure]
+    generators: dict[str, dict[str, Figure]]
+    means: dict[str, Figure]
+
+
+class Difference(Record):
+    """Paired difference first - second of a figure on the same images, with its 95 % bootstrap interval."""
+
+    first: str
+    second: str
+    set: str
+    condition: str
+    metric: str
+    figure: Figure
+
+
+class PublishedFigure(Record):
+    """A figure that somebody else published; rows are not like for like."""
+
+    benchmark: str
+    method: str
+    metric: str
+    value: float
+    note: str = ""
+
+
+class EvaluationReport(Record):
+    """What an evaluation found, and the recipe that makes it again.
+
+    Attributes:
+        title: of the protocol.
+        recipe: command, data digest, versions, hardware, date, seed, resamples, seconds.
+        missing: data sets of the protocol that were not there, each with where its owners publish it.
+        failed: file -> reason, for images that could not be read.
+    """
+
+    title: str
+    detectors: tuple[DetectorInfo, ...]
+    sets: tuple[SetReport, ...]
+    differences: tuple[Difference, ...] = ()
+    published: tuple[PublishedFigure, ...] = ()
+    missing: tuple[str, ...] = ()
+    failed: dict[str, str] = Field(default_factory=dict)
+    recipe: dict[str, Any] = Field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ScoreTable:
+    """Every logit of an evaluation.
+
+    Attributes:
+        samples: the n images that could be read.
+        sets: (n,) name of the set each belongs to.
+        detectors, conditions: names, in the order of the axes.
+        logits: (detectors, conditions, n) float64, positive towards AI-generated.
+    """
+
+    samples: tuple[Sample, ...]
+    sets: NDArray[np.str_]
+    detectors: tuple[str, ...]
+    conditions: tuple[str, ...]
+    logits: NDArray[np.float64]
