@@ -5,13 +5,10 @@ Frozen pydantic records that turn into JSON as they are. They know nothing of ho
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
-import numpy as np
-from numpy.typing import NDArray
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 
@@ -184,21 +181,3 @@ class EvaluationReport(Record):
     missing: tuple[str, ...] = ()
     failed: dict[str, str] = Field(default_factory=dict)
     recipe: dict[str, Any] = Field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class ScoreTable:
-    """Every logit of an evaluation.
-
-    Attributes:
-        samples: the n images that could be read.
-        sets: (n,) name of the set each belongs to.
-        detectors, conditions: names, in the order of the axes.
-        logits: (detectors, conditions, n) float64, positive towards AI-generated.
-    """
-
-    samples: tuple[Sample, ...]
-    sets: NDArray[np.str_]
-    detectors: tuple[str, ...]
-    conditions: tuple[str, ...]
-    logits: NDArray[np.float64]
