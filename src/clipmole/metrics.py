@@ -1,9 +1,10 @@
-"""Figures from labels and scores: pure functions `(y_true, y_score) -> float`, and their bootstrap intervals.
+"""Figures from labels and scores: pure functions `(y_true, y_score) -> float`, their curves and their intervals.
 
 `y_true` (n,) holds 1 for AI-generated and 0 for photographs; `y_score` (n,) rises with the belief that an
 image is AI-generated: logits or probabilities for ranking figures, probabilities where it is said. A figure
 that is not defined (one class only, nothing at all) is nan, never 0 or 1. Raises `DataError` for any other
-label, for a score that is not finite, and for vectors of different lengths.
+label, for a score that is not finite, and for vectors of different lengths. Curves are vectors for a plot, empty
+where they are not defined.
 
 Ranking figures are written out here because a bootstrap calls them tens of thousands of times, of which
 scikit-learn's checks would be most; the tests hold them to its values. It knows nothing of images or detectors.
@@ -12,6 +13,7 @@ scikit-learn's checks would be most; the tests hold them to its values. It knows
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -41,6 +43,42 @@ def _counts(y: NDArray[np.int64], s: NDArray[np.float64]) -> tuple[NDArray[np.in
     return generated, ends + 1 - generated
 
 
+def _probabilities(y_true: ArrayLike, probability: ArrayLike) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    y, p = _arrays(y_true, probability)
+    if len(p) and (p.min() < 0 or p.max() > 1):
+        raise DataError("metrics: this figure needs probabilities in [0, 1]")
+    return y, p
+
+
+# -- ranking --------------------------------------------------------------------------------------------------
+
+
+def roc_points(y_true: ArrayLike, y_score: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """False and true positive rates (m,) of the cuts "this score and above", both ascending from 0 to 1.
+
+    The first cut takes nothing, then one a distinct score: images that tie are taken together. As scikit-learn's
+    `roc_curve` with every point kept; empty without both classes.
+    """
+    y, s = _arrays(y_true, y_score)
+    if not 0 < y.sum() < len(y):
+        return np.zeros(0), np.zeros(0)
+    generated, real = _counts(y, s)
+    return np.append(0.0, real / real[-1]), np.append(0.0, generated / generated[-1])
+
+
+def precision_recall_points(y_true: ArrayLike, y_score: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Recall (m,), ascending to 1, and precision (m,) of the cuts at each distinct score, highest first.
+
+    Only cuts that there are: without the point at recall 0 and precision 1 that scikit-learn adds. Between points
+    the curve is a step, as `average_precision` sums it. Empty without both classes.
+    """
+    y, s = _arrays(y_true, y_score)
+    if not 0 < y.sum() < len(y):
+        return np.zeros(0), np.zeros(0)
+    generated, real = _counts(y, s)
+    return generated / generated[-1], generated / (generated + real)
+
+
 def average_precision(y_true: ArrayLike, y_score: ArrayLike) -> float:
     """Area under the precision-recall steps, sum_k (R_k - R_{k-1}) P_k over the distinct scores, highest first.
 
@@ -63,6 +101,50 @@ def auroc(y_true: ArrayLike, y_score: ArrayLike) -> float:
     return float(twice.sum() / (2 * generated[-1] * real[-1]))
 
 
+def tpr_at_fpr(y_true: ArrayLike, y_score: ArrayLike, fpr: float) -> float:
+    """Share of generated images found by the lowest cut that no more than the share `fpr` of photographs reach.
+
+    The conservative step: images that tie are all found or none is, and nothing is interpolated between cuts. So
+    it is 0 if the highest tie alone holds too many photographs, and with fewer than 1 / fpr photographs it is the
+    share above all of them. It is a property of the ranking: the cut is looked for on the images reported, and a
+    cut fixed beforehand finds fewer or alarms more often. nan without both classes.
+    """
+    if not 0 <= fpr < 1:
+        raise ConfigError(f"fpr={fpr}: a share of photographs, from 0 to below 1")
+    false_positives, true_positives = roc_points(y_true, y_score)
+    return float(true_positives[false_positives <= fpr].max()) if len(true_positives) else float("nan")
+
+
+def equal_error_rate(y_true: ArrayLike, y_score: ArrayLike) -> float:
+    """The error rate where as large a share of photographs is above the cut as of generated images below it.
+
+    Straight lines join neighbouring ROC points, as `auroc` does by counting ties half: along them FPR + TPR rises
+    strictly from 0 to 2, so that the place where it is 1 is one place. nan without both classes.
+    """
+    false_positives, true_positives = roc_points(y_true, y_score)
+    if not len(true_positives):
+        return float("nan")
+    return float(np.interp(1.0, false_positives + true_positives, false_positives))
+
+
+def oracle_accuracy(y_true: ArrayLike, y_score: ArrayLike) -> float:
+    """Accuracy at the best of all thresholds, searched on the very images that are reported.
+
+    An upper bound that no user reaches, for comparison with papers that search so (UnivFD's "best threshold"):
+    never a headline, and never without the word oracle beside it. At least the share of the larger class. nan
+    without both classes.
+    """
+    y, s = _arrays(y_true, y_score)
+    if not 0 < y.sum() < len(y):
+        return float("nan")
+    generated, real = _counts(y, s)
+    right = np.append(0, generated - real) + real[-1]
+    return float(right.max() / len(y))
+
+
+# -- verdicts -------------------------------------------------------------------------------------------------
+
+
 def class_accuracy(y_true: ArrayLike, y_score: ArrayLike, label: int, threshold: float) -> float:
     """Share of the images of `label` on the right side of `threshold` (generated: above; real: not above)."""
     y, s = _arrays(y_true, y_score)
@@ -83,21 +165,87 @@ def balanced_accuracy(y_true: ArrayLike, y_score: ArrayLike, threshold: float) -
     return (class_accuracy(y_true, y_score, 0, threshold) + class_accuracy(y_true, y_score, 1, threshold)) / 2
 
 
+def selective_accuracy(y_true: ArrayLike, probability: ArrayLike, low: float, high: float) -> float:
+    """Share of right verdicts among those given: generated above `high`, real below `low`, none between or on both.
+
+    nan if there is no verdict at all. Read it with its coverage, the share of images that get a verdict.
+    """
+    y, p = _probabilities(y_true, probability)
+    if not low <= high:
+        raise ConfigError(f"low={low}, high={high}: the uncertain band runs from low to high")
+    decided = (p > high) | (p < low)
+    return float(((p > high) == (y == 1))[decided].mean()) if decided.any() else float("nan")
+
+
+def risk_coverage(y_true: ArrayLike, probability: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Coverage (m,), ascending to 1, and accuracy (m,) of that most confident share of the images.
+
+    The risk-coverage curve (El-Yaniv and Wiener, JMLR 2010) with risk = 1 - accuracy. The confidence is
+    max(p, 1 - p), the verdict generated above p = 0.5; images of one confidence enter together. It ends in
+    `accuracy` at 0.5; empty without images.
+    """
+    y, p = _probabilities(y_true, probability)
+    if not len(y):
+        return np.zeros(0), np.zeros(0)
+    right, wrong = _counts(((p > 0.5) == (y == 1)).astype(np.int64), np.maximum(p, 1 - p))
+    return (right + wrong) / len(y), right / (right + wrong)
+
+
+# -- probabilities --------------------------------------------------------------------------------------------
+
+
+def negative_log_likelihood(y_true: ArrayLike, probability: ArrayLike) -> float:
+    """Mean of -ln(probability given to the image's class): binary cross-entropy in nats, 0.693 for p = 0.5.
+
+    Probabilities are clipped to [e, 1 - e], e = 2.2e-16 (float64's epsilon, as scikit-learn's `log_loss`): a
+    certainty that is wrong costs 36 nats, not an infinite amount.
+    """
+    y, p = _probabilities(y_true, probability)
+    epsilon = np.finfo(np.float64).eps
+    own = np.clip(np.where(y == 1, p, 1 - p), epsilon, 1 - epsilon)
+    return float(-np.log(own).mean()) if len(y) else float("nan")
+
+
+def _bin_of(p: NDArray[np.float64], bins: int) -> NDArray[np.int64]:
+    """Index (n,) of each probability's bin: bin b holds b / bins <= p < (b + 1) / bins, the last one also p = 1."""
+    if bins < 1:
+        raise ConfigError(f"bins={bins}: at least one is needed")
+    return np.minimum((p * bins).astype(np.int64), bins - 1)
+
+
 def expected_calibration_error(y_true: ArrayLike, probability: ArrayLike, bins: int = 10) -> float:
     """sum_b n_b / n |mean probability - share generated| over equally wide bins (Guo et al., arXiv 1706.04599).
 
     The two-class form: of the probability of being AI-generated, not of the more probable class. Bin b holds
     b / bins <= p < (b + 1) / bins, the last one also p = 1.
     """
-    y, p = _arrays(y_true, probability)
-    if bins < 1:
-        raise ConfigError(f"bins={bins}: at least one is needed")
-    if not len(y):
-        return float("nan")
-    if p.min() < 0 or p.max() > 1:
-        raise DataError("metrics: the calibration error needs probabilities in [0, 1]")
-    index = np.minimum((p * bins).astype(np.int64), bins - 1)
-    return float(np.abs(np.bincount(index, weights=p - y)).sum() / len(y))
+    y, p = _probabilities(y_true, probability)
+    index = _bin_of(p, bins)
+    return float(np.abs(np.bincount(index, weights=p - y)).sum() / len(y)) if len(y) else float("nan")
+
+
+class ReliabilityBins(NamedTuple):
+    """A reliability diagram, vectors of (bins,): nan in the first two where the bin holds no image."""
+
+    mean_probability: NDArray[np.float64]
+    share_generated: NDArray[np.float64]
+    images: NDArray[np.int64]
+
+
+def reliability_bins(y_true: ArrayLike, probability: ArrayLike, bins: int = 10) -> ReliabilityBins:
+    """Mean probability, share of generated images and number of images in the bins of the calibration error."""
+    y, p = _probabilities(y_true, probability)
+    index = _bin_of(p, bins)
+    images = np.bincount(index, minlength=bins)
+    divisor = np.where(images > 0, images, np.nan)
+    return ReliabilityBins(
+        np.bincount(index, weights=p, minlength=bins) / divisor,
+        np.bincount(index, weights=y, minlength=bins) / divisor,
+        images,
+    )
+
+
+# -- intervals ------------------------------------------------------------------------------------------------
 
 
 def resample_within(strata: ArrayLike, resamples: int, seed: int = 0) -> Iterator[NDArray[np.int64]]:
