@@ -21,6 +21,7 @@ ORDER = [
     "clipmole.hub",
     "clipmole.images",
     "clipmole.augment",
+    "clipmole.perturb",
     "clipmole.preprocess",
     "clipmole.calibration",
     "clipmole.models",

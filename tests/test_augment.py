@@ -14,7 +14,19 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from clipmole import augment as module
-from clipmole.augment import augment, blur, equalise, jpeg, noise, pad_to, random_crop, resize
+from clipmole.augment import (
+    augment,
+    blur,
+    crop_share,
+    equalise,
+    jpeg,
+    noise,
+    pad_to,
+    random_crop,
+    resize,
+    resize_to,
+    webp,
+)
 from clipmole.config import AugmentConfig
 from clipmole.errors import MissingDependency
 
@@ -60,7 +72,28 @@ def test_equalise_draws_every_quality_and_no_other(quality: tuple[int, int], mon
     assert set(drawn) == set(range(quality[0], quality[1] + 1))
 
 
+def test_webp_is_one_lossy_generation_at_the_quality() -> None:
+    rgb = texture()
+    buffer = io.BytesIO()
+    Image.fromarray(rgb).save(buffer, "WEBP", quality=60, lossless=False, method=4)
+    assert buffer.getvalue()[12:16] == b"VP8 "  # lossy; lossless is "VP8L"
+    np.testing.assert_array_equal(webp(rgb, 60), np.asarray(Image.open(buffer).convert("RGB")))
+    losses = [np.abs(webp(rgb, quality).astype(int) - rgb).mean() for quality in (95, 75, 50, 20)]
+    assert losses == sorted(losses)
+    assert webp(rgb[:33, :17], 80).shape == (33, 17, 3)
+
+
 # ---------------------------------------------------------------- blur, resize, noise
+
+
+def test_a_cut_blur_is_a_gaussian_of_that_many_taps() -> None:
+    pytest.importorskip("cv2")
+    step = np.zeros((21, 41, 3), np.uint8)
+    step[:, 20:] = 255
+    for kernel in (3, 9):
+        taps = np.exp(-0.5 * (np.arange(-(kernel // 2), kernel // 2 + 1) / 4.0) ** 2)
+        expected = np.convolve(step[10, :, 0], taps / taps.sum(), mode="same")
+        assert np.abs(blur(step, 4.0, kernel)[10, 8:33, 0] - expected[8:33]).max() <= 1
 
 
 @pytest.mark.parametrize("sigma", [0.8, 1.5, 3.0])
@@ -88,6 +121,15 @@ def test_resize_shapes_and_identity() -> None:
     np.testing.assert_array_equal(resize(rgb, 1.0), rgb)
     block_means = rgb.reshape(48, 2, 40, 2, 3).mean(axis=(1, 3))
     assert np.abs(resize(rgb, 0.5) - block_means).max() <= 0.51  # area averaging
+
+
+def test_resize_to_a_size_and_its_identity() -> None:
+    pytest.importorskip("cv2")
+    rgb = texture(96, 80)
+    assert resize_to(rgb, 50, 120).shape == (50, 120, 3)
+    np.testing.assert_array_equal(resize_to(rgb, 96, 80), rgb)
+    block_means = rgb.reshape(32, 3, 20, 4, 3).mean(axis=(1, 3))
+    assert np.abs(resize_to(rgb, 32, 20) - block_means).max() <= 0.51  # area averaging
 
 
 def test_noise_has_the_deviation_and_no_bias() -> None:
@@ -151,6 +193,21 @@ def test_random_crop_reaches_every_place_evenly() -> None:
 
 def test_random_crop_of_a_smaller_image() -> None:
     assert random_crop(texture(5, 100), 32, rng()).shape == (32, 32, 3)
+
+
+def test_a_share_is_cut_from_the_middle_or_from_every_place() -> None:
+    y, x = np.mgrid[0:10, 0:6]
+    rgb = np.stack([x, y, x * 0], axis=-1).astype(np.uint8)
+    np.testing.assert_array_equal(crop_share(rgb, 0.5), rgb[2:7, 1:4])  # 5 x 3 of 10 x 6
+    assert crop_share(rgb, 1.0).shape == rgb.shape
+    assert crop_share(rgb, 0.01).shape == (1, 1, 3)
+    generator = rng()
+    crops = [crop_share(rgb, 0.5, generator) for _ in range(600)]
+    corners = {(int(crop[0, 0, 1]), int(crop[0, 0, 0])) for crop in crops}
+    assert corners == {(top, left) for top in range(6) for left in range(4)}  # 10 - 5 + 1, 6 - 3 + 1
+    for crop in crops:
+        top, left = crop[0, 0, 1], crop[0, 0, 0]
+        np.testing.assert_array_equal(crop, rgb[top : top + 5, left : left + 3])
 
 
 # ---------------------------------------------------------------- all of it

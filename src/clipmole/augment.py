@@ -1,9 +1,9 @@
-"""Blur, JPEG, resize, noise, crop: the functions that train, equalise and perturb.
+"""Blur, JPEG, WebP, resize, noise, crop: the functions that train, equalise and perturb.
 
 In: an RGB image (H, W, 3) uint8 and, where something is drawn, a numpy Generator. Out: RGB uint8.
 It knows nothing of labels: whatever is drawn, is drawn alike for photographs and generated images.
 
-Blur, resize and noise need OpenCV (`clipmole[train]`); JPEG and crops do not.
+Blur and resize need OpenCV (`clipmole[train]`); JPEG, WebP, noise and crops do not.
 """
 
 from __future__ import annotations
@@ -40,20 +40,36 @@ def jpeg(rgb: RGB, quality: int) -> RGB:
         return np.asarray(decoded.convert("RGB"))
 
 
-def blur(rgb: RGB, sigma: float) -> RGB:
-    """Gaussian blur, `sigma` in pixels; 0 changes nothing."""
+def webp(rgb: RGB, quality: int) -> RGB:
+    """Encode as lossy WebP (libwebp at `quality`, 0..100, method 4) and decode again; same shape."""
+    buffer = io.BytesIO()
+    Image.fromarray(rgb).save(buffer, "WEBP", quality=int(quality), method=4)
+    with Image.open(buffer) as decoded:
+        return np.asarray(decoded.convert("RGB"))
+
+
+def blur(rgb: RGB, sigma: float, kernel: int = 0) -> RGB:
+    """Gaussian blur, `sigma` in pixels; 0 changes nothing.
+
+    `kernel` is the side of the window at which the Gaussian is cut, odd; 0: as wide as `sigma` asks for.
+    """
     if sigma < 0.05:  # the kernel is a delta in uint8
         return rgb
-    return _cv2().GaussianBlur(rgb, (0, 0), sigma)  # type: ignore[no-any-return]
+    return _cv2().GaussianBlur(rgb, (kernel, kernel), sigma)  # type: ignore[no-any-return]
+
+
+def resize_to(rgb: RGB, height: int, width: int) -> RGB:
+    """Resize to `height` x `width`: area averaging when no side grows, bicubic otherwise."""
+    cv2 = _cv2()
+    shrinks = height <= rgb.shape[0] and width <= rgb.shape[1]
+    interpolation = cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC
+    return cv2.resize(rgb, (width, height), interpolation=interpolation)  # type: ignore[no-any-return]
 
 
 def resize(rgb: RGB, scale: float) -> RGB:
     """Resize by `scale`: area averaging when it shrinks, bicubic when it grows."""
-    cv2 = _cv2()
     height, width = rgb.shape[:2]
-    size = (max(1, round(width * scale)), max(1, round(height * scale)))
-    interpolation = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
-    return cv2.resize(rgb, size, interpolation=interpolation)  # type: ignore[no-any-return]
+    return resize_to(rgb, max(1, round(height * scale)), max(1, round(width * scale)))
 
 
 def noise(rgb: RGB, sigma: float, rng: np.random.Generator) -> RGB:
@@ -77,6 +93,15 @@ def random_crop(rgb: RGB, size: int, rng: np.random.Generator) -> RGB:
     top = int(rng.integers(rgb.shape[0] - size + 1))
     left = int(rng.integers(rgb.shape[1] - size + 1))
     return rgb[top : top + size, left : left + size]
+
+
+def crop_share(rgb: RGB, share: float, rng: np.random.Generator | None = None) -> RGB:
+    """A window of `share` (0..1] of each side, at a uniformly drawn place; in the middle without `rng`."""
+    height, width = (max(1, round(side * share)) for side in rgb.shape[:2])
+    down, right = rgb.shape[0] - height, rgb.shape[1] - width
+    top = down // 2 if rng is None else int(rng.integers(down + 1))
+    left = right // 2 if rng is None else int(rng.integers(right + 1))
+    return rgb[top : top + height, left : left + width]
 
 
 def equalise(rgb: RGB, quality: tuple[int, int], rng: np.random.Generator) -> RGB:
