@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
@@ -40,6 +40,7 @@ class Sample(Record):
         generator: what made it; "camera" for photographs.
         split: the part of the data set that it belongs to.
         ignore_bottom_px: rows at the lower edge that hold a visible mark and are never looked at.
+        group: images of one group show the same scene or prompt and are not independent; "": its own.
     """
 
     path: Path
@@ -47,6 +48,7 @@ class Sample(Record):
     generator: str
     split: str
     ignore_bottom_px: int = Field(0, ge=0)
+    group: str = ""
 
 
 class Thresholds(Record):
