@@ -1,4 +1,4 @@
-"""Platt's parameters, the thresholds' guarantee, and verdicts that survive rounding, saving and extremes."""
+"""The sigmoid's parameters, the thresholds' guarantee, and verdicts that survive rounding, saving and extremes."""
 
 from __future__ import annotations
 
@@ -11,9 +11,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from pydantic import ValidationError
-from scipy.optimize import minimize  # type: ignore[import-untyped]
+from scipy.optimize import minimize, minimize_scalar  # type: ignore[import-untyped]
+from scipy.stats import beta, norm  # type: ignore[import-untyped]
 
-from clipmole.calibration import Calibration, fit_calibration, fit_platt, sigmoid, upper_threshold
+from clipmole.calibration import (
+    Calibration,
+    Method,
+    fit_calibration,
+    fit_platt,
+    fit_temperature,
+    images_needed,
+    move_to_photographs,
+    rate_bound,
+    sigmoid,
+    upper_threshold,
+)
 from clipmole.errors import ConfigError, DataError
 from clipmole.records import Thresholds, Verdict
 
@@ -133,6 +145,58 @@ def test_platt_minimises_his_cross_entropy_at_any_scale_of_the_logits(scale: flo
     assert intercept + slope * scale * shift == pytest.approx(expected[1], abs=1e-3)
 
 
+# -- temperature ----------------------------------------------------------------------------------------------
+
+
+def test_temperature_recovers_a_slope_and_has_no_intercept() -> None:
+    # N(-1, 1) against N(1, 1): the log-odds are 2 x, even at x = 0.
+    rng = np.random.default_rng(0)
+    labels = np.repeat([0, 1], [60_000, 20_000])
+    slope, intercept = fit_temperature(rng.normal(2.0 * labels - 1), labels)
+    assert slope == pytest.approx(2.0, abs=0.05)
+    assert intercept == 0
+
+
+@pytest.mark.parametrize("scale", [1e-4, 1.0, 1e4])
+def test_temperature_minimises_the_cross_entropy_at_any_scale_of_the_logits(scale: float) -> None:
+    logits, labels = simulated(1, real=40, ai=25, distance=1.5)
+    y = np.array(labels)
+    target = np.where(y == 1, 26 / 27, 1 / 42)
+    weight = np.where(y == 1, 1 / 25, 1 / 40)
+
+    def loss(slope: float) -> float:
+        return float((weight * (np.logaddexp(0, slope * logits) - target * slope * logits)).sum())
+
+    expected = minimize_scalar(loss, (0.1, 1.0), tol=1e-12).x
+    assert fit_temperature(logits * scale, y)[0] * scale == pytest.approx(expected, abs=1e-6)
+
+
+def test_temperature_keeps_the_middle_and_platt_moves_it() -> None:
+    logits, labels = simulated(0, 400, 400)  # N(0, 1) against N(2, 1): even odds at a logit of 1
+    platt, temperature = (
+        fit_calibration({"as stored": logits}, labels, method=method) for method in ("platt", "temperature")
+    )
+    assert (platt.method, temperature.method) == ("platt", "temperature")
+    assert platt.probability(1.0) == pytest.approx(0.5, abs=0.05)
+    assert temperature.probability(0.0) == 0.5
+    assert temperature.intercept == 0
+    # The thresholds are places among the logits, which no rising function of them moves.
+    assert verdicts(platt, logits) == verdicts(temperature, logits)
+
+
+def test_temperature_is_finite_where_the_classes_are_apart_and_refused_where_it_would_turn_them_round() -> None:
+    apart = fit_calibration({"as stored": [-3.0] * 30 + [3.0] * 30}, [0] * 30 + [1] * 30, method="temperature")
+    assert apart.probability(3.0) == pytest.approx(31 / 32, abs=1e-6)  # the smoothed target
+    for logits in ([0.0, 0.0], [3.0, -3.0]):
+        with pytest.raises(DataError, match="do not score higher"):
+            fit_calibration({"as stored": logits}, [0, 1], method="temperature")
+
+
+def test_an_unknown_method_is_refused() -> None:
+    with pytest.raises(ConfigError, match="method=isotonic: must be one of platt, temperature"):
+        fit_calibration({"as stored": [0.0, 1.0]}, [0, 1], method="isotonic")  # type: ignore[arg-type]
+
+
 # -- thresholds -----------------------------------------------------------------------------------------------
 
 
@@ -171,6 +235,62 @@ def test_fresh_photographs_raise_a_false_alarm_at_most_at_the_rate(n: int) -> No
     exact = 1 - math.ceil(0.95 * (n + 1) - 1e-9) / (n + 1)
     assert exact <= 0.05 + 1e-12
     assert np.mean(rates) == pytest.approx(exact, abs=4 * float(np.std(rates)) / math.sqrt(len(rates)))
+
+
+@pytest.mark.parametrize("method", ["platt", "temperature"])
+@pytest.mark.parametrize(("n", "false_alarm", "miss"), [(19, 0.05, 0.10), (64, 0.05, 0.10), (100, 0.2, 0.01)])
+def test_the_band_has_its_stated_coverage_on_held_out_images(
+    method: Method, n: int, false_alarm: float, miss: float
+) -> None:
+    # The classes overlap, so that the thresholds do not cross: then each rate is exactly (n + 1 - k) / (n + 1),
+    # over draws of calibration and held-out images together. The unlike shapes are not what Platt assumes.
+    rates = []
+    for seed in range(400):
+        rng = np.random.default_rng(seed)
+        real, ai = rng.normal(0, 1, n + 200), rng.laplace(1.5, 0.7, n + 200)
+        fitted = np.concatenate([real[:n], ai[:n]])
+        calibration = fit_calibration({"as stored": fitted}, [0] * n + [1] * n, false_alarm, miss, method)
+        alarms = calibration.probabilities(real[n:]) > calibration.thresholds.ai
+        misses = calibration.probabilities(ai[n:]) < calibration.thresholds.real
+        rates.append((alarms.mean(), misses.mean()))
+    for found, rate in zip(np.transpose(rates), (false_alarm, miss), strict=True):
+        if n < 1 / rate - 1:
+            assert not found.any()  # too few images: no verdict
+            continue
+        exact = 1 - math.ceil((n + 1) * (1 - rate) - 1e-9) / (n + 1)
+        assert exact <= rate + 1e-12
+        assert found.mean() == pytest.approx(exact, abs=4 * found.std() / math.sqrt(len(found)))
+
+
+def test_the_bound_on_a_rate_is_the_beta_quantile() -> None:
+    for n in (19, 20, 64, 100, 1000):
+        for rate in (0.05, 0.1, 0.31):
+            for confidence in (0.05, 0.5, 0.95, 0.999):
+                k = math.ceil((n + 1) * (1 - rate) - 1e-9)
+                expected = beta.ppf(confidence, n + 1 - k, k)
+                assert rate_bound(n, rate, confidence) == pytest.approx(expected, abs=1e-12)
+    assert rate_bound(19, 0.05) == pytest.approx(1 - 0.05 ** (1 / 19), abs=1e-12)  # k = 19: the largest of 19
+    assert rate_bound(18, 0.05) == 0  # no threshold, no error
+    with pytest.raises(ConfigError, match="confidence=95"):
+        rate_bound(100, 0.05, 95)
+
+
+@pytest.mark.parametrize("n", [19, 100])
+def test_nineteen_of_twenty_calibration_sets_keep_to_the_bound(n: int) -> None:
+    rng = np.random.default_rng(n)
+    thresholds = np.array([upper_threshold(rng.normal(size=n), 0.05) for _ in range(4000)])
+    kept = np.mean(norm.sf(thresholds) <= rate_bound(n, 0.05))
+    assert kept == pytest.approx(0.95, abs=4 * math.sqrt(0.95 * 0.05 / 4000))
+
+
+def test_the_fewest_images_are_those_that_give_a_threshold() -> None:
+    assert [images_needed(rate) for rate in (0.05, 0.1, 0.01, 0.001, 0.3, 0.5, 0.9)] == [19, 9, 99, 999, 3, 1, 1]
+    for rate in [1 / x for x in range(2, 300)] + np.linspace(0.01, 0.99, 300).tolist():
+        needed = images_needed(rate)
+        assert upper_threshold(np.zeros(needed), rate) == 0
+        assert needed == 1 or upper_threshold(np.zeros(needed - 1), rate) == math.inf
+    with pytest.raises(ConfigError, match=r"rate=1\.0"):
+        images_needed(1.0)
 
 
 def test_fitted_verdicts_keep_both_rates_on_fresh_images() -> None:
@@ -262,7 +382,72 @@ def test_extreme_logits_are_calibrated() -> None:
     assert verdicts(wide, (logits - 1) * 1e4) == verdicts(usual, logits - 1)
 
 
+# -- photographs alone ----------------------------------------------------------------------------------------
+
+
+def test_photographs_alone_move_one_threshold_and_nothing_else() -> None:
+    logits = np.linspace(-4, 1, 99)
+    moved = move_to_photographs(FIXED, logits, 0.10)
+    bound = float(logits[89])  # the 90th of 99 in order
+    assert moved.thresholds.ai == pytest.approx(sigmoid(1.7 * bound - 0.3), abs=1e-4)
+    assert moved.verdict(bound) is Verdict.UNCERTAIN
+    assert moved.verdict(float(logits[90])) is Verdict.AI_GENERATED
+    assert moved.own_photographs == 99
+    assert moved.max_false_alarm == 0.10
+    kept = {"slope", "intercept", "max_miss", "real", "ai", "variants", "method"}
+    assert moved.model_dump(include=kept) == FIXED.model_dump(include=kept)
+    assert moved.thresholds.real == FIXED.thresholds.real
+    assert FIXED.own_photographs == 0
+    assert Calibration.model_validate_json(moved.model_dump_json(indent=2)) == moved
+    again = move_to_photographs(moved, logits + 1, 0.05)  # later ones replace earlier ones
+    assert again == move_to_photographs(FIXED, logits + 1, 0.05)
+
+
+def test_photographs_that_all_look_real_leave_the_thresholds_in_order() -> None:
+    moved = move_to_photographs(FIXED, np.full(50, -20.0))
+    assert moved.thresholds == Thresholds(real=0.25, ai=0.25)
+    assert moved.verdict(-20) is Verdict.REAL
+
+
+def test_photographs_of_another_source_keep_the_rate_that_the_first_fit_breaks() -> None:
+    # A user's camera: its photographs score 1 higher than those of the first calibration.
+    fitted = fit_calibration({"as stored": simulated(0, 500, 500)[0]}, [0] * 500 + [1] * 500)
+    before, after = [], []
+    for seed in range(200):
+        own = np.random.default_rng(seed).normal(1, 1, 300)
+        moved = move_to_photographs(fitted, own[:100])
+        before.append((fitted.probabilities(own[100:]) > fitted.thresholds.ai).mean())
+        after.append((moved.probabilities(own[100:]) > moved.thresholds.ai).mean())
+    exact = 1 - math.ceil(101 * 0.95) / 101
+    assert np.mean(before) > 0.15
+    assert np.mean(after) == pytest.approx(exact, abs=4 * float(np.std(after)) / math.sqrt(200))
+    assert np.mean(np.array(after) <= rate_bound(100, 0.05)) > 0.85  # 95 % of draws, and 200 images to see it by
+
+
+@pytest.mark.parametrize(("count", "rate", "needed"), [(18, 0.05, 19), (0, 0.05, 19), (98, 0.01, 99)])
+def test_too_few_photographs_are_refused_with_the_number_needed(count: int, rate: float, needed: int) -> None:
+    with pytest.raises(DataError, match=f"{count} photographs cannot bound a share of {rate}: .* at least {needed};"):
+        move_to_photographs(FIXED, np.zeros(count), rate)
+    assert move_to_photographs(FIXED, np.zeros(needed), rate).own_photographs == needed
+
+
+def test_photographs_without_a_finite_logit_are_refused() -> None:
+    with pytest.raises(DataError, match="one finite logit for each photograph"):
+        move_to_photographs(FIXED, [0.0] * 50 + [math.nan])
+    with pytest.raises(ConfigError, match="rate=5"):
+        move_to_photographs(FIXED, [0.0] * 50, 5)
+
+
 # -- refusals and storage -------------------------------------------------------------------------------------
+
+
+def test_a_file_from_before_there_were_methods_is_read() -> None:
+    text = (
+        '{"slope": 1.7, "intercept": -0.3, "thresholds": {"real": 0.25, "ai": 0.8}, "max_false_alarm": 0.05, '
+        '"max_miss": 0.1, "real": 50, "ai": 50, "variants": ["as stored"]}'
+    )
+    assert Calibration.model_validate_json(text) == FIXED
+    assert (FIXED.method, FIXED.own_photographs) == ("platt", 0)
 
 
 @pytest.mark.parametrize(
@@ -331,8 +516,15 @@ def test_verdicts_survive_saving_for_images_next_to_the_thresholds() -> None:
         {"max_false_alarm": 0.0},
         {"real": 0},
         {"temperature": 1.0},
+        {"method": "isotonic"},
+        {"own_photographs": -1},
     ],
 )
 def test_a_calibration_that_contradicts_itself_is_refused(change: dict[str, object]) -> None:
     with pytest.raises(ValidationError, match=next(iter(change))):
         Calibration.model_validate(FIXED.model_dump() | change)
+
+
+def test_a_temperature_with_an_intercept_is_refused() -> None:
+    with pytest.raises(ValidationError, match="temperature scaling has none"):
+        Calibration.model_validate(FIXED.model_dump() | {"method": "temperature"})

@@ -1,17 +1,25 @@
 """Logit -> probability -> verdict, fitted on a calibration split and never on anything that is reported.
 
-In: logits and labels (1 = AI-generated). Out: a `Calibration`, which turns a logit into a probability and a
-verdict. It knows nothing of images or networks. Fitting needs scikit-learn (`clipmole[train]`), using does not.
+In: logits and labels (1 = AI-generated), or logits of photographs alone. Out: a `Calibration`, which turns a logit
+into a probability and a verdict. It knows nothing of images or networks. Fitting a probability needs scikit-learn
+(`clipmole[train]`); using one, and thresholds from photographs alone, do not.
 
 The probability is meant for as many generated images as photographs: where generated images are rarer, so is
 a true alarm.
+
+What the thresholds promise (class-conditional split conformal prediction; Vovk et al. 2005, section 4.5): take n
+calibration photographs and one more from the same source, exchangeable with them. Then the one more is called
+AI-generated with probability at most `max_false_alarm`; so for generated images, called real, and `max_miss`. Each
+holds within its class whatever the classes' shares, the detector and the distribution of its logits. It is an
+average over draws of the calibration images: what one draw gives may be more, and `rate_bound` says how much more.
+It is not a promise for one camera, generator or kind of edit, nor for images of another source.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Self
+from typing import Literal, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -24,6 +32,8 @@ from clipmole.records import Record, Thresholds, Verdict
 # rounding from one batch, machine or number of crops to the next, which must not change that image's verdict.
 CLEARANCE = 1e-4
 
+Method = Literal["platt", "temperature"]
+
 
 def sigmoid(z: float) -> float:
     """1 / (1 + exp(-z)), for every z; nan for nan."""
@@ -33,15 +43,18 @@ def sigmoid(z: float) -> float:
 
 
 class Calibration(Record):
-    """p = sigmoid(slope * logit + intercept) (Platt 1999), and the probabilities that bound the verdicts.
+    """p = sigmoid(slope * logit + intercept), and the probabilities that bound the verdicts.
 
     Attributes:
-        slope, intercept: Platt's parameters; slope > 0.
+        slope, intercept: of the sigmoid; slope > 0.
         thresholds: AI-generated above `ai`, real below `real`, uncertain between and on both; real <= ai.
         max_false_alarm: share of photographs that `thresholds.ai` was set to stay at or below.
         max_miss: share of generated images that `thresholds.real` was set to stay at or below.
         real, ai: images of each class it was fitted on.
         variants: the versions of each image that it was fitted on, such as "as stored" and "equalised".
+        method: how the sigmoid was fitted: "platt", or "temperature", whose intercept is 0.
+        own_photographs: number of unlabelled photographs that `thresholds.ai` was moved to afterwards, as stored;
+            0: it was set on the `real` photographs like the rest.
     """
 
     model_config = ConfigDict(allow_inf_nan=False)
@@ -54,11 +67,15 @@ class Calibration(Record):
     real: int = Field(gt=0)
     ai: int = Field(gt=0)
     variants: tuple[str, ...]
+    method: Method = "platt"
+    own_photographs: int = Field(0, ge=0)
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if self.thresholds.real > self.thresholds.ai:
             raise ValueError(f"thresholds: real={self.thresholds.real} is above ai={self.thresholds.ai}")
+        if self.method == "temperature" and self.intercept != 0:
+            raise ValueError(f"intercept={self.intercept}: temperature scaling has none")
         return self
 
     def probability(self, logit: float) -> float:
@@ -79,18 +96,85 @@ class Calibration(Record):
         return Verdict.REAL if probability < self.thresholds.real else Verdict.UNCERTAIN
 
 
+def _rank(n: int, rate: float) -> int:
+    """k of `upper_threshold`, 1 <= k <= n + 1."""
+    if not 0 < rate < 1:
+        raise ConfigError(f"rate={rate}: the share of errors to allow lies between 0 and 1, exclusive")
+    return math.ceil((n + 1) * (1 - rate) - 1e-9)  # 1e-9: 100 * (1 - 0.05) may be 95.00000000000001
+
+
+def images_needed(rate: float) -> int:
+    """The fewest images from which a threshold for an error rate can be told: 1 / rate - 1, rounded up."""
+    _rank(1, rate)  # refuses what is no rate
+    return max(1, math.ceil((1 - 1e-9) / rate) - 1)
+
+
+def check_enough(images: int, rate: float, kind: str) -> None:
+    """Raise `DataError` if there are too few images of a kind to tell a threshold for an error rate."""
+    needed = images_needed(rate)
+    if images < needed:
+        raise DataError(
+            f"calibration: {images} {kind} cannot bound a share of {rate:g}: it takes at least {needed}; "
+            "give more images or allow a larger share"
+        )
+
+
 def upper_threshold(scores: ArrayLike, rate: float) -> float:
     """The score that a further, exchangeable one exceeds with probability at most `rate`, 0 < rate < 1.
 
     The k-th smallest of n scores with k = ceil((n + 1)(1 - rate)): split conformal prediction's quantile
     (Vovk et al. 2005; Angelopoulos and Bates, arXiv 2107.07511, section 1). inf if n is too small to tell,
-    that is below 1 / rate - 1. The probability is over the n scores and the further one together.
+    that is below 1 / rate - 1. The probability is over the n scores and the further one together; for scores
+    that do not tie it is (n + 1 - k) / (n + 1) exactly.
     """
-    if not 0 < rate < 1:
-        raise ConfigError(f"rate={rate}: the share of errors to allow lies between 0 and 1, exclusive")
     ordered = np.sort(np.asarray(scores, dtype=np.float64))
-    k = math.ceil((len(ordered) + 1) * (1 - rate) - 1e-9)  # 1e-9: 100 * (1 - 0.05) may be 95.00000000000001
+    k = _rank(len(ordered), rate)
     return float(ordered[k - 1]) if k <= len(ordered) else math.inf
+
+
+def rate_bound(n: int, rate: float, confidence: float = 0.95) -> float:
+    """The error rate that a threshold of `upper_threshold` keeps to in a share `confidence` of all draws of n images.
+
+    With m = n + 1 - k, the rate above the k-th smallest of n independent scores is distributed as Beta(m, k), or
+    lower if scores tie (Vovk 2012, arXiv 1209.2673; Angelopoulos and Bates, arXiv 2107.07511, section 3.2). Its
+    quantile is found by bisection of P(Beta(m, k) > x) = P(Binomial(n, x) < m). 0 if n is too small for a threshold.
+    """
+    if not 0 < confidence < 1:
+        raise ConfigError(f"confidence={confidence}: a share between 0 and 1, exclusive")
+    m = n + 1 - _rank(n, rate)
+    errors = range(m)
+    choose = np.array([math.lgamma(n + 1) - math.lgamma(j + 1) - math.lgamma(n - j + 1) for j in errors])
+    low, high = 0.0, 1.0
+    for _ in range(60 if m else 0):
+        x = (low + high) / 2
+        fewer = np.exp(choose + np.arange(m) * math.log(x) + (n - np.arange(m)) * math.log1p(-x)).sum()
+        low, high = (x, high) if fewer > 1 - confidence else (low, x)
+    return low
+
+
+def _logistic(x: NDArray[np.float64], labels: NDArray[np.int64], fit_intercept: bool) -> tuple[float, float]:
+    """Slope and intercept (0 if not fitted) of the sigmoid for x (n,), both classes weighing the same.
+
+    The targets are Platt's smoothed ones (Platt 1999, section 2.2), which keep the slope finite where the classes
+    are apart. x should be of about unit scale, so that the optimiser's tolerance means the same for all logits.
+    """
+    try:
+        from sklearn.linear_model import LogisticRegression
+    except ImportError as error:
+        raise MissingDependency("scikit-learn", "train") from error
+    ai, real = int((labels == 1).sum()), int((labels == 0).sum())
+    target = np.where(labels == 1, (ai + 1) / (ai + 2), 1 / (real + 2))
+    weight = np.where(labels == 1, 0.5 / ai, 0.5 / real) * len(labels)
+    model = LogisticRegression(
+        C=np.inf, solver="newton-cholesky", tol=1e-10, max_iter=1000, fit_intercept=fit_intercept
+    )
+    # A soft target t is t of a positive and 1 - t of a negative example.
+    model.fit(
+        np.concatenate([x, x])[:, None],
+        np.repeat([1, 0], len(x)),
+        sample_weight=np.concatenate([weight * target, weight * (1 - target)]),
+    )
+    return float(model.coef_[0, 0]), float(model.intercept_[0]) if fit_intercept else 0.0
 
 
 def fit_platt(logits: NDArray[np.float64], labels: NDArray[np.int64]) -> tuple[float, float]:
@@ -99,27 +183,29 @@ def fit_platt(logits: NDArray[np.float64], labels: NDArray[np.int64]) -> tuple[f
     Both classes weigh the same, whatever their numbers: the intercept is that of equal priors. (0, 0) if all
     logits are the same.
     """
-    try:
-        from sklearn.linear_model import LogisticRegression
-    except ImportError as error:
-        raise MissingDependency("scikit-learn", "train") from error
     centre, spread = float(logits.mean()), float(logits.std())
     if spread == 0:
         return 0.0, 0.0
-    ai, real = int((labels == 1).sum()), int((labels == 0).sum())
-    target = np.where(labels == 1, (ai + 1) / (ai + 2), 1 / (real + 2))
-    weight = np.where(labels == 1, 0.5 / ai, 0.5 / real) * len(labels)
-    # A soft target t is t of a positive and 1 - t of a negative example. Standardised, so that the optimiser's
-    # tolerance means the same for logits of any scale.
-    standard = (logits - centre) / spread
-    model = LogisticRegression(C=np.inf, solver="newton-cholesky", tol=1e-10, max_iter=1000)
-    model.fit(
-        np.concatenate([standard, standard])[:, None],
-        np.repeat([1, 0], len(logits)),
-        sample_weight=np.concatenate([weight * target, weight * (1 - target)]),
-    )
-    slope = float(model.coef_[0, 0]) / spread
-    return slope, float(model.intercept_[0]) - slope * centre
+    slope, intercept = _logistic((logits - centre) / spread, labels, fit_intercept=True)
+    return slope / spread, intercept - slope / spread * centre
+
+
+def fit_temperature(logits: NDArray[np.float64], labels: NDArray[np.int64]) -> tuple[float, float]:
+    """Slope 1 / T of temperature scaling (Guo et al., arXiv 1706.04599, section 4.2), and the intercept 0.
+
+    For logits that are right about even odds and wrong about how sure they are, as those of a network trained on
+    both classes alike and shown images like them: it leaves p = 0.5 at logit 0, and one parameter takes fewer
+    images than Platt's two. Where the detector leans to one class on the images at hand, only Platt's intercept
+    mends it. Classes and targets weigh as in `fit_platt`. (0, 0) if all logits are 0.
+    """
+    scale = float(np.sqrt(np.square(logits).mean()))
+    if scale == 0:
+        return 0.0, 0.0
+    slope, _ = _logistic(logits / scale, labels, fit_intercept=False)
+    return slope / scale, 0.0
+
+
+FITS = {"platt": fit_platt, "temperature": fit_temperature}
 
 
 def fit_calibration(
@@ -127,6 +213,7 @@ def fit_calibration(
     labels: Sequence[int],
     max_false_alarm: float = 0.05,
     max_miss: float = 0.10,
+    method: Method = "platt",
 ) -> Calibration:
     """Fit probability and thresholds on a calibration split.
 
@@ -136,6 +223,10 @@ def fit_calibration(
         labels: (n,), 1 = AI-generated, 0 = photograph; both occur.
         max_false_alarm: highest share of photographs called AI-generated, between 0 and 1.
         max_miss: highest share of generated images called real, between 0 and 1.
+        method: of fitting the sigmoid, `fit_platt` or `fit_temperature`. The verdicts do not depend on it.
+
+    The band between the thresholds is "uncertain"; this module's docstring says what they promise. With several
+    variants the promise holds in each of them.
 
     With too few images of a class to tell (fewer than 1 / rate - 1) its threshold is one that no probability
     passes: `thresholds.ai` 1 or `thresholds.real` 0.
@@ -153,7 +244,9 @@ def fit_calibration(
     for name, values in scores.items():
         if values.shape != y.shape or not np.isfinite(values).all():
             raise DataError(f"calibration: {name}: needs one finite logit for each of the {len(y)} labels")
-    slope, intercept = fit_platt(np.concatenate(list(scores.values())), np.tile(y, len(scores)))
+    if method not in FITS:
+        raise ConfigError(f"method={method}: must be one of {', '.join(FITS)}")
+    slope, intercept = FITS[method](np.concatenate(list(scores.values())), np.tile(y, len(scores)))
     if slope <= 0:
         raise DataError("calibration: generated images do not score higher than photographs; nothing to calibrate")
     ai = max(upper_threshold(values[y == 0], max_false_alarm) for values in scores.values())
@@ -171,4 +264,25 @@ def fit_calibration(
         real=int((y == 0).sum()),
         ai=int((y == 1).sum()),
         variants=tuple(scores),
+        method=method,
     )
+
+
+def move_to_photographs(calibration: Calibration, logits: ArrayLike, max_false_alarm: float = 0.05) -> Calibration:
+    """The calibration with `thresholds.ai` moved to a false-alarm rate on photographs of another source.
+
+    Args:
+        logits: (n,) of photographs, such as a user's own, all of them known to be photographs.
+        max_false_alarm: highest share of such photographs called AI-generated, between 0 and 1.
+
+    The probability and `thresholds.real` stay: photographs alone say nothing of generated images. `thresholds.ai`
+    does not fall below `thresholds.real`. Raises `DataError` if a logit is not finite or there are too few.
+    """
+    scores = np.asarray(logits, dtype=np.float64)
+    if scores.ndim != 1 or not np.isfinite(scores).all():
+        raise DataError("calibration: needs one finite logit for each photograph")
+    check_enough(len(scores), max_false_alarm, "photographs")
+    z = calibration.slope * upper_threshold(scores, max_false_alarm) + calibration.intercept + CLEARANCE
+    thresholds = Thresholds(real=calibration.thresholds.real, ai=max(calibration.thresholds.real, sigmoid(z)))
+    changes = {"thresholds": thresholds, "max_false_alarm": max_false_alarm, "own_photographs": len(scores)}
+    return Calibration.model_validate(calibration.model_dump() | changes)
