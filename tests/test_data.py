@@ -14,21 +14,25 @@ from tiny import picture
 
 from clipmole.augment import RGB, jpeg
 from clipmole.data import (
-    EQUALISE_QUALITY,
     VARIANTS,
     data_digest,
     file_sha256,
     labels_of,
+    limit_samples,
     load_window,
+    read_data,
+    read_folder,
     read_manifest,
     sample_rng,
     take_split,
     windows,
 )
 from clipmole.errors import ConfigError, DataError, ImageNotFound
+from clipmole.perturb import load_conditions
 from clipmole.records import Sample
 
 HEADER = "path,label,generator,split"
+EQUALISE_QUALITY = (65, 90)
 
 
 def manifest(folder: Path, *lines: str, name: str = "m.csv") -> Path:
@@ -59,14 +63,15 @@ def pictures(tmp_path: Path) -> list[Sample]:
 def test_a_manifest_becomes_samples_in_its_order(tmp_path: Path) -> None:
     path = manifest(
         tmp_path,
-        "split,extra,label,path,generator,ignore_bottom_px,sha256",
-        "train,x,1,b/one.png,sd-2.1,16,00",
+        "split,extra,label,path,generator,ignore_bottom_px,sha256,group",
+        "train,x,1,b/one.png,sd-2.1,16,00, scene 7 ",
         "",
-        'val,y,0,"a, with a comma.jpg",camera,,',
+        'val,y,0,"a, with a comma.jpg",camera,,,',
         "val,,1,/elsewhere/c.d.png,ünïcode,0,",
     )
+    one = {"label": 1, "generator": "sd-2.1", "split": "train", "ignore_bottom_px": 16, "group": "scene 7"}
     assert read_manifest(path) == [
-        Sample(path=tmp_path / "b/one.png", label=1, generator="sd-2.1", split="train", ignore_bottom_px=16),
+        Sample.model_validate({"path": tmp_path / "b/one.png", **one}),
         Sample(path=tmp_path / "a, with a comma.jpg", label=0, generator="camera", split="val"),
         Sample(path=Path("/elsewhere/c.d.png"), label=1, generator="ünïcode", split="val"),
     ]
@@ -249,7 +254,25 @@ def test_names_that_give_the_class_away_do_not_choose_the_quality(
     assert chi_squared < 45  # 25 degrees of freedom: 0.99 below 44.3
 
 
-def test_an_unknown_variant_is_refused(pictures: list[Sample]) -> None:
+def test_an_equalised_window_is_the_jpeg_of_the_quality_that_its_content_draws(pictures: list[Sample]) -> None:
+    for s, window in zip(pictures, windows(pictures, "equalised", seed=11), strict=True):
+        content = s.path.read_bytes()
+        words = struct.unpack("<8I", hashlib.sha256(hashlib.sha256(content).hexdigest().encode()).digest())
+        quality = int(np.random.default_rng([11, *words]).integers(65, 91))
+        assert np.array_equal(window, jpeg(np.asarray(Image.open(s.path)), quality))
+
+
+def test_windows_under_any_condition_do_not_depend_on_company(pictures: list[Sample]) -> None:
+    condition = next(c for c in load_conditions("robustness") if c.name == "noise 5")
+    together = list(windows(pictures, condition, seed=3))
+    alone = [next(windows([s], condition, seed=3)) for s in pictures]
+    assert all(np.array_equal(a, b) for a, b in zip(together, alone, strict=True))
+    assert not np.array_equal(together[0], next(windows(pictures, condition, seed=4)))
+    change = together[0].astype(int) - np.asarray(picture(0))
+    assert 3 < change.std() < 5.2
+
+
+def test_an_unknown_condition_is_refused(pictures: list[Sample]) -> None:
     with pytest.raises(ConfigError, match="'equalized': must be one of as stored, equalised"):
         list(windows(pictures, "equalized"))  # type: ignore[arg-type]
 
@@ -263,6 +286,129 @@ def test_draws_depend_on_seed_and_keys_alone() -> None:
     assert first(0, "a", "bc") != first(0, "ab", "c")
     words = struct.unpack("<8I", hashlib.sha256(b"view\x003").digest())  # little-endian on every platform
     assert first(7, "view", 3) == int(np.random.default_rng([7, *words]).integers(2**62))
+
+
+# -- folders --------------------------------------------------------------------------------------------------
+
+
+def touch(folder: Path, *names: str) -> Path:
+    for name in names:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    return folder
+
+
+def listed(folder: Path, samples: list[Sample]) -> list[tuple[str, int, str, str]]:
+    return [(s.path.relative_to(folder).as_posix(), s.label, s.generator, s.split) for s in samples]
+
+
+def test_a_folder_as_cnnspot_lays_it_out(tmp_path: Path) -> None:
+    root = touch(
+        tmp_path,
+        "stargan/1_fake/b.v2.PNG",
+        "stargan/1_fake/a.jpg",
+        "stargan/0_real/x.JPEG",
+        "progan/train/0_real/0.png",  # a class of the objects, not a split
+        "progan/train/1_fake/0.png",
+        "progan/notes.txt",
+        "progan/train/0_real/.hidden.png",
+        "__MACOSX/progan/0.png",
+        ".cache/1_fake/0.png",
+    )
+    assert listed(root, read_folder(root)) == [
+        ("progan/train/0_real/0.png", 0, "camera", "test"),
+        ("progan/train/1_fake/0.png", 1, "progan", "test"),
+        ("stargan/0_real/x.JPEG", 0, "camera", "test"),
+        ("stargan/1_fake/a.jpg", 1, "stargan", "test"),
+        ("stargan/1_fake/b.v2.PNG", 1, "stargan", "test"),
+    ]
+    own = read_data(root / "stargan")
+    assert [s.generator for s in own] == ["camera", "stargan", "stargan"]
+
+
+def test_a_folder_as_genimage_lays_it_out(tmp_path: Path) -> None:
+    root = touch(
+        tmp_path,
+        "ADM/imagenet_adm/val/ai/1.PNG",
+        "ADM/imagenet_adm/val/nature/n.JPEG",
+        "Wukong/train/ai/2.png",
+        "Wukong/val/nature/m.JPEG",
+    )
+    assert listed(root, read_data(root)) == [
+        ("ADM/imagenet_adm/val/ai/1.PNG", 1, "ADM", "val"),
+        ("ADM/imagenet_adm/val/nature/n.JPEG", 0, "camera", "val"),
+        ("Wukong/train/ai/2.png", 1, "Wukong", "train"),
+        ("Wukong/val/nature/m.JPEG", 0, "camera", "val"),
+    ]
+    assert [s.path.name for s in read_data(root, "train")] == ["2.png"]
+    assert [s.generator for s in read_data(root / "Wukong")] == ["Wukong", "camera"]
+    with pytest.raises(DataError, match="split 'test' holds no images; the splits there are: train, val"):
+        read_data(root, "test")
+
+
+def test_linked_folders_count_and_loops_end(tmp_path: Path) -> None:
+    data = touch(tmp_path / "data", "dalle/1_fake/a.png")
+    real = touch(tmp_path / "laion", "0_real/r.png")
+    (data / "dalle" / "0_real").symlink_to(real / "0_real")
+    (data / "glide").mkdir()
+    (data / "glide" / "0_real").symlink_to(real / "0_real")  # the same photographs once more
+    (data / "dalle" / "up").symlink_to(data)
+    assert listed(data, read_folder(data)) == [
+        ("dalle/0_real/r.png", 0, "camera", "test"),
+        ("dalle/1_fake/a.png", 1, "dalle", "test"),
+        ("glide/0_real/r.png", 0, "camera", "test"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("progan/real/0.png", "progan/real/0.png: lies in no known layout"),
+        ("0.png", "0.png: lies in no known layout"),
+        ("ADM/ai/0.png", "ADM/ai/0.png: lies in no known layout"),
+        ("0_real.png", "0_real.png: lies in no known layout"),
+        ("progan/0_real/readme.txt", "holds no images"),
+    ],
+)
+def test_another_layout_is_refused_and_the_known_ones_are_named(tmp_path: Path, name: str, reason: str) -> None:
+    with pytest.raises(DataError) as error:
+        read_data(touch(tmp_path, name))
+    message = str(error.value)
+    assert reason in message
+    assert "0_real|1_fake" in message
+    assert "train|val/nature|ai" in message
+    assert "\n" not in message
+
+
+def test_nothing_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"none: there is no such file or folder; expected a manifest"):
+        read_data(tmp_path / "none")
+
+
+def test_a_manifest_is_data_too(tmp_path: Path) -> None:
+    path = manifest(tmp_path, HEADER, "a.png,0,camera,train", "b.png,1,sd,test")
+    assert read_data(path) == read_manifest(path)
+    assert [s.path.name for s in read_data(str(path), "test")] == ["b.png"]
+    with pytest.raises(DataError, match="split 'val' holds no images; the splits there are: test, train"):
+        read_data(path, "val")
+
+
+def test_a_limit_is_a_draw_by_name_for_each_class_and_generator() -> None:
+    samples = [sample(Path(f"/{i % 3}/{i}.png"), 0 if i % 3 == 0 else 1, generator=f"g{i % 3}") for i in range(90)]
+    chosen = limit_samples(samples, 10, seed=1)
+    assert [s.generator for s in chosen].count("g0") == 10
+    assert len(chosen) == 30
+    assert chosen == [s for s in samples if s in chosen]  # the order stays
+    assert limit_samples(samples[::-1], 10, seed=1) == chosen[::-1]
+    own = sorted(range(0, 90, 3), key=lambda i: hashlib.sha256(f"1\0{i}.png".encode()).digest())[:10]
+    assert {s.path.name for s in chosen if s.generator == "g0"} == {f"{i}.png" for i in own}
+    moved = [s.model_copy(update={"path": Path("/elsewhere") / s.path.relative_to("/")}) for s in samples]
+    assert [s.path.name for s in limit_samples(moved, 10, seed=1)] == [s.path.name for s in chosen]
+    more = limit_samples(samples, 20, seed=1)
+    assert all(s in more for s in chosen)
+    assert limit_samples(samples, 10, seed=2) != chosen
+    assert limit_samples(samples, None) == limit_samples(samples, 99) == samples
 
 
 # -- digest ---------------------------------------------------------------------------------------------------
@@ -281,6 +427,7 @@ def test_the_digest_sees_contents_and_fields_but_neither_order_nor_place(
     ]
     assert data_digest(moved) == digest
     others = [data_digest(pictures[1:]), data_digest([*pictures, pictures[0]]), data_digest([])]
+    assert data_digest([pictures[0].model_copy(update={"group": "scene"}), *pictures[1:]]) == digest
     for change in ({"label": 1}, {"generator": "phone"}, {"split": "train"}, {"ignore_bottom_px": 1}):
         others.append(data_digest([pictures[0].model_copy(update=change), *pictures[1:]]))
     content = bytearray(pictures[0].path.read_bytes())
