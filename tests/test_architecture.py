@@ -34,6 +34,8 @@ ORDER = [
     "clipmole.detect",
     "clipmole.metrics",
     "clipmole.data",
+    "clipmole.protocol",
+    "clipmole.calibrate",
     "clipmole.evaluate",
     "clipmole.train",
     "clipmole.cli",
