@@ -35,6 +35,13 @@ app = typer.Typer(
 )
 
 
+class CalibrationMethod(StrEnum):
+    """How a probability is fitted."""
+
+    PLATT = "platt"
+    TEMPERATURE = "temperature"
+
+
 class Precision(StrEnum):
     """Arithmetic of the network."""
 
@@ -273,6 +280,71 @@ def train(
     run(settings, out, manifest=manifest, track=with_progress, say=remark)
     remark(f"wrote {out}")
     typer.echo(str(out))
+
+
+@app.command()
+def calibrate(
+    detector: Annotated[str, typer.Argument(help="'embedded', an adapter directory, or a hub id owner/name.")],
+    data: Annotated[
+        str,
+        typer.Option(help="Labelled images: a CSV path,label,generator,split. With --real-only also a folder."),
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The adapter directory to write.")],
+    real_only: Annotated[
+        bool, typer.Option("--real-only", help="All are photographs: move the threshold for AI-generated alone.")
+    ] = False,
+    split: Annotated[str | None, typer.Option(help="Rows of one split. Default: all rows.")] = None,
+    false_alarm: Annotated[float, typer.Option(help="Highest share of photographs called AI-generated.")] = 0.05,
+    miss: Annotated[
+        float | None, typer.Option(help="Highest share of generated images called photographs. Default: 0.10.")
+    ] = None,
+    method: Annotated[
+        CalibrationMethod | None, typer.Option(help="How the probability is fitted. Default: platt.")
+    ] = None,
+    backbone: BackboneName = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda, ...")] = "cpu",
+) -> None:
+    """Set a detector's thresholds on your own images, and write a copy of it that uses them."""
+    if real_only and (miss is not None or method is not None):
+        raise typer.BadParameter("--real-only keeps the probability and the misses as they are: no --miss, no --method")
+    loose = real_only and os.path.isdir(data)
+    if split is not None and loose:
+        raise typer.BadParameter("--split needs a manifest; a folder of photographs has no splits")
+
+    from clipmole.calibrate import describe, recalibrate, recalibrate_on_photographs
+    from clipmole.data import read_data
+
+    if real_only:
+        photographs = list(find_images([data])) if loose else read_data(data, split)
+        result = recalibrate_on_photographs(
+            detector,
+            photographs,
+            out,
+            max_false_alarm=false_alarm,
+            backbone=backbone,
+            device=device,
+            track=with_progress,
+        )
+    else:
+        result = recalibrate(
+            detector,
+            read_data(data, split),
+            out,
+            max_false_alarm=false_alarm,
+            max_miss=0.10 if miss is None else miss,
+            method="platt" if method is None else method.value,
+            backbone=backbone,
+            device=device,
+            track=with_progress,
+        )
+    for failure in result.failed:
+        remark(f"not scored: {failure}")
+    for line in describe(result):
+        remark(line)
+    typer.echo(str(out))
+    if result.failed:
+        remark(f"{len(result.failed)} of {len(result.failed) + result.real} photographs could not be read.")
+        raise typer.Exit(1)
 
 
 @app.command()

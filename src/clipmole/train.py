@@ -28,9 +28,10 @@ from torch import Tensor
 import clipmole
 from clipmole import metrics
 from clipmole.augment import augment
-from clipmole.calibration import Calibration, fit_calibration
+from clipmole.calibrate import calibrate
+from clipmole.calibration import Calibration
 from clipmole.config import PreprocessConfig, TrainConfig
-from clipmole.data import VARIANTS, data_digest, labels_of, load_window, read_manifest, sample_rng, take_split
+from clipmole.data import data_digest, labels_of, load_window, read_manifest, sample_rng, take_split
 from clipmole.detect import Detector
 from clipmole.errors import ConfigError, DataError
 from clipmole.evaluate import mean_generator_ap, score_windows
@@ -179,12 +180,6 @@ def run_epoch(
     if not np.isfinite(mean).all():
         raise ConfigError(f"the training loss is not finite; lower learning_rate ({config.learning_rate})")
     return float(mean[0]), float(mean[1])
-
-
-def calibrate(detector: Detector, samples: Sequence[Sample], seed: int) -> Calibration:
-    """Fit probability and thresholds to a detector's logits, as stored and equalised together."""
-    logits = {variant: score_windows(detector, samples, variant, seed) for variant in VARIANTS}
-    return fit_calibration(logits, labels_of(samples).tolist())  # type: ignore[arg-type]
 
 
 def fit(

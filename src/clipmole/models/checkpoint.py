@@ -16,7 +16,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import tempfile
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -42,6 +44,7 @@ CONFIG, ADAPTER, CALIBRATION, TRAIN, CARD = (
     "train.json",
     "README.md",
 )
+RECALIBRATED = "## Calibrated again"  # the heading of the model card's section on a later calibration
 # ../shared/reference/README.md: WisconsinAIVision/UniversalFakeDetect, pretrained_weights/fc_weights.pth, MIT.
 UNIVFD_HEAD_SHA256 = "477100745713bcc957beb2b40859536859b6483fd6301b3b9293151b194c7847"
 
@@ -118,15 +121,24 @@ def save_adapter(
         TRAIN: json.dumps(train, indent=2) if train else None,
         CARD: card,
     }
+
+    def fill(folder: Path) -> None:
+        save_file(tensors, folder / ADAPTER)
+        for name, text in texts.items():
+            if text is not None:
+                (folder / name).write_text(text.rstrip() + "\n", encoding="utf-8")
+
+    _write(target, fill)
+
+
+def _write(target: Path, fill: Callable[[Path], None]) -> None:
+    """Let `fill` write a new directory, and put it in the place of `target` as a whole or not at all."""
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as scratch:
             new, old = Path(scratch) / "new", Path(scratch) / "old"
             new.mkdir()
-            save_file(tensors, new / ADAPTER)
-            for name, text in texts.items():
-                if text is not None:
-                    (new / name).write_text(text.rstrip() + "\n", encoding="utf-8")
+            fill(new)
             for path in new.iterdir():
                 with path.open("rb") as file:
                     os.fsync(file.fileno())
@@ -146,6 +158,40 @@ def _exchange(new: Path, target: Path, old: Path) -> None:
         if replaces:
             old.rename(target)
         raise
+
+
+def with_calibration(source: Path, directory: str | Path, calibration: Calibration, remarks: Sequence[str]) -> None:
+    """Write a copy of the adapter directory `source` with another calibration, replacing an older copy as a whole.
+
+    The weights and settings are copied byte for byte. The model card gets `remarks` as a last section, in the
+    place of one from an earlier calibration: what the card says above of verdicts no longer holds.
+
+    Raises `CheckpointError` if `source` is no adapter directory, if `directory` is `source` or something else that
+    is not an adapter directory, or cannot be written.
+    """
+    read_config(source)
+    target = check_copy(source, directory)
+
+    def fill(folder: Path) -> None:
+        for name in (CONFIG, ADAPTER, TRAIN):
+            if (source / name).is_file():
+                shutil.copyfile(source / name, folder / name)  # the content: files of the hub's cache are links
+        (folder / CALIBRATION).write_text(calibration.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        card = (source / CARD).read_text(encoding="utf-8") if (source / CARD).is_file() else ""
+        section = [RECALIBRATED, "", "This replaces what is said above of probabilities and thresholds.", ""]
+        above = card.split(RECALIBRATED)[0].rstrip()
+        lines = [*([above, ""] if above else []), *section, *(f"- {remark}" for remark in remarks)]
+        (folder / CARD).write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+    _write(target, fill)
+
+
+def check_copy(source: Path, directory: str | Path) -> Path:
+    """A place where a copy of the adapter directory `source` may be written; never `source` itself."""
+    target = check_target(directory)
+    if target.resolve() == source.resolve():
+        raise CheckpointError(f"{target}: is the detector itself, which stays as it is; name another place")
+    return target
 
 
 def find_adapter(name: str | Path, revision: str | None = None, cache_dir: Path | None = None) -> tuple[str, Path]:
