@@ -35,9 +35,17 @@ ORDER = [
     "clipmole.metrics",
     "clipmole.data",
     "clipmole.protocol",
+    "clipmole.progress",
+    "clipmole.environment",
     "clipmole.calibrate",
-    "clipmole.evaluate",
+    "clipmole.scores",
+    "clipmole.figures",
     "clipmole.train",
+    "clipmole.plots",
+    "clipmole.page",
+    "clipmole.report",
+    "clipmole.scorers",
+    "clipmole.evaluate",
     "clipmole.cli",
 ]
 DOORS_ONLY = {"typer", "rich", "fastapi", "ray", "openvino", "transformers", "click"}
@@ -78,7 +86,8 @@ def test_imports_point_down_the_order(name: str) -> None:
 
 @pytest.mark.parametrize("name", [name for name in ORDER if name != "clipmole.cli"])
 def test_the_core_does_not_import_the_doors_libraries(name: str) -> None:
-    assert not {imported.split(".")[0] for imported in imports(MODULES[name])} & DOORS_ONLY
+    allowed = {"transformers"} if name == "clipmole.scorers" else set()  # which is a door to others' classifiers
+    assert not {imported.split(".")[0] for imported in imports(MODULES[name])} & (DOORS_ONLY - allowed)
 
 
 @pytest.mark.parametrize("code", ["import clipmole", "import clipmole.cli"])

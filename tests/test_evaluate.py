@@ -1,243 +1,52 @@
-"""A report's figures against sums done by hand, its intervals, its JSON, and the detector it goes through."""
+"""Evaluation: the same pixels for every scorer, once each, in bounded memory, and a run that goes on after a kill."""
 
 from __future__ import annotations
 
 import json
-import math
+import os
+import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
-from sklearn.metrics import average_precision_score, roc_auc_score
-from tiny import CALIBRATION, PREPROCESS, picture, tiny_network
+from sklearn.metrics import roc_auc_score
+from tiny import CALIBRATION, PREPROCESS, picture, tiny_backbone, tiny_network, write_corpus
 
 from clipmole import Detector
-from clipmole.calibration import Calibration, fit_calibration
+from clipmole.augment import RGB
 from clipmole.data import load_window, windows
-from clipmole.errors import ConfigError, DataError, ImageNotFound
-from clipmole.evaluate import (
-    EvaluationReport,
-    Figure,
-    SetReport,
-    evaluate,
-    generator_aps,
-    mean_generator_ap,
-    report_set,
-    score_windows,
-    verdict_metrics,
-)
-from clipmole.metrics import resample_within
-from clipmole.records import Sample, Thresholds, Verdict
+from clipmole.errors import ConfigError, DataError
+from clipmole.evaluate import chunks, evaluate, run_protocol, score_sets
+from clipmole.models.backbone import save_tower
+from clipmole.models.checkpoint import save_adapter
+from clipmole.perturb import load_conditions
+from clipmole.protocol import load_protocol
+from clipmole.records import EvaluationReport, Sample
 
-UNIT = Calibration(  # the logit is the log-odds
-    slope=1.0,
-    intercept=0.0,
-    thresholds=Thresholds(real=0.3, ai=0.8),
-    max_false_alarm=0.05,
-    max_miss=0.1,
-    real=50,
-    ai=50,
-    variants=("as stored",),
-)
+MAIN = load_conditions("default")
 
 
-def named(generators: Iterable[str]) -> list[Sample]:
-    """Samples without files; "camera" is a photograph."""
-    return [
-        Sample(path=Path(f"{i}.png"), label=0 if name == "camera" else 1, generator=name, split="test")
-        for i, name in enumerate(generators)
-    ]
+class Spy:
+    """A scorer that keeps what it was shown; its score is the mean brightness."""
 
+    name = "spy"
+    calibration = None
 
-def logit(probability: float) -> float:
-    return math.log(probability / (1 - probability))
+    def __init__(self) -> None:
+        self.seen: list[RGB] = []
+        self.calls: list[int] = []
 
-
-# Four photographs, two images of generator a, three of b.
-GENERATORS = ["camera", "a", "camera", "b", "camera", "a", "b", "camera", "b"]
-PROBABILITIES = [0.1, 0.9, 0.45, 0.2, 0.35, 0.6, 0.85, 0.95, 0.55]
-SAMPLES = named(GENERATORS)
-LOGITS = np.array([logit(p) for p in PROBABILITIES])
-
-
-def report(calibration: Calibration | None = UNIT, **settings: Any) -> SetReport:
-    return report_set("some set", "as stored", SAMPLES, LOGITS, calibration, **({"resamples": 200} | settings))
-
-
-# -- figures --------------------------------------------------------------------------------------------------
-
-
-def test_figures_are_those_computed_by_hand() -> None:
-    values = {name: figure.value for name, figure in report().figures.items()}
-    # Falling: .95 camera, .9 a, .85 b, .6 a, .55 b, .45 camera, .35 camera, .2 b, .1 camera
-    assert values == pytest.approx(
-        {
-            "average_precision": (1 / 2 + 2 / 3 + 3 / 4 + 4 / 5 + 5 / 8) / 5,
-            "auroc": (4 * 3 + 1) / 20,  # four of five are above three of four photographs, the last above one
-            "accuracy": 7 / 9,  # wrong: camera .95, b .2
-            "real_accuracy": 3 / 4,
-            "fake_accuracy": 4 / 5,
-            # Bins of a tenth: .1 0, .2 1, .35 0, .45 0, .55 1, .6 1, .85 1, and (.9 1, .95 0) together
-            "calibration_error": (0.1 + 0.8 + 0.35 + 0.45 + 0.45 + 0.4 + 0.15 + 0.85) / 9,
-            "false_alarm": 1 / 4,  # above .8
-            "detected": 2 / 5,
-            "miss": 1 / 5,  # below .3
-            "uncertain": 4 / 9,
-        },
-        abs=1e-12,
-    )
-
-
-def test_a_generators_figure_is_its_images_against_all_photographs() -> None:
-    found = report()
-    a = (1 / 2 + 2 / 3) / 2  # camera, a, a, camera, camera, camera
-    b = (1 / 2 + 2 / 3 + 3 / 6) / 3  # camera, b, b, camera, camera, b, camera
-    assert {name: figure.value for name, figure in found.generators.items()} == pytest.approx({"a": a, "b": b})
-    assert found.mean_generator_ap.value == pytest.approx((a + b) / 2)
-    assert (found.real, found.ai, found.name, found.variant) == (4, 5, "some set", "as stored")
-
-
-def test_the_mean_over_generators_equals_scikit_learns_aps() -> None:
-    rng = np.random.default_rng(0)
-    generators = np.array(["camera"] * 30 + ["x"] * 10 + ["y"] * 20 + ["z"] * 3)
-    labels = (generators != "camera").astype(np.int64)
-    scores = np.round(rng.normal(labels), 1)
-    aps = {}
-    for name in "xyz":
-        own = np.isin(generators, ["camera", name])
-        aps[name] = average_precision_score(labels[own], scores[own])
-    assert generator_aps(generators, labels, scores) == pytest.approx(aps, abs=1e-12)
-    assert mean_generator_ap(generators, labels, scores) == pytest.approx(np.mean(list(aps.values())), abs=1e-12)
-
-
-def test_photographs_of_several_sources_all_count_against_every_generator() -> None:
-    generators, labels = np.array(["camera", "phone", "a"]), np.array([0, 0, 1])
-    assert mean_generator_ap(generators, labels, np.array([3.0, 2.0, 1.0])) == pytest.approx(1 / 3)
-
-
-def test_the_mean_over_generators_needs_both_classes() -> None:
-    names, scores = np.array(["camera", "camera"]), np.array([0.0, 1.0])
-    assert math.isnan(mean_generator_ap(names, np.array([0, 0]), scores))
-    assert math.isnan(mean_generator_ap(names, np.array([1, 1]), scores))
-
-
-def test_shares_are_those_of_the_verdicts_and_add_to_1() -> None:
-    rng = np.random.default_rng(0)
-    samples = named(["camera"] * 70 + ["a"] * 50)
-    labels = np.array([s.label for s in samples])
-    logits = np.round(rng.normal(2 * labels, 1), 1)  # ties, also at the thresholds
-    thresholds = Thresholds(real=UNIT.probability(0.5), ai=UNIT.probability(1.5))
-    calibration = UNIT.model_copy(update={"thresholds": thresholds})
-    found = report_set("s", "as stored", samples, logits, calibration, 10).figures
-    given = np.array([calibration.verdict(x) for x in logits.tolist()])
-    shares = {(label, verdict): (given[labels == label] == verdict).mean() for label in (0, 1) for verdict in Verdict}
-    assert found["false_alarm"].value == pytest.approx(shares[0, Verdict.AI_GENERATED])
-    assert found["detected"].value == pytest.approx(shares[1, Verdict.AI_GENERATED])
-    assert found["miss"].value == pytest.approx(shares[1, Verdict.REAL])
-    assert found["uncertain"].value == pytest.approx((given == Verdict.UNCERTAIN).mean())
-    cleared = shares[0, Verdict.REAL]
-    told = 70 / 120 * (found["false_alarm"].value + cleared) + 50 / 120 * (
-        found["detected"].value + found["miss"].value
-    )
-    assert told + found["uncertain"].value == pytest.approx(1, abs=1e-12)
-
-
-def test_an_uncalibrated_detector_reports_ranking_alone() -> None:
-    assert list(report(None).figures) == ["average_precision", "auroc"]
-    assert list(report().figures) == ["average_precision", "auroc", *verdict_metrics(UNIT)]
-
-
-def test_the_figures_do_not_change_where_probabilities_saturate() -> None:
-    far = report_set("s", "as stored", SAMPLES, LOGITS * 1e4, UNIT, 10).figures
-    assert far["average_precision"].value == report().figures["average_precision"].value
-    assert far["calibration_error"].value == pytest.approx(3 / 9 - 1 / 9)  # p is 0 or 1: one false 1, one false 0
-
-
-@pytest.mark.parametrize("label", [0, 1])
-def test_a_set_of_one_class_reports_what_is_defined(label: int) -> None:
-    samples = named(["a" if label else "camera"] * 4)
-    found = report_set("s", "as stored", samples, np.array([-3.0, 0.1, 1.0, 4.0]), UNIT, 20)
-    assert found.figures["uncertain"].value == pytest.approx(2 / 4)
-    assert found.figures["false_alarm" if label == 0 else "detected"].value == pytest.approx(1 / 4)
-    undefined = {"average_precision", "auroc"} | (
-        {"false_alarm", "real_accuracy"} if label else {"detected", "miss", "fake_accuracy"}
-    )
-    assert {name for name, figure in found.figures.items() if math.isnan(figure.value)} == undefined
-    assert all(math.isnan(x) for x in (found.mean_generator_ap.value, found.mean_generator_ap.low))
-    assert list(found.generators) == ["a"] * label
-
-
-def test_a_set_without_images_or_with_other_scores_is_refused() -> None:
-    with pytest.raises(DataError, match="set 'none': needs images"):
-        report_set("none", "as stored", [], np.zeros(0), None)
-    with pytest.raises(DataError, match="9 images, 8 logits"):
-        report_set("s", "as stored", SAMPLES, LOGITS[1:], None)
-    with pytest.raises(DataError, match="not finite"):
-        report_set("s", "as stored", SAMPLES, np.append(LOGITS[1:], np.nan), None)
-
-
-# -- intervals ------------------------------------------------------------------------------------------------
-
-
-def ordinary() -> tuple[list[Sample], NDArray[np.float64], Calibration]:
-    """280 images of 11 generators and a camera, and a calibration of other such images."""
-    rng = np.random.default_rng(0)
-    samples = named(["camera"] * 140 + [f"g{i % 11:02}" for i in range(140)])
-    labels = np.repeat([0, 1], 140)
-    other = rng.normal(2 * labels)
-    return samples, rng.normal(2 * labels), fit_calibration({"as stored": other}, labels.tolist())
-
-
-def test_an_ordinary_set_is_reported_in_seconds_with_intervals_around_the_values() -> None:
-    samples, logits, calibration = ordinary()
-    start = time.perf_counter()
-    found = report_set("s", "as stored", samples, logits, calibration)
-    assert time.perf_counter() - start < 10  # under one second on a free core
-    assert len(found.figures) == 10
-    assert len(found.generators) == 11
-    for figure in (*found.figures.values(), *found.generators.values(), found.mean_generator_ap):
-        assert figure.low <= figure.value <= figure.high
-        assert 0 <= figure.low < figure.high <= 1
-    # The normal approximation of a share and of an AUROC (Hanley and McNeil 1982) is about as wide.
-    share = found.figures["real_accuracy"]
-    assert share.high - share.low == pytest.approx(2 * 1.96 * math.sqrt(share.value * (1 - share.value) / 140), rel=0.2)
-    auroc, n = found.figures["auroc"], 140
-    a = auroc.value
-    variance = (a * (1 - a) + (n - 1) * (a / (2 - a) - a**2) + (n - 1) * (2 * a**2 / (1 + a) - a**2)) / n**2
-    assert auroc.high - auroc.low == pytest.approx(2 * 1.96 * math.sqrt(variance), rel=0.2)
-
-
-def test_intervals_of_generators_resample_photographs_and_each_generator() -> None:
-    found = report(resamples=150, seed=4)
-    generators, labels = np.array(GENERATORS), np.array([s.label for s in SAMPLES])
-    code = {"camera": 0, "a": 1, "b": 2}
-    aps: dict[str, list[float]] = {"a": [], "b": []}
-    for index in resample_within([code[name] for name in GENERATORS], 150, seed=4):
-        drawn, y, s = generators[index], labels[index], LOGITS[index]
-        assert [(drawn == name).sum() for name in code] == [4, 2, 3]
-        for name, values in aps.items():
-            own = np.isin(drawn, ["camera", name])
-            values.append(average_precision_score(y[own], s[own]))
-    for name, values in aps.items():
-        expected = np.percentile(values, [2.5, 97.5])
-        assert (found.generators[name].low, found.generators[name].high) == pytest.approx(tuple(expected), abs=1e-12)
-    expected = np.percentile(np.mean(list(aps.values()), axis=0), [2.5, 97.5])
-    mean = found.mean_generator_ap
-    assert (mean.low, mean.high) == pytest.approx(tuple(expected), abs=1e-12)
-
-
-def test_intervals_depend_on_the_seed_alone() -> None:
-    assert report(seed=1) == report(seed=1)
-    assert report(seed=1) != report(seed=2)
-    values = [{name: figure.value for name, figure in report(seed=seed).figures.items()} for seed in (1, 2)]
-    assert values[0] == values[1]
-
-
-# -- through a detector ---------------------------------------------------------------------------------------
+    def score(self, images: Iterable[RGB]) -> NDArray[np.float32]:
+        own = list(images)
+        self.calls.append(len(own))
+        self.seen += own
+        return np.array([image.mean() for image in own], dtype=np.float32)
 
 
 @pytest.fixture(scope="module")
@@ -248,9 +57,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> list[Sample]:
         path = folder / f"{i}.png"
         picture(i, 70, 60).save(path)
         name = ("camera", "a", "camera", "b")[i % 4]
-        samples.append(
-            Sample(path=path, label=int(name != "camera"), generator=name, split="test", ignore_bottom_px=i % 3)
-        )
+        samples.append(Sample(path=path, label=int(name != "camera"), generator=name, split="test"))  # type: ignore[arg-type]
     return samples
 
 
@@ -259,78 +66,175 @@ def detector() -> Detector:
     return Detector(tiny_network(), PREPROCESS, CALIBRATION, "tiny@0")
 
 
-def test_scores_are_the_detectors_of_the_windows(detector: Detector, pictures: list[Sample]) -> None:
-    stored, equalised = (score_windows(detector, pictures, variant) for variant in ("as stored", "equalised"))
-    assert stored.dtype == np.float64
-    assert stored == pytest.approx(detector.score([load_window(s) for s in pictures]), abs=1e-6)
-    assert equalised == pytest.approx(detector.score(windows(pictures, "equalised")), abs=1e-6)
-    assert not np.allclose(stored, equalised)
-    # A file without ignored rows scores as the file itself.
-    whole = [i for i, s in enumerate(pictures) if not s.ignore_bottom_px]
-    assert stored[whole] == pytest.approx(detector.score([pictures[i].path for i in whole]), abs=1e-5)
+def test_every_scorer_sees_the_same_pixels_once(pictures: list[Sample], tmp_path: Path) -> None:
+    one, two = Spy(), Spy()
+    table, failed = score_sets({"one": one, "two": two}, {"s": pictures}, MAIN, tmp_path / "scores.jsonl", seed=3)
+    assert failed == {}
+    assert all(np.array_equal(a, b) for a, b in zip(one.seen, two.seen, strict=True))
+    stored, equalised = one.seen[0::2], one.seen[1::2]
+    for sample, image in zip(pictures, stored, strict=True):
+        assert np.array_equal(image, load_window(sample))
+    for expected, image in zip(windows(pictures, "equalised", 3), equalised, strict=True):
+        assert np.array_equal(image, expected)
+    assert table.logits.shape == (2, 2, 16)
+    assert table.logits[0, 1] == pytest.approx([image.mean() for image in equalised], rel=1e-6)
+    assert np.array_equal(table.logits[0], table.logits[1])
 
 
-def test_a_report_holds_every_set_in_every_variant(detector: Detector, pictures: list[Sample]) -> None:
+def test_the_logits_are_the_detectors_own(detector: Detector, pictures: list[Sample], tmp_path: Path) -> None:
+    table, _ = score_sets({"d": detector}, {"s": pictures}, MAIN, tmp_path / "scores.jsonl")
+    assert table.logits[0, 0] == pytest.approx(detector.score([s.path for s in pictures]), abs=2e-5)
+    assert table.logits[0, 1] == pytest.approx(detector.score(windows(pictures, "equalised")), abs=2e-5)
+
+
+def test_a_report_has_every_set_condition_and_detector(
+    detector: Detector, pictures: list[Sample], tmp_path: Path
+) -> None:
     sets = {"first": pictures, "second": pictures[:8]}
-    found = evaluate(detector, sets, resamples=50, seed=2)
-    assert (found.detector, found.seed, found.resamples) == ("tiny@0", 2, 50)
-    order = [(s.name, s.variant, s.real, s.ai) for s in found.sets]
-    assert order == [
-        ("first", "as stored", 8, 8),
-        ("first", "equalised", 8, 8),
-        ("second", "as stored", 4, 4),
-        ("second", "equalised", 4, 4),
+    report, table = evaluate(
+        {"d": detector, "spy": Spy()}, sets, MAIN, tmp_path / "scores.jsonl", title="T", resamples=30, seed=2
+    )
+    order = [(s.set, s.condition, s.detector, s.real, s.ai) for s in report.sets]
+    expected = [
+        (name, condition, who, count, count)
+        for name, count in (("first", 8), ("second", 4))
+        for condition in ("as stored", "equalised")
+        for who in ("d", "spy")
     ]
+    assert order == expected
     labels = [s.label for s in pictures]
-    for part, variant in zip(found.sets[:2], ("as stored", "equalised"), strict=True):
-        scores = score_windows(detector, pictures, variant, 2)  # type: ignore[arg-type]
-        assert part.figures["auroc"].value == pytest.approx(roc_auc_score(labels, scores), abs=1e-12)
-        assert part.figures["average_precision"].value == pytest.approx(average_precision_score(labels, scores))
-        given = np.array([CALIBRATION.verdict(x) for x in scores.tolist()])
-        assert part.figures["uncertain"].value == pytest.approx((given == Verdict.UNCERTAIN).mean())
-    assert evaluate(detector, {"second": pictures[:8]}, ["equalised"], 50, 2).sets == found.sets[3:]
+    assert report.sets[0].figures["auroc"].value == pytest.approx(roc_auc_score(labels, table.logits[0, 0, :16]))
+    assert [info.thresholds for info in report.detectors] == [CALIBRATION.thresholds, None]
+    assert "not calibrated" in report.detectors[1].note
+    assert report.recipe["images"] == 24
+    assert len(report.recipe["data digest"]) == 64
+    assert EvaluationReport.model_validate_json(report.model_dump_json()) == report
 
 
-def test_an_uncalibrated_detector_can_be_evaluated(pictures: list[Sample]) -> None:
-    found = evaluate(Detector(tiny_network(), PREPROCESS), {"s": pictures}, resamples=5)
-    assert [set(s.figures) for s in found.sets] == [{"average_precision", "auroc"}] * 2
+def test_an_image_that_cannot_be_read_is_recorded_and_left_out(pictures: list[Sample], tmp_path: Path) -> None:
+    (tmp_path / "broken.png").write_bytes(b"not an image")
+    broken = Sample(path=tmp_path / "broken.png", label=1, generator="a", split="test")
+    absent = Sample(path=tmp_path / "absent.png", label=0, generator="camera", split="test")
+    spy = Spy()
+    sets = {"s": [pictures[0], broken, pictures[1], absent]}
+    table, failed = score_sets({"spy": spy}, sets, MAIN, tmp_path / "scores.jsonl")
+    assert [s.path for s in table.samples] == [pictures[0].path, pictures[1].path]
+    assert set(failed) == {str(broken.path), str(absent.path)}
+    assert "not an image format" in failed[str(broken.path)]
+    assert table.logits[0, 0, 1] == pytest.approx(load_window(pictures[1]).mean(), rel=1e-6)
 
 
-def test_what_cannot_be_evaluated_is_refused(detector: Detector, pictures: list[Sample], tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="set 'none'"):
-        evaluate(detector, {"none": []})
-    with pytest.raises(ConfigError, match="variant 'resized'"):
-        evaluate(detector, {"s": pictures}, ["resized"])  # type: ignore[list-item]
-    with pytest.raises(ConfigError, match="resamples=0"):
-        evaluate(detector, {"s": pictures}, resamples=0)
-    absent = pictures[0].model_copy(update={"path": tmp_path / "absent.png"})
-    with pytest.raises(ImageNotFound, match="absent"):
-        evaluate(detector, {"s": [*pictures, absent]})
+def test_a_second_run_scores_only_what_is_missing(pictures: list[Sample], tmp_path: Path) -> None:
+    file = tmp_path / "scores.jsonl"
+    score_sets({"spy": Spy()}, {"s": pictures[:10]}, MAIN, file)
+    spy = Spy()
+    table, _ = score_sets({"spy": spy}, {"s": pictures}, MAIN, file)
+    assert sum(spy.calls) == 6 * len(MAIN)
+    whole, _ = score_sets({"spy": Spy()}, {"s": pictures}, MAIN, tmp_path / "whole.jsonl")
+    assert np.array_equal(table.logits, whole.logits)
+    with pytest.raises(DataError, match="another evaluation"):
+        score_sets({"other": Spy()}, {"s": pictures}, MAIN, file)
+    with pytest.raises(DataError, match="another evaluation"):
+        score_sets({"spy": Spy()}, {"s": pictures}, MAIN, file, seed=1)
 
 
-# -- JSON -----------------------------------------------------------------------------------------------------
+KILLED = """
+import sys, time
+from pathlib import Path
+import numpy as np
+from clipmole import evaluate
+from clipmole.data import read_manifest
+from clipmole.perturb import load_conditions
+
+evaluate.CHUNK_IMAGES = 2
+
+class Slow:
+    name, calibration = "slow", None
+    def score(self, images):
+        images = list(images)
+        time.sleep(0.02)
+        with open(sys.argv[3], "a") as log:
+            log.write("x" * len(images))
+        return np.array([image.mean() for image in images], dtype=np.float32)
+
+samples = read_manifest(sys.argv[1])
+evaluate.score_sets({"slow": Slow()}, {"s": samples}, load_conditions("default"), Path(sys.argv[2]))
+"""
 
 
-def test_a_report_turns_into_json_and_back(detector: Detector, pictures: list[Sample]) -> None:
-    found = evaluate(detector, {"s": pictures}, resamples=20)
-    text = found.model_dump_json(indent=2)
-    assert EvaluationReport.model_validate_json(text) == found
-    assert json.loads(text)["sets"][1]["variant"] == "equalised"
+def test_killed_at_any_moment_it_goes_on_without_scoring_a_written_image_again(tmp_path: Path) -> None:
+    manifest = write_corpus(tmp_path / "corpus", {"test": 10})
+    scores, log = tmp_path / "scores.jsonl", tmp_path / "log"
+    command = [sys.executable, "-c", KILLED, str(manifest), str(scores), str(log)]
+    kills = 0
+    for lines in (3, 9, 14):  # killed with SIGKILL once the file holds so many lines
+        process = subprocess.Popen(command)
+        deadline = time.monotonic() + 60
+        while process.poll() is None and time.monotonic() < deadline:
+            if scores.exists() and scores.read_bytes().count(b"\n") >= lines:
+                os.kill(process.pid, signal.SIGKILL)
+                kills += 1
+                break
+            time.sleep(0.002)
+        process.wait()
+    subprocess.run(command, check=True)
+    rows = [json.loads(line) for line in scores.read_text().splitlines()[1:]]
+    paths = [row["path"] for row in rows]
+    assert len(paths) == len(set(paths)) == 20
+    assert kills >= 2
+    # Each kill may lose the chunk under way, two images under two conditions, and no more.
+    assert len(log.read_text()) <= 20 * 2 + kills * 4
 
 
-def test_what_is_not_defined_is_null_in_json_and_nan_again() -> None:
-    found = report_set("s", "as stored", named(["a", "a"]), np.array([1.0, 2.0]), UNIT, 5)
-    text = found.model_dump_json()
-    assert json.loads(text, parse_constant=pytest.fail)["figures"]["auroc"] == {
-        "value": None,
-        "low": None,
-        "high": None,
-    }
-    back = SetReport.model_validate_json(text)
-    assert math.isnan(back.figures["auroc"].value)
-    assert back.figures["detected"] == found.figures["detected"]
-    assert back.model_dump_json() == text
+def test_chunks_are_bounded_in_images_and_bytes(pictures: list[Sample], monkeypatch: pytest.MonkeyPatch) -> None:
+    items = [("s", sample) for sample in pictures]
+    monkeypatch.setattr("clipmole.evaluate.CHUNK_IMAGES", 5)
+    assert [len(chunk) for chunk in chunks(items, MAIN, 0, 2)] == [5, 5, 5, 1]
+    monkeypatch.setattr("clipmole.evaluate.CHUNK_BYTES", 2 * 2 * 70 * 60 * 3)
+    assert [len(chunk) for chunk in chunks(items, MAIN, 0, 2)] == [2] * 8
 
 
-def test_a_figure_reads_as_value_and_interval() -> None:
-    assert str(Figure(value=0.91234, low=0.9, high=0.95)) == "0.912 [0.900, 0.950]"
+def test_no_more_images_are_taken_than_are_needed_ahead(pictures: list[Sample]) -> None:
+    taken = 0
+
+    def items() -> Iterable[tuple[str, Sample]]:
+        nonlocal taken
+        for sample in pictures * 10:
+            taken += 1
+            yield "s", sample
+
+    next(chunks(items(), MAIN, 0, 2))
+    assert taken <= 32 + 4
+
+
+def test_both_main_conditions_are_always_reported(pictures: list[Sample], tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="always reported together; given: as stored"):
+        evaluate({"spy": Spy()}, {"s": pictures}, MAIN[:1], tmp_path / "scores.jsonl")
+    with pytest.raises(DataError, match="nothing to do"):
+        evaluate({"spy": Spy()}, {}, MAIN, tmp_path / "scores.jsonl")
+
+
+def test_a_protocol_from_manifest_to_report(tmp_path: Path) -> None:
+    manifest = write_corpus(tmp_path / "corpus", {"test": 4, "train": 2})
+    backbone = tiny_backbone()
+    save_tower(backbone.tower, tmp_path / "tiny", torch.float32)
+    save_adapter(tmp_path / "mine", tiny_network(backbone), backbone, PREPROCESS, CALIBRATION)
+    specs = {"a": str(tmp_path / "mine"), "b": str(tmp_path / "mine")}
+    found = run_protocol(
+        load_protocol("manifest"),
+        specs,
+        manifest,
+        tmp_path / "out",
+        backbone=str(tmp_path / "tiny"),
+        resamples=10,
+        command="clipmole evaluate ...",
+    )
+    assert {s.set for s in found.sets} == {"test"}
+    assert len(found.missing) == 1
+    assert found.missing[0].startswith("test_unseen: no images")
+    assert found.recipe["command"] == "clipmole evaluate ..."
+    written = {path.name for path in (tmp_path / "out").iterdir()}
+    assert written == {"scores.jsonl", "report.html", "report.json", "report.csv", "report.md"}
+    assert all(d.figure.value == 0 for d in found.differences)  # the same detector twice
+    with pytest.raises(DataError, match="none of the data sets is there"):
+        run_protocol(load_protocol("manifest"), specs, manifest, tmp_path / "other", splits=["nothing"])

@@ -8,9 +8,8 @@ knows nothing of training or terminals.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -28,9 +27,9 @@ from clipmole.detect import Detector
 from clipmole.errors import DataError, ImageError
 from clipmole.images import ImageSource
 from clipmole.models.checkpoint import check_copy, find_adapter, with_calibration
+from clipmole.progress import Track, untracked
 from clipmole.records import Record, Sample, Verdict
 
-Track = Callable[[Iterable[Any], str, int], Iterable[Any]]
 Photograph = Sample | str | Path | ImageError
 
 
@@ -70,12 +69,8 @@ class Recalibration(Record):
     failed: tuple[str, ...] = ()
 
 
-def _untracked(items: Iterable[Any], _description: str, _total: int) -> Iterable[Any]:
-    return items
-
-
 def score_variants(
-    detector: Detector, samples: Sequence[Sample], seed: int = 0, track: Track = _untracked
+    detector: Detector, samples: Sequence[Sample], seed: int = 0, track: Track = untracked
 ) -> dict[str, ArrayLike]:
     """Logits (n,) of the samples in each variant, as stored and equalised. Raises the first `ImageError`."""
     return {
@@ -100,7 +95,7 @@ def recalibrate(
     backbone: str | Path | None = None,
     device: str = "cpu",
     seed: int = 0,
-    track: Track = _untracked,
+    track: Track = untracked,
 ) -> Recalibration:
     """Calibrate a detector on labelled images, and write a copy of it with that calibration.
 
@@ -139,7 +134,7 @@ def recalibrate_on_photographs(
     max_false_alarm: float = 0.05,
     backbone: str | Path | None = None,
     device: str = "cpu",
-    track: Track = _untracked,
+    track: Track = untracked,
 ) -> Recalibration:
     """Move a detector's threshold for AI-generated to photographs alone, and write a copy of it with that.
 

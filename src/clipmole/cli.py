@@ -347,6 +347,72 @@ def calibrate(
         raise typer.Exit(1)
 
 
+def name_scorers(specs: Iterable[str]) -> dict[str, str]:
+    """Short name -> specification: NAME=SPEC, or a name made of the specification's last part."""
+    named: dict[str, str] = {}
+    for spec in specs:
+        name, equals, rest = spec.partition("=")
+        if not equals:
+            name, rest = spec.partition("#")[0].rstrip("/").rsplit("/", 1)[-1], spec
+        if not name or name in named:
+            reason = f"{spec}: detectors need different names; give NAME={rest}"
+            raise typer.BadParameter(reason, param_hint="--detector")
+        named[name] = rest
+    return named
+
+
+@app.command()
+def evaluate(
+    data: Annotated[Path, typer.Option(help="A manifest CSV, or the folder that holds the protocol's data sets.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The folder for scores and report; a killed run goes on.")],
+    detector: Annotated[
+        list[str] | None,
+        typer.Option("--detector", "-d", help="embedded, a directory, a hub id, univfd:HEAD, hf:ID#CLASS, python:M:F."),
+    ] = None,
+    protocol: Annotated[str, typer.Option(help="A preset or a TOML file.")] = "manifest",
+    split: Annotated[list[str] | None, typer.Option(help="Of a manifest, instead of the protocol's.")] = None,
+    conditions: Annotated[str | None, typer.Option(help="A preset or a TOML file; default: the protocol's.")] = None,
+    backbone: BackboneName = None,
+    resamples: Annotated[int, typer.Option(min=1, help="Of the bootstrap.")] = 1000,
+    gallery: Annotated[bool, typer.Option(help="Show the worst mistakes in the report.")] = True,
+    workers: Annotated[int, typer.Option(min=1, help="Threads that decode and perturb.")] = 2,
+    batch_size: Annotated[int, typer.Option(min=1, help="Most crops in one forward pass.")] = 32,
+    device: Annotated[str, typer.Option(help="cpu, cuda, ...")] = "cpu",
+    precision: Annotated[
+        Precision, typer.Option(help="bfloat16 is faster and slightly less exact.")
+    ] = Precision.FLOAT32,
+) -> None:
+    """Measure detectors on labelled images, side by side, and write a report."""
+    names = name_scorers(detector or ["embedded"])
+
+    from clipmole.evaluate import run_protocol
+    from clipmole.protocol import load_protocol
+
+    result = run_protocol(
+        load_protocol(protocol),
+        names,
+        data,
+        out,
+        splits=split or (),
+        conditions=conditions,
+        backbone=backbone,
+        resamples=resamples,
+        gallery=gallery,
+        workers=workers,
+        batch_size=batch_size,
+        device=device,
+        precision=precision.value,
+        track=with_progress,
+    )
+    for line in result.missing:
+        remark(f"missing: {line}")
+    for path, reason in result.failed.items():
+        remark(f"not scored: {path}: {reason}" if path not in reason else f"not scored: {reason}")
+    typer.echo(str(out / "report.html"))
+    if result.failed:
+        raise typer.Exit(1)
+
+
 @app.command()
 def push(
     directory: Annotated[Path, typer.Argument(help="An adapter directory.")],

@@ -1,201 +1,242 @@
-"""A detector and labelled images -> figures with intervals, as stored and equalised.
+"""Scorers and labelled images -> logits under every condition -> figures with intervals.
 
-In: a `Detector` and samples of one split. Out: an `EvaluationReport`. It knows nothing of training; it never
-searches a threshold on what it reports.
+In: scorers, named sets of samples, conditions. Out: a `ScoreTable` and an `EvaluationReport`. Every scorer sees
+the same pixels: an image is decoded once and perturbed once for all of them. It knows nothing of training or of
+pages, and it never searches a threshold on what it reports.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from functools import partial
-from typing import Annotated
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
-from pydantic import BeforeValidator
 
-from clipmole import metrics
-from clipmole.calibration import Calibration
-from clipmole.data import VARIANTS, Variant, labels_of, windows
-from clipmole.detect import Detector
-from clipmole.errors import DataError
-from clipmole.records import Record, Sample
+from clipmole.augment import RGB
+from clipmole.data import data_digest, file_sha256, load_window, sample_rng
+from clipmole.environment import environment
+from clipmole.errors import ConfigError, DataError, ImageError
+from clipmole.figures import MAIN, report_table
+from clipmole.perturb import Condition, apply, load_conditions
+from clipmole.progress import Track, untracked
+from clipmole.protocol import Protocol, find_sets, published_for
+from clipmole.records import DetectorInfo, EvaluationReport, Sample
+from clipmole.report import write_report
+from clipmole.scorers import Scorer, load_scorer, with_center_crop
+from clipmole.scores import Key, ScoreFile, ScoreTable
 
-# JSON has no nan: pydantic writes null, and here it is read again.
-Number = Annotated[float, BeforeValidator(lambda value: float("nan") if value is None else value)]
-
-
-class Figure(Record):
-    """A value with its 95 % bootstrap interval over images; nan (in JSON null) where it is not defined."""
-
-    value: Number
-    low: Number
-    high: Number
-
-    def __str__(self) -> str:
-        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
+CHUNK_BYTES = 256 * 2**20  # decoded pixels of one chunk, all conditions together
+CHUNK_IMAGES = 32
 
 
-class SetReport(Record):
-    """Figures of one set of images in one variant.
+def perturbed(sample: Sample, conditions: Sequence[Condition], seed: int) -> list[RGB]:
+    """The sample's pixels under each condition; they depend on the seed and the file's content alone."""
+    rgb, digest = load_window(sample), file_sha256(sample)
+    return [apply(condition, rgb, sample_rng(seed, digest)) for condition in conditions]
 
-    Attributes:
-        name: of the set.
-        variant: "as stored" or "equalised".
-        real, ai: images of each class.
-        figures: name -> figure. `average_precision`, `auroc`; if the detector is calibrated also `accuracy`,
-            `real_accuracy`, `fake_accuracy` at the calibrated probability 0.5, `calibration_error`, and the
-            shares `false_alarm` (photographs called AI-generated), `detected` (generated called AI-generated),
-            `miss` (generated called real) and `uncertain` (of all).
-        generators: generator -> average precision of its images against all photographs of the set.
-        mean_generator_ap: their mean, as papers report it (mAP).
+
+def chunks(
+    items: Iterable[tuple[str, Sample]], conditions: Sequence[Condition], seed: int, workers: int
+) -> Iterator[list[tuple[Key, list[RGB] | str]]]:
+    """Images with their perturbed pixels (or why there are none), in order, in chunks of bounded size.
+
+    `workers` threads decode and perturb ahead of the scorers, a few images at a time.
     """
 
-    name: str
-    variant: Variant
-    real: int
-    ai: int
-    figures: dict[str, Figure]
-    generators: dict[str, Figure]
-    mean_generator_ap: Figure
+    def prepare(sample: Sample) -> list[RGB] | str:
+        try:
+            return perturbed(sample, conditions, seed)
+        except (ImageError, DataError) as error:
+            return str(error)
+
+    chunk: list[tuple[Key, list[RGB] | str]] = []
+    size = 0
+    ahead: deque[tuple[Key, Future[list[RGB] | str]]] = deque()
+    remaining = iter(items)
+    with ThreadPoolExecutor(workers) as pool:
+        while True:
+            while len(ahead) < 2 * workers and (item := next(remaining, None)) is not None:
+                ahead.append(((item[0], str(item[1].path)), pool.submit(prepare, item[1])))
+            if not ahead:
+                break
+            key, future = ahead.popleft()
+            views = future.result()
+            chunk.append((key, views))
+            size += 0 if isinstance(views, str) else sum(view.nbytes for view in views)
+            if size >= CHUNK_BYTES or len(chunk) >= CHUNK_IMAGES:
+                yield chunk
+                chunk, size = [], 0
+    if chunk:
+        yield chunk
 
 
-class EvaluationReport(Record):
-    """Figures of one detector on named sets of images, each as stored and equalised."""
-
-    detector: str
-    seed: int
-    resamples: int
-    sets: tuple[SetReport, ...]
-
-
-def score_windows(
-    detector: Detector, samples: Sequence[Sample], variant: Variant, seed: int = 0
-) -> NDArray[np.float64]:
-    """Logits (n,) of the samples in one variant, through `Detector.score`."""
-    return detector.score(windows(samples, variant, seed)).astype(np.float64)
-
-
-def generator_aps(
-    generators: NDArray[np.str_], labels: NDArray[np.int64], scores: NDArray[np.float64]
-) -> dict[str, float]:
-    """Generator -> average precision of its images against all photographs, by name; vectors of (n,)."""
-    aps = {}
-    for generator in np.unique(generators[labels == 1]):
-        own = (labels == 0) | (generators == generator)
-        aps[str(generator)] = metrics.average_precision(labels[own], scores[own])
-    return aps
-
-
-def mean_generator_ap(generators: NDArray[np.str_], labels: NDArray[np.int64], scores: NDArray[np.float64]) -> float:
-    """Mean over generators of the average precision of a generator's images against all photographs."""
-    aps = generator_aps(generators, labels, scores)
-    return float(np.mean(list(aps.values()))) if aps else float("nan")
-
-
-def share_above(y: NDArray[np.int64], p: NDArray[np.float64], label: int, threshold: float) -> float:
-    """Share of the images of `label` with a probability above `threshold`."""
-    own = p[y == label]
-    return float((own > threshold).mean()) if len(own) else float("nan")
-
-
-def share_below(y: NDArray[np.int64], p: NDArray[np.float64], label: int, threshold: float) -> float:
-    """Share of the images of `label` with a probability below `threshold`."""
-    return share_above(y, -p, label, -threshold)
-
-
-def share_between(y: NDArray[np.int64], p: NDArray[np.float64], low: float, high: float) -> float:
-    """Share of all images with low <= probability <= high."""
-    return float(((p >= low) & (p <= high)).mean()) if len(y) else float("nan")
-
-
-RANKING: Mapping[str, metrics.Metric] = {"average_precision": metrics.average_precision, "auroc": metrics.auroc}
-
-
-def verdict_metrics(calibration: Calibration) -> dict[str, metrics.Metric]:
-    """Name -> metric of labels and calibrated probabilities, at this calibration's thresholds."""
-    real, ai = calibration.thresholds.real, calibration.thresholds.ai
-    return {
-        "accuracy": partial(metrics.accuracy, threshold=0.5),
-        "real_accuracy": partial(metrics.class_accuracy, label=0, threshold=0.5),
-        "fake_accuracy": partial(metrics.class_accuracy, label=1, threshold=0.5),
-        "calibration_error": metrics.expected_calibration_error,
-        "false_alarm": partial(share_above, label=0, threshold=ai),
-        "detected": partial(share_above, label=1, threshold=ai),
-        "miss": partial(share_below, label=1, threshold=real),
-        "uncertain": partial(share_between, low=real, high=ai),
-    }
-
-
-def report_set(
-    name: str,
-    variant: Variant,
-    samples: Sequence[Sample],
-    scores: NDArray[np.float64],
-    calibration: Calibration | None,
-    resamples: int = 1000,
+def score_sets(
+    scorers: Mapping[str, Scorer],
+    sets: Mapping[str, Sequence[Sample]],
+    conditions: Sequence[Condition],
+    file: Path,
+    *,
     seed: int = 0,
-) -> SetReport:
-    """Figures of logits `scores` (n,) for `samples`, with bootstrap intervals.
+    workers: int = 2,
+    track: Track = untracked,
+) -> tuple[ScoreTable, dict[str, str]]:
+    """Score every image of every set under every condition with every scorer, and keep the scores in `file`.
 
-    The figures resample images within each class, the generators' and their mean within each generator too: the
-    generators are those that were chosen, only their images are a sample. Raises `DataError` without samples.
+    A run that was killed goes on where it was: what is in `file` is not scored again. An image that cannot be
+    read is recorded with the reason and left out of the table.
+
+    Args:
+        scorers: short name -> scorer.
+        file: JSON lines; see `scores`. One that holds another evaluation is refused.
+        workers: threads that decode and perturb.
+        track: wraps the images that are left to score, given a description and their number (a progress bar).
+
+    Returns:
+        The table, and path -> reason for the images that could not be read.
     """
-    if not len(samples) == len(scores) > 0:
-        raise DataError(f"set {name!r}: needs images and a logit for each: {len(samples)} images, {len(scores)} logits")
-    labels = labels_of(samples)
-    generators = np.array([sample.generator for sample in samples])
+    items = [(name, sample) for name, members in sets.items() for sample in members]
+    if not items or not scorers or not conditions:
+        raise DataError("evaluation: nothing to do: needs images, detectors and conditions")
+    what: dict[str, Any] = {
+        "detectors": {name: scorer.name for name, scorer in scorers.items()},
+        "conditions": [condition.model_dump(mode="json") for condition in conditions],
+        "seed": seed,
+    }
+    with ScoreFile(file, what) as scores:
+        waiting = [(name, sample) for name, sample in items if (name, str(sample.path)) not in scores.done]
+        tracked = track(waiting, "scoring", len(waiting))
+        for chunk in chunks(tracked, conditions, seed, workers):
+            images = [view for _, views in chunk if not isinstance(views, str) for view in views]
+            logits = np.array([scorer.score(images) for scorer in scorers.values()], dtype=np.float64)
+            logits = logits.reshape(len(scorers), -1, len(conditions))  # (detectors, images, conditions)
+            rows: list[tuple[Key, list[list[float]] | str]] = []
+            place = 0
+            for key, views in chunk:
+                rows.append((key, views if isinstance(views, str) else logits[:, place].tolist()))
+                place += not isinstance(views, str)
+            scores.append(rows)
+        return scores.table(sets, list(scorers), [condition.name for condition in conditions])
 
-    def figure(metric: metrics.Metric, values: NDArray[np.float64]) -> Figure:
-        low, high = metrics.bootstrap_interval(metric, labels, values, resamples, seed=seed)
-        return Figure(value=metric(labels, values), low=low, high=high)
 
-    figures = {key: figure(metric, scores) for key, metric in RANKING.items()}
-    if calibration is not None:
-        probabilities = calibration.probabilities(scores)
-        figures |= {key: figure(metric, probabilities) for key, metric in verdict_metrics(calibration).items()}
-
-    aps = generator_aps(generators, labels, scores)
-    strata = np.where(labels == 1, np.unique(generators, return_inverse=True)[1], -1)
-    drawn = [
-        generator_aps(generators[i], labels[i], scores[i]) for i in metrics.resample_within(strata, resamples, seed)
-    ]
-    own_figures = {}
-    for generator, ap in aps.items():
-        low, high = metrics.percentile_interval(resample[generator] for resample in drawn)
-        own_figures[generator] = Figure(value=ap, low=low, high=high)
-    low, high = metrics.percentile_interval(float(np.mean(list(resample.values()))) for resample in drawn if resample)
-    return SetReport(
+def describe(name: str, scorer: Scorer) -> DetectorInfo:
+    """What a report says of a scorer."""
+    calibration = scorer.calibration
+    if calibration is None:
+        note = "not calibrated: accuracies are at logit 0, and it gives no verdicts"
+        return DetectorInfo(name=name, id=scorer.name, note=note)
+    return DetectorInfo(
         name=name,
-        variant=variant,
-        real=int((labels == 0).sum()),
-        ai=int((labels == 1).sum()),
-        figures=figures,
-        generators=own_figures,
-        mean_generator_ap=Figure(value=mean_generator_ap(generators, labels, scores), low=low, high=high),
+        id=scorer.name,
+        thresholds=calibration.thresholds,
+        slope=calibration.slope,
+        intercept=calibration.intercept,
     )
 
 
 def evaluate(
-    detector: Detector,
+    scorers: Mapping[str, Scorer],
     sets: Mapping[str, Sequence[Sample]],
-    variants: Iterable[Variant] = VARIANTS,
+    conditions: Sequence[Condition],
+    file: Path,
+    *,
+    title: str = "Evaluation",
     resamples: int = 1000,
     seed: int = 0,
-) -> EvaluationReport:
-    """Score every set in every variant once and report it. Raises the first `ImageError` or `DataError`."""
-    variants = tuple(variants)
-    reports = tuple(
-        report_set(
-            name,
-            variant,
-            samples,
-            score_windows(detector, samples, variant, seed),
-            detector.calibration,
-            resamples,
-            seed,
-        )
-        for name, samples in sets.items()
-        for variant in variants
+    workers: int = 2,
+    track: Track = untracked,
+) -> tuple[EvaluationReport, ScoreTable]:
+    """Score everything once, or go on with `file`, and report it. Arguments as `score_sets`'.
+
+    Raises `DataError` if nothing can be read, `ConfigError` unless the conditions "as stored" and "equalised" are
+    there: they are always reported together.
+    """
+    names = [condition.name for condition in conditions]
+    if not set(MAIN) <= set(names):
+        raise ConfigError(f"conditions: {' and '.join(MAIN)} are always reported together; given: {', '.join(names)}")
+    began = time.perf_counter()
+    table, failed = score_sets(scorers, sets, conditions, file, seed=seed, workers=workers, track=track)
+    if not table.samples:
+        raise DataError(f"none of {len(failed)} images could be read: {next(iter(failed.values()))}")
+    seconds = time.perf_counter() - began
+    calibrations = {name: scorer.calibration for name, scorer in scorers.items()}
+    reports, differences = report_table(table, calibrations, resamples, seed)
+    report = EvaluationReport(
+        title=title,
+        detectors=tuple(describe(name, scorer) for name, scorer in scorers.items()),
+        sets=reports,
+        differences=differences,
+        failed=failed,
+        recipe={
+            "images": len(table.samples),
+            "data digest": data_digest(table.samples),
+            "seed": seed,
+            "resamples": resamples,
+            "seconds of scoring": round(seconds, 1),
+            **environment(),
+        },
     )
-    return EvaluationReport(detector=detector.name, seed=seed, resamples=resamples, sets=reports)
+    return report, table
+
+
+def run_protocol(
+    protocol: Protocol,
+    specs: Mapping[str, str],
+    data: Path,
+    out: Path,
+    *,
+    splits: Sequence[str] = (),
+    conditions: str | None = None,
+    backbone: str | None = None,
+    resamples: int = 1000,
+    gallery: bool = True,
+    workers: int = 2,
+    batch_size: int = 32,
+    device: str = "cpu",
+    precision: Literal["float32", "bfloat16"] = "float32",
+    command: str = "",
+    track: Track = untracked,
+) -> EvaluationReport:
+    """Measure detectors by a protocol and write scores and report into `out`.
+
+    Args:
+        specs: short name -> what `load_scorer` takes.
+        data: a manifest, or the folder with the protocol's data sets.
+        splits: of a manifest, instead of the protocol's.
+        conditions: a preset or a file, instead of the protocol's.
+        command: printed in the report as the way to make it again.
+
+    Data sets that are not there are named in the report, and the others are measured. Raises `DataError` if none
+    is there, and what `evaluate`, `load_scorer` and `write_report` raise.
+    """
+    sets, missing = find_sets(protocol, data, splits)
+    if not sets:
+        raise DataError(f"{data}: none of the data sets is there: " + "; ".join(missing[:3]))
+    scorers = {
+        name: load_scorer(spec, backbone=backbone, device=device, precision=precision, batch_size=batch_size)
+        for name, spec in specs.items()
+    }
+    if protocol.crop == "center_crop":
+        scorers = {name: with_center_crop(scorer) for name, scorer in scorers.items()}
+    chosen = load_conditions(conditions or protocol.conditions)
+    report, table = evaluate(
+        scorers,
+        sets,
+        chosen,
+        out / "scores.jsonl",
+        title=protocol.title,
+        resamples=resamples,
+        seed=protocol.seed,
+        workers=workers,
+        track=track,
+    )
+    own = {"command": command} if command else {}
+    report = report.model_copy(
+        update={"missing": tuple(missing), "published": published_for(protocol), "recipe": own | report.recipe}
+    )
+    families = {c.name: (c.family, c.strength) for c in chosen if c.family}
+    write_report(report, table, out, families=families, gallery=gallery)
+    return report

@@ -8,40 +8,34 @@ knows nothing of terminals: progress goes to the `track` and `say` that it is gi
 from __future__ import annotations
 
 import math
-import platform
-import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
-import PIL
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-import clipmole
 from clipmole import metrics
 from clipmole.augment import augment
 from clipmole.calibrate import calibrate
 from clipmole.calibration import Calibration
 from clipmole.config import PreprocessConfig, TrainConfig
-from clipmole.data import data_digest, labels_of, load_window, read_manifest, sample_rng, take_split
+from clipmole.data import data_digest, labels_of, load_window, read_manifest, sample_rng, take_split, windows
 from clipmole.detect import Detector
+from clipmole.environment import environment
 from clipmole.errors import ConfigError, DataError
-from clipmole.evaluate import mean_generator_ap, score_windows
+from clipmole.figures import mean_generator_ap
 from clipmole.models.backbone import Backbone, load_backbone
 from clipmole.models.checkpoint import check_target, save_adapter
 from clipmole.models.detector import MoLEDetector
+from clipmole.progress import Track, untracked
 from clipmole.records import Record, Sample
-
-T = TypeVar("T")
-Track = Callable[[Iterable[T], str, int], Iterable[T]]
 
 
 class Epoch(Record):
@@ -54,10 +48,6 @@ class Epoch(Record):
     val_ap: float
     val_mean_generator_ap: float
     seconds: float
-
-
-def _untracked(items: Iterable[T], _description: str, _total: int) -> Iterable[T]:
-    return items
 
 
 def _silent(_line: str) -> None:
@@ -99,7 +89,7 @@ def cache_prefix(
     samples: Sequence[Sample],
     config: TrainConfig,
     pool: ThreadPoolExecutor,
-    track: Track[tuple[Tensor, Tensor]],
+    track: Track,
 ) -> Tensor:
     """Tokens before the first adapted block of `config.cached_views` views of each sample, computed once.
 
@@ -187,7 +177,7 @@ def fit(
     train_set: Sequence[Sample],
     val_set: Sequence[Sample],
     config: TrainConfig,
-    track: Track[tuple[Tensor, Tensor]],
+    track: Track,
     say: Callable[[str], None],
 ) -> tuple[list[Epoch], int]:
     """Train `network` in place and leave the best epoch's weights in it; returns the curve and that epoch.
@@ -217,7 +207,7 @@ def fit(
                 forward, batches = network.suffix, cached_batches(cache, train_set, order, epoch, config)
             described = track(batches, f"epoch {epoch + 1}/{config.epochs}", per_epoch)
             loss, balance = run_epoch(network, forward, described, optimizer, schedule, config)
-            scores = score_windows(validator, val_set, "equalised", config.seed)
+            scores = validator.score(windows(val_set, "equalised", config.seed)).astype(np.float64)
             curve.append(
                 Epoch(
                     epoch=epoch,
@@ -251,7 +241,7 @@ def train(
     *,
     manifest: str | Path | None = None,
     backbone: Backbone | None = None,
-    track: Track[tuple[Tensor, Tensor]] = _untracked,
+    track: Track = untracked,
     say: Callable[[str], None] = _silent,
 ) -> Detector:
     """Train an adapter and write its directory.
@@ -313,26 +303,6 @@ def train(
     }
     save_adapter(out, network, loaded, config.preprocess, calibration, record, model_card(record, calibration))
     return Detector(network, config.preprocess, calibration, Path(out).name)
-
-
-def environment() -> dict[str, str | int]:
-    """Versions, hardware and date: what a figure needs beside it."""
-    cpu = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        names = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if "model name" in line]
-        cpu = names[0] if names else cpu
-    return {
-        "clipmole": clipmole.__version__,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "numpy": np.__version__,
-        "pillow": PIL.__version__,
-        "platform": sys.platform,
-        "cpu": cpu,
-        "threads": torch.get_num_threads(),
-        "date": datetime.now(UTC).date().isoformat(),
-    }
 
 
 def model_card(record: dict[str, Any], calibration: Calibration | None) -> str:

@@ -336,15 +336,11 @@ def push_adapter(directory: str | Path, repo_id: str, private: bool = False, tok
     return commit.commit_url
 
 
-def import_univfd(head: str | Path, directory: str | Path, backbone: str | Path = "vit-l-14") -> None:
-    """Turn UnivFD's published linear head into an adapter directory without experts.
-
-    The head (arXiv 2302.10174) reads CLIP ViT-L/14's projected image embedding, so this is exactly the case
-    "no experts, no shared LoRA" with a centre crop. It comes without a calibration.
+def univfd_network(head: str | Path, backbone: str | Path = "vit-l-14") -> tuple[MoLEDetector, Backbone]:
+    """UnivFD's published linear head (arXiv 2302.10174) on CLIP ViT-L/14: no experts, no shared LoRA.
 
     Args:
         head: `fc_weights.pth` of WisconsinAIVision/UniversalFakeDetect, known by its sha256.
-        directory: where to write the adapter.
         backbone: where CLIP ViT-L/14 comes from.
     """
     path = Path(head)
@@ -363,5 +359,15 @@ def import_univfd(head: str | Path, directory: str | Path, backbone: str | Path 
             f"{state['weight'].shape[1]}: it belongs to CLIP ViT-L/14"
         )
     network.head.load_state_dict(state)
+    return network.eval(), loaded
+
+
+def import_univfd(head: str | Path, directory: str | Path, backbone: str | Path = "vit-l-14") -> None:
+    """Turn UnivFD's published head into an adapter directory, with a centre crop and without a calibration.
+
+    Arguments as `univfd_network`'s; `directory` is where to write the adapter.
+    """
+    check_target(directory)
+    network, loaded = univfd_network(head, backbone)
     card = "# UnivFD's published linear head on CLIP ViT-L/14\n\nNot calibrated: it gives logits, no verdicts."
     save_adapter(directory, network, loaded, PreprocessConfig(mode="center_crop"), card=card)

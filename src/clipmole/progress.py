@@ -1,0 +1,17 @@
+"""How long work reports its progress: a function that it passes its items through.
+
+It knows nothing of terminals; the command line gives one that draws a bar.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+Track = Callable[[Iterable[Any], str, int], Iterable[Any]]
+"""(items, description, how many there are) -> the same items."""
+
+
+def untracked(items: Iterable[Any], _description: str, _total: int) -> Iterable[Any]:
+    """No progress bar."""
+    return items

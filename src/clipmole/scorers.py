@@ -1,0 +1,172 @@
+"""Whatever gives an image a score: clipmole's detectors, Hugging Face classifiers, functions of one's own.
+
+In: how somebody names it. Out: a `Scorer`, which an evaluation asks for logits. It knows nothing of labels.
+
+    embedded, DIR, owner/name         a clipmole detector
+    univfd:fc_weights.pth             UnivFD's published head on CLIP ViT-L/14
+    hf:owner/name#fake                an image classifier of the Hugging Face Hub (or hf:DIR#fake): the class that
+                                      means AI-generated; several: #fake,deepfake
+    python:module:function            a function: list of RGB arrays (H, W, 3) uint8 -> scores (n,), which rise with
+                                      the belief that an image is AI-generated
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from importlib import import_module
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from clipmole.augment import RGB
+from clipmole.calibration import Calibration
+from clipmole.config import PreprocessConfig
+from clipmole.detect import Detector
+from clipmole.errors import ConfigError, MissingDependency, WeightsNotFound
+from clipmole.hub import why_unreachable
+from clipmole.models.checkpoint import UNIVFD_HEAD_SHA256, univfd_network
+
+
+class Scorer(Protocol):
+    """What an evaluation needs: a name, logits, and perhaps a calibration."""
+
+    name: str
+    calibration: Calibration | None
+
+    def score(self, images: Iterable[Any], /) -> NDArray[np.float32]:
+        """Logits (n,) of n RGB arrays, positive or higher towards AI-generated."""
+        ...
+
+
+class HuggingFaceScorer:
+    """An image classifier of transformers: logit = logsumexp over the AI classes - logsumexp over the others.
+
+    That is the log-odds of the softmax probability that the image is of one of the AI classes. The classifier's
+    own preprocessing is used, which mostly resizes.
+
+    Args:
+        model: a hub id or a directory.
+        ai_labels: names of its classes that mean AI-generated, any case.
+    """
+
+    calibration = None
+
+    def __init__(self, model: str, ai_labels: Sequence[str], batch_size: int = 32) -> None:
+        try:
+            from transformers import AutoImageProcessor, AutoModelForImageClassification
+        except ImportError as error:
+            raise MissingDependency("transformers", "transformers") from error
+        self.name = f"hf:{model}"
+        self.batch_size = batch_size
+        local = Path(model).is_dir()
+        parts: list[Any] = []
+        for loader in (AutoImageProcessor, AutoModelForImageClassification):
+            try:
+                parts.append(loader.from_pretrained(model, local_files_only=True))
+            except (OSError, ValueError) as error:
+                reason = None if local else why_unreachable("https://huggingface.co")
+                if local or reason:
+                    raise WeightsNotFound(
+                        f"{model}: no image classifier that can be loaded here: {reason or error}"
+                    ) from error
+                parts.append(loader.from_pretrained(model))
+        self.processor, self.network = parts[0], parts[1].eval()
+        names = {str(name).lower(): int(index) for index, name in self.network.config.id2label.items()}
+        unknown = [label for label in ai_labels if label.lower() not in names]
+        if unknown or not 0 < len(ai_labels) < len(names):
+            raise ConfigError(f"{self.name}: name the AI classes after #, out of its classes {', '.join(names)}")
+        self.ai = [names[label.lower()] for label in ai_labels]
+        self.real = [index for index in names.values() if index not in self.ai]
+
+    @torch.inference_mode()
+    def score(self, images: Iterable[RGB]) -> NDArray[np.float32]:
+        """Logits (n,) of n RGB arrays."""
+        parts = []
+        for batch in _batches(images, self.batch_size):
+            logits = self.network(**self.processor(images=batch, return_tensors="pt")).logits.float()
+            odds = logits[:, self.ai].logsumexp(1) - logits[:, self.real].logsumexp(1)
+            parts.append(odds.numpy())
+        return np.concatenate(parts) if parts else np.zeros(0, dtype=np.float32)
+
+
+class FunctionScorer:
+    """A Python function: list of RGB arrays (H, W, 3) uint8 -> scores (n,)."""
+
+    calibration = None
+
+    def __init__(self, name: str, function: Callable[[list[RGB]], Any], batch_size: int = 32) -> None:
+        self.name = name
+        self.function = function
+        self.batch_size = batch_size
+
+    def score(self, images: Iterable[RGB]) -> NDArray[np.float32]:
+        """The function's scores (n,) of n RGB arrays; `ConfigError` if it does not give one finite score each."""
+        parts = []
+        for batch in _batches(images, self.batch_size):
+            scores = np.asarray(self.function(batch), dtype=np.float32)
+            if scores.shape != (len(batch),) or not np.isfinite(scores).all():
+                raise ConfigError(
+                    f"{self.name}: must give one finite score an image: got {scores.shape} for {len(batch)}"
+                )
+            parts.append(scores)
+        return np.concatenate(parts) if parts else np.zeros(0, dtype=np.float32)
+
+
+def load_scorer(
+    spec: str,
+    *,
+    backbone: str | None = None,
+    device: str = "cpu",
+    precision: Literal["float32", "bfloat16"] = "float32",
+    batch_size: int = 32,
+) -> Scorer:
+    """The scorer that `spec` names; see the top of this module."""
+    kind, _, rest = spec.partition(":")
+    if kind == "hf" and rest:
+        model, _, labels = rest.partition("#")
+        return HuggingFaceScorer(model, [label for label in labels.split(",") if label], batch_size)
+    if kind == "python" and rest:
+        module, _, function = rest.partition(":")
+        try:
+            return FunctionScorer(spec, getattr(import_module(module), function), batch_size)
+        except (ImportError, AttributeError, ValueError) as error:
+            raise ConfigError(f"{spec}: cannot be imported: {error}; give python:MODULE:FUNCTION") from error
+    if kind == "univfd" and rest:
+        network, _ = univfd_network(rest, backbone or "vit-l-14")
+        name = f"univfd@{UNIVFD_HEAD_SHA256[:12]}"
+        return Detector(
+            network,
+            PreprocessConfig(mode="center_crop"),
+            None,
+            name,
+            device=device,
+            precision=precision,
+            batch_size=batch_size,
+        )
+    return Detector.from_pretrained(spec, backbone=backbone, device=device, precision=precision, batch_size=batch_size)
+
+
+def with_center_crop(scorer: Scorer) -> Scorer:
+    """The same scorer looking at one centre crop, if it is a clipmole detector; others are left as they are."""
+    if not isinstance(scorer, Detector):
+        return scorer
+    preprocess = scorer.preprocess.model_copy(update={"mode": "center_crop"})
+    return Detector(
+        scorer.network,
+        preprocess,
+        scorer.calibration,
+        scorer.name,
+        device=str(scorer.device),
+        precision=scorer.precision,
+        batch_size=scorer.batch_size,
+    )
+
+
+def _batches(images: Iterable[RGB], size: int) -> Iterator[list[RGB]]:
+    iterator = iter(images)
+    while batch := list(islice(iterator, size)):
+        yield batch

@@ -1,0 +1,326 @@
+"""A report's figures against sums done by hand, its intervals and its JSON."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from sklearn.metrics import average_precision_score, roc_auc_score
+
+from clipmole.calibration import Calibration, fit_calibration
+from clipmole.errors import DataError
+from clipmole.figures import (
+    QUICK,
+    RANKING,
+    generator_aps,
+    mean_generator_ap,
+    paired_difference,
+    report_set,
+    report_table,
+    verdict_metrics,
+)
+from clipmole.metrics import resample_within
+from clipmole.records import Figure, Sample, SetReport, Thresholds, Verdict
+from clipmole.scores import ScoreTable
+
+UNIT = Calibration(  # the logit is the log-odds
+    slope=1.0,
+    intercept=0.0,
+    thresholds=Thresholds(real=0.3, ai=0.8),
+    max_false_alarm=0.05,
+    max_miss=0.1,
+    real=50,
+    ai=50,
+    variants=("as stored",),
+)
+
+
+def named(generators: Iterable[str]) -> list[Sample]:
+    """Samples without files; "camera" is a photograph."""
+    return [
+        Sample(path=Path(f"{i}.png"), label=0 if name == "camera" else 1, generator=name, split="test")
+        for i, name in enumerate(generators)
+    ]
+
+
+def logit(probability: float) -> float:
+    return math.log(probability / (1 - probability))
+
+
+# Four photographs, two images of generator a, three of b.
+GENERATORS = ["camera", "a", "camera", "b", "camera", "a", "b", "camera", "b"]
+PROBABILITIES = [0.1, 0.9, 0.45, 0.2, 0.35, 0.6, 0.85, 0.95, 0.55]
+SAMPLES = named(GENERATORS)
+LOGITS = np.array([logit(p) for p in PROBABILITIES])
+
+
+def report(calibration: Calibration | None = UNIT, **settings: Any) -> SetReport:
+    return report_set("some set", "as stored", SAMPLES, LOGITS, calibration, **({"resamples": 200} | settings))
+
+
+# -- figures --------------------------------------------------------------------------------------------------
+
+
+def test_figures_are_those_computed_by_hand() -> None:
+    found = report()
+    values = {name: figure.value for name, figure in found.figures.items()}
+    # Falling: .95 camera, .9 a, .85 b, .6 a, .55 b, .45 camera, .35 camera, .2 b, .1 camera
+    assert values == pytest.approx(
+        {
+            "average_precision": (1 / 2 + 2 / 3 + 3 / 4 + 4 / 5 + 5 / 8) / 5,
+            "auroc": (4 * 3 + 1) / 20,  # four of five are above three of four photographs, the last above one
+            "tpr_at_1_percent_fpr": 0.0,  # the highest is a photograph
+            "tpr_at_5_percent_fpr": 0.0,
+            "equal_error_rate": values["equal_error_rate"],  # test_metrics has its formula
+            "oracle_accuracy": 7 / 9,  # best at .5: wrong are camera .95 and b .2
+            "accuracy": 7 / 9,  # wrong: camera .95, b .2
+            "balanced_accuracy": (3 / 4 + 4 / 5) / 2,
+            "real_accuracy": 3 / 4,
+            "fake_accuracy": 4 / 5,
+            # Bins of a tenth: .1 0, .2 1, .35 0, .45 0, .55 1, .6 1, .85 1, and (.9 1, .95 0) together
+            "calibration_error": (0.1 + 0.8 + 0.35 + 0.45 + 0.45 + 0.4 + 0.15 + 0.85) / 9,
+            "negative_log_likelihood": -sum(
+                math.log(p if name != "camera" else 1 - p) for p, name in zip(PROBABILITIES, GENERATORS, strict=True)
+            )
+            / 9,
+            "selective_accuracy": 3
+            / 5,  # answered: camera .1 and b .2 as real, a .9, b .85 and camera .95 as generated
+            "false_alarm": 1 / 4,  # above .8
+            "detected": 2 / 5,
+            "miss": 1 / 5,  # below .3
+            "uncertain": 4 / 9,
+        },
+        abs=1e-12,
+    )
+
+
+def test_a_generators_figure_is_its_images_against_all_photographs() -> None:
+    found = report()
+    a = (1 / 2 + 2 / 3) / 2  # camera, a, a, camera, camera, camera
+    b = (1 / 2 + 2 / 3 + 3 / 6) / 3  # camera, b, b, camera, camera, b, camera
+    aps = {name: figures["average_precision"].value for name, figures in found.generators.items()}
+    assert aps == pytest.approx({"a": a, "b": b})
+    assert found.means["average_precision"].value == pytest.approx((a + b) / 2)
+    accuracies = {name: figures["accuracy"].value for name, figures in found.generators.items()}
+    assert accuracies == pytest.approx({"a": 5 / 6, "b": 5 / 7})  # wrong: camera .95; camera .95 and b .2
+    assert found.means["accuracy"].value == pytest.approx((5 / 6 + 5 / 7) / 2)
+    assert (found.real, found.ai, found.set, found.condition) == (4, 5, "some set", "as stored")
+
+
+def test_the_mean_over_generators_equals_scikit_learns_aps() -> None:
+    rng = np.random.default_rng(0)
+    generators = np.array(["camera"] * 30 + ["x"] * 10 + ["y"] * 20 + ["z"] * 3)
+    labels = (generators != "camera").astype(np.int64)
+    scores = np.round(rng.normal(labels), 1)
+    aps = {}
+    for name in "xyz":
+        own = np.isin(generators, ["camera", name])
+        aps[name] = average_precision_score(labels[own], scores[own])
+    assert generator_aps(generators, labels, scores) == pytest.approx(aps, abs=1e-12)
+    assert mean_generator_ap(generators, labels, scores) == pytest.approx(np.mean(list(aps.values())), abs=1e-12)
+
+
+def test_photographs_of_several_sources_all_count_against_every_generator() -> None:
+    generators, labels = np.array(["camera", "phone", "a"]), np.array([0, 0, 1])
+    assert mean_generator_ap(generators, labels, np.array([3.0, 2.0, 1.0])) == pytest.approx(1 / 3)
+
+
+def test_the_mean_over_generators_needs_both_classes() -> None:
+    names, scores = np.array(["camera", "camera"]), np.array([0.0, 1.0])
+    assert math.isnan(mean_generator_ap(names, np.array([0, 0]), scores))
+    assert math.isnan(mean_generator_ap(names, np.array([1, 1]), scores))
+
+
+def test_shares_are_those_of_the_verdicts_and_add_to_1() -> None:
+    rng = np.random.default_rng(0)
+    samples = named(["camera"] * 70 + ["a"] * 50)
+    labels = np.array([s.label for s in samples])
+    logits = np.round(rng.normal(2 * labels, 1), 1)  # ties, also at the thresholds
+    thresholds = Thresholds(real=UNIT.probability(0.5), ai=UNIT.probability(1.5))
+    calibration = UNIT.model_copy(update={"thresholds": thresholds})
+    found = report_set("s", "as stored", samples, logits, calibration, resamples=10).figures
+    given = np.array([calibration.verdict(x) for x in logits.tolist()])
+    shares = {(label, verdict): (given[labels == label] == verdict).mean() for label in (0, 1) for verdict in Verdict}
+    assert found["false_alarm"].value == pytest.approx(shares[0, Verdict.AI_GENERATED])
+    assert found["detected"].value == pytest.approx(shares[1, Verdict.AI_GENERATED])
+    assert found["miss"].value == pytest.approx(shares[1, Verdict.REAL])
+    assert found["uncertain"].value == pytest.approx((given == Verdict.UNCERTAIN).mean())
+    cleared = shares[0, Verdict.REAL]
+    told = 70 / 120 * (found["false_alarm"].value + cleared) + 50 / 120 * (
+        found["detected"].value + found["miss"].value
+    )
+    assert told + found["uncertain"].value == pytest.approx(1, abs=1e-12)
+
+
+def test_an_uncalibrated_detector_reports_ranking_and_accuracies_at_logit_0() -> None:
+    found = report(None)
+    assert list(found.figures) == [*RANKING, "accuracy", "real_accuracy", "fake_accuracy"]
+    # The unit calibration's probability 0.5 is logit 0.
+    for name in ("accuracy", "real_accuracy", "fake_accuracy"):
+        assert found.figures[name].value == report().figures[name].value
+    assert list(report().figures) == [*RANKING, *verdict_metrics(UNIT)]
+
+
+def test_only_the_figures_that_are_asked_for_are_made() -> None:
+    assert set(report(only=QUICK).figures) == set(QUICK)
+
+
+def test_the_figures_do_not_change_where_probabilities_saturate() -> None:
+    far = report_set("s", "as stored", SAMPLES, LOGITS * 1e4, UNIT, resamples=10).figures
+    assert far["average_precision"].value == report().figures["average_precision"].value
+    assert far["calibration_error"].value == pytest.approx(3 / 9 - 1 / 9)  # p is 0 or 1: one false 1, one false 0
+
+
+@pytest.mark.parametrize("label", [0, 1])
+def test_a_set_of_one_class_reports_what_is_defined(label: int) -> None:
+    samples = named(["a" if label else "camera"] * 4)
+    found = report_set("s", "as stored", samples, np.array([-3.0, 0.1, 1.0, 4.0]), UNIT, resamples=20)
+    assert found.figures["uncertain"].value == pytest.approx(2 / 4)
+    assert found.figures["false_alarm" if label == 0 else "detected"].value == pytest.approx(1 / 4)
+    undefined = set(RANKING) | {"balanced_accuracy"}
+    undefined |= {"false_alarm", "real_accuracy"} if label else {"detected", "miss", "fake_accuracy"}
+    assert {name for name, figure in found.figures.items() if math.isnan(figure.value)} == undefined
+    assert math.isnan(found.means["average_precision"].value)
+    assert math.isnan(found.means["average_precision"].low)
+    assert list(found.generators) == ["a"] * label
+
+
+def test_a_set_without_images_or_with_other_scores_is_refused() -> None:
+    with pytest.raises(DataError, match="set 'none': needs images"):
+        report_set("none", "as stored", [], np.zeros(0), None)
+    with pytest.raises(DataError, match="9 images, 8 logits"):
+        report_set("s", "as stored", SAMPLES, LOGITS[1:], None)
+    with pytest.raises(DataError, match="not finite"):
+        report_set("s", "as stored", SAMPLES, np.append(LOGITS[1:], np.nan), None)
+
+
+# -- intervals ------------------------------------------------------------------------------------------------
+
+
+def ordinary() -> tuple[list[Sample], NDArray[np.float64], Calibration]:
+    """280 images of 11 generators and a camera, and a calibration of other such images."""
+    rng = np.random.default_rng(0)
+    samples = named(["camera"] * 140 + [f"g{i % 11:02}" for i in range(140)])
+    labels = np.repeat([0, 1], 140)
+    other = rng.normal(2 * labels)
+    return samples, rng.normal(2 * labels), fit_calibration({"as stored": other}, labels.tolist())
+
+
+def test_an_ordinary_set_is_reported_in_seconds_with_intervals_around_the_values() -> None:
+    samples, logits, calibration = ordinary()
+    start = time.perf_counter()
+    found = report_set("s", "as stored", samples, logits, calibration)
+    assert time.perf_counter() - start < 30  # two seconds on a free core
+    assert len(found.figures) == len(RANKING) + len(verdict_metrics(calibration))
+    assert len(found.generators) == 11
+    shares = {name: figure for name, figure in found.figures.items() if name != "negative_log_likelihood"}
+    own = [figure for figures in found.generators.values() for figure in figures.values()]
+    for figure in (*shares.values(), *own, *found.means.values()):
+        assert figure.low <= figure.value <= figure.high
+        assert 0 <= figure.low < figure.high <= 1
+    # The normal approximation of a share and of an AUROC (Hanley and McNeil 1982) is about as wide.
+    share = found.figures["real_accuracy"]
+    assert share.high - share.low == pytest.approx(2 * 1.96 * math.sqrt(share.value * (1 - share.value) / 140), rel=0.2)
+    auroc, n = found.figures["auroc"], 140
+    a = auroc.value
+    variance = (a * (1 - a) + (n - 1) * (a / (2 - a) - a**2) + (n - 1) * (2 * a**2 / (1 + a) - a**2)) / n**2
+    assert auroc.high - auroc.low == pytest.approx(2 * 1.96 * math.sqrt(variance), rel=0.2)
+
+
+def test_intervals_of_generators_resample_photographs_and_each_generator() -> None:
+    found = report(resamples=150, seed=4)
+    generators, labels = np.array(GENERATORS), np.array([s.label for s in SAMPLES])
+    code = {"camera": 0, "a": 1, "b": 2}
+    aps: dict[str, list[float]] = {"a": [], "b": []}
+    for index in resample_within([code[name] for name in GENERATORS], 150, seed=4):
+        drawn, y, s = generators[index], labels[index], LOGITS[index]
+        assert [(drawn == name).sum() for name in code] == [4, 2, 3]
+        for name, values in aps.items():
+            own = np.isin(drawn, ["camera", name])
+            values.append(average_precision_score(y[own], s[own]))
+    for name, values in aps.items():
+        expected = np.percentile(values, [2.5, 97.5])
+        figure = found.generators[name]["average_precision"]
+        assert (figure.low, figure.high) == pytest.approx(tuple(expected), abs=1e-12)
+    expected = np.percentile(np.mean(list(aps.values()), axis=0), [2.5, 97.5])
+    mean = found.means["average_precision"]
+    assert (mean.low, mean.high) == pytest.approx(tuple(expected), abs=1e-12)
+
+
+def test_intervals_depend_on_the_seed_alone() -> None:
+    assert report(seed=1) == report(seed=1)
+    assert report(seed=1) != report(seed=2)
+    values = [{name: figure.value for name, figure in report(seed=seed).figures.items()} for seed in (1, 2)]
+    assert values[0] == values[1]
+
+
+# -- tables of several detectors ------------------------------------------------------------------------------
+
+
+def test_a_paired_difference_is_smaller_in_spread_than_two_separate_ones() -> None:
+    rng = np.random.default_rng(0)
+    labels = np.repeat([0, 1], 100)
+    first = rng.normal(labels * 2.0)
+    second = first + rng.normal(size=200) * 0.1  # nearly the same detector
+    metric = RANKING["auroc"]
+    found = paired_difference(metric, labels, first, second, resamples=300)
+    assert found.value == pytest.approx(roc_auc_score(labels, first) - roc_auc_score(labels, second), abs=1e-12)
+    assert found.low <= found.value <= found.high
+    alone = report_set("s", "as stored", named(["camera"] * 100 + ["a"] * 100), first, None, resamples=300)
+    assert found.high - found.low < 0.5 * (alone.figures["auroc"].high - alone.figures["auroc"].low)
+    same = paired_difference(metric, labels, first, first, resamples=20)
+    assert (same.value, same.low, same.high) == (0, 0, 0)
+
+
+def test_a_table_is_reported_by_set_condition_and_detector() -> None:
+    rng = np.random.default_rng(0)
+    labels = np.array([s.label for s in SAMPLES] * 2)
+    logits = rng.normal(labels, size=(2, 3, 18))
+    table = ScoreTable(
+        (*SAMPLES, *SAMPLES), np.repeat(["one", "two"], 9), ("x", "y"), ("as stored", "equalised", "JPEG 50"), logits
+    )
+    reports, differences = report_table(table, {"x": UNIT, "y": None}, resamples=20)
+    assert [(r.set, r.condition, r.detector) for r in reports] == [
+        (name, condition, detector) for name in ("one", "two") for condition in table.conditions for detector in "xy"
+    ]
+    direct = report_set("two", "equalised", SAMPLES, logits[0, 1, 9:], UNIT, detector="x", resamples=20)
+    assert reports[8] == direct
+    assert set(reports[4].figures) == set(QUICK)  # JPEG 50, x
+    assert {(d.set, d.condition, d.metric) for d in differences} == {
+        (name, condition, metric)
+        for name in ("one", "two")
+        for condition in ("as stored", "equalised")
+        for metric in ("average_precision", "auroc")
+    }
+    first = next(d for d in differences if (d.set, d.condition, d.metric) == ("two", "equalised", "auroc"))
+    expected = roc_auc_score(labels[9:], logits[0, 1, 9:]) - roc_auc_score(labels[9:], logits[1, 1, 9:])
+    assert (first.first, first.second) == ("x", "y")
+    assert first.figure.value == pytest.approx(expected, abs=1e-12)
+
+
+# -- JSON -----------------------------------------------------------------------------------------------------
+
+
+def test_what_is_not_defined_is_null_in_json_and_nan_again() -> None:
+    found = report_set("s", "as stored", named(["a", "a"]), np.array([1.0, 2.0]), UNIT, resamples=5)
+    text = found.model_dump_json()
+    assert json.loads(text, parse_constant=pytest.fail)["figures"]["auroc"] == {
+        "value": None,
+        "low": None,
+        "high": None,
+    }
+    back = SetReport.model_validate_json(text)
+    assert math.isnan(back.figures["auroc"].value)
+    assert back.figures["detected"] == found.figures["detected"]
+    assert back.model_dump_json() == text
+
+
+def test_a_figure_reads_as_value_and_interval() -> None:
+    assert str(Figure(value=0.91234, low=0.9, high=0.95)) == "0.912 [0.900, 0.950]"
