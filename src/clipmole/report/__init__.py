@@ -1,0 +1,125 @@
+"""What an evaluation found -> a page that one can show: `report.html`, and the same as JSON, CSV and Markdown.
+
+In: an `EvaluationReport` and the `ScoreTable` that it was made from. Out: four files in a folder. Figures are
+the report's; curves are `metrics`' own points of the scores. It measures nothing, and knows nothing of
+how images are scored.
+
+Shares are printed in percent, with their 95 % bootstrap interval beneath; nan is a dash. JSON and CSV hold
+them as they are.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+from clipmole.errors import DataError
+from clipmole.records import EvaluationReport
+from clipmole.report import curves, mistakes, tables
+from clipmole.report.content import Content
+from clipmole.report.page import Section, html_page, markdown_page
+from clipmole.scores import ScoreTable
+
+__all__ = ["write_report"]
+
+
+def write_report(
+    report: EvaluationReport,
+    table: ScoreTable,
+    folder: Path,
+    *,
+    families: Mapping[str, tuple[str, float]] | None = None,
+    notes: Mapping[str, str] | None = None,
+    gallery: bool = True,
+) -> Path:
+    """Write `report.html`, `.json`, `.csv` and `.md` into `folder`, which is made if it is not there.
+
+    All four are written before the first takes its place, so a full disk leaves an older report as it was. The
+    same report and scores give the same bytes.
+
+    Args:
+        families: condition -> (family, strength): the points of the robustness curves, a family named by its
+            axis. Conditions of no family or "" are shown as rows.
+        notes: condition -> a caveat to print with the robustness figures.
+        gallery: show the images that were mistaken most, as thumbnails. Leave it out where the images of the data
+            may not be passed on.
+
+    Returns the path of `report.html`. Raises `DataError` if the folder cannot be written.
+    """
+    content = Content(report, table, families or {}, notes or {})
+    lead, parts = tables.summary(content), sections(content, gallery)
+    texts = {
+        "report.json": report.model_dump_json(indent=2) + "\n",
+        "report.csv": tidy(content),
+        "report.md": markdown_page(report.title, lead, parts),
+        "report.html": html_page(report.title, lead, parts) + "\n",
+    }
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".report-", dir=folder) as scratch:
+            for name, text in texts.items():
+                with (Path(scratch) / name).open("w", encoding="utf-8", newline="") as file:
+                    file.write(text)
+                    file.flush()
+                    os.fsync(file.fileno())
+            for name in texts:
+                os.replace(Path(scratch) / name, folder / name)
+    except OSError as error:
+        raise DataError(
+            f"{folder}: the report cannot be written: {error.strerror}; name another place or free space"
+        ) from error
+    return folder / "report.html"
+
+
+def tidy(content: Content) -> str:
+    """One figure a row.
+
+    `scope` says over what: "set" all images of the set, "generator" those of `generator` and all photographs, "mean"
+    the mean over generators, "difference" the figure of `detector` less that of `minus` on the same images.
+    """
+    file = io.StringIO()
+    rows = csv.writer(file, lineterminator="\n")
+    rows.writerow(
+        ["detector", "set", "condition", "figure", "value", "low", "high", "real", "ai", "scope", "generator", "minus"]
+    )
+    for s in content.report.sets:
+        groups = [("set", "", s.figures, s.ai), ("mean", "", s.means, s.ai)]
+        groups += [
+            ("generator", g, figures, tables.generated(content, s.set, g)) for g, figures in s.generators.items()
+        ]
+        for scope, generator, figures, ai in groups:
+            for key, f in figures.items():
+                numbers = (f.value, f.low, f.high, s.real, ai)
+                rows.writerow((s.detector, s.set, s.condition, key, *numbers, scope, generator, ""))
+    for d in content.report.differences:
+        own = content.found.get((d.first, d.set, d.condition))
+        counts = (own.real, own.ai) if own else ("", "")
+        f = d.figure
+        numbers = (f.value, f.low, f.high, *counts)
+        rows.writerow((d.first, d.set, d.condition, d.metric, *numbers, "difference", "", d.second))
+    return file.getvalue()
+
+
+def sections(content: Content, gallery: bool) -> list[Section]:
+    """All sections that have something to show."""
+    made = [
+        Section("results", "Results", tables.headline(content)),
+        Section("detectors", "Detectors", tables.detectors(content)),
+        Section("differences", "Paired differences", tables.differences(content)),
+        Section("published", "Published figures beside these", tables.published(content)),
+        Section("generators", "By generator", tables.by_generator(content)),
+        Section("ranking", "ROC and precision-recall", curves.ranking(content)),
+        Section("reliability", "Are the probabilities right?", curves.reliability(content)),
+        Section("scores", "Scores by class", curves.histograms(content)),
+        Section("coverage", "Accuracy against coverage", curves.coverage(content)),
+        Section("robustness", "Robustness", curves.robustness(content)),
+        Section("mistakes", "Worst mistakes", mistakes.worst(content) if gallery else []),
+        Section("figures", "All figures", tables.all_figures(content)),
+        Section("missing", "Not evaluated", tables.missing(content)),
+        Section("recipe", "Recipe", tables.recipe(content)),
+    ]
+    return [section for section in made if section.blocks]

@@ -1,0 +1,179 @@
+"""What the sections of a report draw on: its figures, its scores, its words.
+
+In: an `EvaluationReport` and its `ScoreTable`. Out: figures by name, labels and probabilities by detector, set and
+condition, and numbers as they are printed: percent for a share, a dash for nan.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from xml.etree.ElementTree import Element
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clipmole.calibration import sigmoid
+from clipmole.data import VARIANTS, labels_of
+from clipmole.records import DetectorInfo, EvaluationReport, Figure, SetReport
+from clipmole.report import plots
+from clipmole.report.page import Name, Value, element
+from clipmole.scores import ScoreTable
+
+DASH = "\N{EN DASH}"
+MINUS = "\N{MINUS SIGN}"
+NAME_LENGTH = 30  # of a detector in tables; the list of detectors has it whole
+NOT_A_SHARE = frozenset({"negative_log_likelihood"})
+WORDS = {
+    "average_precision": "AP",
+    "auroc": "AUROC",
+    "tpr_at_1_percent_fpr": "found at 1 % false alarms",
+    "tpr_at_5_percent_fpr": "found at 5 % false alarms",
+    "equal_error_rate": "equal error rate",
+    "oracle_accuracy": "oracle accuracy (threshold searched on these very images: an upper bound, no result)",
+    "real_accuracy": "accuracy on photographs",
+    "fake_accuracy": "accuracy on generated",
+    "calibration_error": "calibration error (ECE)",
+    "negative_log_likelihood": "negative log-likelihood, nats",
+    "false_alarm": "false alarms: photographs called AI-generated",
+    "detected": "generated called AI-generated",
+    "miss": "generated called photographs",
+    "uncertain": "no verdict (uncertain)",
+    "selective_accuracy": "accuracy of the verdicts given",
+}
+
+
+@dataclass(frozen=True)
+class View:
+    """The images of one set under one condition that got a finite logit from one detector."""
+
+    labels: NDArray[np.int64]
+    logits: NDArray[np.float64]
+    probabilities: NDArray[np.float64] | None  # None: not calibrated
+
+
+@dataclass(frozen=True)
+class Content:
+    """What the sections draw on: the report, the scores, and how to find things in them."""
+
+    report: EvaluationReport
+    table: ScoreTable
+    families: Mapping[str, tuple[str, float]]
+    notes: Mapping[str, str]
+    found: dict[tuple[str, str, str], SetReport] = field(init=False)
+    labels: NDArray[np.int64] = field(init=False)
+
+    def __post_init__(self) -> None:
+        found = {(s.detector, s.set, s.condition): s for s in self.report.sets}
+        object.__setattr__(self, "found", found)
+        object.__setattr__(self, "labels", np.asarray(labels_of(self.table.samples), dtype=np.int64))
+
+    @property
+    def names(self) -> list[str]:
+        """Of the detectors."""
+        return [detector.name for detector in self.report.detectors]
+
+    @property
+    def sets(self) -> list[str]:
+        return list(dict.fromkeys(s.set for s in self.report.sets))
+
+    @property
+    def main(self) -> list[str]:
+        """The conditions that stand in every table, or all if the report has neither."""
+        conditions = list(dict.fromkeys(s.condition for s in self.report.sets))
+        return [c for c in VARIANTS if c in conditions] or conditions[:1]
+
+    def figure(self, detector: str, name: str, condition: str, key: str) -> Figure | None:
+        own = self.found.get((detector, name, condition))
+        return own.figures.get(key) if own else None
+
+    def mean(self, detector: str, name: str, condition: str, key: str) -> Figure | None:
+        own = self.found.get((detector, name, condition))
+        return own.means.get(key) if own else None
+
+    def info(self, detector: str) -> DetectorInfo:
+        return next(d for d in self.report.detectors if d.name == detector)
+
+    def view(self, detector: str, name: str, condition: str) -> View:
+        """Empty where the scores do not hold it."""
+        own = self.table.sets == name
+        if detector in self.table.detectors and condition in self.table.conditions:
+            d, c = self.table.detectors.index(detector), self.table.conditions.index(condition)
+            logits = self.table.logits[d, c]
+            own = own & np.isfinite(logits)
+        else:
+            logits, own = np.zeros(len(self.labels)), np.zeros(len(self.labels), dtype=bool)
+        return View(self.labels[own], logits[own], probabilities(self.info(detector), logits[own]))
+
+    def named(self, detector: str) -> Name:
+        return Name(self.brief(detector), plots.swatch(self.names.index(detector)))
+
+    def brief(self, detector: str) -> str:
+        """The name cut to `NAME_LENGTH` characters, where that is still only one detector's."""
+        cut = {name: shortened(name) for name in self.names}
+        return cut[detector] if list(cut.values()).count(cut[detector]) == 1 else detector
+
+    def legend(self) -> Element:
+        items = [element("li", plots.swatch(i), name) for i, name in enumerate(self.names)]
+        return element("ul", *items, class_="legend", aria_label="Detectors")
+
+    def count(self, name: str, label: int) -> int:
+        return int((self.labels[self.table.sets == name] == label).sum())
+
+
+def shortened(name: str) -> str:
+    return name if len(name) <= NAME_LENGTH else name[: NAME_LENGTH - 1].rstrip() + "\N{HORIZONTAL ELLIPSIS}"
+
+
+def probabilities(info: DetectorInfo, logits: NDArray[np.float64]) -> NDArray[np.float64] | None:
+    """Calibrated probabilities (n,) of logits (n,); None if the detector is not calibrated."""
+    if info.slope is None or info.intercept is None:
+        return None
+    return np.array([sigmoid(info.slope * x + info.intercept) for x in logits.tolist()])
+
+
+def words(key: str) -> str:
+    return WORDS.get(key, key.replace("_", " "))
+
+
+def number(figure: Figure | None, key: str = "", sign: bool = False) -> Value:
+    """A figure as a cell: percent for a share; a dash where there is none."""
+    if figure is None or math.isnan(figure.value):
+        return Value(DASH)
+    scale, digits = (1, 3) if key in NOT_A_SHARE else (100, 1)
+
+    def text(x: float, plus: str = "") -> str:
+        return f"{x * scale:{plus}.{digits}f}".replace("-", MINUS)
+
+    if math.isnan(figure.low) or math.isnan(figure.high):
+        return Value(text(figure.value, "+" if sign else ""))
+    return Value(text(figure.value, "+" if sign else ""), f"[{text(figure.low)}, {text(figure.high)}]")
+
+
+def in_line(value: Value) -> str:
+    return f"{value.text} {value.small}".strip()
+
+
+def bare(figure: Figure | None) -> tuple[float, float, float]:
+    return (figure.value, figure.low, figure.high) if figure else (math.nan,) * 3
+
+
+def mean_of(figures: Sequence[Figure | None]) -> Value:
+    """Plain mean of those that are defined, with their number if some are not; one alone keeps its interval."""
+    defined = [f for f in figures if f and not math.isnan(f.value)]
+    if len(figures) == 1 or not defined:
+        return number(figures[0])
+    mean = sum(f.value for f in defined) / len(defined)
+    text = number(Figure(value=mean, low=math.nan, high=math.nan)).text
+    return Value(text, "" if len(defined) == len(figures) else f"of {len(defined)}")
+
+
+def plural(count: int, noun: str) -> str:
+    return f"{count:,} {noun}" + ("" if count == 1 else "s")
+
+
+def key_figures(content: Content, name: str, condition: str, key: str) -> str:
+    """A figure of every detector in words, for those who do not see the plot."""
+    values = [(d, number(content.figure(d, name, condition, key), key)) for d in content.names]
+    return f"{words(key)} " + "; ".join(f"{d} {in_line(value)}" for d, value in values)

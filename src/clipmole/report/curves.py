@@ -1,0 +1,241 @@
+"""The sections of a report that are plots of the scores.
+
+In: `Content`. Out: blocks of a page; none where there is nothing to show. Curves are `metrics`' own points.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from xml.etree.ElementTree import Element
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clipmole import metrics
+from clipmole.report import plots
+from clipmole.report.content import DASH, Content, bare, key_figures, number, words
+from clipmole.report.page import Block, Cell, Drawings, Heading, Items, Table
+
+BINS = 40
+
+
+def ranking(content: Content) -> list[Block]:
+    blocks: list[Block] = []
+    for name in content.sets:
+        drawn = []
+        for kind in ("ROC", "precision-recall"):
+            for condition in content.main:
+                lines = []
+                for index, detector in enumerate(content.names):
+                    view = content.view(detector, name, condition)
+                    if kind == "ROC":
+                        x, y = metrics.roc_points(view.labels, view.logits)
+                    else:
+                        x, y = stairs(*metrics.precision_recall_points(view.labels, view.logits))
+                    lines += [plots.Line(index, x.tolist(), y.tolist())] if len(x) else []
+                if not lines:
+                    continue
+                key = "auroc" if kind == "ROC" else "average_precision"
+                label = f"{kind} on {name}, {condition}: " + key_figures(content, name, condition, key)
+                texts = ("false alarms, %", "found, %") if kind == "ROC" else ("recall, %", "precision, %")
+                x_axis, y_axis = (plots.even_axis(text, 0, 1) for text in texts)
+                chart = plots.chart(lines, x_axis, y_axis, label, diagonal=kind == "ROC")
+                drawn.append((chart, f"{kind}, {condition}"))
+        blocks += [Heading(name), Drawings(drawn)] if drawn else [f"{name}: not defined with one class only."]
+    return [content.legend(), *blocks]
+
+
+def stairs(x: NDArray[np.float64], y: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Points -> the corners of steps, each at its own height from the point before."""
+    return np.repeat(np.append(0.0, x), 2)[1:-1] if len(x) else x, np.repeat(y, 2)
+
+
+def calibrated(content: Content) -> list[tuple[int, str]]:
+    return [(i, d.name) for i, d in enumerate(content.report.detectors) if d.slope is not None]
+
+
+def reliability(content: Content) -> list[Block]:
+    drawn = []
+    for name in content.sets:
+        for condition in content.main:
+            lines, rows = [], []
+            for index, detector in calibrated(content):
+                view = content.view(detector, name, condition)
+                if view.probabilities is None or not 0 < view.labels.sum() < len(view.labels):
+                    continue
+                bins = metrics.reliability_bins(view.labels, view.probabilities)
+                mean, share = bins.mean_probability.tolist(), bins.share_generated.tolist()
+                lines.append(plots.Line(index, mean, share, marked=True))
+                rows.append([short(n) for n in bins.images.tolist()])
+            if lines:
+                label = f"Reliability on {name}, {condition}: "
+                label += key_figures(content, name, condition, "calibration_error")
+                x_axis = plots.even_axis("probability given, %", 0, 1)
+                y_axis = plots.even_axis("share generated, %", 0, 1)
+                chart = plots.chart(lines, x_axis, y_axis, label, diagonal=True, rows=rows)
+                drawn.append((chart, f"{name}, {condition}"))
+    if not drawn:
+        return []
+    return [
+        content.legend(),
+        Drawings(drawn),
+        "On the diagonal a probability means what it says, for a set with this share of generated images. Under each "
+        "tenth of the axis stands the number of images in it, for each detector; points of few images mean little. "
+        "Uncalibrated detectors give no probability and are left out.",
+    ]
+
+
+def short(count: int) -> str:
+    """A count in at most four characters."""
+    return str(count) if count < 10_000 else f"{count / 1000:.0f}k" if count < 1_000_000 else f"{count / 1e6:.0f}M"
+
+
+def histograms(content: Content) -> list[Block]:
+    blocks: list[Block] = []
+    for name in content.sets:
+        drawn = [
+            (histogram(content, i, detector, name, condition), f"{content.brief(detector)}, {condition}")
+            for i, detector in enumerate(content.names)
+            for condition in content.main
+            if len(content.view(detector, name, condition).labels)
+        ]
+        blocks += [Heading(name), Drawings(drawn)] if drawn else []
+    if blocks:
+        blocks.append(
+            "Photographs above the line, generated images below, each as shares of its class. Dashed: the thresholds; "
+            "likely photograph to the left, likely AI-generated to the right, no verdict between. Scores beyond the "
+            "axis stand in its outermost bins. Probabilities are drawn on the scale of log-odds."
+        )
+    return blocks
+
+
+def histogram(content: Content, index: int, detector: str, name: str, condition: str) -> Element:
+    view, info = content.view(detector, name, condition), content.info(detector)
+    marks: list[tuple[float, str]] = []
+    if info.slope is not None and info.intercept is not None:
+        edge = log_odds(0.9999)
+        values = info.slope * view.logits + info.intercept
+        ticks = [(log_odds(p), f"{100 * p:g}") for p in (0.001, 0.01, 0.1, 0.5, 0.9, 0.99, 0.999)]
+        axis = plots.Axis("probability of being AI-generated, %", -edge, edge, ticks)
+        if info.thresholds:
+            bounds = ((info.thresholds.real, "real < "), (info.thresholds.ai, "AI > "))
+            marks = [(log_odds(p), f"{text}{100 * p:.3g}") for p, text in bounds if 0 < p < 1]
+    else:
+        every = [content.view(detector, s, c).logits for s in content.sets for c in content.main]
+        low, high = np.quantile(np.concatenate(every), [0.002, 0.998]).tolist()
+        values = view.logits
+        axis = plots.even_axis("logit (not calibrated)", low, max(high, low + 1e-6), percent=False)
+    values = np.clip(values, axis.low, axis.high)
+    real, ai = values[view.labels == 0], values[view.labels == 1]
+    up, down = (np.histogram(own, BINS, (axis.low, axis.high))[0] / max(len(own), 1) for own in (real, ai))
+    texts = (f"{len(real):,} photographs", f"{len(ai):,} generated")
+    label = f"Scores of {detector} on {name}, {condition}: {texts[0]} above, {texts[1]} below"
+    return plots.mirrored_histogram(index, up.tolist(), down.tolist(), axis, label, words=texts, lines=marks)
+
+
+def log_odds(p: float) -> float:
+    return math.log(p / (1 - p))
+
+
+def coverage(content: Content) -> list[Block]:
+    curves: dict[tuple[str, str], list[plots.Line]] = {}
+    for name in content.sets:
+        for condition in content.main:
+            lines, points = [], []
+            for index, detector in calibrated(content):
+                view = content.view(detector, name, condition)
+                if view.probabilities is None or not len(view.labels):
+                    continue
+                x, y = metrics.risk_coverage(view.labels, view.probabilities)
+                wide = x >= 0.05  # before, it is the accuracy of a few images
+                lines.append(plots.Line(index, x[wide].tolist(), y[wide].tolist()))
+                uncertain = content.figure(detector, name, condition, "uncertain")
+                given = content.figure(detector, name, condition, "selective_accuracy")
+                if uncertain and given:
+                    points.append(plots.Line(index, [1 - uncertain.value], [given.value], marked=True))
+            curves[name, condition] = lines + points
+    lowest = [v for lines in curves.values() for line in lines for v in line.y if not math.isnan(v)]
+    if not lowest:
+        return []
+    y_axis = plots.even_axis("accuracy, %", min(*lowest, 0.9), 1)
+    drawn = []
+    for (name, condition), lines in curves.items():
+        if lines:
+            label = f"Accuracy against coverage on {name}, {condition}: accuracy of the verdicts given "
+            label += key_figures(content, name, condition, "selective_accuracy").removeprefix(
+                words("selective_accuracy")
+            )
+            chart = plots.chart(lines, plots.even_axis("images answered, most confident first, %", 0, 1), y_axis, label)
+            drawn.append((chart, f"{name}, {condition}"))
+    return [
+        content.legend(),
+        Drawings(drawn),
+        "If only the most confident share of the images were answered, so many of the answers would be right. The "
+        "marker: the verdicts as they are given, with the uncertain images left out.",
+    ]
+
+
+def robustness(content: Content) -> list[Block]:
+    others = [c for c in dict.fromkeys(s.condition for s in content.report.sets) if c not in content.main]
+    families: dict[str, list[tuple[float, str]]] = {}
+    for condition in others:
+        family, strength = content.families.get(condition, ("", 0.0))
+        if family:
+            families.setdefault(family, []).append((strength, condition))
+    curves = {family: sorted(points) for family, points in families.items() if len(points) > 1}
+    blocks: list[Block] = []
+    for name in content.sets:
+        for key in ("average_precision", "accuracy"):
+            drawn = family_charts(content, name, key, curves)
+            if drawn:
+                blocks += [Heading(f"{name}: {words(key)}"), Drawings(drawn)]
+        rows: list[tuple[Cell, ...]] = []
+        keys = ("average_precision", "accuracy", "false_alarm")
+        for condition in [*content.main, *others] if others else []:
+            cells = [number(content.figure(d, name, condition, key)) for key in keys for d in content.names]
+            if any(cell.text != DASH for cell in cells):
+                rows.append((condition, *cells))
+        heads = [
+            f"{words(key).partition(':')[0]}\n{content.brief(detector)}" for key in keys for detector in content.names
+        ]
+        blocks += [Table(f"Every condition on {name}, percent", ["condition", *heads], rows)] if rows else []
+    if not blocks:
+        return []
+    caveats = [f"{condition}: {note}" for condition, note in content.notes.items() if note and condition in others]
+    return [
+        content.legend(),
+        *blocks,
+        *([Items(caveats)] if caveats else []),
+        "All plots of one figure have the same vertical axis; thin dotted lines: as stored. Shaded: 95 % intervals. "
+        "Every detector saw the same perturbed pixels.",
+    ]
+
+
+def family_charts(
+    content: Content, name: str, key: str, curves: Mapping[str, Sequence[tuple[float, str]]]
+) -> list[tuple[Element, str]]:
+    """One chart a family of conditions, all with the same vertical axis on every set."""
+    every = [f for s in content.report.sets if (f := s.figures.get(key)) and not math.isnan(f.value)]
+    if not every:
+        return []
+    bottom = min(f.value if math.isnan(f.low) else f.low for f in every)
+    y_axis = plots.even_axis(f"{words(key)}, %", min(bottom, 0.9), 1)
+    drawn = []
+    for family, points in curves.items():
+        lines, levels = [], []
+        for index, detector in enumerate(content.names):
+            figures = [(x, content.figure(detector, name, condition, key)) for x, condition in points]
+            values = [(x, *bare(f)) for x, f in figures if f and not math.isnan(f.value)]
+            if values:
+                x, y, low, high = (list(column) for column in zip(*values, strict=True))
+                lines.append(plots.Line(index, x, y, low, high, marked=True))
+                levels.append((index, bare(content.figure(detector, name, content.main[0], key))[0]))
+        if lines:
+            strengths = [x for x, _ in points]
+            margin = (max(strengths) - min(strengths)) * 0.04 or 1
+            ticks = [(x, f"{x:g}") for x in strengths]
+            x_axis = plots.Axis("", min(strengths) - margin, max(strengths) + margin, plots.legible(ticks))
+            label = f"{words(key)} against {family} on {name}; the table below holds the numbers"
+            drawn.append((plots.chart(lines, x_axis, y_axis, label, levels=levels), family))
+    return drawn

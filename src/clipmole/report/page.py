@@ -1,0 +1,296 @@
+"""Sections of text, tables and plots -> one HTML page that asks nobody for anything, and the same as Markdown.
+
+In: `Section`s of blocks. Out: two strings. HTML is built as a tree, so a name can never become markup, and the
+page forbids itself (Content-Security-Policy) every script and every request. Plots and pictures stand in HTML
+only. It knows nothing of detectors or figures.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import re
+import xml.etree.ElementTree as ET
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.resources import files
+from xml.etree.ElementTree import Element
+
+URL = re.compile(r"https?://[^\s<>\"']*[^\s<>\"'.,;:)\]]")
+ON_THEIR_OWN_LINE = frozenset({"section", "figure", "table", "tr", "p", "li", "h2", "h3", "nav", "header", "main"})
+
+
+@dataclass(frozen=True)
+class Value:
+    """A number in a table: `text`, and what stands small beneath it, such as an interval."""
+
+    text: str
+    small: str = ""
+
+
+@dataclass(frozen=True)
+class Name:
+    """A name in a table with its drawing (in HTML) before it."""
+
+    text: str
+    drawing: Element
+
+
+Cell = str | Value | Name | Element  # an Element is drawn in HTML and left out of Markdown
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows under named columns.
+
+    Attributes:
+        columns: heads; what follows a line break is set smaller, a second line of the head.
+        names: how many leading columns name the row.
+        apart: indices of rows that are visibly set apart, for they do not compare with the others.
+        sums: indices of rows that sum up the others.
+        axes: column -> what is drawn under its head, such as the axis of the drawings below.
+    """
+
+    caption: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[Cell]]
+    names: int = 1
+    apart: frozenset[int] = frozenset()
+    sums: frozenset[int] = frozenset()
+    axes: Mapping[int, Element] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Note:
+    """A caveat, visibly set apart."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Items:
+    """A list."""
+
+    items: Sequence[str]
+
+
+@dataclass(frozen=True)
+class Code:
+    """Text as it is."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Heading:
+    """A heading within a section."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Drawings:
+    """Plots or pictures, each with its caption, side by side where there is room; `kind` is a class of the style."""
+
+    items: Sequence[tuple[Element, str]]
+    kind: str = "plots"
+
+
+Block = str | Table | Note | Items | Code | Heading | Drawings | Element
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of the page with its heading; `id` is its anchor."""
+
+    id: str
+    title: str
+    blocks: Sequence[Block]
+
+
+def printable(text: str) -> str:
+    """`text` with what cannot be shown (control characters, changes of direction, half a surrogate) replaced."""
+    return "".join(c if c.isprintable() or c == "\n" else "\ufffd" for c in text)
+
+
+def element(tag: str, /, *children: Element | str, **attributes: str | float) -> Element:
+    """An element; `class_` is the attribute class, and `stroke_width` is stroke-width."""
+    node = Element(tag, {k.rstrip("_").replace("_", "-"): printable(str(v)) for k, v in attributes.items()})
+    last: Element | None = None
+    for child in children:
+        if isinstance(child, str):
+            if last is None:
+                node.text = (node.text or "") + printable(child)
+            else:
+                last.tail = (last.tail or "") + printable(child)
+        else:
+            node.append(child)
+            last = child
+            if child.tag in ON_THEIR_OWN_LINE:
+                child.tail = "\n"
+    return node
+
+
+def linked(text: str) -> Iterator[Element | str]:
+    """`text` with its web addresses as links."""
+    end = 0
+    for match in URL.finditer(text):
+        yield text[end : match.start()]
+        yield element("a", match[0], href=match[0], rel="noopener noreferrer")
+        end = match.end()
+    yield text[end:]
+
+
+def html_page(title: str, lead: Sequence[Block], sections: Sequence[Section]) -> str:
+    """The page: one file, readable without a script, in light and dark, on paper and on a phone."""
+    style = files("clipmole.report").joinpath("report.css").read_text(encoding="utf-8")
+    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
+    policy = f"default-src 'none'; style-src 'sha256-{digest}'; img-src data:; base-uri 'none'; form-action 'none'"
+    sheet = Element("style")
+    sheet.text = style  # as it is: the policy names its sha256
+    head = element(
+        "head",
+        element("meta", charset="utf-8"),
+        element("meta", http_equiv="Content-Security-Policy", content=policy),
+        element("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        element("meta", name="color-scheme", content="light dark"),
+        element("meta", name="referrer", content="no-referrer"),
+        element("title", title),
+        sheet,
+    )
+    contents = [element("li", element("a", s.title, href=f"#{s.id}")) for s in sections]
+    body = element(
+        "body",
+        element("header", element("h1", title), *(_html(block) for block in lead)),
+        element("nav", element("ul", *contents), aria_label="Contents"),
+        element("main", *(_section(section) for section in sections)),
+    )
+    return "<!DOCTYPE html>\n" + ET.tostring(element("html", head, body, lang="en"), encoding="unicode", method="html")
+
+
+def _section(section: Section) -> Element:
+    head = element("h2", section.title, id=section.id)
+    return element("section", head, *(_html(block) for block in section.blocks), aria_labelledby=section.id)
+
+
+def _html(block: Block) -> Element:
+    made: Element
+    match block:
+        case str():
+            made = element("p", *linked(block))
+        case Note():
+            made = element("p", *linked(block.text), class_="note")
+        case Items():
+            made = element("ul", *(element("li", *linked(item)) for item in block.items))
+        case Code():
+            made = element("pre", element("code", block.text), tabindex=0)
+        case Heading():
+            made = element("h3", block.text)
+        case Table():
+            made = _html_table(block)
+        case Drawings():
+            figures = [element("figure", drawing, element("figcaption", text)) for drawing, text in block.items]
+            made = element("div", *figures, class_=block.kind)
+        case _:
+            made = block
+    return made
+
+
+def _html_table(table: Table) -> Element:
+    numbers = {place for row in table.rows for place, cell in enumerate(row) if isinstance(cell, Value)}
+    heads = []
+    for place, column in enumerate(table.columns):
+        first, _, second = column.partition("\n")
+        small = [element("small", second)] if second else []
+        small += [table.axes[place]] if place in table.axes else []
+        heads.append(element("th", first, *small, scope="col", class_="number" if place in numbers else "words"))
+    rows = []
+    for index, row in enumerate(table.rows):
+        cells = [_html_cell(cell, place < table.names) for place, cell in enumerate(row)]
+        kinds = ["apart"] * (index in table.apart) + ["sum"] * (index in table.sums)
+        kinds += ["next"] * (table.names > 1 and index > 0 and row[0] != table.rows[index - 1][0])
+        rows.append(element("tr", *cells, **({"class_": " ".join(kinds)} if kinds else {})))
+    grid = element(
+        "table",
+        element("caption", element("span", table.caption)),
+        element("thead", element("tr", *heads)),
+        element("tbody", *rows),
+    )
+    # A box that scrolls by itself: the page never does sideways. The label and the stop of the tabulator are for
+    # those who scroll with the keyboard.
+    return element("div", grid, class_="box", role="region", aria_label=table.caption, tabindex=0)
+
+
+def _html_cell(cell: Cell, names_row: bool) -> Element:
+    match cell:
+        case Value():
+            return element("td", cell.text, *([element("small", cell.small)] if cell.small else []), class_="number")
+        case Name():
+            content: list[Element | str] = [cell.drawing, cell.text]
+        case Element():
+            content = [cell]
+        case _:
+            content = list(linked(cell))
+    return element("th", *content, scope="row") if names_row else element("td", *content)
+
+
+def markdown_page(title: str, lead: Sequence[Block], sections: Sequence[Section]) -> str:
+    """The same text and tables as Markdown (GitHub's tables)."""
+    parts = [f"# {_plain(title)}", *_all_markdown(lead)]
+    for section in sections:
+        blocks = _all_markdown(section.blocks)
+        if blocks:
+            parts += [f"## {_plain(section.title)}", *blocks]
+    return "\n\n".join(parts) + "\n"
+
+
+def _all_markdown(blocks: Sequence[Block]) -> list[str]:
+    """The blocks that Markdown can hold; a heading with nothing beneath it goes too."""
+    found: list[str] = []
+    heading = ""
+    for block in blocks:
+        if isinstance(block, Heading):
+            heading = f"### {_plain(block.text)}"
+        elif text := _markdown(block):
+            found += [heading, text] if heading else [text]
+            heading = ""
+    return found
+
+
+def _markdown(block: Block) -> str:
+    match block:
+        case str():
+            return _plain(block)
+        case Note():
+            return f"> {_plain(block.text)}"
+        case Items():
+            return "\n".join(f"- {_plain(item)}" for item in block.items)
+        case Code():
+            return "\n".join("    " + printable(line) for line in block.text.splitlines())
+        case Table():
+            return _markdown_table(block)
+        case _:
+            return ""
+
+
+def _markdown_table(table: Table) -> str:
+    drawn = {place for row in table.rows for place, cell in enumerate(row) if isinstance(cell, Element)}
+    kept = [place for place in range(len(table.columns)) if place not in drawn]
+    lines = [
+        [_plain(table.columns[place].replace("\n", ", ")) for place in kept],
+        ["---" if place < table.names else "---:" for place in kept],
+    ]
+    for row in table.rows:
+        cells = [row[place] for place in kept]
+        lines.append([_plain(f"{c.text} {c.small}") if isinstance(c, Value) else _plain(_words(c)) for c in cells])
+    return "\n".join([f"{_plain(table.caption)}:", "", *("| " + " | ".join(line) + " |" for line in lines)])
+
+
+def _words(cell: Cell) -> str:
+    return cell.text if isinstance(cell, Name) else str(cell)
+
+
+def _plain(text: str) -> str:
+    """`text` on one line with nothing that Markdown or HTML would take for markup."""
+    line = " ".join(printable(text).split()).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return re.sub(r"([\\`*|~$\[\]]|(?<!\w)_|_(?!\w)|^[#+-](?=\s)|^\d+(?=[.)]\s))", r"\\\1", line)

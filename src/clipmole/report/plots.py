@@ -1,0 +1,262 @@
+"""Numbers -> small SVG plots: lines, histograms, and rows of points with their intervals.
+
+In: numbers and labels. Out: elements to stand in an HTML page, whose style (`report.css`) gives
+them their colours in light, dark and print. A detector has the same colour, dash and marker in every plot, so that
+they can be told apart without colour too. It knows nothing of reports.
+
+Written out rather than drawn by matplotlib: the style sheet recolours it for dark mode, its text stays text,
+it is a tenth of the bytes, and the same numbers give the same bytes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from xml.etree.ElementTree import Element
+
+from clipmole.report.page import element
+
+WIDTH, HEIGHT = 300, 232
+LEFT, RIGHT, TOP, BOTTOM = 42, 10, 16, 38  # margins
+STRIP, ROW = 200, 13  # width of a strip; height of one detector in it
+COLOURS, DASHES = 6, ("none", "7 3", "2 2.5", "9 3 2 3", "12 3")
+
+
+@dataclass(frozen=True)
+class Axis:
+    """`label`, the range from `low` to `high`, and the ticks: (place, text)."""
+
+    label: str
+    low: float
+    high: float
+    ticks: Sequence[tuple[float, str]]
+
+
+@dataclass(frozen=True)
+class Line:
+    """One detector's points; `index` is its place among the detectors, `low` and `high` bound a band."""
+
+    index: int
+    x: Sequence[float]
+    y: Sequence[float]
+    low: Sequence[float] = ()
+    high: Sequence[float] = ()
+    marked: bool = False  # a marker on every point
+
+
+def even_axis(label: str, low: float, high: float, count: int = 5, percent: bool = True) -> Axis:
+    """An axis with about `count` ticks at round numbers, from the tick below `low` to the one above `high`."""
+    step = 10.0 ** math.floor(math.log10((high - low) / count))
+    step *= next(f for f in (1, 2, 2.5, 5, 10) if f * step * count >= (high - low) * 0.999)
+    first, last = math.floor(low / step + 1e-6), math.ceil(high / step - 1e-6)
+    scale = 100 if percent else 1
+    ticks = [(i * step, f"{i * step * scale:.6g}".replace("-", "\N{MINUS SIGN}")) for i in range(first, last + 1)]
+    return Axis(label, first * step, last * step, ticks)
+
+
+def legible(ticks: Sequence[tuple[float, str]]) -> list[tuple[float, str]]:
+    """The ticks whose texts do not run into each other; the first and the last stay."""
+    span = ticks[-1][0] - ticks[0][0] or 1.0
+    kept: list[tuple[float, str]] = []
+    for tick in ticks:
+        room = (tick[0] - kept[-1][0]) / span * (WIDTH - LEFT - RIGHT) if kept else math.inf
+        if room > 7 * len(tick[1]) + 4:
+            kept.append(tick)
+        elif tick is ticks[-1] and len(kept) > 1:
+            kept[-1] = tick
+    return kept
+
+
+def chart(
+    lines: Sequence[Line],
+    x: Axis,
+    y: Axis,
+    label: str,
+    *,
+    diagonal: bool = False,
+    levels: Sequence[tuple[int, float]] = (),
+    rows: Sequence[Sequence[str]] = (),
+) -> Element:
+    """Lines over two axes; `label` says in words what is seen, for those who do not see it.
+
+    Args:
+        diagonal: draw a thin line from corner to corner.
+        levels: (index of a detector, height) of thin lines right across.
+        rows: for each line a text under each of equally wide parts of the x axis, such as counts.
+    """
+    high = HEIGHT + 11 * len(rows) + (6 if rows else 0)
+    svg = _canvas(WIDTH, high, label)
+    _axes(svg, x, y)
+    if diagonal:
+        svg.append(element("path", d=_path([_xy(x, y, x.low, y.low), _xy(x, y, x.high, y.high)]), class_="guide"))
+    for index, level in levels:
+        if math.isfinite(level):
+            ends = _path([_xy(x, y, x.low, level), _xy(x, y, x.high, level)])
+            svg.append(element("path", d=ends, class_=f"level c{index % COLOURS}"))
+    for line in lines:
+        if len(line.low):
+            there = [i for i, v in enumerate(line.low) if math.isfinite(v) and math.isfinite(line.high[i])]
+            band = [_xy(x, y, line.x[i], line.high[i]) for i in there]
+            band += [_xy(x, y, line.x[i], line.low[i]) for i in reversed(there)]
+            svg.append(element("path", d=_path(band) + "Z", class_=f"band c{line.index % COLOURS}"))
+    for line in lines:
+        points = [_xy(x, y, a, b) for a, b in zip(line.x, line.y, strict=True) if math.isfinite(a + b)]
+        if len(points) > 1:
+            svg.append(element("path", d=_path(_thinned(points)), **_ink(line.index)))
+        if line.marked:
+            for point in points:
+                svg.append(marker(line.index, *point))
+    width = (WIDTH - LEFT - RIGHT) / max((len(row) for row in rows), default=1)
+    for place, row in enumerate(rows):
+        below = HEIGHT + 2 + 11 * place
+        svg.append(marker(lines[place].index, LEFT - 12, below - 3))
+        for column, text in enumerate(row):
+            svg.append(element("text", text, x=_n(LEFT + (column + 0.5) * width), y=below, class_="count"))
+    return svg
+
+
+def mirrored_histogram(
+    index: int,
+    up: Sequence[float],
+    down: Sequence[float],
+    x: Axis,
+    label: str,
+    *,
+    words: tuple[str, str],
+    lines: Sequence[tuple[float, str]] = (),
+) -> Element:
+    """Shares `up` above and `down` below one base line, in equally wide bins over `x`.
+
+    Args:
+        words: what stands above and what stands below.
+        lines: places on `x` that are marked, each with a text.
+    """
+    tallest = max([*up, *down, 1e-9]) * 1.1
+    y = Axis("share of the class", -tallest, tallest, [(0, "0")])
+    svg = _canvas(WIDTH, HEIGHT, label)
+    _axes(svg, x, y)
+    width = (x.high - x.low) / len(up)
+    for values, sign in ((up, 1), (down, -1)):
+        points = [_xy(x, y, x.low, 0)]
+        for i, value in enumerate(values):
+            points += [_xy(x, y, x.low + (i + k) * width, sign * value) for k in (0, 1)]
+        points.append(_xy(x, y, x.high, 0))
+        kind = "open" if sign == 1 else "full"
+        svg.append(element("path", d=_path(points) + "Z", class_=f"{kind} c{index % COLOURS}"))
+    for place, text in lines:
+        if x.low < place < x.high:
+            across = _xy(x, y, place, 0)[0]
+            svg.append(element("path", d=f"M{_n(across)} {TOP}V{HEIGHT - BOTTOM}", class_="mark"))
+            first = place == min(p for p, _ in lines)
+            svg.append(element("text", text, x=_n(across), y=TOP - 5, class_="end" if first else "start"))
+    svg.append(element("text", words[0], x=WIDTH - RIGHT - 4, y=TOP + 14, class_="end strong"))
+    svg.append(element("text", words[1], x=LEFT + 5, y=HEIGHT - BOTTOM - 7, class_="start strong"))
+    return svg
+
+
+def strip(
+    values: Sequence[tuple[int, float, float, float]], axis: Axis, label: str, at: float | None = None
+) -> Element:
+    """One row of a table: for each detector (index, value, low, high) a point on its interval, over `axis`.
+
+    Args:
+        at: where a reference line stands.
+    """
+    height = ROW * len(values) + 7
+    svg = _canvas(STRIP, height, label, fixed=True)
+    for tick, _ in axis.ticks:
+        svg.append(element("path", d=f"M{_n(_across(axis, tick))} 0V{height}", class_="grid"))
+    if at is not None:
+        svg.append(element("path", d=f"M{_n(_across(axis, at))} 0V{height}", class_="mark"))
+    for place, (index, value, low, high) in enumerate(values):
+        y = ROW * (place + 0.5) + 3.5
+        if math.isfinite(low) and math.isfinite(high):
+            ends = f"M{_n(_across(axis, low))} {_n(y)}H{_n(_across(axis, high))}"
+            svg.append(element("path", d=ends, class_=f"range c{index % COLOURS}"))
+        if math.isfinite(value):
+            svg.append(marker(index, _across(axis, value), y))
+    return svg
+
+
+def strip_axis(axis: Axis) -> Element:
+    """The numbers under the strips of a column."""
+    svg = _canvas(STRIP, 16, f"axis from {axis.ticks[0][1]} to {axis.ticks[-1][1]}", fixed=True)
+    for tick, text in axis.ticks:
+        svg.append(element("text", text, x=_n(_across(axis, tick)), y=12, class_="middle"))
+    return svg
+
+
+def swatch(index: int) -> Element:
+    """The line and marker of a detector, to stand beside its name."""
+    svg = element("svg", viewBox="0 0 34 12", width=34, height=12, aria_hidden="true", class_="swatch")
+    svg.append(element("path", d="M1 6H33", **_ink(index)))
+    svg.append(marker(index, 17, 6))
+    return svg
+
+
+def marker(index: int, x: float, y: float) -> Element:
+    """The detector's marker around a point."""
+    r = 3.6
+    shapes = (
+        [(r * math.cos(a / 6 * math.pi), r * math.sin(a / 6 * math.pi)) for a in range(12)],  # round
+        [(-r, -r), (r, -r), (r, r), (-r, r)],
+        [(0, -1.25 * r), (1.2 * r, 0.9 * r), (-1.2 * r, 0.9 * r)],
+        [(0, -1.4 * r), (1.4 * r, 0), (0, 1.4 * r), (-1.4 * r, 0)],
+        [(0, 1.25 * r), (1.2 * r, -0.9 * r), (-1.2 * r, -0.9 * r)],
+    )
+    corners = [(x + dx, y + dy) for dx, dy in shapes[index % len(shapes)]]
+    return element("path", d=_path(corners) + "Z", class_=f"marker c{index % COLOURS}")
+
+
+def _ink(index: int) -> dict[str, str]:
+    return {"class_": f"line c{index % COLOURS}", "stroke_dasharray": DASHES[index % len(DASHES)]}
+
+
+def _canvas(width: float, height: float, label: str, fixed: bool = False) -> Element:
+    size = {"width": width, "height": height} if fixed else {}
+    return element("svg", viewBox=f"0 0 {width} {height}", role="img", aria_label=label, **size)
+
+
+def _axes(svg: Element, x: Axis, y: Axis) -> None:
+    right, bottom = WIDTH - RIGHT, HEIGHT - BOTTOM
+    for tick, text in x.ticks:
+        across = _n(_xy(x, y, tick, y.low)[0])
+        svg.append(element("path", d=f"M{across} {TOP}V{bottom}", class_="grid"))
+        svg.append(element("text", text, x=across, y=bottom + 14, class_="middle"))
+    for tick, text in y.ticks:
+        up = _xy(x, y, x.low, tick)[1]
+        svg.append(element("path", d=f"M{LEFT} {_n(up)}H{right}", class_="grid"))
+        svg.append(element("text", text, x=LEFT - 6, y=_n(up + 3.5), class_="end"))
+    svg.append(element("path", d=f"M{LEFT} {TOP}V{bottom}H{right}", class_="axis"))
+    svg.append(element("text", x.label, x=_n((LEFT + right) / 2), y=bottom + 29, class_="middle title"))
+    middle = _n((TOP + bottom) / 2)
+    turned = f"rotate(-90 11 {middle})"
+    svg.append(element("text", y.label, x=11, y=middle, transform=turned, class_="middle title"))
+
+
+def _xy(x: Axis, y: Axis, a: float, b: float) -> tuple[float, float]:
+    across = min(max((a - x.low) / (x.high - x.low), 0), 1)
+    up = min(max((b - y.low) / (y.high - y.low), 0), 1)
+    return LEFT + across * (WIDTH - LEFT - RIGHT), HEIGHT - BOTTOM - up * (HEIGHT - TOP - BOTTOM)
+
+
+def _across(axis: Axis, value: float) -> float:
+    return 12 + min(max((value - axis.low) / (axis.high - axis.low), 0), 1) * (STRIP - 24)
+
+
+def _thinned(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Without the points that lie within half a unit of the one before, but for the last."""
+    kept: list[tuple[float, float]] = []
+    for i, point in enumerate(points):
+        if not kept or i == len(points) - 1 or math.dist(kept[-1], point) >= 0.5:
+            kept.append(point)
+    return kept
+
+
+def _path(points: Sequence[tuple[float, float]]) -> str:
+    return "".join(f"{'L' if i else 'M'}{_n(a)} {_n(b)}" for i, (a, b) in enumerate(points))
+
+
+def _n(value: float) -> str:
+    return f"{value:.1f}".removesuffix(".0")

@@ -1,0 +1,343 @@
+"""The sections of a report that are words and tables.
+
+In: `Content`. Out: blocks of a page; none where there is nothing to show.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Sequence
+
+from clipmole.data import VARIANTS
+from clipmole.records import Difference, Figure
+from clipmole.report import plots
+from clipmole.report.content import DASH, MINUS, Content, bare, in_line, mean_of, number, plural, words
+from clipmole.report.page import Block, Cell, Code, Heading, Items, Name, Note, Table, Value, element
+
+NEUTRAL = 5  # of `plots`: grey
+FILES_SHOWN = 200
+PUBLISHED = {"mean_ap": "average_precision", "mean_accuracy": "accuracy"}  # metric -> key of `means`
+
+
+def summary(content: Content) -> list[Block]:
+    """Title's neighbours: the verdict of the comparison, and what was evaluated."""
+    verdicts = comparison(content) if len(content.names) > 1 else [alone(content, name) for name in content.sets]
+    table = content.table
+    real, ai = int((content.labels == 0).sum()), int((content.labels == 1).sum())
+    facts = (
+        f"{plural(len(content.names), 'detector')}, {plural(len(table.samples), 'image')} ({real:,} photographs, "
+        f"{ai:,} AI-generated) in {plural(len(content.sets), 'set')}, {plural(len(table.conditions), 'condition')}. "
+        "Percent; in brackets the 95 % bootstrap interval over images."
+    )
+    blocks: list[Block] = [element("p", verdicts[0], class_="verdict")] if verdicts else []
+    return [*blocks, *([Items(verdicts[1:])] if len(verdicts) > 1 else []), facts]
+
+
+def alone(content: Content, name: str) -> str:
+    """One sentence on the only detector."""
+    detector, condition = content.names[0], content.main[-1]
+
+    def of(key: str) -> Value:
+        return number(content.figure(detector, name, condition, key))
+
+    parts = [f"average precision {in_line(of('average_precision'))}"] if of("average_precision").text != DASH else []
+    if of("false_alarm").text != DASH:
+        parts.append(f"{in_line(of('false_alarm'))} % of photographs called AI-generated")
+    if of("uncertain").text != DASH:
+        parts.append(f"{in_line(of('uncertain'))} % of images left without a verdict")
+    return f"{detector} on {name}, {condition}: " + ("; ".join(parts) or "nothing could be measured") + "."
+
+
+def outcome(difference: Difference) -> str:
+    """The name of the better detector, or "" where no difference could be shown.
+
+    For the figures that are compared, more is better.
+    """
+    figure = difference.figure
+    if figure.low > 0:
+        return difference.first
+    return difference.second if figure.high < 0 else ""
+
+
+def comparison(content: Content) -> list[str]:
+    """Who is better where: one sentence over all, then one a set."""
+    chosen = [d for d in content.report.differences if d.condition == content.main[-1]]
+    keys = [d.metric for d in chosen]
+    key = "average_precision" if "average_precision" in keys else next(iter(keys), "")
+    pairs = [d for d in chosen if d.metric == key]
+    if not pairs:
+        return ["The detectors were not compared with each other."]
+    sentences, leaders, shown = [], [], False
+    for name in content.sets:
+        own = [d for d in pairs if d.set == name and not math.isnan(d.figure.value)]
+        if not own:
+            sentences.append(f"{name}: no comparison, since the set does not hold both classes.")
+            continue
+        leader, sentence = set_verdict(content, name, own)
+        sentences.append(sentence)
+        leaders.append(leader)
+        shown = shown or any(outcome(d) for d in own)
+    where = f"by {words(key)}, {content.main[-1]}"
+    if len(sentences) == 1:
+        return [f"{sentences[0].removesuffix('.')} ({where})."]
+    if leaders and leaders[0] and len(set(leaders)) == 1:
+        others = "the other detector" if len(content.names) == 2 else "every other detector"
+        over = "" if len(leaders) == 1 else f" on all {len(leaders)} sets that can be compared"
+        first = f"{content.brief(leaders[0])} is better than {others}{over} ({where})."
+    elif not shown:
+        first = f"No difference between the detectors could be shown ({where})."
+    else:
+        first = f"No detector is shown to be better than all others everywhere ({where}):"
+    return [first, *sentences]
+
+
+def set_verdict(content: Content, name: str, pairs: Sequence[Difference]) -> tuple[str, str]:
+    """The detector that is shown to be better than all others ("" if none is), and the sentence that says so."""
+    key = pairs[0].metric
+
+    def value(detector: str) -> float:
+        figure = content.figure(detector, name, pairs[0].condition, key)
+        return -1.0 if figure is None or math.isnan(figure.value) else figure.value
+
+    leader = max(content.names, key=value)
+    better: list[str] = []
+    open_: list[str] = []
+    for d in pairs:
+        if leader in (d.first, d.second):
+            gap = d.figure
+            if leader == d.second:
+                gap = Figure(value=-gap.value, low=-gap.high, high=-gap.low)
+            other = content.brief(d.second if leader == d.first else d.first)
+            text = f"{other} ({in_line(number(gap, key, sign=True))} points)"
+            (better if outcome(d) == leader else open_).append(text)
+    brief = content.brief(leader)
+    parts = [f"{brief} is better than {' and '.join(better)}"] if better else []
+    parts += [f"between {brief} and {' and '.join(open_)} no difference could be shown"] if open_ else []
+    return "" if open_ else leader, f"{name}: {'; '.join(parts)}."
+
+
+def headline(content: Content) -> list[Block]:
+    def rows(keys: Sequence[tuple[str, str]]) -> Iterator[tuple[Cell, ...]]:
+        for name in content.sets:
+            for detector in content.names:
+                cells = []
+                for kind, key in keys:
+                    of = content.mean if kind == "mean" else content.figure
+                    cells += [number(of(detector, name, condition, key)) for condition in VARIANTS]
+                yield name, content.named(detector), *cells
+        for detector in content.names if len(content.sets) > 1 else ():
+            cells = []
+            for kind, key in keys:
+                cells += [over_sets(content, detector, condition, kind, key) for condition in VARIANTS]
+            yield "mean over sets", content.named(detector), *cells
+
+    def columns(texts: Sequence[str]) -> list[str]:
+        return ["set", "detector", *(f"{text}\n{condition}" for text in texts for condition in VARIANTS)]
+
+    ranks = [("mean", "average_precision"), ("mean", "accuracy"), ("set", "average_precision"), ("set", "accuracy")]
+    verdicts = [("set", key) for key in ("real_accuracy", "fake_accuracy", "false_alarm", "uncertain")]
+    blocks: list[Block] = []
+    if set(VARIANTS) - set(content.main):
+        blocks.append(
+            Note(
+                "Both variants are needed and one is missing: where photographs and generated images were compressed "
+                "differently, a figure as stored may measure that alone."
+            )
+        )
+    return [
+        *blocks,
+        Table(
+            "How well photographs and generated images are told apart, percent",
+            columns(["mean AP over generators", "mean accuracy over generators", "AP", "accuracy"]),
+            list(rows(ranks)),
+            names=2,
+        ),
+        Table(
+            "What becomes of each class, percent",
+            columns(["photographs right", "generated right", "false alarms", "uncertain"]),
+            list(rows(verdicts)),
+            names=2,
+        ),
+        "Equalised: both classes compressed anew with qualities of one distribution, so that a compression that "
+        "differs between the classes cannot give the label away. The equalised figures are the ones that count. "
+        "Right is the side of probability 0.5 (of logit 0 where a detector is not calibrated); a false alarm is a "
+        "photograph with the verdict AI-generated; uncertain is no verdict. A mean over sets has no interval: "
+        "the sets' own show how sure it is.",
+    ]
+
+
+def over_sets(content: Content, detector: str, condition: str, kind: str, key: str) -> Value:
+    of = content.mean if kind == "mean" else content.figure
+    return mean_of([of(detector, name, condition, key) for name in content.sets])
+
+
+def detectors(content: Content) -> list[Block]:
+    rows: list[tuple[Cell, ...]] = []
+    for d in content.report.detectors:
+        if d.thresholds is None:
+            band = "not calibrated: no probability, no verdict"
+        else:
+            band = f"photograph below {d.thresholds.real:.3g}, AI-generated above {d.thresholds.ai:.3g}"
+        rows.append((Name(d.name, content.named(d.name).drawing), d.id, band, d.note))
+    return [Table("Detectors that were evaluated", ["detector", "id", "verdicts by probability", "caveat"], rows)]
+
+
+def differences(content: Content) -> list[Block]:
+    blocks: list[Block] = []
+    for key in dict.fromkeys(d.metric for d in content.report.differences):
+        own = [d for d in content.report.differences if d.metric == key and not math.isnan(d.figure.value)]
+        reach = max((abs(x) for d in own for x in bare(d.figure) if not math.isnan(x)), default=0) or 0.01
+        axis = plots.even_axis("", -reach, reach, 5)
+        rows: list[tuple[Cell, ...]] = []
+        for d in own:
+            better = outcome(d)
+            f, colour = d.figure, content.names.index(better) if better in content.names else NEUTRAL
+            value = number(f, key, sign=True)
+            verdict = f"{content.brief(better)} is better" if better else "no difference could be shown"
+            pair = f"{content.brief(d.first)} {MINUS} {content.brief(d.second)}"
+            label = f"{pair}: {in_line(value)} points"
+            drawn = plots.strip([(colour, f.value, f.low, f.high)], axis, label, at=0)
+            rows.append((d.set, d.condition, pair, drawn, value, verdict))
+        if rows:
+            heads = [
+                "set",
+                "condition",
+                "difference",
+                "\N{LEFTWARDS ARROW} second better, first better \N{RIGHTWARDS ARROW}",
+            ]
+            heads += ["points", "in words"]
+            caption = f"{words(key)}: paired differences, percentage points"
+            blocks.append(Table(caption, heads, rows, names=3, axes={3: plots.strip_axis(axis)}))
+    if blocks:
+        blocks.append(
+            "Both detectors saw the same images and the same resamples. An interval that holds 0 shows no difference; "
+            "of pairs that do not differ, one interval in twenty would miss 0 by chance, and they are not widened for "
+            "their number."
+        )
+    return blocks
+
+
+def published(content: Content) -> list[Block]:
+    groups = dict.fromkeys((p.benchmark, p.metric) for p in content.report.published)
+    blocks: list[Block] = []
+    for benchmark, metric in groups:
+        rows: list[tuple[Cell, ...]] = []
+        for p in content.report.published:
+            if (p.benchmark, p.metric) == (benchmark, metric):
+                value = p.value if p.value > 1 else 100 * p.value  # published in percent or as a share
+                rows.append((p.method, Value(f"{value:.1f}"), Value(""), Value(""), p.note or DASH))
+        apart = frozenset(range(len(rows)))
+        sets = [name for name in content.sets if name == benchmark] or content.sets
+        other = "" if sets == [benchmark] else "other images: "
+        measured: list[str] = []
+        for detector in content.names if metric in PUBLISHED else ():
+            cells = []
+            for condition in VARIANTS:
+                own = {name: content.mean(detector, name, condition, PUBLISHED[metric]) for name in sets}
+                cells.append(mean_of(list(own.values())))
+                measured = [name for name, f in own.items() if f and not math.isnan(f.value)] or measured
+            rows.append((content.named(detector), Value(""), *cells, f"{other}{', '.join(measured)}"))
+        caption = f"{benchmark}: mean {words(PUBLISHED[metric])} over generators, percent"
+        if metric not in PUBLISHED:
+            caption = f"{benchmark}: {words(metric)}"
+        heads = ["method", "as published", "here\nas stored", "here\nequalised", "caveat"]
+        blocks.append(Table(caption, heads, rows, apart=apart))
+    if blocks:
+        text = (
+            "Not like for like: published rows (shaded) differ from ours and from each other in crops, resizing, "
+            "training data and in how the threshold was found. They show the range of the field, not who is ahead."
+        )
+        blocks.insert(0, Note(text))
+    return blocks
+
+
+def by_generator(content: Content) -> list[Block]:
+    blocks: list[Block] = []
+    for name in content.sets:
+        tables = [t for key in ("average_precision", "accuracy") if (t := generator_table(content, name, key))]
+        blocks += [Heading(name), *tables] if tables else []
+    if blocks:
+        blocks.insert(0, content.legend())
+        blocks.append("Each generator's images against all photographs of the set; the hardest generator first.")
+    return blocks
+
+
+def generator_table(content: Content, name: str, key: str) -> Table | None:
+    """Strips and numbers of one figure, a generator a row."""
+
+    def of(generator: str, detector: str, condition: str) -> Figure | None:
+        own = content.found.get((detector, name, condition))
+        return own.generators.get(generator, {}).get(key) if own else None
+
+    own = [s for s in content.report.sets if s.set == name and s.condition in content.main]
+    generators = list(dict.fromkeys(g for s in own for g in s.generators))
+    last = content.main[-1]
+
+    def hardness(generator: str) -> float:
+        values = [f.value for d in content.names if (f := of(generator, d, last)) and not math.isnan(f.value)]
+        return sum(values) / len(values) if values else math.inf
+
+    generators.sort(key=hardness)
+    every = {g: {(d, c): of(g, d, c) for c in content.main for d in content.names} for g in generators}
+    means = {(d, c): content.mean(d, name, c, key) for c in content.main for d in content.names}
+    bounds = [b for row in every.values() for f in row.values() if f for b in (f.low, f.value) if not math.isnan(b)]
+    if not bounds:
+        return None
+    axis = plots.even_axis("", min(*bounds, 0.9), 1, 4)
+    rows: list[tuple[Cell, ...]] = []
+    for generator, figures in [*every.items(), ("mean over generators", means)]:
+        ai = next(s.ai for s in own) if figures is means else generated(content, name, generator)
+        drawn = []
+        for condition in content.main:
+            values = [(i, *bare(figures[d, condition])) for i, d in enumerate(content.names)]
+            label = "; ".join(f"{d} {in_line(number(figures[d, condition]))}" for d in content.names)
+            drawn.append(plots.strip(values, axis, f"{condition}: {label}"))
+        rows.append((generator, Value(f"{ai:,}"), *drawn, *(number(f) for f in figures.values())))
+    heads = ["generator", "images", *content.main, *(f"{content.brief(d)}\n{c}" for d, c in means)]
+    axes = {2 + place: plots.strip_axis(axis) for place in range(len(content.main))}
+    return Table(f"{words(key)} on {name}, percent", heads, rows, axes=axes, sums=frozenset({len(rows) - 1}))
+
+
+def generated(content: Content, name: str, generator: str) -> int:
+    """Images of one generator in a set."""
+    pairs = zip(content.table.samples, content.table.sets.tolist(), strict=True)
+    return sum(s.label == 1 and s.generator == generator and own == name for s, own in pairs)
+
+
+def all_figures(content: Content) -> list[Block]:
+    blocks: list[Block] = []
+    for name in content.sets:
+        own = [s for s in content.report.sets if s.set == name and s.condition in content.main]
+        keys = list(dict.fromkeys(key for s in own for key in s.figures))
+        columns = [(d, c) for d in content.names for c in content.main]
+        rows: list[tuple[Cell, ...]] = []
+        for key in keys:
+            rows.append((words(key), *(number(content.figure(d, name, c, key), key) for d, c in columns)))
+        caption = f"{name}: {content.count(name, 0):,} photographs, {content.count(name, 1):,} generated images"
+        blocks += [Table(caption, ["figure", *(f"{content.brief(d)}\n{c}" for d, c in columns)], rows)] if rows else []
+    return blocks
+
+
+def missing(content: Content) -> list[Block]:
+    blocks: list[Block] = []
+    if content.report.missing:
+        blocks += ["Data sets of the protocol that were not there:", Items(content.report.missing)]
+    if content.report.failed:
+        rows = list(content.report.failed.items())
+        blocks.append(Table(f"{plural(len(rows), 'file')} could not be read", ["file", "reason"], rows[:FILES_SHOWN]))
+        if len(rows) > FILES_SHOWN:
+            blocks.append(f"The first {FILES_SHOWN}; report.json names all.")
+    return blocks
+
+
+def recipe(content: Content) -> list[Block]:
+    blocks: list[Block] = []
+    rows: list[tuple[Cell, ...]] = []
+    for key, value in content.report.recipe.items():
+        text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+        if key == "command":
+            blocks.append(Code(text))
+        else:
+            rows.append((key.replace("_", " "), text))
+    return [*blocks, *([Table("What makes these figures again", ["", ""], rows)] if rows else [])]
