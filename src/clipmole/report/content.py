@@ -18,11 +18,13 @@ from clipmole.calibration import sigmoid
 from clipmole.data import VARIANTS, labels_of
 from clipmole.records import DetectorInfo, EvaluationReport, Figure, SetReport
 from clipmole.report import plots
-from clipmole.report.page import Name, Value, element
+from clipmole.report.page import Block, Drawings, Fold, Heading, Items, Name, Note, Table, Value, element
 from clipmole.scores import ScoreTable
 
 DASH = "\N{EN DASH}"
 MINUS = "\N{MINUS SIGN}"
+ALL = "mean over sets"  # stands for a set where a figure is asked for
+MANY = 4  # sets: from more than these on, each is folded away
 NAME_LENGTH = 30  # of a detector in tables; the list of detectors has it whole
 NOT_A_SHARE = frozenset({"negative_log_likelihood"})
 WORDS = {
@@ -84,11 +86,21 @@ class Content:
         conditions = list(dict.fromkeys(s.condition for s in self.report.sets))
         return [c for c in VARIANTS if c in conditions] or conditions[:1]
 
+    @property
+    def groups(self) -> list[str]:
+        """The sets, and before them their mean if there are several."""
+        return [ALL, *self.sets] if len(self.sets) > 1 else self.sets
+
     def figure(self, detector: str, name: str, condition: str, key: str) -> Figure | None:
+        if name == ALL:
+            return mean_of([self.figure(detector, one, condition, key) for one in self.sets])
         own = self.found.get((detector, name, condition))
         return own.figures.get(key) if own else None
 
     def mean(self, detector: str, name: str, condition: str, key: str) -> Figure | None:
+        """The mean over generators."""
+        if name == ALL:
+            return mean_of([self.mean(detector, one, condition, key) for one in self.sets])
         own = self.found.get((detector, name, condition))
         return own.means.get(key) if own else None
 
@@ -113,6 +125,12 @@ class Content:
         """The name cut to `NAME_LENGTH` characters, where that is still only one detector's."""
         cut = {name: shortened(name) for name in self.names}
         return cut[detector] if list(cut.values()).count(cut[detector]) == 1 else detector
+
+    def of_set(self, name: str, blocks: Sequence[str | Table | Note | Items | Heading | Drawings]) -> list[Block]:
+        """A set's blocks under its name; folded away where there are many sets."""
+        if not blocks:
+            return []
+        return [Fold(name, blocks)] if len(self.sets) > MANY and name != ALL else [Heading(name), *blocks]
 
     def legend(self) -> Element:
         items = [element("li", plots.swatch(i), name) for i, name in enumerate(self.names)]
@@ -159,14 +177,10 @@ def bare(figure: Figure | None) -> tuple[float, float, float]:
     return (figure.value, figure.low, figure.high) if figure else (math.nan,) * 3
 
 
-def mean_of(figures: Sequence[Figure | None]) -> Value:
-    """Plain mean of those that are defined, with their number if some are not; one alone keeps its interval."""
-    defined = [f for f in figures if f and not math.isnan(f.value)]
-    if len(figures) == 1 or not defined:
-        return number(figures[0])
-    mean = sum(f.value for f in defined) / len(defined)
-    text = number(Figure(value=mean, low=math.nan, high=math.nan)).text
-    return Value(text, "" if len(defined) == len(figures) else f"of {len(defined)}")
+def mean_of(figures: Sequence[Figure | None]) -> Figure | None:
+    """Plain mean of those that are defined, without an interval; None if none is."""
+    values = [f.value for f in figures if f and not math.isnan(f.value)]
+    return Figure(value=sum(values) / len(values), low=math.nan, high=math.nan) if values else None
 
 
 def plural(count: int, noun: str) -> str:

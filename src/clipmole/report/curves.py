@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from clipmole import metrics
 from clipmole.report import plots
-from clipmole.report.content import DASH, Content, bare, key_figures, number, words
-from clipmole.report.page import Block, Cell, Drawings, Heading, Items, Table
+from clipmole.report.content import DASH, MANY, Content, bare, key_figures, number, words
+from clipmole.report.page import Block, Cell, Drawings, Fold, Heading, Items, Table
 
 BINS = 40
 
@@ -42,7 +42,8 @@ def ranking(content: Content) -> list[Block]:
                 x_axis, y_axis = (plots.even_axis(text, 0, 1) for text in texts)
                 chart = plots.chart(lines, x_axis, y_axis, label, diagonal=kind == "ROC")
                 drawn.append((chart, f"{kind}, {condition}"))
-        blocks += [Heading(name), Drawings(drawn)] if drawn else [f"{name}: not defined with one class only."]
+        one_class = f"{name}: not defined with one class only."
+        blocks += content.of_set(name, [Drawings(drawn)]) if drawn else [one_class]
     return [content.legend(), *blocks]
 
 
@@ -53,6 +54,14 @@ def stairs(x: NDArray[np.float64], y: NDArray[np.float64]) -> tuple[NDArray[np.f
 
 def calibrated(content: Content) -> list[tuple[int, str]]:
     return [(i, d.name) for i, d in enumerate(content.report.detectors) if d.slope is not None]
+
+
+def together(content: Content, drawn: Sequence[tuple[str, tuple[Element, str]]]) -> list[Block]:
+    """Drawings, each with its set: in one grid, or folded away by set where there are many."""
+    if len(content.sets) <= MANY:
+        return [Drawings([drawing for _, drawing in drawn])]
+    sets = dict.fromkeys(name for name, _ in drawn)
+    return [Fold(name, [Drawings([drawing for own, drawing in drawn if own == name])]) for name in sets]
 
 
 def reliability(content: Content) -> list[Block]:
@@ -74,15 +83,16 @@ def reliability(content: Content) -> list[Block]:
                 x_axis = plots.even_axis("probability given, %", 0, 1)
                 y_axis = plots.even_axis("share generated, %", 0, 1)
                 chart = plots.chart(lines, x_axis, y_axis, label, diagonal=True, rows=rows)
-                drawn.append((chart, f"{name}, {condition}"))
+                drawn.append((name, (chart, f"{name}, {condition}")))
     if not drawn:
         return []
     return [
         content.legend(),
-        Drawings(drawn),
-        "On the diagonal a probability means what it says, for a set with this share of generated images. Under each "
-        "tenth of the axis stands the number of images in it, for each detector; points of few images mean little. "
-        "Uncalibrated detectors give no probability and are left out.",
+        *together(content, drawn),
+        "On the diagonal a probability means what it says. Probabilities are meant for as many generated images as "
+        "photographs; a set with another share stands off the diagonal for that alone. Under each tenth of the axis "
+        "stands the number of images in it, for each detector; points of few images mean little. Uncalibrated "
+        "detectors give no probability and are left out.",
     ]
 
 
@@ -100,7 +110,7 @@ def histograms(content: Content) -> list[Block]:
             for condition in content.main
             if len(content.view(detector, name, condition).labels)
         ]
-        blocks += [Heading(name), Drawings(drawn)] if drawn else []
+        blocks += content.of_set(name, [Drawings(drawn)] if drawn else [])
     if blocks:
         blocks.append(
             "Photographs above the line, generated images below, each as shares of its class. Dashed: the thresholds; "
@@ -167,10 +177,10 @@ def coverage(content: Content) -> list[Block]:
                 words("selective_accuracy")
             )
             chart = plots.chart(lines, plots.even_axis("images answered, most confident first, %", 0, 1), y_axis, label)
-            drawn.append((chart, f"{name}, {condition}"))
+            drawn.append((name, (chart, f"{name}, {condition}")))
     return [
         content.legend(),
-        Drawings(drawn),
+        *together(content, drawn),
         "If only the most confident share of the images were answered, so many of the answers would be right. The "
         "marker: the verdicts as they are given, with the uncertain images left out.",
     ]
@@ -185,11 +195,11 @@ def robustness(content: Content) -> list[Block]:
             families.setdefault(family, []).append((strength, condition))
     curves = {family: sorted(points) for family, points in families.items() if len(points) > 1}
     blocks: list[Block] = []
-    for name in content.sets:
+    for name in content.groups if len(content.sets) > MANY else content.sets:
+        own: list[Heading | Drawings | Table] = []
         for key in ("average_precision", "accuracy"):
             drawn = family_charts(content, name, key, curves)
-            if drawn:
-                blocks += [Heading(f"{name}: {words(key)}"), Drawings(drawn)]
+            own += [Heading(words(key), level=4), Drawings(drawn)] if drawn else []
         rows: list[tuple[Cell, ...]] = []
         keys = ("average_precision", "accuracy", "false_alarm")
         for condition in [*content.main, *others] if others else []:
@@ -199,7 +209,8 @@ def robustness(content: Content) -> list[Block]:
         heads = [
             f"{words(key).partition(':')[0]}\n{content.brief(detector)}" for key in keys for detector in content.names
         ]
-        blocks += [Table(f"Every condition on {name}, percent", ["condition", *heads], rows)] if rows else []
+        own += [Table(f"Every condition, {name}, percent", ["condition", *heads], rows)] if rows else []
+        blocks += content.of_set(name, own)
     if not blocks:
         return []
     caveats = [f"{condition}: {note}" for condition, note in content.notes.items() if note and condition in others]

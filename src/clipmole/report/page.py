@@ -17,7 +17,9 @@ from importlib.resources import files
 from xml.etree.ElementTree import Element
 
 URL = re.compile(r"https?://[^\s<>\"']*[^\s<>\"'.,;:)\]]")
-ON_THEIR_OWN_LINE = frozenset({"section", "figure", "table", "tr", "p", "li", "h2", "h3", "nav", "header", "main"})
+ON_THEIR_OWN_LINE = frozenset(
+    {"section", "figure", "table", "tr", "p", "li", "h2", "h3", "h4", "details", "nav", "header", "main"}
+)
 
 
 @dataclass(frozen=True)
@@ -83,9 +85,10 @@ class Code:
 
 @dataclass(frozen=True)
 class Heading:
-    """A heading within a section."""
+    """A heading within a section; sections themselves stand at level 2."""
 
     text: str
+    level: int = 3
 
 
 @dataclass(frozen=True)
@@ -96,7 +99,15 @@ class Drawings:
     kind: str = "plots"
 
 
-Block = str | Table | Note | Items | Code | Heading | Drawings | Element
+@dataclass(frozen=True)
+class Fold:
+    """Blocks under a heading that are folded away until they are asked for (by the browser itself, no script)."""
+
+    title: str
+    blocks: Sequence[str | Table | Note | Items | Heading | Drawings]
+
+
+Block = Fold | str | Table | Note | Items | Code | Heading | Drawings | Element
 
 
 @dataclass(frozen=True)
@@ -185,7 +196,9 @@ def _html(block: Block) -> Element:
         case Code():
             made = element("pre", element("code", block.text), tabindex=0)
         case Heading():
-            made = element("h3", block.text)
+            made = element(f"h{block.level}", block.text)
+        case Fold():
+            made = element("details", element("summary", block.title), *(_html(part) for part in block.blocks))
         case Table():
             made = _html_table(block)
         case Drawings():
@@ -250,7 +263,9 @@ def _all_markdown(blocks: Sequence[Block]) -> list[str]:
     heading = ""
     for block in blocks:
         if isinstance(block, Heading):
-            heading = f"### {_plain(block.text)}"
+            heading = f"{'#' * block.level} {_plain(block.text)}"
+        elif isinstance(block, Fold):
+            found += _all_markdown([Heading(block.title), *block.blocks])
         elif text := _markdown(block):
             found += [heading, text] if heading else [text]
             heading = ""

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from clipmole.data import VARIANTS
 from clipmole.records import Difference, Figure
 from clipmole.report import plots
-from clipmole.report.content import DASH, MINUS, Content, bare, in_line, mean_of, number, plural, words
-from clipmole.report.page import Block, Cell, Code, Heading, Items, Name, Note, Table, Value, element
+from clipmole.report.content import ALL, DASH, MANY, MINUS, Content, bare, in_line, mean_of, number, plural, words
+from clipmole.report.page import Block, Cell, Code, Items, Name, Note, Table, Value, element
 
 NEUTRAL = 5  # of `plots`: grey
 FILES_SHOWN = 200
@@ -79,7 +79,9 @@ def comparison(content: Content) -> list[str]:
         leaders.append(leader)
         shown = shown or any(outcome(d) for d in own)
     where = f"by {words(key)}, {content.main[-1]}"
-    if len(sentences) == 1:
+    if len(content.sets) > MANY:
+        sentences = tallies(content, pairs)
+    if len(sentences) == 1 and len(content.sets) == 1:
         return [f"{sentences[0].removesuffix('.')} ({where})."]
     if leaders and leaders[0] and len(set(leaders)) == 1:
         others = "the other detector" if len(content.names) == 2 else "every other detector"
@@ -90,6 +92,21 @@ def comparison(content: Content) -> list[str]:
     else:
         first = f"No detector is shown to be better than all others everywhere ({where}):"
     return [first, *sentences]
+
+
+def tallies(content: Content, pairs: Sequence[Difference]) -> list[str]:
+    """For each two detectors, on how many sets which is better."""
+    sentences = []
+    for first, second in dict.fromkeys((d.first, d.second) for d in pairs):
+        own = [d for d in pairs if (d.first, d.second) == (first, second) and not math.isnan(d.figure.value)]
+        found = [outcome(d) for d in own]
+        mean = mean_of([d.figure for d in own])
+        gap = f" (mean difference {in_line(number(mean, sign=True))} points)" if mean else ""
+        sentences.append(
+            f"Of {plural(len(own), 'set')}, {content.brief(first)} is better on {found.count(first)}, "
+            f"{content.brief(second)} on {found.count(second)}; on {found.count('')} no difference could be shown{gap}."
+        )
+    return sentences
 
 
 def set_verdict(content: Content, name: str, pairs: Sequence[Difference]) -> tuple[str, str]:
@@ -119,18 +136,13 @@ def set_verdict(content: Content, name: str, pairs: Sequence[Difference]) -> tup
 
 def headline(content: Content) -> list[Block]:
     def rows(keys: Sequence[tuple[str, str]]) -> Iterator[tuple[Cell, ...]]:
-        for name in content.sets:
+        for name in content.groups:
             for detector in content.names:
                 cells = []
                 for kind, key in keys:
                     of = content.mean if kind == "mean" else content.figure
                     cells += [number(of(detector, name, condition, key)) for condition in VARIANTS]
                 yield name, content.named(detector), *cells
-        for detector in content.names if len(content.sets) > 1 else ():
-            cells = []
-            for kind, key in keys:
-                cells += [over_sets(content, detector, condition, kind, key) for condition in VARIANTS]
-            yield "mean over sets", content.named(detector), *cells
 
     def columns(texts: Sequence[str]) -> list[str]:
         return ["set", "detector", *(f"{text}\n{condition}" for text in texts for condition in VARIANTS)]
@@ -162,14 +174,9 @@ def headline(content: Content) -> list[Block]:
         "Equalised: both classes compressed anew with qualities of one distribution, so that a compression that "
         "differs between the classes cannot give the label away. The equalised figures are the ones that count. "
         "Right is the side of probability 0.5 (of logit 0 where a detector is not calibrated); a false alarm is a "
-        "photograph with the verdict AI-generated; uncertain is no verdict. A mean over sets has no interval: "
-        "the sets' own show how sure it is.",
+        "photograph with the verdict AI-generated; uncertain is no verdict. A mean over sets is over those where "
+        "the figure is defined; it has no interval, the sets' own show how sure it is.",
     ]
-
-
-def over_sets(content: Content, detector: str, condition: str, kind: str, key: str) -> Value:
-    of = content.mean if kind == "mean" else content.figure
-    return mean_of([of(detector, name, condition, key) for name in content.sets])
 
 
 def detectors(content: Content) -> list[Block]:
@@ -228,19 +235,13 @@ def published(content: Content) -> list[Block]:
                 value = p.value if p.value > 1 else 100 * p.value  # published in percent or as a share
                 rows.append((p.method, Value(f"{value:.1f}"), Value(""), Value(""), p.note or DASH))
         apart = frozenset(range(len(rows)))
-        sets = [name for name in content.sets if name == benchmark] or content.sets
-        other = "" if sets == [benchmark] else "other images: "
-        measured: list[str] = []
-        for detector in content.names if metric in PUBLISHED else ():
-            cells = []
-            for condition in VARIANTS:
-                own = {name: content.mean(detector, name, condition, PUBLISHED[metric]) for name in sets}
-                cells.append(mean_of(list(own.values())))
-                measured = [name for name, f in own.items() if f and not math.isnan(f.value)] or measured
-            rows.append((content.named(detector), Value(""), *cells, f"{other}{', '.join(measured)}"))
-        caption = f"{benchmark}: mean {words(PUBLISHED[metric])} over generators, percent"
-        if metric not in PUBLISHED:
-            caption = f"{benchmark}: {words(metric)}"
+        where = benchmark if benchmark in content.sets else content.groups[0]
+        for detector in content.names:
+            of, key = (content.mean, PUBLISHED[metric]) if metric in PUBLISHED else (content.figure, metric)
+            cells = [number(of(detector, where, condition, key)) for condition in VARIANTS]
+            rows.append((content.named(detector), Value(""), *cells, ours(content, where)))
+        mean = f"mean {words(PUBLISHED[metric])} over generators" if metric in PUBLISHED else words(metric)
+        caption = f"{benchmark}: {mean}, percent"
         heads = ["method", "as published", "here\nas stored", "here\nequalised", "caveat"]
         blocks.append(Table(caption, heads, rows, apart=apart))
     if blocks:
@@ -252,51 +253,70 @@ def published(content: Content) -> list[Block]:
     return blocks
 
 
+def ours(content: Content, where: str) -> str:
+    """What our own rows beside published ones are means of."""
+    if where != ALL:
+        return where
+    short = len(content.sets) <= MANY
+    return f"mean over {', '.join(content.sets)}" if short else f"mean over {plural(len(content.sets), 'set')}"
+
+
 def by_generator(content: Content) -> list[Block]:
+    """A table a set; one table of all sets where each holds one generator, as the benchmarks' do."""
+    keys = ("average_precision", "accuracy")
+    pairs = dict.fromkeys((s.set, g) for s in content.report.sets if s.condition in content.main for g in s.generators)
     blocks: list[Block] = []
-    for name in content.sets:
-        tables = [t for key in ("average_precision", "accuracy") if (t := generator_table(content, name, key))]
-        blocks += [Heading(name), *tables] if tables else []
+    if len(pairs) == len({name for name, _ in pairs}) > 1:
+        found = [generator_table(content, "set", {name: (name, g) for name, g in pairs}, ALL, key) for key in keys]
+        blocks += [table for table in found if table]
+    else:
+        for name in content.sets:
+            own = {g: (s, g) for s, g in pairs if s == name}
+            found = [generator_table(content, "generator", own, name, key) for key in keys]
+            blocks += content.of_set(name, [table for table in found if table])
     if blocks:
         blocks.insert(0, content.legend())
         blocks.append("Each generator's images against all photographs of the set; the hardest generator first.")
     return blocks
 
 
-def generator_table(content: Content, name: str, key: str) -> Table | None:
-    """Strips and numbers of one figure, a generator a row."""
+def generator_table(
+    content: Content, head: str, named: Mapping[str, tuple[str, str]], of_all: str, key: str
+) -> Table | None:
+    """Strips and numbers of one figure, a generator a row, and the mean of `of_all` last.
 
-    def of(generator: str, detector: str, condition: str) -> Figure | None:
-        own = content.found.get((detector, name, condition))
-        return own.generators.get(generator, {}).get(key) if own else None
+    `named` is what a row is called -> the set and the generator.
+    """
 
-    own = [s for s in content.report.sets if s.set == name and s.condition in content.main]
-    generators = list(dict.fromkeys(g for s in own for g in s.generators))
-    last = content.main[-1]
+    def row_figures(name: str, generator: str) -> dict[tuple[str, str], Figure | None]:
+        reports = {(d, c): content.found.get((d, name, c)) for c in content.main for d in content.names}
+        return {place: s.generators.get(generator, {}).get(key) if s else None for place, s in reports.items()}
 
-    def hardness(generator: str) -> float:
-        values = [f.value for d in content.names if (f := of(generator, d, last)) and not math.isnan(f.value)]
-        return sum(values) / len(values) if values else math.inf
+    def hardness(row: str) -> float:
+        mean = mean_of([f for (_, condition), f in every[row].items() if condition == content.main[-1]])
+        return mean.value if mean else math.inf
 
-    generators.sort(key=hardness)
-    every = {g: {(d, c): of(g, d, c) for c in content.main for d in content.names} for g in generators}
-    means = {(d, c): content.mean(d, name, c, key) for c in content.main for d in content.names}
+    every = {row: row_figures(name, generator) for row, (name, generator) in named.items()}
+    counts = {row: generated(content, name, generator) for row, (name, generator) in named.items()}
     bounds = [b for row in every.values() for f in row.values() if f for b in (f.low, f.value) if not math.isnan(b)]
     if not bounds:
         return None
     axis = plots.even_axis("", min(*bounds, 0.9), 1, 4)
+    last = ALL if of_all == ALL else "mean over generators"
+    means = {(d, c): content.mean(d, of_all, c, key) for c in content.main for d in content.names}
     rows: list[tuple[Cell, ...]] = []
-    for generator, figures in [*every.items(), ("mean over generators", means)]:
-        ai = next(s.ai for s in own) if figures is means else generated(content, name, generator)
+    for row, figures in [*((row, every[row]) for row in sorted(every, key=hardness)), (last, means)]:
         drawn = []
         for condition in content.main:
             values = [(i, *bare(figures[d, condition])) for i, d in enumerate(content.names)]
             label = "; ".join(f"{d} {in_line(number(figures[d, condition]))}" for d in content.names)
             drawn.append(plots.strip(values, axis, f"{condition}: {label}"))
-        rows.append((generator, Value(f"{ai:,}"), *drawn, *(number(f) for f in figures.values())))
-    heads = ["generator", "images", *content.main, *(f"{content.brief(d)}\n{c}" for d, c in means)]
+        images = sum(counts.values()) if figures is means else counts[row]
+        rows.append((row, Value(f"{images:,}"), *drawn, *(number(f) for f in figures.values())))
+    heads = [head, "generated\nimages", *content.main, *(f"{content.brief(d)}\n{c}" for d, c in means)]
     axes = {2 + place: plots.strip_axis(axis) for place in range(len(content.main))}
-    return Table(f"{words(key)} on {name}, percent", heads, rows, axes=axes, sums=frozenset({len(rows) - 1}))
+    where = "" if of_all == ALL else f" on {of_all}"
+    return Table(f"{words(key)}{where}, percent", heads, rows, axes=axes, sums=frozenset({len(rows) - 1}))
 
 
 def generated(content: Content, name: str, generator: str) -> int:
@@ -314,8 +334,9 @@ def all_figures(content: Content) -> list[Block]:
         rows: list[tuple[Cell, ...]] = []
         for key in keys:
             rows.append((words(key), *(number(content.figure(d, name, c, key), key) for d, c in columns)))
-        caption = f"{name}: {content.count(name, 0):,} photographs, {content.count(name, 1):,} generated images"
-        blocks += [Table(caption, ["figure", *(f"{content.brief(d)}\n{c}" for d, c in columns)], rows)] if rows else []
+        caption = f"{content.count(name, 0):,} photographs and {content.count(name, 1):,} generated images of {name}"
+        table = Table(caption, ["figure", *(f"{content.brief(d)}\n{c}" for d, c in columns)], rows)
+        blocks += content.of_set(name, [table] if rows else [])
     return blocks
 
 
