@@ -398,7 +398,8 @@ def test_many_sets_are_summed_up_and_folded_away(tmp_path: Path) -> None:
     assert "Of 6 sets, mole is better on 0, third on 0; on 6 no difference could be shown" in page.text
     assert page.text.count("AP, percent") == 1  # one table by generator, not six
     assert "AP against JPEG quality on mean over sets" in text
-    assert len(page.all("details")) == 6 * 6  # ROC, reliability, scores, coverage, robustness, all figures
+    # ROC, reliability, scores, coverage, robustness and all figures of each; the results; the differences
+    assert len(page.all("details")) == 6 * 6 + 2
     first = report.sets[0].figures["average_precision"].value
     start = page.text.index("mean over sets")
     assert f"{100 * first:.1f}" in page.text[start : start + 80]  # the mean of six that are the same

@@ -88,9 +88,7 @@ def tidy(content: Content) -> str:
     )
     for s in content.report.sets:
         groups = [("set", "", s.figures, s.ai), ("mean", "", s.means, s.ai)]
-        groups += [
-            ("generator", g, figures, tables.generated(content, s.set, g)) for g, figures in s.generators.items()
-        ]
+        groups += [("generator", g, figures, content.generated[s.set, g]) for g, figures in s.generators.items()]
         for scope, generator, figures, ai in groups:
             for key, f in figures.items():
                 numbers = (f.value, f.low, f.high, s.real, ai)

@@ -7,6 +7,7 @@ condition, and numbers as they are printed: percent for a share, a dash for nan.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from xml.etree.ElementTree import Element
@@ -65,10 +66,13 @@ class Content:
     notes: Mapping[str, str]
     found: dict[tuple[str, str, str], SetReport] = field(init=False)
     labels: NDArray[np.int64] = field(init=False)
+    generated: Counter[tuple[str, str]] = field(init=False)  # (set, generator) -> images
 
     def __post_init__(self) -> None:
         found = {(s.detector, s.set, s.condition): s for s in self.report.sets}
         object.__setattr__(self, "found", found)
+        made = zip(self.table.sets.tolist(), self.table.samples, strict=True)
+        object.__setattr__(self, "generated", Counter((name, s.generator) for name, s in made if s.label == 1))
         object.__setattr__(self, "labels", np.asarray(labels_of(self.table.samples), dtype=np.int64))
 
     @property

@@ -13,7 +13,7 @@ from clipmole.data import VARIANTS
 from clipmole.records import Difference, Figure
 from clipmole.report import plots
 from clipmole.report.content import ALL, DASH, MANY, MINUS, Content, bare, in_line, mean_of, number, plural, words
-from clipmole.report.page import Block, Cell, Code, Items, Name, Note, Table, Value, element
+from clipmole.report.page import Block, Cell, Code, Fold, Items, Name, Note, Table, Value, element
 
 NEUTRAL = 5  # of `plots`: grey
 FILES_SHOWN = 200
@@ -135,8 +135,8 @@ def set_verdict(content: Content, name: str, pairs: Sequence[Difference]) -> tup
 
 
 def headline(content: Content) -> list[Block]:
-    def rows(keys: Sequence[tuple[str, str]]) -> Iterator[tuple[Cell, ...]]:
-        for name in content.groups:
+    def rows(groups: Sequence[str], keys: Sequence[tuple[str, str]]) -> Iterator[tuple[Cell, ...]]:
+        for name in groups:
             for detector in content.names:
                 cells = []
                 for kind, key in keys:
@@ -147,8 +147,24 @@ def headline(content: Content) -> list[Block]:
     def columns(texts: Sequence[str]) -> list[str]:
         return ["set", "detector", *(f"{text}\n{condition}" for text in texts for condition in VARIANTS)]
 
-    ranks = [("mean", "average_precision"), ("mean", "accuracy"), ("set", "average_precision"), ("set", "accuracy")]
-    verdicts = [("set", key) for key in ("real_accuracy", "fake_accuracy", "false_alarm", "uncertain")]
+    def both(groups: Sequence[str]) -> list[Table]:
+        ranks = [(kind, key) for kind in ("mean", "set") for key in ("average_precision", "accuracy")]
+        verdicts = [("set", key) for key in ("real_accuracy", "fake_accuracy", "false_alarm", "uncertain")]
+        return [
+            Table(
+                "How well photographs and generated images are told apart, percent",
+                columns(["mean AP over generators", "mean accuracy over generators", "AP", "accuracy"]),
+                list(rows(groups, ranks)),
+                names=2,
+            ),
+            Table(
+                "What becomes of each class, percent",
+                columns(["photographs right", "generated right", "false alarms", "uncertain"]),
+                list(rows(groups, verdicts)),
+                names=2,
+            ),
+        ]
+
     blocks: list[Block] = []
     if set(VARIANTS) - set(content.main):
         blocks.append(
@@ -157,20 +173,11 @@ def headline(content: Content) -> list[Block]:
                 "differently, a figure as stored may measure that alone."
             )
         )
+    many = len(content.sets) > MANY
     return [
         *blocks,
-        Table(
-            "How well photographs and generated images are told apart, percent",
-            columns(["mean AP over generators", "mean accuracy over generators", "AP", "accuracy"]),
-            list(rows(ranks)),
-            names=2,
-        ),
-        Table(
-            "What becomes of each class, percent",
-            columns(["photographs right", "generated right", "false alarms", "uncertain"]),
-            list(rows(verdicts)),
-            names=2,
-        ),
+        *(both([ALL]) if many else both(content.groups)),
+        *([Fold("Every set", both(content.sets))] if many else []),
         "Equalised: both classes compressed anew with qualities of one distribution, so that a compression that "
         "differs between the classes cannot give the label away. The equalised figures are the ones that count. "
         "Right is the side of probability 0.5 (of logit 0 where a detector is not calibrated); a false alarm is a "
@@ -207,15 +214,11 @@ def differences(content: Content) -> list[Block]:
             drawn = plots.strip([(colour, f.value, f.low, f.high)], axis, label, at=0)
             rows.append((d.set, d.condition, pair, drawn, value, verdict))
         if rows:
-            heads = [
-                "set",
-                "condition",
-                "difference",
-                "\N{LEFTWARDS ARROW} second better, first better \N{RIGHTWARDS ARROW}",
-            ]
-            heads += ["points", "in words"]
+            sides = "\N{LEFTWARDS ARROW} second better, first better \N{RIGHTWARDS ARROW}"
+            heads = ["set", "condition", "difference", sides, "points", "in words"]
             caption = f"{words(key)}: paired differences, percentage points"
-            blocks.append(Table(caption, heads, rows, names=3, axes={3: plots.strip_axis(axis)}))
+            table = Table(caption, heads, rows, names=3, axes={3: plots.strip_axis(axis)})
+            blocks.append(Fold(caption, [table]) if len(content.sets) > MANY else table)
     if blocks:
         blocks.append(
             "Both detectors saw the same images and the same resamples. An interval that holds 0 shows no difference; "
@@ -297,7 +300,7 @@ def generator_table(
         return mean.value if mean else math.inf
 
     every = {row: row_figures(name, generator) for row, (name, generator) in named.items()}
-    counts = {row: generated(content, name, generator) for row, (name, generator) in named.items()}
+    counts = {row: content.generated[name, generator] for row, (name, generator) in named.items()}
     bounds = [b for row in every.values() for f in row.values() if f for b in (f.low, f.value) if not math.isnan(b)]
     if not bounds:
         return None
@@ -317,12 +320,6 @@ def generator_table(
     axes = {2 + place: plots.strip_axis(axis) for place in range(len(content.main))}
     where = "" if of_all == ALL else f" on {of_all}"
     return Table(f"{words(key)}{where}, percent", heads, rows, axes=axes, sums=frozenset({len(rows) - 1}))
-
-
-def generated(content: Content, name: str, generator: str) -> int:
-    """Images of one generator in a set."""
-    pairs = zip(content.table.samples, content.table.sets.tolist(), strict=True)
-    return sum(s.label == 1 and s.generator == generator and own == name for s, own in pairs)
 
 
 def all_figures(content: Content) -> list[Block]:
