@@ -238,5 +238,6 @@ def run_protocol(
         update={"missing": tuple(missing), "published": published_for(protocol), "recipe": own | report.recipe}
     )
     families = {c.name: (c.family, c.strength) for c in chosen if c.family}
-    write_report(report, table, out, families=families, gallery=gallery)
+    notes = {c.name: c.note for c in chosen if c.note}
+    write_report(report, table, out, families=families, notes=notes, gallery=gallery)
     return report

@@ -34,8 +34,15 @@ from clipmole.models.checkpoint import UNIVFD_HEAD_SHA256, univfd_network
 class Scorer(Protocol):
     """What an evaluation needs: a name, logits, and perhaps a calibration."""
 
-    name: str
-    calibration: Calibration | None
+    @property
+    def name(self) -> str:
+        """What identifies it."""
+        ...
+
+    @property
+    def calibration(self) -> Calibration | None:
+        """Turns its logits into probabilities and verdicts; None if it has none."""
+        ...
 
     def score(self, images: Iterable[Any], /) -> NDArray[np.float32]:
         """Logits (n,) of n RGB arrays, positive or higher towards AI-generated."""
