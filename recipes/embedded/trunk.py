@@ -18,12 +18,12 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from multiprocessing.synchronize import Barrier
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from pydantic import Field
@@ -50,6 +50,7 @@ class Stage(Config):
     crop_size: int = Field(gt=0, description="side of a view, pixels")
     batch_size: int = Field(gt=0, description="views a step, over all processes; half of each class")
     steps: int = Field(gt=0)
+    on_grid: float = Field(0.5, ge=0, le=1, description="share of views cut on the original's JPEG grid")
 
 
 class TrunkConfig(Config):
@@ -59,9 +60,10 @@ class TrunkConfig(Config):
         patch_size=16, stem=(32, 64, 128, 192), width=192, depth=8, heads=3, mlp_width=768, projection_dim=None
     )
     stages: tuple[Stage, ...] = (
-        Stage(crop_size=96, batch_size=64, steps=4500),
-        Stage(crop_size=160, batch_size=64, steps=450),
-        Stage(crop_size=224, batch_size=64, steps=200),
+        Stage(crop_size=96, batch_size=64, steps=1400, on_grid=0.0),
+        Stage(crop_size=96, batch_size=64, steps=3200),
+        Stage(crop_size=160, batch_size=64, steps=300),
+        Stage(crop_size=224, batch_size=64, steps=120),
     )
     augment: AugmentConfig = AugmentConfig(
         resize_probability=0.3,
@@ -72,7 +74,7 @@ class TrunkConfig(Config):
     learning_rate: float = Field(1e-3, gt=0)
     weight_decay: float = Field(0.05, ge=0, description="of matrices and kernels")
     warmup_steps: int = Field(250, gt=0)
-    decay_steps: int = Field(1400, gt=0, description="last steps, over which the learning rate falls to 0")
+    decay_steps: int = Field(3620, gt=0, description="last steps, over which the learning rate falls to 0")
     average: float = Field(0.999, ge=0, lt=1, description="decay of the moving average that is kept")
     patch_weight: float = Field(0.5, ge=0, description="of the label asked of every patch token")
     generator_weight: float = Field(0.3, ge=0, description="of naming a generated image's generator")
@@ -162,16 +164,23 @@ class TrunkTrainer(nn.Module):
 
 
 def draw_view(
-    originals: Originals, index: int, size: int, config: AugmentConfig, rng: np.random.Generator
+    originals: Originals, index: int, stage: Stage, config: AugmentConfig, rng: np.random.Generator
 ) -> tuple[RGB, list[float]]:
     """One random view (size, size, 3), and how it was processed, as four amounts of about the same range.
 
-    Places do not lie on the original's JPEG grid, so that its trace says less of the file the view comes from.
+    Crops of a camera's or a web page's file start anywhere, the corpus' windows on the file's JPEG grid: both are
+    drawn. What is resized leaves the grid, so that only the others are.
     """
-    margin = math.ceil(size / config.resize_scale[0])
-    rgb = random_crop(originals[index], max(size, min(margin, *originals.shapes[index])), rng)
+    size, rgb = stage.crop_size, originals[index]
+    if rng.random() < stage.on_grid and min(rgb.shape[:2]) >= size:
+        top, left = (int(rng.integers((side - size) // DCT_GRID + 1)) * DCT_GRID for side in rgb.shape[:2])
+        rgb = rgb[top : top + size, left : left + size]
+        config = config.model_copy(update={"resize_probability": 0.0})
+    else:
+        margin = math.ceil(size / config.resize_scale[0])
+        rgb = random_crop(rgb, max(size, min(margin, *rgb.shape[:2])), rng)
     drawn: dict[str, float] = {}
-    view = augment(rgb, size, config, rng, drawn)
+    view = augment(np.ascontiguousarray(rgb), size, config, rng, drawn)
     amounts = [math.log(drawn["resize_scale"]), drawn["blur_sigma"] / 3, drawn["jpeg_quality"] / 100]
     return view, [*amounts, drawn["noise_sigma"] / 5]
 
@@ -200,7 +209,7 @@ def batches(originals: Originals, config: TrunkConfig, rank: int, first: int) ->
             label = place % 2
             pool = int(rng.choice(len(pools[label]), p=shares[label] / shares[label].sum()))
             index = pools[label][pool][int(rng.integers(len(pools[label][pool])))]
-            view, amounts = draw_view(originals, index, stage.crop_size, config.augment, rng)
+            view, amounts = draw_view(originals, index, stage, config.augment, rng)
             views.append(view)
             processing.append(amounts)
             generators.append(pool if label else -1)
@@ -278,12 +287,28 @@ def balanced_ap(y: NDArray[np.int64], s: NDArray[np.float32]) -> float:
     )
 
 
-def train_process(rank: int, config: TrunkConfig, folder: Path, splits: dict[str, Originals], out: Path) -> None:
+class Meeting(NamedTuple):
+    """Where processes average their gradients: memory that they share, and a barrier.
+
+    Two rounds of memory take turns, so that one barrier a step is enough; the order of the sum is fixed.
+    """
+
+    gradients: Tensor  # (2, processes, parameters) float32
+    barrier: Barrier
+
+    def average(self, flat: Tensor, rank: int, step: int) -> None:
+        """Replace `flat` (parameters,) of every process by the mean over the processes."""
+        memory = self.gradients[step % 2]
+        memory[rank].copy_(flat)
+        self.barrier.wait()
+        torch.mean(memory, dim=0, out=flat)
+
+
+def train_process(rank: int, config: TrunkConfig, splits: dict[str, Originals], out: Path, meeting: Meeting) -> None:
     """One of `config.processes`: the same weights in each, its own views, gradients averaged; rank 0 writes."""
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder / 'join'}", rank=rank, world_size=config.processes)
     torch.manual_seed(config.seed)
-    trainer = TrunkTrainer(config.tower, len(splits["train"].classes()[1])).to(memory_format=torch.channels_last)
+    trainer = TrunkTrainer(config.tower, len(splits["train"].classes()[1]))
     averaged = torch.optim.swa_utils.AveragedModel(
         trainer, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(config.average), use_buffers=False
     )
@@ -294,7 +319,11 @@ def train_process(rank: int, config: TrunkConfig, folder: Path, splits: dict[str
             {"params": [p for p in parameters if p.ndim == 1], "weight_decay": 0.0},
         ],
         betas=(0.9, 0.98),
+        fused=True,
     )
+    flat = torch.zeros(sum(p.numel() for p in parameters))
+    for parameter, part in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
+        parameter.grad = part.view(parameter.shape)
     steps = sum(stage.steps for stage in config.stages)
     curve: list[dict[str, Any]] = []
     losses: list[float] = []
@@ -305,7 +334,7 @@ def train_process(rank: int, config: TrunkConfig, folder: Path, splits: dict[str
         averaged.load_state_dict(kept["averaged"])
         optimizer.load_state_dict(kept["optimizer"])
         first, minutes_before, curve = kept["step"], kept["minutes"], kept["curve"]
-    dist.barrier()
+    meeting.barrier.wait()
     began = time.perf_counter() - 60 * minutes_before
     for step, batch in enumerate(batches(splits["train"], config, rank, first), first):
         for group in optimizer.param_groups:
@@ -313,10 +342,10 @@ def train_process(rank: int, config: TrunkConfig, folder: Path, splits: dict[str
         with torch.autocast("cpu", torch.bfloat16), sdpa_kernel(SDPBackend.MATH):  # its backward is 3 times faster
             outputs = trainer(batch.pixels)
         loss = loss_of(outputs, batch, config)
-        optimizer.zero_grad(set_to_none=True)
+        flat.zero_()
         loss.backward()
-        average_gradients(parameters, config.processes)
-        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        meeting.average(flat, rank, step)
+        flat *= min(1.0, 1.0 / float(flat.norm()))
         optimizer.step()
         averaged.update_parameters(trainer)
         losses.append(float(F.binary_cross_entropy_with_logits(outputs[0].detach().float(), batch.labels)))
@@ -335,19 +364,8 @@ def train_process(rank: int, config: TrunkConfig, folder: Path, splits: dict[str
             curve[-1]["val"] = val_figures(averaged.module, splits["val"], config)
             print(f"validation: {curve[-1]['val']}", file=sys.stderr, flush=True)
             write(out, averaged.module, config, splits, curve, (time.perf_counter() - began) / 60)
-    dist.barrier()
-    state.unlink(missing_ok=True)
-    dist.destroy_process_group()
-
-
-def average_gradients(parameters: Sequence[nn.Parameter], processes: int) -> None:
-    """Replace the gradients of this process by the mean over the processes."""
-    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    flat = torch.cat([gradient.flatten() for gradient in gradients])
-    dist.all_reduce(flat)
-    flat /= processes
-    for gradient, mean in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
-        gradient.copy_(mean.view_as(gradient))
+    if rank == 0:
+        state.unlink()
 
 
 def write(
@@ -390,7 +408,10 @@ def main() -> None:
         folder = Path(scratch)
         splits = {s: Originals(take_split(samples, s), folder / f"{s}.bin") for s in ("train", "val")}
         print("originals decoded", file=sys.stderr)
-        arguments = (config, folder, splits, args.out)
+        count = sum(p.numel() for p in TrunkTrainer(config.tower, len(splits["train"].classes()[1])).parameters())
+        shared = torch.zeros(2, config.processes, count).share_memory_()
+        barrier = torch.multiprocessing.get_context("spawn").Barrier(config.processes)
+        arguments = (config, splits, args.out, Meeting(shared, barrier))
         torch.multiprocessing.spawn(train_process, arguments, config.processes)
 
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     import types
 
 RGB = NDArray[np.uint8]
+JPEG_BLOCK = 8  # side of the squares that JPEG compresses one by one, pixels
 
 
 def _cv2() -> types.ModuleType:
@@ -87,11 +88,14 @@ def pad_to(rgb: RGB, size: int) -> RGB:
     return np.pad(rgb, ((down // 2, down - down // 2), (right // 2, right - right // 2), (0, 0)), mode="symmetric")
 
 
-def random_crop(rgb: RGB, size: int, rng: np.random.Generator) -> RGB:
-    """A `size` x `size` window at a uniformly drawn place; smaller images are mirrored at the borders first."""
+def random_crop(rgb: RGB, size: int, rng: np.random.Generator, grid: int = 1) -> RGB:
+    """A `size` x `size` window at a uniformly drawn place; smaller images are mirrored at the borders first.
+
+    Its corner lies at multiples of `grid` pixels.
+    """
     rgb = pad_to(rgb, size)
-    top = int(rng.integers(rgb.shape[0] - size + 1))
-    left = int(rng.integers(rgb.shape[1] - size + 1))
+    top = grid * int(rng.integers((rgb.shape[0] - size) // grid + 1))
+    left = grid * int(rng.integers((rgb.shape[1] - size) // grid + 1))
     return rgb[top : top + size, left : left + size]
 
 
@@ -132,7 +136,8 @@ def augment(
     if happens(config.resize_probability):
         scale = float(np.exp(rng.uniform(*np.log(config.resize_scale))))
         rgb = resize(rgb, scale)
-    rgb = random_crop(rgb, crop_size, rng)
+    on_grid = config.grid_probability > 0 and happens(config.grid_probability)
+    rgb = random_crop(rgb, crop_size, rng, JPEG_BLOCK if on_grid else 1)
     if happens(config.blur_probability):
         blur_sigma = float(rng.uniform(*config.blur_sigma))
         rgb = blur(rgb, blur_sigma)

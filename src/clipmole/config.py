@@ -192,6 +192,12 @@ class AugmentConfig(Config):
     resize_scale: tuple[float, float] = (0.5, 1.5)
     noise_probability: float = Field(0.0, ge=0, le=1)
     noise_sigma: tuple[float, float] = Field((0.0, 5.0), description="standard deviation, of values 0..255")
+    grid_probability: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="share of crops that start on the 8x8 grid of a JPEG file, where nothing resized it",
+    )
     flip_probability: float = Field(0.5, ge=0, le=1)
     equalise_quality: tuple[int, int] | None = Field((65, 90), description="last step; None: off")
     equalise_probability: float = Field(0.9, ge=0, le=1, description="the rest stays without the last JPEG")

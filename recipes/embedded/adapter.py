@@ -1,0 +1,58 @@
+"""Train the embedded detector's MoLE adapter, and a linear probe beside it, on the frozen trunk.
+
+In: the originals that `originals.py` wrote, the corpus (manifest.csv with windows of val and calibration) and the
+trunk. Out: two adapter directories, `adapter` (configs/embedded.toml) and `linear-probe`
+(configs/embedded-linear-probe.toml). Training sees the originals of split train, the corpus' val windows pick the
+epoch, its calibration windows set the thresholds; test and test_unseen are not read.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+from clipmole.config import TrainConfig
+from clipmole.data import read_manifest
+from clipmole.models.backbone import load_backbone
+from clipmole.records import Sample
+from clipmole.train import train
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+RUNS = {"adapter": "embedded.toml", "linear-probe": "embedded-linear-probe.toml"}
+
+
+def merge(originals: Path, corpus: Path, out: Path) -> None:
+    """Write a manifest of the originals' train split and the corpus' val and calibration splits."""
+    rows: list[Sample] = [s for s in read_manifest(originals / "manifest.csv") if s.split == "train"]
+    rows += [s for s in read_manifest(corpus / "manifest.csv") if s.split in {"val", "calibration"}]
+    with out.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["path", "label", "generator", "split", "ignore_bottom_px"])
+        for s in rows:
+            writer.writerow([s.path.resolve(), s.label, s.generator, s.split, s.ignore_bottom_px])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--originals", type=Path, required=True, help="directory that originals.py wrote")
+    parser.add_argument("--corpus", type=Path, required=True, help="directory of the corpus")
+    parser.add_argument("--trunk", type=Path, required=True, help="directory that trunk.py wrote")
+    parser.add_argument("--out", type=Path, required=True, help="directory to write both adapters into")
+    args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+    manifest = args.out / "manifest.csv"
+    merge(args.originals, args.corpus, manifest)
+    for name, file in RUNS.items():
+        # The same weights as the package's own backbone, under the id that they have there.
+        backbone = replace(load_backbone(args.trunk), id="embedded")
+        config = TrainConfig.from_toml(CONFIGS / file)
+        train(
+            config, args.out / name, manifest=manifest, backbone=backbone, say=lambda line: print(line, file=sys.stderr)
+        )
+
+
+if __name__ == "__main__":
+    main()
