@@ -19,11 +19,11 @@ import numpy as np
 import torch
 
 from clipmole.config import TrainConfig
-from clipmole.data import VARIANTS, labels_of, read_manifest, take_split
+from clipmole.data import VARIANTS, labels_of, read_manifest, take_split, windows
 from clipmole.detect import Detector
-from clipmole.evaluate import score_windows
+from clipmole.environment import environment
 from clipmole.metrics import average_precision
-from clipmole.train import environment, train
+from clipmole.train import train
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 METHODS = {"linear probe": "linear-probe", "LoRA": "lora", "MoLE": "mole", "full fine-tuning": "full"}
@@ -54,7 +54,7 @@ def scores_of(out: Path, backbone: Path, samples: dict[str, list[Any]], scores: 
     if not scores.is_file():
         detector = Detector.from_pretrained(out, backbone=backbone)
         logits = {
-            f"{split}, {variant}": score_windows(detector, samples[split], variant).tolist()
+            f"{split}, {variant}": detector.score(windows(samples[split], variant)).tolist()
             for split in SPLITS
             for variant in VARIANTS
         }

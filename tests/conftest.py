@@ -7,10 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 
 # Tiny towers gain nothing from threads, and threads collapse where a core is shared.
 os.environ["OMP_NUM_THREADS"] = "1"
 torch.set_num_threads(1)
+# A time limit for each example says how busy the machine is, not whether the code is right.
+settings.register_profile("clipmole", deadline=None, derandomize=True)
+settings.load_profile("clipmole")
 SHARED = Path(__file__).resolve().parents[1].parent / "shared"
 
 

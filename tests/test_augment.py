@@ -191,6 +191,37 @@ def test_random_crop_reaches_every_place_evenly() -> None:
     assert all((crop[..., 0] == crop[0, 0, 0] + np.arange(4)).all() for crop in corners)
 
 
+def test_random_crop_on_a_grid_starts_at_its_multiples() -> None:
+    rgb = np.stack(np.broadcast_arrays(*np.indices((60, 50)), 0), axis=-1).astype(np.uint8)  # (row, column, 0)
+    corners = {tuple(random_crop(rgb, 32, np.random.default_rng(i), 8)[0, 0, :2].tolist()) for i in range(300)}
+    assert corners == {(top, left) for top in (0, 8, 16, 24) for left in (0, 8, 16)}
+
+
+def test_half_of_the_views_start_on_the_jpeg_grid_if_asked() -> None:
+    rgb = np.stack(np.broadcast_arrays(*np.indices((250, 250)), 0), axis=-1).astype(np.uint8)
+    config = AugmentConfig(
+        blur_probability=0, jpeg_probability=0, flip_probability=0, equalise_quality=None, grid_probability=0.5
+    )
+    corners = [augment(rgb, 32, config, np.random.default_rng(i))[0, 0, :2] for i in range(600)]
+    share = np.mean([not (corner % 8).any() for corner in corners])
+    assert share == pytest.approx(0.5 + 0.5 / 64, abs=0.06)  # three standard errors; off the grid 1 in 64 falls on it
+
+
+def test_what_was_drawn_can_be_asked_for() -> None:
+    config = AugmentConfig(resize_probability=1, blur_probability=1, jpeg_probability=1, noise_probability=1)
+    rgb = np.asarray(Image.effect_noise((90, 80), 50).convert("RGB"))
+    drawn: dict[str, float] = {}
+    view = augment(rgb, 32, config, np.random.default_rng(3), drawn)
+    assert np.array_equal(view, augment(rgb, 32, config, np.random.default_rng(3)))
+    assert 0.5 <= drawn["resize_scale"] <= 1.5
+    assert 0 < drawn["blur_sigma"] <= 3
+    assert 30 <= drawn["jpeg_quality"] <= 100
+    assert 0 < drawn["noise_sigma"] <= 5
+    off = AugmentConfig(blur_probability=0, jpeg_probability=0)
+    augment(rgb, 32, off, np.random.default_rng(3), drawn)
+    assert drawn == {"resize_scale": 1.0, "blur_sigma": 0.0, "jpeg_quality": 100, "noise_sigma": 0.0}
+
+
 def test_random_crop_of_a_smaller_image() -> None:
     assert random_crop(texture(5, 100), 32, rng()).shape == (32, 32, 3)
 

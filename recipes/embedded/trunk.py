@@ -33,11 +33,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from clipmole.augment import RGB, augment, equalise, pad_to, random_crop
 from clipmole.config import AugmentConfig, Config, TowerConfig
 from clipmole.data import data_digest, load_window, read_manifest, sample_rng, take_split
+from clipmole.environment import environment
 from clipmole.metrics import average_precision
 from clipmole.models.backbone import save_tower
 from clipmole.models.vit import ViT
 from clipmole.records import Sample
-from clipmole.train import environment
 
 WINDOW, CROP = 256, 224  # validation: what the detector is measured on, a window re-encoded and its centre
 STATE = "state.pt"  # what an interrupted run goes on from
@@ -51,6 +51,7 @@ class Stage(Config):
     batch_size: int = Field(gt=0, description="views a step, over all processes; half of each class")
     steps: int = Field(gt=0)
     on_grid: float = Field(0.5, ge=0, le=1, description="share of views cut on the original's JPEG grid")
+    rates: tuple[float, float] = Field(description="learning rate at the first step and after the last, linear between")
 
 
 class TrunkConfig(Config):
@@ -60,10 +61,11 @@ class TrunkConfig(Config):
         patch_size=16, stem=(32, 64, 128, 192), width=192, depth=8, heads=3, mlp_width=768, projection_dim=None
     )
     stages: tuple[Stage, ...] = (
-        Stage(crop_size=96, batch_size=64, steps=1400, on_grid=0.0),
-        Stage(crop_size=96, batch_size=64, steps=3200),
-        Stage(crop_size=160, batch_size=64, steps=300),
-        Stage(crop_size=224, batch_size=64, steps=120),
+        Stage(crop_size=96, batch_size=64, steps=1400, rates=(1e-3, 1e-3), on_grid=0.0),
+        Stage(crop_size=96, batch_size=64, steps=2600, rates=(1e-3, 1e-3 * 1020 / 3620)),
+        Stage(crop_size=96, batch_size=64, steps=2300, rates=(7e-4, 2e-4)),
+        Stage(crop_size=160, batch_size=64, steps=350, rates=(2e-4, 8e-5)),
+        Stage(crop_size=224, batch_size=64, steps=120, rates=(8e-5, 0.0)),
     )
     augment: AugmentConfig = AugmentConfig(
         resize_probability=0.3,
@@ -71,10 +73,8 @@ class TrunkConfig(Config):
         jpeg_probability=0.3,
         noise_probability=0.1,
     )
-    learning_rate: float = Field(1e-3, gt=0)
     weight_decay: float = Field(0.05, ge=0, description="of matrices and kernels")
     warmup_steps: int = Field(250, gt=0)
-    decay_steps: int = Field(3620, gt=0, description="last steps, over which the learning rate falls to 0")
     average: float = Field(0.999, ge=0, lt=1, description="decay of the moving average that is kept")
     patch_weight: float = Field(0.5, ge=0, description="of the label asked of every patch token")
     generator_weight: float = Field(0.3, ge=0, description="of naming a generated image's generator")
@@ -237,9 +237,13 @@ def loss_of(outputs: tuple[Tensor, ...], batch: Batch, config: TrunkConfig) -> T
     )
 
 
-def learning_rate(step: int, steps: int, config: TrunkConfig) -> float:
-    """Linear warm-up, constant, linear decay to 0."""
-    return config.learning_rate * min(1.0, (step + 1) / config.warmup_steps, (steps - step) / config.decay_steps)
+def learning_rates(config: TrunkConfig) -> list[float]:
+    """The learning rate of every step: linear within each stage, times a linear warm-up."""
+    rates: list[float] = []
+    for stage in config.stages:
+        first, last = stage.rates
+        rates += [first + (last - first) * step / stage.steps for step in range(stage.steps)]
+    return [rate * min(1.0, (step + 1) / config.warmup_steps) for step, rate in enumerate(rates)]
 
 
 def val_views(originals: Originals, count: int, seed: int) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
@@ -324,7 +328,8 @@ def train_process(rank: int, config: TrunkConfig, splits: dict[str, Originals], 
     flat = torch.zeros(sum(p.numel() for p in parameters))
     for parameter, part in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
         parameter.grad = part.view(parameter.shape)
-    steps = sum(stage.steps for stage in config.stages)
+    rates = learning_rates(config)
+    steps = len(rates)
     curve: list[dict[str, Any]] = []
     losses: list[float] = []
     first, minutes_before, state = 0, 0.0, out / STATE
@@ -338,7 +343,7 @@ def train_process(rank: int, config: TrunkConfig, splits: dict[str, Originals], 
     began = time.perf_counter() - 60 * minutes_before
     for step, batch in enumerate(batches(splits["train"], config, rank, first), first):
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, steps, config)
+            group["lr"] = rates[step]
         with torch.autocast("cpu", torch.bfloat16), sdpa_kernel(SDPBackend.MATH):  # its backward is 3 times faster
             outputs = trainer(batch.pixels)
         loss = loss_of(outputs, batch, config)

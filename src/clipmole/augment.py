@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import types
 
 RGB = NDArray[np.uint8]
-JPEG_BLOCK = 8  # side of the squares that JPEG compresses one by one, pixels
+JPEG_BLOCK = 8  # pixels; ITU-T T.81: JPEG compresses squares of 8 x 8 one by one
 
 
 def _cv2() -> types.ModuleType:

@@ -26,10 +26,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from clipmole.augment import pad_to
+from clipmole.augment import JPEG_BLOCK, pad_to
 from clipmole.config import PreprocessConfig
 
-JPEG_BLOCK = 8  # pixels; ITU-T T.81: a DCT block is 8 x 8
 SINGLE = 8 / 7  # an axis of up to so many crops gets one tile: 256 for 224, the benchmarks' size
 
 

@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from clipmole.config import TowerConfig
@@ -143,3 +144,26 @@ def test_images_of_a_batch_do_not_touch_each_other() -> None:
     pixels = torch.randn(3, 3, 32, 32, dtype=torch.float64)
     apart = torch.cat([tower(image[None]) for image in pixels])
     assert (tower(pixels) - apart).abs().max() < 1e-12
+
+
+def test_a_stem_is_convolutions_of_stride_2_before_a_smaller_patch() -> None:
+    torch.manual_seed(0)
+    config = TowerConfig(image_size=32, patch_size=8, width=16, depth=1, heads=2, mlp_width=32, stem=(4, 6))
+    tower = ViT(config).eval()
+    pixels = torch.randn(2, 3, 32, 32)
+    first, _, second, _, last = tower.patch_embedding
+    x = F.gelu(F.conv2d(pixels, first.weight, first.bias, stride=2, padding=1))
+    x = F.gelu(F.conv2d(x, second.weight, second.bias, stride=2, padding=1))
+    patches = F.conv2d(x, last.weight, last.bias, stride=2)
+    assert last.weight.shape == (16, 6, 2, 2)
+    with torch.no_grad():
+        tokens = tower.embed(pixels)
+        assert tokens.shape == (2, 1 + 16, 16)
+        expected = patches.flatten(2).transpose(1, 2) + tower.position_embedding[1:]
+        assert torch.allclose(tokens[:, 1:], expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("stem", [(4, 4, 4, 4), (0,)])
+def test_a_stem_that_does_not_divide_the_patch_is_refused(stem: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match="stem"):
+        TowerConfig(image_size=32, patch_size=8, width=16, depth=1, heads=2, mlp_width=32, stem=stem)

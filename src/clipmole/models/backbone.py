@@ -282,6 +282,8 @@ def save_tower(tower: ViT, directory: str | Path, dtype: torch.dtype = torch.flo
         with tempfile.TemporaryDirectory(prefix=".save-", dir=folder) as scratch:
             save_file(state, Path(scratch) / SAFETENSORS[0], metadata={"format": "pt"})
             (Path(scratch) / CONFIG).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+            # safetensors writes for the owner alone; others may read what they may read of the configuration.
+            (Path(scratch) / SAFETENSORS[0]).chmod((Path(scratch) / CONFIG).stat().st_mode)
             (folder / CONFIG).unlink(missing_ok=True)
             for name in (SAFETENSORS[0], CONFIG):
                 os.replace(Path(scratch) / name, folder / name)

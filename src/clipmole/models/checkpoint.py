@@ -127,6 +127,8 @@ def save_adapter(
         for name, text in texts.items():
             if text is not None:
                 (folder / name).write_text(text.rstrip() + "\n", encoding="utf-8")
+        # safetensors writes for the owner alone; others may read what they may read of the configuration.
+        (folder / ADAPTER).chmod((folder / CONFIG).stat().st_mode)
 
     _write(target, fill)
 
