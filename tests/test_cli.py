@@ -146,6 +146,9 @@ def test_an_uncalibrated_detector_gives_no_verdict(tmp_path: Path, photos: Path)
         (["detect", "x.png", "--detector", "no-such"], "no-such: no such detector"),
         (["detect", "x.png", "--detector", "vit-l-14"], "is a backbone, not a detector"),
         (["train", "--config", "absent.toml", "--out", "x"], "absent.toml: cannot be read"),
+        (["evaluate", "--data", "absent", "--out", "x"], "there is no such file or folder"),
+        (["evaluate", "--data", ".", "--out", "x", "-d", "a/b", "-d", "c/b"], "detectors need different names"),
+        (["evaluate", "--data", ".", "--out", "x", "--protocol", "no-such"], "protocol 'no-such'"),
         (["push", ".", "someone/thing"], "is not an adapter directory"),
         (["import-univfd", "absent.pth", "--out", "x"], "absent.pth: cannot be read"),
     ],
@@ -161,7 +164,7 @@ def test_wrong_usage_is_exit_2_and_says_what_is_wrong(arguments: list[str], mess
 
 def test_version_and_help() -> None:
     assert run("--version").stdout.decode() == f"clipmole {clipmole.__version__}\n"
-    for command in ([], ["detect"], ["train"], ["push"], ["import-univfd"]):
+    for command in ([], ["detect"], ["train"], ["evaluate"], ["calibrate"], ["push"], ["import-univfd"]):
         result = run(*command, "--help")
         assert result.returncode == 0
         assert b"Usage" in result.stdout

@@ -53,7 +53,7 @@ def test_the_transcript_is_what_the_command_prints() -> None:
 def test_every_command_of_the_readme_exists_with_its_options() -> None:
     blocks = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
     commands = re.findall(r"(?:^|/|\| )clipmole ([a-z-]+)([^#\n>]*)", "\n".join(blocks), re.MULTILINE)
-    assert {name for name, _ in commands} == {"detect", "train", "push", "import-univfd"}
+    assert {name for name, _ in commands} == {"detect", "train", "push", "import-univfd", "evaluate", "calibrate"}
     for name, rest in commands:
         shown = CliRunner().invoke(app, [name, "--help"]).stdout
         for option in re.findall(r"--[a-z-]+", rest):
