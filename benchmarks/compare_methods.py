@@ -115,7 +115,7 @@ def main() -> None:
             out = arguments.runs / f"{file}-{rate:g}-seed{seed}"
             chosen = with_rate(config, rate).model_copy(update={"seed": seed})
             records.append(run_one(chosen, arguments.corpus, arguments.backbone, out))
-            runs.append(scores_of(out, arguments.backbone, samples, out.with_suffix(".scores.json")))
+            runs.append(scores_of(out, arguments.backbone, samples, out.with_name(out.name + ".scores.json")))
         logits[method] = {key: np.array([run[key] for run in runs]) for key in runs[0]}
         aps = {
             key: [average_precision(labels_of(samples[key.split(",")[0]]), s) for s in seeds]
