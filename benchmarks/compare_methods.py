@@ -88,6 +88,7 @@ def main() -> None:
     parser.add_argument("--corpus", type=Path, required=True)
     parser.add_argument("--backbone", type=Path, required=True)
     parser.add_argument("--name", default="vit-tiny", help="prefix of the configurations and of the results")
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--rates", type=float, nargs="+", default=[3e-4, 1e-3, 3e-3])
     parser.add_argument("--full-rates", type=float, nargs="+", default=[3e-5, 1e-4], help="for full fine-tuning")
@@ -102,7 +103,8 @@ def main() -> None:
     arguments.runs.mkdir(parents=True, exist_ok=True)
     rows: list[dict[str, Any]] = []
     logits: dict[str, dict[str, np.ndarray]] = {}
-    for method, file in METHODS.items():
+    for method in arguments.methods:
+        file = METHODS[method]
         config = TrainConfig.from_toml(CONFIGS / f"{arguments.name}-{file}.toml")
         rates = arguments.full_rates if config.full_finetune else arguments.rates
         tried = {}
@@ -137,8 +139,8 @@ def main() -> None:
             for key in logits["MoLE"]
             if not key.startswith("val")
         }
-        for other in METHODS
-        if other != "MoLE"
+        for other in arguments.methods
+        if "MoLE" in arguments.methods and other != "MoLE"
     }
     result = {
         "command": "python benchmarks/compare_methods.py --corpus CORPUS --backbone " + arguments.backbone.name,
