@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -143,7 +144,19 @@ def main() -> None:
         if "MoLE" in arguments.methods and other != "MoLE"
     }
     result = {
-        "command": "python benchmarks/compare_methods.py --corpus CORPUS --backbone " + arguments.backbone.name,
+        "command": shlex.join(
+            [
+                *(
+                    "python",
+                    "benchmarks/compare_methods.py",
+                    "--corpus",
+                    "CORPUS",
+                    "--backbone",
+                    arguments.backbone.name,
+                ),
+                *("--rates", *map(str, arguments.rates), "--methods", *arguments.methods),
+            ]
+        ),
         "backbone": records[0]["backbone"]["id"],
         "data": records[0]["data"],
         "seeds": arguments.seeds,
