@@ -162,6 +162,14 @@ def test_wrong_usage_is_exit_2_and_says_what_is_wrong(arguments: list[str], mess
     assert result.stdout == b""
 
 
+def test_options_of_train_are_checked_like_the_configuration(tmp_path: Path) -> None:
+    (tmp_path / "config.toml").write_text("backbone = 'tiny'\n")
+    result = run("train", "--config", "config.toml", "--out", "x", "--seed", "-1", cwd=tmp_path)
+    assert result.returncode == 2
+    assert "options: seed" in result.stderr.decode()
+    assert not (tmp_path / "x").exists()
+
+
 def test_version_and_help() -> None:
     assert run("--version").stdout.decode() == f"clipmole {clipmole.__version__}\n"
     for command in ([], ["detect"], ["train"], ["evaluate"], ["calibrate"], ["push"], ["import-univfd"]):

@@ -276,7 +276,7 @@ def train(
 
     settings = TrainConfig.from_toml(config)
     changes = {key: value for key, value in {"backbone": backbone, "seed": seed}.items() if value is not None}
-    settings = settings.model_copy(update=changes)
+    settings = TrainConfig.parse(settings.model_dump() | changes, "options")
     run(settings, out, manifest=manifest, track=with_progress, say=remark)
     remark(f"wrote {out}")
     typer.echo(str(out))
