@@ -1,6 +1,7 @@
 """Train the embedded detector's trunk from scratch: a small ViT with a convolutional stem.
 
-In: the manifest that `originals.py` writes; only its splits train and val are read. Out: a directory that
+In: the manifest that `originals.py` writes; only its splits train and val are read; and a pretrained ViT-Ti/16, the
+teacher, that the first stages imitate block by block (its weights are read, never copied). Out: a directory that
 `clipmole.models.backbone.load_backbone` reads (config.json, model.safetensors in float16), and trunk.json:
 settings, seed, versions, hardware, data digest, curve, validation figures and minutes.
 
@@ -11,6 +12,7 @@ both classes are drawn equally often and processed, re-encoding included, by one
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import math
 import os
@@ -35,7 +37,7 @@ from clipmole.config import AugmentConfig, Config, TowerConfig
 from clipmole.data import data_digest, load_window, read_manifest, sample_rng, take_split
 from clipmole.environment import environment
 from clipmole.metrics import average_precision
-from clipmole.models.backbone import save_tower
+from clipmole.models.backbone import load_backbone, save_tower
 from clipmole.models.vit import ViT
 from clipmole.records import Sample
 
@@ -51,6 +53,7 @@ class Stage(Config):
     batch_size: int = Field(gt=0, description="views a step, over all processes; half of each class")
     steps: int = Field(gt=0)
     on_grid: float = Field(0.5, ge=0, le=1, description="share of views cut on the original's JPEG grid")
+    imitate: bool = Field(False, description="imitate the teacher; otherwise, learn to detect")
     rates: tuple[float, float] = Field(description="learning rate at the first step and after the last, linear between")
 
 
@@ -58,14 +61,13 @@ class TrunkConfig(Config):
     """Everything the trunk depends on beside the data."""
 
     tower: TowerConfig = TowerConfig(
-        patch_size=16, stem=(32, 64, 128, 192), width=192, depth=8, heads=3, mlp_width=768, projection_dim=None
+        patch_size=16, stem=(32, 64, 128, 192), width=192, depth=12, heads=3, mlp_width=768, projection_dim=None
     )
     stages: tuple[Stage, ...] = (
-        Stage(crop_size=96, batch_size=64, steps=1400, rates=(1e-3, 1e-3), on_grid=0.0),
-        Stage(crop_size=96, batch_size=64, steps=2600, rates=(1e-3, 1e-3 * 1020 / 3620)),
-        Stage(crop_size=96, batch_size=64, steps=2300, rates=(7e-4, 2e-4)),
-        Stage(crop_size=160, batch_size=64, steps=350, rates=(2e-4, 8e-5)),
-        Stage(crop_size=224, batch_size=64, steps=120, rates=(8e-5, 0.0)),
+        Stage(crop_size=96, batch_size=64, steps=2300, rates=(5e-3, 3e-4), imitate=True),
+        Stage(crop_size=224, batch_size=16, steps=100, rates=(3e-4, 0.0), imitate=True),
+        Stage(crop_size=96, batch_size=128, steps=1100, rates=(4e-4, 2e-4)),
+        Stage(crop_size=176, batch_size=48, steps=2100, rates=(2e-4, 0.0)),
     )
     augment: AugmentConfig = AugmentConfig(
         resize_probability=0.3,
@@ -73,8 +75,8 @@ class TrunkConfig(Config):
         jpeg_probability=0.3,
         noise_probability=0.1,
     )
-    weight_decay: float = Field(0.05, ge=0, description="of matrices and kernels")
-    warmup_steps: int = Field(250, gt=0)
+    weight_decay: float = Field(0.02, ge=0, description="of matrices and kernels")
+    warmup_steps: int = Field(60, gt=0, description="at the start of every stage")
     average: float = Field(0.999, ge=0, lt=1, description="decay of the moving average that is kept")
     patch_weight: float = Field(0.5, ge=0, description="of the label asked of every patch token")
     generator_weight: float = Field(0.3, ge=0, description="of naming a generated image's generator")
@@ -106,11 +108,13 @@ class Originals:
         return np.memmap(self.file, np.uint8, "r", self.starts[index], (height, width, 3))
 
     def classes(self) -> tuple[list[list[int]], list[list[int]]]:
-        """Indices of the photographs, as one list, and of the generated images, a list a generator."""
-        by_generator: dict[str, list[int]] = {}
+        """Indices of the photographs, a list a source, and of the generated images, a list a generator."""
+        pools: tuple[dict[str, list[int]], dict[str, list[int]]] = ({}, {})
         for index, sample in enumerate(self.samples):
-            by_generator.setdefault(sample.generator if sample.label else "", []).append(index)
-        return [by_generator.pop("")], [by_generator[name] for name in sorted(by_generator)]
+            name = sample.generator if sample.label else sample.source
+            pools[sample.label].setdefault(name, []).append(index)
+        photographs, generated = ([side[name] for name in sorted(side)] for side in pools)
+        return photographs, generated
 
 
 class TrunkTrainer(nn.Module):
@@ -197,12 +201,12 @@ class Batch(NamedTuple):
 def batches(originals: Originals, config: TrunkConfig, rank: int, first: int) -> Iterator[Batch]:
     """The batches of a process, in order, from step `first` on; each depends on seed, process and step alone.
 
-    Classes alternate; a generator is drawn in proportion to the square root of its number of originals.
+    Classes alternate; a generator, or a source of photographs, is drawn in proportion to the square root of its
+    number of originals.
     """
     pools = originals.classes()
     shares = [np.sqrt([len(pool) for pool in side]) for side in pools]
-    plan = [stage for stage in config.stages for _ in range(stage.steps)]
-    for step, stage in enumerate(plan[first:], first):
+    for step, stage in enumerate(plan(config)[first:], first):
         rng = sample_rng(config.seed, "views", rank, step)
         views, generators, processing = [], [], []
         for place in range(stage.batch_size // config.processes):
@@ -224,17 +228,47 @@ def to_pixels(views: NDArray[np.uint8], config: TowerConfig) -> Tensor:
     return (torch.from_numpy(views).permute(0, 3, 1, 2).float() / 255 - mean) / std
 
 
-def loss_of(outputs: tuple[Tensor, ...], batch: Batch, config: TrunkConfig) -> Tensor:
-    """Cross-entropy of the label, of every patch's label and of the generator; smooth L1 of the processing."""
+def detection_loss(outputs: tuple[Tensor, ...], batch: Batch, config: TrunkConfig) -> tuple[Tensor, Tensor]:
+    """Cross-entropy of the label, of every patch's label and of the generator; smooth L1 of the processing.
+
+    Returns their weighted sum, and the first alone.
+    """
     label, patch_label, generator, processing = (output.float() for output in outputs)
     target = batch.labels * (1 - config.smoothing) + config.smoothing / 2
     every = target[:, None].expand_as(patch_label)
-    return (
-        F.binary_cross_entropy_with_logits(label, target)
+    own = F.binary_cross_entropy_with_logits(label, target)
+    total = (
+        own
         + config.patch_weight * F.binary_cross_entropy_with_logits(patch_label, every)
         + config.generator_weight * F.cross_entropy(generator, batch.generators, ignore_index=-1)
         + config.processing_weight * F.smooth_l1_loss(processing, batch.processing, beta=0.1)
     )
+    return total, own
+
+
+def plan(config: TrunkConfig) -> list[Stage]:
+    """The stage of every step."""
+    return [stage for stage in config.stages for _ in range(stage.steps)]
+
+
+def imitation_loss(trainer: TrunkTrainer, teacher: ViT, pixels: Tensor) -> Tensor:
+    """How far each part of the tower is from the teacher's, each given what the teacher's got: sum over the parts.
+
+    Part i maps the teacher's tokens after block i - 1 to those after block i. Its error is the mean over channels of
+    squared error / (variance of what the part changes), so that doing nothing costs 1; channels that hardly change
+    are held up by a tenth of the mean variance. Every part is trained at once, and none waits for those before it.
+    """
+    with torch.no_grad():
+        tokens = [teacher.embed(pixels).float()]
+        for block in teacher.blocks:
+            tokens.append(block(tokens[-1]).float())
+    changes = [tokens[0], *(after - before for before, after in itertools.pairwise(tokens))]
+    results = [trainer.embed(pixels), *(block(x) for block, x in zip(trainer.tower.blocks, tokens[:-1], strict=True))]
+    loss = pixels.new_zeros(())
+    for result, target, change in zip(results, tokens, changes, strict=True):
+        variance = change.var(dim=(0, 1))
+        loss = loss + ((result.float() - target).square() / (variance + 0.1 * variance.mean())).mean()
+    return loss
 
 
 def learning_rates(config: TrunkConfig) -> list[float]:
@@ -242,8 +276,11 @@ def learning_rates(config: TrunkConfig) -> list[float]:
     rates: list[float] = []
     for stage in config.stages:
         first, last = stage.rates
-        rates += [first + (last - first) * step / stage.steps for step in range(stage.steps)]
-    return [rate * min(1.0, (step + 1) / config.warmup_steps) for step, rate in enumerate(rates)]
+        rates += [
+            (first + (last - first) * step / stage.steps) * min(1.0, (step + 1) / config.warmup_steps)
+            for step in range(stage.steps)
+        ]
+    return rates
 
 
 def val_views(originals: Originals, count: int, seed: int) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
@@ -308,28 +345,33 @@ class Meeting(NamedTuple):
         torch.mean(memory, dim=0, out=flat)
 
 
-def train_process(rank: int, config: TrunkConfig, splits: dict[str, Originals], out: Path, meeting: Meeting) -> None:
+def make_optimizer(trainer: TrunkTrainer, config: TrunkConfig) -> tuple[torch.optim.AdamW, Tensor]:
+    """AdamW, and the one flat tensor (parameters,) float32 that all gradients are views of."""
+    parameters = list(trainer.parameters())
+    flat = torch.zeros(sum(p.numel() for p in parameters))
+    for parameter, part in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
+        parameter.grad = part.view(parameter.shape)
+    groups = [
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": config.weight_decay},
+        {"params": [p for p in parameters if p.ndim == 1], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, betas=(0.9, 0.98), fused=True), flat
+
+
+def train_process(
+    rank: int, config: TrunkConfig, splits: dict[str, Originals], teacher_dir: Path, out: Path, meeting: Meeting
+) -> None:
     """One of `config.processes`: the same weights in each, its own views, gradients averaged; rank 0 writes."""
     torch.set_num_threads(1)
     torch.manual_seed(config.seed)
     trainer = TrunkTrainer(config.tower, len(splits["train"].classes()[1]))
+    teacher = load_backbone(teacher_dir)
     averaged = torch.optim.swa_utils.AveragedModel(
         trainer, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(config.average), use_buffers=False
     )
-    parameters = list(trainer.parameters())
-    optimizer = torch.optim.AdamW(
-        [
-            {"params": [p for p in parameters if p.ndim > 1], "weight_decay": config.weight_decay},
-            {"params": [p for p in parameters if p.ndim == 1], "weight_decay": 0.0},
-        ],
-        betas=(0.9, 0.98),
-        fused=True,
-    )
-    flat = torch.zeros(sum(p.numel() for p in parameters))
-    for parameter, part in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
-        parameter.grad = part.view(parameter.shape)
-    rates = learning_rates(config)
-    steps = len(rates)
+    optimizer, flat = make_optimizer(trainer, config)
+    rates, stages = learning_rates(config), plan(config)
+    steps = len(stages)
     curve: list[dict[str, Any]] = []
     losses: list[float] = []
     first, minutes_before, state = 0, 0.0, out / STATE
@@ -345,19 +387,23 @@ def train_process(rank: int, config: TrunkConfig, splits: dict[str, Originals], 
         for group in optimizer.param_groups:
             group["lr"] = rates[step]
         with torch.autocast("cpu", torch.bfloat16), sdpa_kernel(SDPBackend.MATH):  # its backward is 3 times faster
-            outputs = trainer(batch.pixels)
-        loss = loss_of(outputs, batch, config)
+            if stages[step].imitate:
+                loss = imitation_loss(trainer, teacher.tower, batch.pixels)
+                told = loss / (1 + config.tower.depth)
+            else:
+                loss, told = detection_loss(trainer(batch.pixels), batch, config)
         flat.zero_()
         loss.backward()
         meeting.average(flat, rank, step)
         flat *= min(1.0, 1.0 / float(flat.norm()))
         optimizer.step()
         averaged.update_parameters(trainer)
-        losses.append(float(F.binary_cross_entropy_with_logits(outputs[0].detach().float(), batch.labels)))
+        losses.append(float(told.detach()))
         if rank == 0 and ((step + 1) % 100 == 0 or step + 1 == steps):
             minutes = (time.perf_counter() - began) / 60
+            name = "imitation_error" if stages[step].imitate else "label_loss"
             curve.append(
-                {"step": step + 1, "crop_size": batch.pixels.shape[-1], "label_loss": round(float(np.mean(losses)), 4)}
+                {"step": step + 1, "crop_size": batch.pixels.shape[-1], name: round(float(np.mean(losses)), 4)}
             )
             losses.clear()
             print(f"step {step + 1}/{steps}: {curve[-1]}, {minutes:.1f} min", file=sys.stderr, flush=True)
@@ -365,10 +411,10 @@ def train_process(rank: int, config: TrunkConfig, splits: dict[str, Originals], 
             kept = {name: part.state_dict() for name, part in parts.items()}
             torch.save(kept | {"step": step + 1, "minutes": minutes, "curve": curve}, state.with_suffix(".new"))
             state.with_suffix(".new").replace(state)
-        if rank == 0 and ((step + 1) % 2000 == 0 or step + 1 == steps):
+        if rank == 0 and not stages[step].imitate and ((step + 1) % 1000 == 0 or step + 1 == steps):
             curve[-1]["val"] = val_figures(averaged.module, splits["val"], config)
             print(f"validation: {curve[-1]['val']}", file=sys.stderr, flush=True)
-            write(out, averaged.module, config, splits, curve, (time.perf_counter() - began) / 60)
+            write(out, averaged.module, config, splits, teacher.sha256, curve, (time.perf_counter() - began) / 60)
     if rank == 0:
         state.unlink()
 
@@ -378,6 +424,7 @@ def write(
     trainer: TrunkTrainer,
     config: TrunkConfig,
     splits: dict[str, Originals],
+    teacher: str,
     curve: list[dict[str, Any]],
     minutes: float,
 ) -> None:
@@ -389,6 +436,7 @@ def write(
             "digest": data_digest([sample for split in splits.values() for sample in split.samples]),
             **{name: len(split.samples) for name, split in splits.items()},
         },
+        "teacher": {"id": "ViT-Ti/16, ImageNet", "sha256": teacher},
         "parameters": sum(p.numel() for p in trainer.tower.parameters()),
         "environment": environment() | {"cores": os.cpu_count()},
         "minutes": round(minutes, 1),
@@ -400,6 +448,7 @@ def write(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("manifest", type=Path, help="manifest.csv of originals.py")
+    parser.add_argument("--teacher", type=Path, required=True, help="directory of the ViT-Ti/16 that is imitated")
     parser.add_argument("--out", type=Path, required=True, help="directory to write")
     parser.add_argument("--config", type=Path, help="TOML of TrunkConfig; default: its defaults")
     parser.add_argument("--scratch", type=Path, help="folder for 3 GB of decoded pixels; default: the system's")
@@ -416,7 +465,7 @@ def main() -> None:
         count = sum(p.numel() for p in TrunkTrainer(config.tower, len(splits["train"].classes()[1])).parameters())
         shared = torch.zeros(2, config.processes, count).share_memory_()
         barrier = torch.multiprocessing.get_context("spawn").Barrier(config.processes)
-        arguments = (config, splits, args.out, Meeting(shared, barrier))
+        arguments = (config, splits, args.teacher, args.out, Meeting(shared, barrier))
         torch.multiprocessing.spawn(train_process, arguments, config.processes)
 
 
