@@ -67,7 +67,8 @@ class TrunkConfig(Config):
         Stage(crop_size=96, batch_size=64, steps=2300, rates=(5e-3, 3e-4), imitate=True),
         Stage(crop_size=224, batch_size=16, steps=100, rates=(3e-4, 0.0), imitate=True),
         Stage(crop_size=96, batch_size=128, steps=1100, rates=(4e-4, 2e-4)),
-        Stage(crop_size=176, batch_size=48, steps=2100, rates=(2e-4, 0.0)),
+        Stage(crop_size=176, batch_size=48, steps=300, rates=(2e-4, 2e-4 * 1800 / 2100)),
+        Stage(crop_size=176, batch_size=48, steps=900, rates=(2e-4 * 1800 / 2100, 0.0)),
     )
     augment: AugmentConfig = AugmentConfig(
         resize_probability=0.3,
