@@ -58,7 +58,7 @@ def summary(report: EvaluationReport) -> str:
         )
     recipe = report.recipe
     made = (
-        f"Images: photographs + generated. AP as stored, then everything equalised; 95 % bootstrap intervals, images of "
+        f"Images: photographs + generated. AP as stored, the rest equalised; 95 % bootstrap intervals, images of "
         f"one prompt drawn together. {recipe['date']}, seed {recipe['seed']}, {recipe['cpu']}, torch {recipe['torch']}."
     )
     heads = ["images", "detector", "AP, as stored", *SUMMARY.values()]
@@ -73,7 +73,7 @@ def published(figures: Sequence[PublishedFigure]) -> str:
     rest = [[f.benchmark, f.method, f.metric, f"{f.value:.2f}", f.note] for f in figures if not f.set]
     return (
         "# Published figures on UnivFD's 19 sets\n\n"
-        "None of them was measured here: neither the sets nor CLIP's weights could be had. Rows are not like for like.\n"
+        "None was measured here: neither the sets nor CLIP's weights could be had. Rows are not like for like.\n"
         "`clipmole evaluate --protocol univfd-19` puts them beside one's own.\n\n"
         "Average precision by set, percent (MoLE paper's table):\n\n"
         + markdown_table(["set", *methods], rows, 1)

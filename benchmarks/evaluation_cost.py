@@ -150,8 +150,8 @@ def markdown(result: dict[str, Any]) -> str:
     share = result["share"]
     if share:
         lines += [
-            f"Of {share['seconds']} s of scoring {share['images']} images of mixed formats (256 to 1,600 pixels) with a "
-            f"network of ViT-B/16's shape, {share['in_network_seconds']} s were spent in the network: "
+            f"Of {share['seconds']} s of scoring {share['images']} images of mixed formats (256 to 1,600 pixels) with "
+            f"a network of ViT-B/16's shape, {share['in_network_seconds']} s were spent in the network: "
             f"{share['share_in_network']:.1%}.",
             "",
         ]
