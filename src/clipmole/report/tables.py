@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 
 from clipmole.data import VARIANTS
@@ -17,6 +18,7 @@ from clipmole.report.page import Block, Cell, Code, Fold, Items, Name, Note, Tab
 
 NEUTRAL = 5  # of `plots`: grey
 FILES_SHOWN = 200
+LONG = 12  # rows: of several tables of paired differences, all but the first are folded away from more than these on
 PUBLISHED = {"mean_ap": "average_precision", "mean_accuracy": "accuracy"}  # metric -> key of `means`
 
 
@@ -228,7 +230,8 @@ def differences(content: Content) -> list[Block]:
             heads = ["set", "condition", "difference", sides, "points", "in words"]
             caption = f"{words(key)}: paired differences, percentage points"
             table = Table(caption, heads, rows, names=3, axes={3: plots.strip_axis(axis)})
-            blocks.append(Fold(caption, [table]) if len(content.sets) > MANY else table)
+            folded = len(content.sets) > MANY or (blocks and len(rows) > LONG)
+            blocks.append(Fold(caption, [table]) if folded else table)
     if blocks:
         blocks.append(
             "Both detectors saw the same images and the same resamples. An interval that holds 0 shows no difference; "
@@ -289,8 +292,10 @@ def sets_beside(content: Content) -> Table | None:
         rows.append((f"mean of the {plural(len(here), 'set')} here", *theirs, *cells))
     heads = ["set", *(f"{m}\npublished" for m in methods)]
     heads += [f"{content.brief(d)}\n{c}" for d in content.names for c in VARIANTS]
-    notes = "; ".join(dict.fromkeys(p.note for p in own.values() if p.note))
-    caption = f"{words(metric)} by set, percent" + (f" (published: {notes})" if notes else "")
+    notes = {p.method: p.note for p in own.values()}
+    common = Counter(notes.values()).most_common(1)[0][0]
+    others = [f"{method}: {note}" for method, note in notes.items() if note != common]
+    caption = f"{words(metric)} by set, percent (published: {', '.join([common, *others])})"
     return Table(caption, heads, rows, sums=sums, apart_columns=frozenset(range(1, 1 + len(methods))))
 
 
