@@ -88,18 +88,20 @@ def main() -> None:
     parser.add_argument("--detector", action="append", required=True, metavar="NAME=SPEC")
     parser.add_argument("--backbone", action="append", default=[], metavar="[NAME=]DIR")
     parser.add_argument("--conditions", default="default")
+    parser.add_argument("--split", action="append", choices=SETS, help="default: both")
     parser.add_argument("--resamples", type=int, default=1000)
     parser.add_argument("--scores", type=Path, default=Path("runs") / "evaluate")
     parser.add_argument("--out", type=Path, default=RESULTS)
     arguments = parser.parse_args()
 
+    splits = arguments.split or SETS
     specs = name_scorers(arguments.detector)
     backbones = name_backbones(arguments.backbone, specs)
     manifest = read_manifest(arguments.corpus / "manifest.csv")
     conditions = load_conditions(arguments.conditions)
     report, table = evaluate(
         {name: load_scorer(spec, backbone=backbones.get(name)) for name, spec in specs.items()},
-        {split: take_split(manifest, split) for split in SETS},
+        {split: take_split(manifest, split) for split in splits},
         conditions,
         arguments.scores / f"{arguments.conditions}.jsonl",
         title="Detectors side by side",
@@ -108,13 +110,15 @@ def main() -> None:
     )
     command = "python benchmarks/evaluate_detectors.py --corpus CORPUS --backbone BACKBONE"
     command += "".join(f" --detector '{name}=...'" for name in specs) + f" --conditions {arguments.conditions}"
+    command += "".join(f" --split {split}" for split in arguments.split or ())
     report = report.model_copy(update={"recipe": {"command": command} | report.recipe})
     families = {c.name: (c.family, c.strength) for c in conditions if c.family}
     notes = {c.name: c.note for c in conditions if c.note}
     write_report(report, table, arguments.out, families=families, notes=notes, gallery=False)
     (arguments.out / "summary.md").write_text(summary(report), encoding="utf-8")
-    rows = published_for(load_protocol("univfd-19"))
-    (arguments.out / "published.md").write_text(published(rows), encoding="utf-8")
+    if arguments.conditions == "default":
+        rows = published_for(load_protocol("univfd-19"))
+        (arguments.out / "published.md").write_text(published(rows), encoding="utf-8")
 
 
 if __name__ == "__main__":

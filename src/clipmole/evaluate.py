@@ -180,7 +180,7 @@ def evaluate(
             "data digest": data_digest(table.samples),
             "seed": seed,
             "resamples": resamples,
-            "seconds of scoring": round(seconds, 1),
+            "seconds of scoring in this run": round(seconds, 1),
             **environment(),
         },
     )

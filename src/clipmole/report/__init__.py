@@ -26,9 +26,10 @@ from clipmole.scores import ScoreTable
 
 __all__ = ["write_report"]
 
-# Of report.csv.
-COLUMNS = ("detector", "set", "condition", "figure", "value", "low", "high", "real", "ai", "scope", "generator")
-COLUMNS += ("minus", "note")
+COLUMNS = (  # of report.csv
+    *("detector", "set", "condition", "figure", "value", "low", "high", "real", "ai"),
+    *("scope", "generator", "minus", "note"),
+)
 
 
 def write_report(
