@@ -22,7 +22,7 @@ from clipmole.data import limit_samples, read_manifest, take_split
 from clipmole.detect import Detector
 from clipmole.evaluate import evaluate
 from clipmole.perturb import load_conditions
-from clipmole.records import EvaluationReport, Sample
+from clipmole.records import ALL_SETS, EvaluationReport, Sample
 from clipmole.report import write_report
 from clipmole.scorers import Scorer, with_center_crop
 
@@ -48,7 +48,7 @@ def summary_table(reports: Sequence[EvaluationReport], probe: str, one_crop: str
     for report in reports:
         found = {(s.detector, s.set, s.condition): s for s in report.sets}
         for (detector, name, condition), s in found.items():
-            if detector != "embedded":
+            if detector != "embedded" or name == ALL_SETS:
                 continue
             others = [found.get((other, name, condition)) for other in (probe, one_crop)]
             cells = [

@@ -12,9 +12,11 @@ from pathlib import Path
 
 import pytest
 import torch
+import typer
 from tiny import CALIBRATION, PREPROCESS, encoded, picture, tiny_backbone, tiny_network, write_corpus
 
 import clipmole
+from clipmole.cli import name_backbones
 from clipmole.detect import Detector
 from clipmole.models.backbone import save_tower
 from clipmole.models.checkpoint import save_adapter
@@ -202,3 +204,12 @@ def test_train_then_detect(tmp_path: Path) -> None:
     scored = run("detect", str(tmp_path / "corpus"), "--json", *names)
     assert scored.returncode == 0, scored.stderr
     assert len(json_lines(scored)) == 16
+
+
+def test_a_backbone_is_for_every_detector_but_the_embedded_one_or_for_the_one_it_names() -> None:
+    specs = {"embedded": "embedded", "a": "runs/a", "b": "runs/b"}
+    assert name_backbones([], specs) == {}
+    assert name_backbones(["vit=tiny"], specs) == {"a": "vit=tiny", "b": "vit=tiny"}
+    assert name_backbones(["tiny", "b=other", "embedded=own"], specs) == {"a": "tiny", "b": "other", "embedded": "own"}
+    with pytest.raises(typer.BadParameter, match="small: give NAME=BACKBONE for detectors embedded, a, b"):
+        name_backbones(["tiny", "small"], specs)

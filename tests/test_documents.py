@@ -76,3 +76,10 @@ def test_no_document_names_a_machine() -> None:
     for path in [*ROOT.rglob("*.md"), *ROOT.rglob("*.toml"), *ROOT.rglob("*.py")]:
         if not {".venv", "runs"} & set(path.relative_to(ROOT).parts):
             assert not re.search(r"/(?:home|root|work|Users)/\w", path.read_text(encoding="utf-8")), path
+
+
+def test_every_extra_that_an_error_names_exists() -> None:
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    sources = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "src").rglob("*.py"))
+    named = set(re.findall(r'MissingDependency\([^,]+, "([^"]+)"\)', sources))
+    assert {"train", "transformers"} <= named <= set(extras)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
 import time
+import zlib
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -17,9 +20,11 @@ import torch
 from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
 from tiny import CALIBRATION, PREPROCESS, picture, tiny_backbone, tiny_network, write_corpus
+from typer.testing import CliRunner
 
 from clipmole import Detector
 from clipmole.augment import RGB
+from clipmole.cli import app
 from clipmole.data import load_window, windows
 from clipmole.errors import ConfigError, DataError
 from clipmole.evaluate import chunks, evaluate, run_protocol, score_sets
@@ -35,10 +40,10 @@ MAIN = load_conditions("default")
 class Spy:
     """A scorer that keeps what it was shown; its score is the mean brightness."""
 
-    name = "spy"
     calibration = None
 
-    def __init__(self) -> None:
+    def __init__(self, name: str = "spy") -> None:
+        self.name = name
         self.seen: list[RGB] = []
         self.calls: list[int] = []
 
@@ -67,7 +72,7 @@ def detector() -> Detector:
 
 
 def test_every_scorer_sees_the_same_pixels_once(pictures: list[Sample], tmp_path: Path) -> None:
-    one, two = Spy(), Spy()
+    one, two = Spy("one"), Spy("two")
     table, failed = score_sets({"one": one, "two": two}, {"s": pictures}, MAIN, tmp_path / "scores.jsonl", seed=3)
     assert failed == {}
     assert all(np.array_equal(a, b) for a, b in zip(one.seen, two.seen, strict=True))
@@ -97,7 +102,7 @@ def test_a_report_has_every_set_condition_and_detector(
     order = [(s.set, s.condition, s.detector, s.real, s.ai) for s in report.sets]
     expected = [
         (name, condition, who, count, count)
-        for name, count in (("first", 8), ("second", 4))
+        for name, count in (("first", 8), ("second", 4), ("mean over sets", 8))
         for condition in ("as stored", "equalised")
         for who in ("d", "spy")
     ]
@@ -132,8 +137,6 @@ def test_a_second_run_scores_only_what_is_missing(pictures: list[Sample], tmp_pa
     assert sum(spy.calls) == 6 * len(MAIN)
     whole, _ = score_sets({"spy": Spy()}, {"s": pictures}, MAIN, tmp_path / "whole.jsonl")
     assert np.array_equal(table.logits, whole.logits)
-    with pytest.raises(DataError, match="another evaluation"):
-        score_sets({"other": Spy()}, {"s": pictures}, MAIN, file)
     with pytest.raises(DataError, match="another evaluation"):
         score_sets({"spy": Spy()}, {"s": pictures}, MAIN, file, seed=1)
 
@@ -186,25 +189,47 @@ def test_killed_at_any_moment_it_goes_on_without_scoring_a_written_image_again(t
     assert len(log.read_text()) <= 20 * 2 + kills * 4
 
 
+def test_a_detector_or_a_set_that_is_added_later_is_scored_alone(pictures: list[Sample], tmp_path: Path) -> None:
+    file = tmp_path / "scores.jsonl"
+    first, second = Spy("first"), Spy("second")
+    score_sets({"a": first}, {"s": pictures[:6]}, MAIN, file)
+    sets = {"s": pictures[:6], "t": pictures[4:9]}  # two images stand in both
+    table, _ = score_sets({"b": second, "a": first}, sets, MAIN, file)
+    assert sum(first.calls) == sum(second.calls) == 9 * len(MAIN)
+    assert table.detectors == ("b", "a")
+    assert np.array_equal(table.logits[0], table.logits[1])
+    assert np.array_equal(table.logits[:, :, 4:6], table.logits[:, :, 6:8])
+    again = Spy("first")
+    score_sets({"renamed": again}, sets, MAIN, file)
+    assert again.calls == []
+
+
 def test_chunks_are_bounded_in_images_and_bytes(pictures: list[Sample], monkeypatch: pytest.MonkeyPatch) -> None:
-    items = [("s", sample) for sample in pictures]
     monkeypatch.setattr("clipmole.evaluate.CHUNK_IMAGES", 5)
-    assert [len(chunk) for chunk in chunks(items, MAIN, 0, 2)] == [5, 5, 5, 1]
+    assert [len(chunk) for chunk in chunks(pictures, MAIN, 0, 2)] == [5, 5, 5, 1]
     monkeypatch.setattr("clipmole.evaluate.CHUNK_BYTES", 2 * 2 * 70 * 60 * 3)
-    assert [len(chunk) for chunk in chunks(items, MAIN, 0, 2)] == [2] * 8
+    assert [len(chunk) for chunk in chunks(pictures, MAIN, 0, 2)] == [2] * 8
 
 
-def test_no_more_images_are_taken_than_are_needed_ahead(pictures: list[Sample]) -> None:
+def test_the_next_chunk_is_prepared_while_one_is_scored_and_no_more(
+    pictures: list[Sample], monkeypatch: pytest.MonkeyPatch
+) -> None:
     taken = 0
 
-    def items() -> Iterable[tuple[str, Sample]]:
+    def samples() -> Iterable[Sample]:
         nonlocal taken
         for sample in pictures * 10:
             taken += 1
-            yield "s", sample
+            yield sample
 
-    next(chunks(items(), MAIN, 0, 2))
-    assert taken <= 32 + 4
+    first = next(chunks(samples(), MAIN, 0, 2))
+    assert len(first) == 32
+    assert taken >= 32 + 31
+    assert taken <= 32 + 32
+    taken = 0
+    monkeypatch.setattr("clipmole.evaluate.CHUNK_BYTES", 3 * len(MAIN) * 70 * 60 * 3)  # three images
+    assert len(next(chunks(samples(), MAIN, 0, 2))) == 3
+    assert taken <= 3 + 4  # those that were asked for before a size was known
 
 
 def test_both_main_conditions_are_always_reported(pictures: list[Sample], tmp_path: Path) -> None:
@@ -225,7 +250,7 @@ def test_a_protocol_from_manifest_to_report(tmp_path: Path) -> None:
         specs,
         manifest,
         tmp_path / "out",
-        backbone=str(tmp_path / "tiny"),
+        backbones=dict.fromkeys("ab", str(tmp_path / "tiny")),
         resamples=10,
         command="clipmole evaluate ...",
     )
@@ -238,3 +263,67 @@ def test_a_protocol_from_manifest_to_report(tmp_path: Path) -> None:
     assert all(d.figure.value == 0 for d in found.differences)  # the same detector twice
     with pytest.raises(DataError, match="none of the data sets is there"):
         run_protocol(load_protocol("manifest"), specs, manifest, tmp_path / "other", splits=["nothing"])
+
+
+def univfd_layout(root: Path) -> None:
+    """Three of UnivFD's sets, two of them with the same photographs, six images a class."""
+    for folder in (
+        "progan/airplane/0_real",
+        "progan/airplane/1_fake",
+        "laion/0_real",
+        "dalle/1_fake",
+        "ldm_100/1_fake",
+    ):
+        place = root / ("diffusion_datasets" if "progan" not in folder else "test") / folder
+        place.mkdir(parents=True)
+        for i in range(6):
+            picture(zlib.crc32(f"{folder}{i}".encode()), 60, 50).save(place / f"{i}.png")
+
+
+def test_univfds_benchmark_from_the_command_line_beside_the_published_figures(tmp_path: Path) -> None:
+    univfd_layout(tmp_path / "data")
+    backbone = tiny_backbone()
+    save_tower(backbone.tower, tmp_path / "tiny", torch.float32)
+    save_adapter(tmp_path / "mine", tiny_network(backbone), backbone, PREPROCESS, CALIBRATION)
+    command = ["evaluate", "-d", f"a={tmp_path / 'mine'}", "--protocol", "univfd-19", "--conditions", "rine"]
+    command += ["--data", str(tmp_path / "data"), "--backbone", f"a={tmp_path / 'tiny'}"]
+    command += ["--out", str(tmp_path / "out"), "--resamples", "20"]
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code == 0, result.output
+    report = EvaluationReport.model_validate_json((tmp_path / "out" / "report.json").read_text())
+    assert list(dict.fromkeys(s.set for s in report.sets)) == ["progan", "ldm_100", "dalle", "mean over sets"]
+    assert len(report.missing) == 16
+    assert "1,000 images a class are public" in report.note
+    assert shlex.split(report.recipe["command"])[1:] == [
+        *("evaluate", "--data", str(tmp_path / "data"), "--out", str(tmp_path / "out"), "--detector"),
+        *(f"a={tmp_path / 'mine'}", "--protocol", "univfd-19", "--conditions", "rine"),
+        *("--backbone", f"a={tmp_path / 'tiny'}", "--resamples", "20"),
+    ]
+    # The photographs of the two diffusion sets are the same files, and are scored once.
+    assert len((tmp_path / "out" / "scores.jsonl").read_text().splitlines()) == 1 + 5 * 6
+    overall = next(s for s in report.sets if (s.set, s.condition) == ("mean over sets", "equalised"))
+    assert (overall.real, overall.ai) == (12, 18)
+    own = [s.figures["auroc"].value for s in report.sets if s.condition == "equalised" and s.set != "mean over sets"]
+    assert overall.figures["auroc"].value == pytest.approx(np.mean(own))
+    assert overall.figures["auroc"].low <= overall.figures["auroc"].value <= overall.figures["auroc"].high
+
+    text = (tmp_path / "out" / "report.md").read_text()
+    rows = [[c.strip() for c in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("|")]
+    sets = next(row for row in rows if row[:2] == ["set", "CNNSpot, published"])
+    dalle = next(row for row in rows if row[0] == "dalle" and len(row) == len(sets))
+    assert dalle[sets.index("UnivFD, published")] == "97.15"
+    assert dalle[sets.index("MoLE ViT-L/14, published")] == "99.22"
+    mean = next(row for row in rows if row[0] == "mean of the 3 sets here")
+    assert mean[sets.index("UnivFD, published")] == f"{(100 + 99.17 + 97.15) / 3:.2f}"
+    sitd = next(row for row in rows if row[0] == "sitd")
+    assert sitd[-2:] == ["\N{EN DASH}"] * 2  # not there
+    jpeg = next(row for row in rows if row[0] == "univfd-19 under JPEG q10-75")
+    measured = next(s for s in report.sets if (s.set, s.condition) == ("mean over sets", "RINE JPEG as run"))
+    assert jpeg[:4] == ["univfd-19 under JPEG q10-75", "RINE", "88.72", "RINE JPEG as run"]
+    assert jpeg[4].startswith(f"{100 * measured.figures['accuracy'].value:.1f} ")
+    assert "measured at JPEG quality 95 and not at the 10-75 it states" in jpeg[5]
+    with (tmp_path / "out" / "report.csv").open(newline="") as file:
+        published = [row for row in csv.DictReader(file) if row["scope"] == "published"]
+    assert {(r["detector"], r["set"], float(r["value"])) for r in published} >= {("UnivFD", "dalle", 0.9715)}
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "passes the quality as the name of an option" in page

@@ -14,20 +14,24 @@ import pytest
 from numpy.typing import NDArray
 from sklearn.metrics import average_precision_score, roc_auc_score
 
+from clipmole import metrics
 from clipmole.calibration import Calibration, fit_calibration
 from clipmole.errors import DataError
 from clipmole.figures import (
+    COMPARED,
     QUICK,
     RANKING,
-    generator_aps,
+    Estimate,
+    by_generator,
+    estimate_set,
     mean_generator_ap,
-    paired_difference,
+    mean_of,
     report_set,
     report_table,
     verdict_metrics,
 )
-from clipmole.metrics import resample_within
-from clipmole.records import Figure, Sample, SetReport, Thresholds, Verdict
+from clipmole.records import ALL_SETS, Figure, Sample, SetReport, Thresholds, Verdict
+from clipmole.resample import resample
 from clipmole.scores import ScoreTable
 
 UNIT = Calibration(  # the logit is the log-odds
@@ -61,8 +65,19 @@ SAMPLES = named(GENERATORS)
 LOGITS = np.array([logit(p) for p in PROBABILITIES])
 
 
+def measured(
+    samples: list[Sample],
+    logits: NDArray[np.float64],
+    calibration: Calibration | None,
+    name: str = "s",
+    **settings: Any,
+) -> SetReport:
+    found = estimate_set(name, samples, logits, calibration, **settings)
+    return report_set("detector", name, "as stored", samples, found)
+
+
 def report(calibration: Calibration | None = UNIT, **settings: Any) -> SetReport:
-    return report_set("some set", "as stored", SAMPLES, LOGITS, calibration, **({"resamples": 200} | settings))
+    return measured(SAMPLES, LOGITS, calibration, "some set", **({"resamples": 200} | settings))
 
 
 # -- figures --------------------------------------------------------------------------------------------------
@@ -81,6 +96,8 @@ def test_figures_are_those_computed_by_hand() -> None:
             "equal_error_rate": values["equal_error_rate"],  # test_metrics has its formula
             "oracle_accuracy": 7 / 9,  # best at .5: wrong are camera .95 and b .2
             "accuracy": 7 / 9,  # wrong: camera .95, b .2
+            "raw_accuracy": 7 / 9,  # the unit calibration's 0.5 is logit 0
+            "alarm_accuracy": 5 / 9,  # above .8: a, b right and camera wrong; below: b, b, a wrong
             "balanced_accuracy": (3 / 4 + 4 / 5) / 2,
             "real_accuracy": 3 / 4,
             "fake_accuracy": 4 / 5,
@@ -123,7 +140,7 @@ def test_the_mean_over_generators_equals_scikit_learns_aps() -> None:
     for name in "xyz":
         own = np.isin(generators, ["camera", name])
         aps[name] = average_precision_score(labels[own], scores[own])
-    assert generator_aps(generators, labels, scores) == pytest.approx(aps, abs=1e-12)
+    assert by_generator(metrics.average_precision, generators, labels, scores) == pytest.approx(aps, abs=1e-12)
     assert mean_generator_ap(generators, labels, scores) == pytest.approx(np.mean(list(aps.values())), abs=1e-12)
 
 
@@ -145,7 +162,7 @@ def test_shares_are_those_of_the_verdicts_and_add_to_1() -> None:
     logits = np.round(rng.normal(2 * labels, 1), 1)  # ties, also at the thresholds
     thresholds = Thresholds(real=UNIT.probability(0.5), ai=UNIT.probability(1.5))
     calibration = UNIT.model_copy(update={"thresholds": thresholds})
-    found = report_set("s", "as stored", samples, logits, calibration, resamples=10).figures
+    found = measured(samples, logits, calibration, resamples=10).figures
     given = np.array([calibration.verdict(x) for x in logits.tolist()])
     shares = {(label, verdict): (given[labels == label] == verdict).mean() for label in (0, 1) for verdict in Verdict}
     assert found["false_alarm"].value == pytest.approx(shares[0, Verdict.AI_GENERATED])
@@ -165,7 +182,7 @@ def test_an_uncalibrated_detector_reports_ranking_and_accuracies_at_logit_0() ->
     # The unit calibration's probability 0.5 is logit 0.
     for name in ("accuracy", "real_accuracy", "fake_accuracy"):
         assert found.figures[name].value == report().figures[name].value
-    assert list(report().figures) == [*RANKING, *verdict_metrics(UNIT)]
+    assert list(report().figures) == [*RANKING, *verdict_metrics(UNIT), "raw_accuracy"]
 
 
 def test_only_the_figures_that_are_asked_for_are_made() -> None:
@@ -173,7 +190,7 @@ def test_only_the_figures_that_are_asked_for_are_made() -> None:
 
 
 def test_the_figures_do_not_change_where_probabilities_saturate() -> None:
-    far = report_set("s", "as stored", SAMPLES, LOGITS * 1e4, UNIT, resamples=10).figures
+    far = measured(SAMPLES, LOGITS * 1e4, UNIT, resamples=10).figures
     assert far["average_precision"].value == report().figures["average_precision"].value
     assert far["calibration_error"].value == pytest.approx(3 / 9 - 1 / 9)  # p is 0 or 1: one false 1, one false 0
 
@@ -181,7 +198,7 @@ def test_the_figures_do_not_change_where_probabilities_saturate() -> None:
 @pytest.mark.parametrize("label", [0, 1])
 def test_a_set_of_one_class_reports_what_is_defined(label: int) -> None:
     samples = named(["a" if label else "camera"] * 4)
-    found = report_set("s", "as stored", samples, np.array([-3.0, 0.1, 1.0, 4.0]), UNIT, resamples=20)
+    found = measured(samples, np.array([-3.0, 0.1, 1.0, 4.0]), UNIT, resamples=20)
     assert found.figures["uncertain"].value == pytest.approx(2 / 4)
     assert found.figures["false_alarm" if label == 0 else "detected"].value == pytest.approx(1 / 4)
     undefined = set(RANKING) | {"balanced_accuracy"}
@@ -194,11 +211,11 @@ def test_a_set_of_one_class_reports_what_is_defined(label: int) -> None:
 
 def test_a_set_without_images_or_with_other_scores_is_refused() -> None:
     with pytest.raises(DataError, match="set 'none': needs images"):
-        report_set("none", "as stored", [], np.zeros(0), None)
+        measured([], np.zeros(0), None, "none")
     with pytest.raises(DataError, match="9 images, 8 logits"):
-        report_set("s", "as stored", SAMPLES, LOGITS[1:], None)
+        measured(SAMPLES, LOGITS[1:], None)
     with pytest.raises(DataError, match="not finite"):
-        report_set("s", "as stored", SAMPLES, np.append(LOGITS[1:], np.nan), None)
+        measured(SAMPLES, np.append(LOGITS[1:], np.nan), None)
 
 
 # -- intervals ------------------------------------------------------------------------------------------------
@@ -216,9 +233,9 @@ def ordinary() -> tuple[list[Sample], NDArray[np.float64], Calibration]:
 def test_an_ordinary_set_is_reported_in_seconds_with_intervals_around_the_values() -> None:
     samples, logits, calibration = ordinary()
     start = time.perf_counter()
-    found = report_set("s", "as stored", samples, logits, calibration)
+    found = measured(samples, logits, calibration)
     assert time.perf_counter() - start < 30  # two seconds on a free core
-    assert len(found.figures) == len(RANKING) + len(verdict_metrics(calibration))
+    assert len(found.figures) == len(RANKING) + len(verdict_metrics(calibration)) + 1
     assert len(found.generators) == 11
     shares = {name: figure for name, figure in found.figures.items() if name != "negative_log_likelihood"}
     own = [figure for figures in found.generators.values() for figure in figures.values()]
@@ -239,7 +256,8 @@ def test_intervals_of_generators_resample_photographs_and_each_generator() -> No
     generators, labels = np.array(GENERATORS), np.array([s.label for s in SAMPLES])
     code = {"camera": 0, "a": 1, "b": 2}
     aps: dict[str, list[float]] = {"a": [], "b": []}
-    for index in resample_within([code[name] for name in GENERATORS], 150, seed=4):
+    strata, names = [code[name] for name in GENERATORS], [sample.path.name for sample in SAMPLES]
+    for index in resample(strata, 150, seed=4, names=names):
         drawn, y, s = generators[index], labels[index], LOGITS[index]
         assert [(drawn == name).sum() for name in code] == [4, 2, 3]
         for name, values in aps.items():
@@ -266,38 +284,94 @@ def test_intervals_depend_on_the_seed_alone() -> None:
 
 def test_a_paired_difference_is_smaller_in_spread_than_two_separate_ones() -> None:
     rng = np.random.default_rng(0)
+    samples = named(["camera"] * 100 + ["a"] * 100)
     labels = np.repeat([0, 1], 100)
     first = rng.normal(labels * 2.0)
     second = first + rng.normal(size=200) * 0.1  # nearly the same detector
-    metric = RANKING["auroc"]
-    found = paired_difference(metric, labels, first, second, resamples=300)
+    one, two = (estimate_set("s", samples, s, None, only=["auroc"], resamples=300) for s in (first, second))
+    found = one.figures["auroc"].minus(two.figures["auroc"]).figure()
     assert found.value == pytest.approx(roc_auc_score(labels, first) - roc_auc_score(labels, second), abs=1e-12)
     assert found.low <= found.value <= found.high
-    alone = report_set("s", "as stored", named(["camera"] * 100 + ["a"] * 100), first, None, resamples=300)
-    assert found.high - found.low < 0.5 * (alone.figures["auroc"].high - alone.figures["auroc"].low)
-    same = paired_difference(metric, labels, first, first, resamples=20)
-    assert (same.value, same.low, same.high) == (0, 0, 0)
+    alone = one.figures["auroc"].figure()
+    assert found.high - found.low < 0.5 * (alone.high - alone.low)
+    names = [sample.path.name for sample in samples]
+    gaps = [
+        roc_auc_score(labels[i], first[i]) - roc_auc_score(labels[i], second[i])
+        for i in resample(labels, 300, names=names)
+    ]
+    assert (found.low, found.high) == pytest.approx(tuple(np.percentile(gaps, [2.5, 97.5])), abs=1e-12)
+
+
+def test_images_of_one_prompt_are_drawn_together() -> None:
+    """Each image four times under one group: the interval is that of one each, and four times as many images."""
+    rng = np.random.default_rng(0)
+    once = named(["camera"] * 30 + ["a"] * 15 + ["b"] * 15)
+    scores = rng.normal(np.repeat([0, 1], 30))
+    copies = [s.model_copy(update={"group": s.path.name}) for s in once for _ in range(4)]
+    single = measured(once, scores, UNIT, resamples=200)
+    grouped = measured(copies, np.repeat(scores, 4), UNIT, resamples=200)
+    naive = measured([s.model_copy(update={"group": ""}) for s in copies], np.repeat(scores, 4), UNIT, resamples=200)
+    assert (single.groups, grouped.groups, naive.groups) == (60, 60, 240)
+    assert (grouped.real, grouped.ai) == (120, 120)
+
+    def width(found: SetReport, key: str = "auroc") -> float:
+        return found.figures[key].high - found.figures[key].low
+
+    for key in ("auroc", "accuracy", "negative_log_likelihood"):
+        assert grouped.figures[key].value == pytest.approx(single.figures[key].value)
+        assert width(grouped, key) == pytest.approx(width(single, key), rel=0.2)
+        assert width(naive, key) == pytest.approx(width(single, key) / 2, rel=0.2)
+    own = [each.generators["a"]["average_precision"] for each in (grouped, naive)]
+    assert own[1].high - own[1].low < 0.7 * (own[0].high - own[0].low)
+
+
+def test_one_prompt_for_two_generators_ties_their_images_together() -> None:
+    """A prompt that two generators drew: their shares of the mean move together, so its interval is wider."""
+    rng = np.random.default_rng(1)
+    difficulty = rng.normal(size=40)
+    samples = named(["camera"] * 40 + ["a"] * 40 + ["b"] * 40)
+    prompts = [s.model_copy(update={"group": f"p{i % 40}" * (i >= 40)}) for i, s in enumerate(samples)]
+    scores = np.concatenate([rng.normal(size=40), 1 + difficulty, 1 + difficulty])
+    together = measured(prompts, scores, None, resamples=300)
+    apart = measured(samples, scores, None, resamples=300)
+    assert together.groups == 80
+    spread = [f.means["accuracy"].high - f.means["accuracy"].low for f in (together, apart)]
+    assert spread[0] > 1.1 * spread[1]
+
+
+def test_a_mean_passes_over_what_is_not_defined() -> None:
+    nan = math.nan
+    parts = [
+        Estimate(0.5, np.array([0.1, 0.2, nan])),
+        Estimate(nan, np.array([0.9, 0.9, 0.9])),
+        Estimate(0.7, np.array([0.3, nan, nan])),
+    ]
+    found = mean_of(parts)
+    assert found.value == pytest.approx(0.6)
+    np.testing.assert_allclose(found.draws, [0.2, 0.2, nan])
+    assert math.isnan(mean_of(parts[1:2]).value)
+    assert math.isnan(mean_of([]).figure().low)
 
 
 def test_a_table_is_reported_by_set_condition_and_detector() -> None:
     rng = np.random.default_rng(0)
     labels = np.array([s.label for s in SAMPLES] * 2)
     logits = rng.normal(labels, size=(2, 3, 18))
+    second = [s.model_copy(update={"path": Path("other") / s.path}) for s in SAMPLES]
     table = ScoreTable(
-        (*SAMPLES, *SAMPLES), np.repeat(["one", "two"], 9), ("x", "y"), ("as stored", "equalised", "JPEG 50"), logits
+        (*SAMPLES, *second), np.repeat(["one", "two"], 9), ("x", "y"), ("as stored", "equalised", "JPEG 50"), logits
     )
     reports, differences = report_table(table, {"x": UNIT, "y": None}, resamples=20)
+    sets = ("one", "two", ALL_SETS)
     assert [(r.set, r.condition, r.detector) for r in reports] == [
-        (name, condition, detector) for name in ("one", "two") for condition in table.conditions for detector in "xy"
+        (name, condition, detector) for name in sets for condition in table.conditions for detector in "xy"
     ]
-    direct = report_set("two", "equalised", SAMPLES, logits[0, 1, 9:], UNIT, detector="x", resamples=20)
-    assert reports[8] == direct
+    found = estimate_set("two", second, logits[0, 1, 9:], UNIT, resamples=20)
+    assert reports[8] == report_set("x", "two", "equalised", second, found)
     assert set(reports[4].figures) == set(QUICK)  # JPEG 50, x
+    assert reports[4].generators == {}
     assert {(d.set, d.condition, d.metric) for d in differences} == {
-        (name, condition, metric)
-        for name in ("one", "two")
-        for condition in ("as stored", "equalised")
-        for metric in ("average_precision", "auroc")
+        (name, condition, metric) for name in sets for condition in ("as stored", "equalised") for metric in COMPARED
     }
     first = next(d for d in differences if (d.set, d.condition, d.metric) == ("two", "equalised", "auroc"))
     expected = roc_auc_score(labels[9:], logits[0, 1, 9:]) - roc_auc_score(labels[9:], logits[1, 1, 9:])
@@ -305,11 +379,35 @@ def test_a_table_is_reported_by_set_condition_and_detector() -> None:
     assert first.figure.value == pytest.approx(expected, abs=1e-12)
 
 
+def test_means_over_sets_have_intervals_of_their_own() -> None:
+    """Two sets that share their photographs: their errors move together; with others they do not."""
+    rng = np.random.default_rng(0)
+    photographs = [s.model_copy(update={"path": Path("laion") / s.path}) for s in named(["camera"] * 60)]
+    fakes = {g: [s.model_copy(update={"path": Path(g) / s.path}) for s in named([g] * 400)] for g in "ab"}
+    scores = np.concatenate([rng.normal(size=60), rng.normal(1, 1, 400)])
+
+    def means(second: list[Sample]) -> tuple[Figure, Figure, SetReport]:
+        samples = (*photographs, *fakes["a"], *second, *fakes["b"])
+        table = ScoreTable(samples, np.repeat(["a", "b"], 460), ("x",), ("as stored",), np.tile(scores, 2)[None, None])
+        reports, _ = report_table(table, {"x": None}, resamples=300)
+        return reports[0].figures["auroc"], reports[2].figures["auroc"], reports[2]
+
+    single, shared, report = means(photographs)
+    assert (report.set, report.real, report.ai, report.groups) == (ALL_SETS, 60, 800, 860)
+    assert shared.value == pytest.approx(single.value)
+    other = [s.model_copy(update={"path": Path("imagenet") / s.path}) for s in photographs]
+    _, separate, report = means(other)
+    assert report.real == 120
+    width, apart = shared.high - shared.low, separate.high - separate.low
+    assert width > 0.9 * (single.high - single.low)  # the photographs' error does not average out
+    assert apart == pytest.approx((single.high - single.low) / math.sqrt(2), rel=0.2)
+
+
 # -- JSON -----------------------------------------------------------------------------------------------------
 
 
 def test_what_is_not_defined_is_null_in_json_and_nan_again() -> None:
-    found = report_set("s", "as stored", named(["a", "a"]), np.array([1.0, 2.0]), UNIT, resamples=5)
+    found = measured(named(["a", "a"]), np.array([1.0, 2.0]), UNIT, resamples=5)
     text = found.model_dump_json()
     assert json.loads(text, parse_constant=pytest.fail)["figures"]["auroc"] == {
         "value": None,

@@ -1,4 +1,4 @@
-"""Figures against formulas written another way, their named corner cases, and the bootstrap's coverage."""
+"""Figures against formulas written another way and their named corner cases."""
 
 from __future__ import annotations
 
@@ -428,75 +428,7 @@ def test_contradictory_arguments_are_refused() -> None:
         metrics.expected_calibration_error([0, 1], [0.5, 1], bins=0)
     with pytest.raises(DataError, match="label=2"):
         metrics.class_accuracy([0, 1], [0.5, 1], 2, 0.5)
-    with pytest.raises(ConfigError, match="resamples=0"):
-        metrics.bootstrap_interval(metrics.auroc, [0, 1], [0, 1], resamples=0)
-    with pytest.raises(ConfigError, match=r"level=1\.5"):
-        metrics.bootstrap_interval(metrics.auroc, [0, 1], [0, 1], level=1.5)
 
 
 def test_boolean_labels_count_as_0_and_1() -> None:
     assert metrics.auroc(np.array([False, True]), [1, 2]) == 1
-
-
-# -- bootstrap ------------------------------------------------------------------------------------------------
-
-
-def test_resamples_keep_the_size_of_each_stratum_and_draw_evenly_within() -> None:
-    strata = np.array([2, 0, 0, 2, 0, 7])
-    drawn = np.array(list(metrics.resample_within(strata, 4000)))
-    assert drawn.shape == (4000, 6)
-    assert np.array_equal(np.sort(strata[drawn], axis=1), np.tile(np.sort(strata), (4000, 1)))
-    shares = np.bincount(drawn.ravel(), minlength=6) / 4000  # how often an image is drawn: once on average
-    assert shares == pytest.approx(np.ones(6), abs=0.06)
-    assert len(np.unique(np.sort(drawn, axis=1), axis=0)) == math.comb(5, 3) * math.comb(3, 2)  # with replacement
-
-
-def test_resampling_nothing_gives_nothing() -> None:
-    assert [index.tolist() for index in metrics.resample_within([], 2)] == [[], []]
-    assert all(math.isnan(bound) for bound in metrics.bootstrap_interval(metrics.auroc, [], []))
-
-
-def test_the_interval_is_the_percentiles_of_the_resampled_figure() -> None:
-    rng = np.random.default_rng(3)
-    y = np.repeat([0, 1], [30, 20])
-    s = rng.normal(y)
-    values = [roc_auc_score(y[i], s[i]) for i in metrics.resample_within(y, 300, seed=5)]
-    expected = np.percentile(values, [10, 90])
-    assert metrics.bootstrap_interval(metrics.auroc, y, s, 300, 0.8, seed=5) == pytest.approx(expected, abs=1e-12)
-
-
-def test_the_interval_depends_on_the_seed_alone() -> None:
-    rng = np.random.default_rng(0)
-    y = np.repeat([0, 1], 40)
-    s = rng.normal(y)
-    intervals = [metrics.bootstrap_interval(metrics.auroc, y, s, 100, seed=seed) for seed in (0, 0, 1)]
-    assert intervals[0] == intervals[1] != intervals[2]
-
-
-def test_a_resample_never_loses_a_class() -> None:
-    def both(y: NDArray[np.int64], _: NDArray[np.float64]) -> float:
-        assert sorted(y.tolist()) == [0, 0, 0, 1]
-        return 0.0
-
-    assert metrics.bootstrap_interval(both, [0, 1, 0, 0], [1, 2, 3, 4], 50) == (0, 0)
-
-
-def test_intervals_pass_over_undefined_values() -> None:
-    assert metrics.percentile_interval([math.nan, 1.0, 2.0, 3.0, math.nan], 0.5) == (1.5, 2.5)
-    assert all(math.isnan(bound) for bound in metrics.percentile_interval([math.nan]))
-    low, high = metrics.bootstrap_interval(metrics.auroc, [1, 1], [0.3, 0.4], 10)
-    assert math.isnan(low)
-    assert math.isnan(high)
-
-
-def test_the_interval_covers_the_true_auroc_at_about_its_level() -> None:
-    # Scores N(0, 1) and N(1, 1): the true AUROC is Phi(1 / sqrt 2).
-    truth = 0.5 * (1 + math.erf(0.5))
-    rng = np.random.default_rng(0)
-    y = np.repeat([0, 1], 60)
-    covered = 0
-    for trial in range(200):
-        low, high = metrics.bootstrap_interval(metrics.auroc, y, rng.normal(y), 150, 0.9, seed=trial)
-        covered += low <= truth <= high
-    # 0.9 of 200 is 180; three standard deviations are 13, and percentile intervals are a little narrow.
-    assert 0.83 <= covered / 200 <= 0.96

@@ -10,10 +10,10 @@ from tiny import write_corpus
 
 from clipmole.errors import ConfigError, DataError
 from clipmole.perturb import load_conditions
+from clipmole.presets import presets
 from clipmole.protocol import (
     find_sets,
     load_protocol,
-    protocol_presets,
     published_figures,
     published_for,
 )
@@ -37,8 +37,8 @@ def facts(samples: list, root: Path) -> list[tuple[str, int, str]]:
 
 
 def test_the_presets_are_these_and_say_what_they_need_to() -> None:
-    assert protocol_presets() == ("chameleon", "genimage-8", "manifest", "univfd-19")
-    for name in protocol_presets():
+    assert presets("protocols") == ("chameleon", "genimage-8", "manifest", "univfd-19")
+    for name in presets("protocols"):
         protocol = load_protocol(name)
         assert load_conditions(protocol.conditions)[0].name == "as stored"
         for owner in protocol.owners.values():
@@ -46,7 +46,7 @@ def test_the_presets_are_these_and_say_what_they_need_to() -> None:
             assert "{folder}" in owner.layout
     assert [s.name for s in load_protocol("univfd-19").sets] == UNIVFD_SETS
     assert [s.name for s in load_protocol("genimage-8").sets] == GENIMAGE_SETS
-    assert {load_protocol(name).crop for name in protocol_presets()[:2]} == {"center_crop"}
+    assert {load_protocol(name).crop for name in presets("protocols")[:2]} == {"center_crop"}
     assert load_protocol("manifest").splits == ("test", "test_unseen")
 
 
@@ -73,7 +73,7 @@ OWNER = '[owners.us]\npublishes = "https://example.org"\nlayout = "{folder}/0_re
 )
 def test_a_wrong_protocol_is_refused_in_one_line(tmp_path: Path, text: str, reason: str) -> None:
     path = tmp_path / "mine.toml"
-    path.write_text(f'title = "mine"\nheadline = ["mean_ap"]\n{text}\n{OWNER}')
+    path.write_text(f'title = "mine"\n{text}\n{OWNER}')
     with pytest.raises(ConfigError) as error:
         load_protocol(path)
     assert str(error.value).startswith(f"{path}: ")
@@ -178,22 +178,37 @@ def test_a_data_folder_that_is_not_there_or_splits_that_are_fixed(tmp_path: Path
 
 
 def test_published_figures_of_a_benchmark() -> None:
-    univfd = {(f.method, f.metric): f for f in published_for(load_protocol("univfd-19"))}
+    everything = published_for(load_protocol("univfd-19"))
+    univfd = {(f.method, f.metric): f for f in everything if not f.set and not f.condition}
     assert univfd["MoLE ViT-L/14", "mean_ap"].value == 97.45
     assert univfd["UnivFD", "mean_accuracy"].value == 81.38
     genimage = {f.method: f.value for f in published_for(load_protocol("genimage-8"))}
     assert genimage["AIDE"] == 86.88
     assert not published_for(load_protocol("manifest"))
-    assert all(f.note and 50 < f.value <= 100 for f in published_figures())
-    assert {f.metric for f in published_figures()} == {"mean_ap", "mean_accuracy"}
+    assert all(f.note and 40 < f.value <= 100 for f in published_figures())
+    assert {f.metric for f in published_figures() if not f.set} == {"mean_ap", "mean_accuracy"}
+    assert {f.metric for f in published_figures() if f.set} == {"average_precision"}
+
+
+def test_published_perturbations_stand_beside_the_condition_that_was_really_measured() -> None:
+    perturbed = {f.condition: f for f in published_for(load_protocol("univfd-19")) if f.condition}
+    assert {c: f.value for c, f in perturbed.items()} == {
+        "RINE JPEG as run": 88.72,
+        "RINE blur": 86.51,
+        "RINE noise": 84.6,
+        "RINE crop": 90.77,
+    }
+    assert set(perturbed) <= {condition.name for condition in load_conditions("rine")}
+    assert "quality 95 and not at the 10-75 it states" in perturbed["RINE JPEG as run"].note
 
 
 def test_published_sets_average_to_the_published_means() -> None:
     protocol = load_protocol("univfd-19")
     means = {f.method: f.value for f in published_for(protocol) if f.metric == "mean_ap"}
     values: dict[str, list[float]] = {}
-    for name in UNIVFD_SETS:
-        for figure in published_for(protocol, name):
+    for figure in published_for(protocol):
+        if figure.set:
+            assert figure.set in UNIVFD_SETS
             values.setdefault(figure.method, []).append(figure.value)
     assert len(values) == 9
     for method, aps in values.items():
@@ -202,13 +217,12 @@ def test_published_sets_average_to_the_published_means() -> None:
 
 
 def test_the_package_holds_the_facts_of_the_reference_tables(shared_dir: Path) -> None:
-    packaged = {(f.benchmark, f.method, f.metric): f.value for f in published_figures()}
+    packaged = {(f.benchmark, f.method, f.metric): f.value for f in published_figures() if not f.set}
     with (shared_dir / "reference" / "published.csv").open() as file:
         for row in csv.DictReader(file):
             assert packaged[row["benchmark"], row["method"], row["metric"]] == float(row["value"])
     protocol = load_protocol("univfd-19")
     with (shared_dir / "reference" / "univfd_ap.csv").open() as file:
         for row in csv.DictReader(file):
-            for name in UNIVFD_SETS:
-                own = {f.method: f.value for f in published_for(protocol, name)}
-                assert own[row["method"]] == float(row[name])
+            own = {f.set: f.value for f in published_for(protocol) if f.set and f.method == row["method"]}
+            assert own == {name: float(row[name]) for name in UNIVFD_SETS}

@@ -22,6 +22,7 @@ from clipmole import metrics
 from clipmole.calibration import sigmoid
 from clipmole.errors import DataError
 from clipmole.records import (
+    ALL_SETS,
     DetectorInfo,
     Difference,
     EvaluationReport,
@@ -92,11 +93,13 @@ def made(
                         condition=condition,
                         real=int((y == 0).sum()),
                         ai=int(y.sum()),
+                        groups=len(y),
                         figures=figures,
                         generators=by,
                         means=means,
                     )
                 )
+    reports += [s.model_copy(update={"set": ALL_SETS, "generators": {}}) for s in reports if s.set == "test"]
     differences = [
         Difference(first=a, second=b, set="test", condition=c, metric="average_precision", figure=figure(v, 0.03))
         for i, a in enumerate(detectors)
@@ -105,6 +108,7 @@ def made(
     ]
     report = EvaluationReport(
         title=f"Three {HOSTILE}",
+        note="Caveats of the data.",
         detectors=tuple(infos),
         sets=tuple(reports),
         differences=tuple(differences),
@@ -224,7 +228,10 @@ def test_csv_holds_every_number_once(tmp_path: Path) -> None:
                 row = found.pop((s.detector, s.set, s.condition, key, scope, generator, ""))
                 numbers = [float(row[column]) for column in ("value", "low", "high", "real", "ai")]
                 np.testing.assert_array_equal(numbers, [expected.value, expected.low, expected.high, s.real, ai])
-    assert len(found) == len(report.differences)
+    assert len(found) == len(report.differences) + len(report.published)
+    for p in report.published:
+        row = next(row for row in rows if row["scope"] == "published" and row["detector"] == p.method)
+        assert (float(row["value"]), row["figure"], row["note"]) == (pytest.approx(0.9338), p.metric, p.note)
     for d in report.differences:
         row = found[d.first, d.set, d.condition, d.metric, "difference", "", d.second]
         assert (float(row["value"]), float(row["low"])) == (d.figure.value, d.figure.low)
@@ -242,7 +249,7 @@ def test_markdown_has_a_row_for_every_detector_and_as_many_cells_as_heads(tmp_pa
     assert "third" in names
     assert any(name.startswith("a \\| b &amp;") for name in names)
     assert any(line.startswith("| test | mole | 71.2 \\[66.2, 76.2\\] |") for line in table)
-    assert table[2].startswith("| mean over sets | mole | 71.2 |")  # no interval; the other set has none to add
+    assert table[2].startswith("| mean over sets | mole | 71.2 \\[66.2, 76.2\\] |")
     assert any(row[1].strip() == "photographs" and row[3].strip() == DASH for row in cells)  # nan
 
 
@@ -297,9 +304,52 @@ def test_published_rows_stand_apart_with_their_caveat(tmp_path: Path) -> None:
     page, text = written(tmp_path)
     row = text.split('<tr class="apart">')[1].split("</tr>")[0]
     assert "Theirs" in row
-    assert "93.4" in row
+    assert "93.38" in row
     assert "a table" in row
     assert "Not like for like" in page.text
+    assert "Caveats of the data." in page.text
+
+
+def test_published_figures_of_sets_and_perturbations_stand_beside_ours(tmp_path: Path) -> None:
+    report, table = made(tmp_path)
+    theirs = [("test", "Theirs", 80.5), ("elsewhere", "Theirs", 60.25), ("test", "Others", 0.905)]
+    own = [
+        PublishedFigure(benchmark="b", method=m, metric="average_precision", value=v, note="a table", set=s)
+        for s, m, v in theirs
+    ]
+    own += [
+        PublishedFigure(
+            benchmark="b under JPEG", method="Theirs", metric="mean_accuracy", value=70.0, note="as run", condition=c
+        )
+        for c in ("JPEG 30", "JPEG 31")
+    ]
+    report = report.model_copy(update={"published": tuple(own)})
+    write_report(report, table, tmp_path / "out")
+    lines = (tmp_path / "out" / "report.md").read_text(encoding="utf-8").splitlines()
+
+    def row(start: str) -> list[str]:
+        line = next(line for line in lines if line.startswith(f"| {start} |"))
+        return [cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
+
+    ap = next(s.figures["average_precision"] for s in report.sets if s.set == "test")
+    ours = f"{100 * ap.value:.1f} \\[{100 * ap.low:.1f}, {100 * ap.high:.1f}\\]"
+    assert row("test | 80.50")[:4] == ["test", "80.50", "90.50", ours]
+    assert row("elsewhere")[:4] == ["elsewhere", "60.25", DASH, DASH]
+    assert row("mean of the 1 set here")[:3] == ["mean of the 1 set here", "80.50", "90.50"]  # of "test" alone
+    accuracy = next(s.figures["accuracy"] for s in report.sets if (s.set, s.condition) == (ALL_SETS, "JPEG 30"))
+    measured = [line for line in lines if line.startswith("| b under JPEG |")]
+    assert f"| 70.00 | JPEG 30 | {100 * accuracy.value:.1f} " in measured[0]
+    assert f"| 70.00 | JPEG 31 | {DASH} |" in measured[1]
+    assert measured[0].endswith("| as run |")
+
+
+def test_the_page_says_what_the_bootstrap_drew(tmp_path: Path) -> None:
+    page, _ = written(tmp_path)
+    assert "95 % bootstrap interval over images." in page.text
+    report, table = made(tmp_path)
+    sets = tuple(s.model_copy(update={"groups": 15}) for s in report.sets)
+    text = write_report(report.model_copy(update={"sets": sets}), table, tmp_path / "out").read_text(encoding="utf-8")
+    assert "interval over 30 groups of images (those of one scene or prompt are drawn together)." in Page(text).text
 
 
 def test_one_detector_and_one_condition_leave_no_empty_plot(tmp_path: Path) -> None:
@@ -383,6 +433,7 @@ def many_sets(folder: Path, count: int = 6) -> tuple[EvaluationReport, ScoreTabl
     samples = tuple(sample.model_copy(update={"split": name}) for name in names for sample in one)
     scores = np.concatenate([table.logits[:, :, own]] * count, axis=2)
     table = ScoreTable(samples, np.repeat(names, len(one)), table.detectors, table.conditions, scores)
+    names.append(ALL_SETS)
     sets = [s.model_copy(update={"set": name}) for name in names for s in report.sets if s.set == "test"]
     differences = [d.model_copy(update={"set": name}) for name in names for d in report.differences]
     return report.model_copy(update={"sets": tuple(sets), "differences": tuple(differences)}), table
@@ -394,15 +445,15 @@ def test_many_sets_are_summed_up_and_folded_away(tmp_path: Path) -> None:
     page = Page(text)
     assert not page.open
     assert "Of 6 sets, mole is better on 6, " in page.text
-    assert "(mean difference +5.1 points)" in page.text
+    assert "mean over sets: " in page.text
     assert "Of 6 sets, mole is better on 0, third on 0; on 6 no difference could be shown" in page.text
     assert page.text.count("AP, percent") == 1  # one table by generator, not six
     assert "AP against JPEG quality on mean over sets" in text
     # ROC, reliability, scores, coverage, robustness and all figures of each; the results; the differences
     assert len(page.all("details")) == 6 * 6 + 2
     first = report.sets[0].figures["average_precision"].value
-    start = page.text.index("mean over sets")
-    assert f"{100 * first:.1f}" in page.text[start : start + 80]  # the mean of six that are the same
+    start = page.text.index("mean over sets", page.text.index("How well photographs"))
+    assert f"{100 * first:.1f}" in page.text[start : start + 200]
     markdown = (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
     assert "### set 5" in markdown
 

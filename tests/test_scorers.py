@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import re
 import sys
 from pathlib import Path
 
@@ -14,7 +16,7 @@ from clipmole import Detector
 from clipmole.errors import CheckpointError, ConfigError, WeightsNotFound
 from clipmole.models.backbone import save_tower
 from clipmole.models.checkpoint import save_adapter
-from clipmole.scorers import FunctionScorer, HuggingFaceScorer, load_scorer
+from clipmole.scorers import FunctionScorer, HuggingFaceScorer, load_scorer, with_center_crop
 
 IMAGES = [np.asarray(picture(i, 40 + i, 50)) for i in range(5)]
 
@@ -41,7 +43,7 @@ def classifier(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_a_classifiers_logit_is_the_log_odds_of_its_ai_classes(classifier: Path) -> None:
+def test_a_classifiers_logit_is_the_log_odds_of_its_ai_classes(classifier: Path, tmp_path: Path) -> None:
     from transformers import AutoImageProcessor, AutoModelForImageClassification
 
     scorer = load_scorer(f"hf:{classifier}#FAKE,deepfake", batch_size=2)
@@ -52,6 +54,27 @@ def test_a_classifiers_logit_is_the_log_odds_of_its_ai_classes(classifier: Path)
     assert scorer.score(IMAGES) == pytest.approx((p / (1 - p)).log().numpy(), abs=1e-5)
     assert scorer.calibration is None
     assert scorer.score([]).shape == (0,)
+    assert re.fullmatch(rf"hf:{classifier}#FAKE,deepfake@[0-9a-f]{{12}}", scorer.name)
+    with torch.no_grad():
+        network.classifier.bias[0] += 1
+    network.save_pretrained(tmp_path / "other")
+    AutoImageProcessor.from_pretrained(classifier).save_pretrained(tmp_path / "other")
+    changed = load_scorer(f"hf:{tmp_path / 'other'}#FAKE,deepfake").name
+    assert changed.rpartition("@")[2] != scorer.name.rpartition("@")[2]
+
+
+def test_a_name_says_what_gives_the_logits(tmp_path: Path) -> None:
+    backbone = tiny_backbone()
+    save_tower(backbone.tower, tmp_path / "tiny", torch.float32)
+    save_adapter(tmp_path / "mine", tiny_network(backbone), backbone, PREPROCESS, CALIBRATION)
+    tiles = load_scorer(str(tmp_path / "mine"), backbone=str(tmp_path / "tiny"))
+    short = load_scorer(str(tmp_path / "mine"), backbone=str(tmp_path / "tiny"), precision="bfloat16")
+    assert short.name == f"{tiles.name}, bfloat16"
+    centre = with_center_crop(tiles)
+    assert centre.name == f"{tiles.name}, one centre crop"
+    assert with_center_crop(centre) is centre
+    large = [np.asarray(picture(0, 128, 128))]
+    assert centre.score(large) != pytest.approx(tiles.score(large), abs=1e-4)
 
 
 @pytest.mark.parametrize("labels", ["", "#", "#painted", "#real,fake,deepfake"])
@@ -72,7 +95,8 @@ def test_a_function_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     (tmp_path / "mine.py").write_text("def brightness(images):\n    return [image.mean() for image in images]\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     scorer = load_scorer("python:mine:brightness", batch_size=2)
-    assert scorer.name == "python:mine:brightness"
+    digest = hashlib.sha256((tmp_path / "mine.py").read_bytes()).hexdigest()
+    assert scorer.name == f"python:mine:brightness@{digest[:12]}"
     assert scorer.score(IMAGES) == pytest.approx([image.mean() for image in IMAGES], rel=1e-6)
     sys.modules.pop("mine")
 
@@ -114,4 +138,4 @@ def test_univfd_head_without_a_directory(shared_dir: Path, tmp_path: Path) -> No
         features = backbone.tower((crops - 0.5) / 0.5)
         expected = features @ published["weight"][0] + published["bias"]
     assert scorer.score(images) == pytest.approx(expected.numpy(), abs=1e-5)
-    assert scorer.name == "univfd@477100745713"
+    assert scorer.name == f"univfd@477100745713 on wide@{backbone.sha256[:12]}"

@@ -11,8 +11,8 @@ from clipmole.errors import DataError
 from clipmole.records import Sample
 from clipmole.scores import ScoreFile
 
-WHAT = {"detectors": {"a": "a@1"}, "seed": 0}
-ROWS = [(("s", f"{i}.png"), [[float(i), -float(i)]]) for i in range(3)]
+WHAT = {"conditions": ["as stored"], "seed": 0}
+ROWS = [(f"{i}.png", {"a@1": [float(i), -float(i)]}) for i in range(3)]
 
 
 def samples(count: int) -> list[Sample]:
@@ -22,17 +22,31 @@ def samples(count: int) -> list[Sample]:
 def test_what_was_written_is_read_again(tmp_path: Path) -> None:
     with ScoreFile(tmp_path / "new" / "scores.jsonl", WHAT) as file:
         file.append(ROWS[:2])
-        file.append([(("s", "2.png"), "is empty")])
+        file.append([("2.png", "is empty")])
     with ScoreFile(tmp_path / "new" / "scores.jsonl", WHAT) as file:
-        assert file.done == {ROWS[0][0]: [[0.0, -0.0]], ROWS[1][0]: [[1.0, -1.0]], ("s", "2.png"): "is empty"}
+        assert file.done == dict(ROWS[:2]) | {"2.png": "is empty"}
+
+
+def test_a_detector_that_is_added_has_lines_of_its_own(tmp_path: Path) -> None:
+    path = tmp_path / "scores.jsonl"
+    with ScoreFile(path, WHAT) as file:
+        file.append([*ROWS[:2], ("2.png", "is empty")])
+        assert file.lacking("0.png", ["b@2", "a@1"]) == ["b@2"]
+        assert file.lacking("2.png", ["b@2"]) == []
+        assert file.lacking("3.png", ["b@2", "a@1"]) == ["b@2", "a@1"]
+        file.append([("0.png", {"b@2": [7.0, 8.0]})])
+    with ScoreFile(path, WHAT) as file:
+        assert file.done["0.png"] == {"a@1": [0.0, -0.0], "b@2": [7.0, 8.0]}
+        assert file.lacking("0.png", ["b@2", "a@1"]) == []
+    assert len(path.read_text().splitlines()) == 5
 
 
 def test_a_table_has_axes_of_detectors_conditions_images(tmp_path: Path) -> None:
     with ScoreFile(tmp_path / "scores.jsonl", WHAT) as file:
-        file.append([(("s", "0.png"), [[1.0, 2.0], [3.0, 4.0]]), (("t", "1.png"), [[5.0, 6.0], [7.0, 8.0]])])
-        file.append([(("s", "2.png"), "is empty")])
+        rows = [("0.png", {"a@1": [1.0, 2.0], "b@2": [3.0, 4.0]}), ("1.png", {"b@2": [7.0, 8.0], "a@1": [5.0, 6.0]})]
+        file.append([*rows, ("2.png", "is empty")])
         sets = {"t": [samples(3)[1]], "s": [samples(3)[0], samples(3)[2]]}
-        table, failed = file.table(sets, ["a", "b"], ["as stored", "equalised"])
+        table, failed = file.table(sets, {"a": "a@1", "b": "b@2"}, ["as stored", "equalised"])
     assert table.sets.tolist() == ["t", "s"]
     assert [str(sample.path) for sample in table.samples] == ["1.png", "0.png"]
     assert table.logits.tolist() == [[[5.0, 1.0], [6.0, 2.0]], [[7.0, 3.0], [8.0, 4.0]]]
@@ -64,7 +78,7 @@ def test_the_scores_of_another_evaluation_are_refused_and_left_alone(tmp_path: P
     assert path.read_bytes() == before
 
 
-@pytest.mark.parametrize("line", [b"{\n", b"[]\n", b'{"set": "s"}\n', b"\xff\n"])
+@pytest.mark.parametrize("line", [b"{\n", b"[]\n", b'{"path": "s"}\n', b"\xff\n"])
 def test_a_damaged_line_is_named(tmp_path: Path, line: bytes) -> None:
     path = tmp_path / "scores.jsonl"
     ScoreFile(path, WHAT).__exit__(None, None, None)
@@ -81,8 +95,8 @@ def test_a_place_that_cannot_be_written_is_said_in_one_line(tmp_path: Path) -> N
 
 
 def test_floats_come_back_to_the_last_bit(tmp_path: Path) -> None:
-    logits = np.random.default_rng(0).standard_normal((1, 50)).tolist()
+    logits = np.random.default_rng(0).standard_normal(50).tolist()
     with ScoreFile(tmp_path / "scores.jsonl", WHAT) as file:
-        file.append([(("s", "x"), logits)])
+        file.append([("x", {"a": logits})])
     with ScoreFile(tmp_path / "scores.jsonl", WHAT) as file:
-        assert file.done["s", "x"] == logits
+        assert file.done["x"] == {"a": logits}

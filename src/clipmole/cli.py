@@ -9,9 +9,10 @@ from __future__ import annotations
 import csv
 import glob
 import os
+import shlex
 import sys
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -287,7 +288,10 @@ def calibrate(
     detector: Annotated[str, typer.Argument(help="'embedded', an adapter directory, or a hub id owner/name.")],
     data: Annotated[
         str,
-        typer.Option(help="Labelled images: a CSV path,label,generator,split. With --real-only also a folder."),
+        typer.Option(
+            help="Labelled images: a CSV path,label,generator,split, or a folder with 0_real and 1_fake. "
+            "With --real-only any folder of photographs."
+        ),
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="The adapter directory to write.")],
     real_only: Annotated[
@@ -361,8 +365,40 @@ def name_scorers(specs: Iterable[str]) -> dict[str, str]:
     return named
 
 
+def name_backbones(given: Iterable[str], specs: Mapping[str, str]) -> dict[str, str]:
+    """Detector's name -> backbone: of NAME=BACKBONE, or of one without a name, which is for all but "embedded"."""
+    own: dict[str, str] = {}
+    for text in given:
+        name, equals, backbone = text.partition("=")
+        if equals and name in specs:
+            own[name] = backbone
+        elif "" in own:
+            names = ", ".join(specs)
+            raise typer.BadParameter(f"{text}: give NAME=BACKBONE for detectors {names}", param_hint="--backbone")
+        else:
+            own[""] = text
+    rest = {name: own[""] for name, spec in specs.items() if "" in own and spec != "embedded"}
+    return rest | {name: backbone for name, backbone in own.items() if name}
+
+
+def command_line(context: typer.Context) -> str:
+    """The command that was given, without what was left at its default; it can be typed again."""
+    parts = ["clipmole", context.info_name or ""]
+    for parameter in context.command.params:
+        value = context.params.get(parameter.name or "")
+        if value is None or value == parameter.default:
+            continue
+        if isinstance(value, bool):
+            parts.append(next(name for name in (parameter.opts if value else parameter.secondary_opts)))
+            continue
+        for each in value if isinstance(value, list | tuple) else [value]:
+            parts += [parameter.opts[0], str(getattr(each, "value", each))]
+    return shlex.join(parts)
+
+
 @app.command()
 def evaluate(
+    context: typer.Context,
     data: Annotated[Path, typer.Option(help="A manifest CSV, or the folder that holds the protocol's data sets.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="The folder for scores and report; a killed run goes on.")],
     detector: Annotated[
@@ -372,7 +408,9 @@ def evaluate(
     protocol: Annotated[str, typer.Option(help="A preset or a TOML file.")] = "manifest",
     split: Annotated[list[str] | None, typer.Option(help="Of a manifest, instead of the protocol's.")] = None,
     conditions: Annotated[str | None, typer.Option(help="A preset or a TOML file; default: the protocol's.")] = None,
-    backbone: BackboneName = None,
+    backbone: Annotated[
+        list[str] | None, typer.Option(help="Instead of the one that a detector names; NAME=BACKBONE for one of many.")
+    ] = None,
     resamples: Annotated[int, typer.Option(min=1, help="Of the bootstrap.")] = 1000,
     gallery: Annotated[bool, typer.Option(help="Show the worst mistakes in the report.")] = True,
     workers: Annotated[int, typer.Option(min=1, help="Threads that decode and perturb.")] = 2,
@@ -395,13 +433,14 @@ def evaluate(
         out,
         splits=split or (),
         conditions=conditions,
-        backbone=backbone,
+        backbones=name_backbones(backbone or [], names),
         resamples=resamples,
         gallery=gallery,
         workers=workers,
         batch_size=batch_size,
         device=device,
         precision=precision.value,
+        command=command_line(context),
         track=with_progress,
     )
     for line in result.missing:

@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 
@@ -27,10 +27,12 @@ from clipmole.protocol import Protocol, find_sets, published_for
 from clipmole.records import DetectorInfo, EvaluationReport, Sample
 from clipmole.report import write_report
 from clipmole.scorers import Scorer, load_scorer, with_center_crop
-from clipmole.scores import Key, ScoreFile, ScoreTable
+from clipmole.scores import Logits, ScoreFile, ScoreTable
 
-CHUNK_BYTES = 256 * 2**20  # decoded pixels of one chunk, all conditions together
+CHUNK_BYTES = 256 * 2**20  # decoded pixels of one chunk, all conditions together; as much is prepared ahead
 CHUNK_IMAGES = 32
+
+Views = list[RGB] | str  # an image under each condition, or the reason why there is none
 
 
 def perturbed(sample: Sample, conditions: Sequence[Condition], seed: int) -> list[RGB]:
@@ -40,33 +42,37 @@ def perturbed(sample: Sample, conditions: Sequence[Condition], seed: int) -> lis
 
 
 def chunks(
-    items: Iterable[tuple[str, Sample]], conditions: Sequence[Condition], seed: int, workers: int
-) -> Iterator[list[tuple[Key, list[RGB] | str]]]:
+    samples: Iterable[Sample], conditions: Sequence[Condition], seed: int, workers: int
+) -> Iterator[list[tuple[Sample, Views]]]:
     """Images with their perturbed pixels (or why there are none), in order, in chunks of bounded size.
 
-    `workers` threads decode and perturb ahead of the scorers, a few images at a time.
+    `workers` threads decode and perturb the next chunk while the scorers are at work on this one. As many images
+    are prepared ahead as `CHUNK_BYTES` holds of the largest one so far, but no fewer than there are workers.
     """
 
-    def prepare(sample: Sample) -> list[RGB] | str:
+    def prepare(sample: Sample) -> Views:
         try:
             return perturbed(sample, conditions, seed)
         except (ImageError, DataError) as error:
             return str(error)
 
-    chunk: list[tuple[Key, list[RGB] | str]] = []
-    size = 0
-    ahead: deque[tuple[Key, Future[list[RGB] | str]]] = deque()
-    remaining = iter(items)
+    chunk: list[tuple[Sample, Views]] = []
+    size, largest, depth = 0, 1, 2 * workers
+    ahead: deque[tuple[Sample, Future[Views]]] = deque()
+    remaining = iter(samples)
     with ThreadPoolExecutor(workers) as pool:
         while True:
-            while len(ahead) < 2 * workers and (item := next(remaining, None)) is not None:
-                ahead.append(((item[0], str(item[1].path)), pool.submit(prepare, item[1])))
+            while len(ahead) < depth and (sample := next(remaining, None)) is not None:
+                ahead.append((sample, pool.submit(prepare, sample)))
             if not ahead:
                 break
-            key, future = ahead.popleft()
+            sample, future = ahead.popleft()
             views = future.result()
-            chunk.append((key, views))
-            size += 0 if isinstance(views, str) else sum(view.nbytes for view in views)
+            chunk.append((sample, views))
+            if not isinstance(views, str):
+                own = sum(view.nbytes for view in views)
+                size, largest = size + own, max(largest, own)
+                depth = max(workers, min(CHUNK_IMAGES, CHUNK_BYTES // largest))
             if size >= CHUNK_BYTES or len(chunk) >= CHUNK_IMAGES:
                 yield chunk
                 chunk, size = [], 0
@@ -86,40 +92,39 @@ def score_sets(
 ) -> tuple[ScoreTable, dict[str, str]]:
     """Score every image of every set under every condition with every scorer, and keep the scores in `file`.
 
-    A run that was killed goes on where it was: what is in `file` is not scored again. An image that cannot be
-    read is recorded with the reason and left out of the table.
+    A run that was killed goes on where it was: what is in `file` is not scored again, and detectors or images that
+    are added later are scored alone. An image of several sets is scored once. One that cannot be read is recorded
+    with the reason and left out of the table.
 
     Args:
-        scorers: short name -> scorer.
-        file: JSON lines; see `scores`. One that holds another evaluation is refused.
+        scorers: short name -> scorer. Scorers of the same `Scorer.name` are one, and scored once.
+        file: JSON lines; see `scores`. One that was begun with other conditions or another seed is refused.
         workers: threads that decode and perturb.
         track: wraps the images that are left to score, given a description and their number (a progress bar).
 
     Returns:
         The table, and path -> reason for the images that could not be read.
     """
-    items = [(name, sample) for name, members in sets.items() for sample in members]
-    if not items or not scorers or not conditions:
+    samples = {str(sample.path): sample for members in sets.values() for sample in members}
+    if not samples or not scorers or not conditions:
         raise DataError("evaluation: nothing to do: needs images, detectors and conditions")
-    what: dict[str, Any] = {
-        "detectors": {name: scorer.name for name, scorer in scorers.items()},
-        "conditions": [condition.model_dump(mode="json") for condition in conditions],
-        "seed": seed,
-    }
+    what: dict[str, Any] = {"conditions": [each.model_dump(mode="json") for each in conditions], "seed": seed}
+    different = {scorer.name: scorer for scorer in scorers.values()}
     with ScoreFile(file, what) as scores:
-        waiting = [(name, sample) for name, sample in items if (name, str(sample.path)) not in scores.done]
+        waiting = [sample for path, sample in samples.items() if scores.lacking(path, different)]
         tracked = track(waiting, "scoring", len(waiting))
         for chunk in chunks(tracked, conditions, seed, workers):
-            images = [view for _, views in chunk if not isinstance(views, str) for view in views]
-            logits = np.array([scorer.score(images) for scorer in scorers.values()], dtype=np.float64)
-            logits = logits.reshape(len(scorers), -1, len(conditions))  # (detectors, images, conditions)
-            rows: list[tuple[Key, list[list[float]] | str]] = []
-            place = 0
-            for key, views in chunk:
-                rows.append((key, views if isinstance(views, str) else logits[:, place].tolist()))
-                place += not isinstance(views, str)
-            scores.append(rows)
-        return scores.table(sets, list(scorers), [condition.name for condition in conditions])
+            found: dict[str, Logits | str] = {
+                str(sample.path): views if isinstance(views, str) else {} for sample, views in chunk
+            }
+            for key, scorer in different.items():
+                own = [(s, v) for s, v in chunk if not isinstance(v, str) and scores.lacking(str(s.path), [key])]
+                logits = scorer.score([view for _, views in own for view in views]).astype(np.float64)
+                for (sample, _), row in zip(own, logits.reshape(-1, len(conditions)), strict=True):
+                    cast(Logits, found[str(sample.path)])[key] = row.tolist()
+            scores.append(found.items())
+        names = {name: scorer.name for name, scorer in scorers.items()}
+        return scores.table(sets, names, [condition.name for condition in conditions])
 
 
 def describe(name: str, scorer: Scorer) -> DetectorInfo:
@@ -175,7 +180,7 @@ def evaluate(
             "data digest": data_digest(table.samples),
             "seed": seed,
             "resamples": resamples,
-            "seconds of scoring": round(seconds, 1),
+            "seconds of scoring in this run": round(seconds, 1),
             **environment(),
         },
     )
@@ -190,7 +195,7 @@ def run_protocol(
     *,
     splits: Sequence[str] = (),
     conditions: str | None = None,
-    backbone: str | None = None,
+    backbones: Mapping[str, str] | None = None,
     resamples: int = 1000,
     gallery: bool = True,
     workers: int = 2,
@@ -207,6 +212,7 @@ def run_protocol(
         data: a manifest, or the folder with the protocol's data sets.
         splits: of a manifest, instead of the protocol's.
         conditions: a preset or a file, instead of the protocol's.
+        backbones: short name -> where its backbone comes from, if not from where the detector says.
         command: printed in the report as the way to make it again.
 
     Data sets that are not there are named in the report, and the others are measured. Raises `DataError` if none
@@ -215,8 +221,10 @@ def run_protocol(
     sets, missing = find_sets(protocol, data, splits)
     if not sets:
         raise DataError(f"{data}: none of the data sets is there: " + "; ".join(missing[:3]))
+    settings = {"device": device, "precision": precision, "batch size": batch_size}
+    own = backbones or {}
     scorers = {
-        name: load_scorer(spec, backbone=backbone, device=device, precision=precision, batch_size=batch_size)
+        name: load_scorer(spec, backbone=own.get(name), device=device, precision=precision, batch_size=batch_size)
         for name, spec in specs.items()
     }
     if protocol.crop == "center_crop":
@@ -233,9 +241,13 @@ def run_protocol(
         workers=workers,
         track=track,
     )
-    own = {"command": command} if command else {}
     report = report.model_copy(
-        update={"missing": tuple(missing), "published": published_for(protocol), "recipe": own | report.recipe}
+        update={
+            "note": protocol.note,
+            "missing": tuple(missing),
+            "published": published_for(protocol),
+            "recipe": ({"command": command} if command else {}) | report.recipe | settings,
+        }
     )
     families = {c.name: (c.family, c.strength) for c in chosen if c.family}
     notes = {c.name: c.note for c in chosen if c.note}

@@ -1,4 +1,4 @@
-"""Figures from labels and scores: pure functions `(y_true, y_score) -> float`, their curves and their intervals.
+"""Figures from labels and scores: pure functions `(y_true, y_score) -> float`, and their curves.
 
 `y_true` (n,) holds 1 for AI-generated and 0 for photographs; `y_score` (n,) rises with the belief that an
 image is AI-generated: logits or probabilities for ranking figures, probabilities where it is said. A figure
@@ -12,7 +12,7 @@ scikit-learn's checks would be most; the tests hold them to its values. It knows
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -243,46 +243,3 @@ def reliability_bins(y_true: ArrayLike, probability: ArrayLike, bins: int = 10) 
         np.bincount(index, weights=y, minlength=bins) / divisor,
         images,
     )
-
-
-# -- intervals ------------------------------------------------------------------------------------------------
-
-
-def resample_within(strata: ArrayLike, resamples: int, seed: int = 0) -> Iterator[NDArray[np.int64]]:
-    """`resamples` times indices (n,), drawn with replacement so that each of the strata (n,) keeps its size."""
-    if resamples < 1:
-        raise ConfigError(f"resamples={resamples}: at least one is needed")
-    values = np.asarray(strata)
-    own = [np.flatnonzero(values == stratum) for stratum in np.unique(values)]
-    rng = np.random.default_rng(seed)
-    for _ in range(resamples):
-        drawn = [indices[rng.integers(len(indices), size=len(indices))] for indices in own]
-        yield np.concatenate(drawn) if drawn else np.zeros(0, dtype=np.int64)
-
-
-def percentile_interval(values: Iterable[float], level: float = 0.95) -> tuple[float, float]:
-    """The middle share `level` of the values that are not nan; (nan, nan) without any."""
-    if not 0 < level < 1:
-        raise ConfigError(f"level={level}: a share between 0 and 1, exclusive")
-    defined = np.array([value for value in values if not np.isnan(value)])
-    if not len(defined):
-        return float("nan"), float("nan")
-    low, high = np.quantile(defined, [(1 - level) / 2, (1 + level) / 2]).tolist()
-    return low, high
-
-
-def bootstrap_interval(
-    metric: Metric,
-    y_true: ArrayLike,
-    y_score: ArrayLike,
-    resamples: int = 1000,
-    level: float = 0.95,
-    seed: int = 0,
-) -> tuple[float, float]:
-    """Percentile bootstrap interval of `metric` (Efron 1979), resampling images within each class.
-
-    Returns (nan, nan) if the metric is nan on every resample. It takes the images as independent; with few of
-    them, or a metric at its limit such as an average precision of 1, it is too narrow.
-    """
-    y, s = _arrays(y_true, y_score)
-    return percentile_interval((metric(y[i], s[i]) for i in resample_within(y, resamples, seed)), level)

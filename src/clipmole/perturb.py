@@ -10,7 +10,6 @@ A number of a step is one value, or a pair [low, high] from which each image dra
 
 from __future__ import annotations
 
-from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
@@ -21,6 +20,7 @@ from clipmole import augment
 from clipmole.augment import RGB
 from clipmole.config import Config
 from clipmole.errors import ConfigError
+from clipmole.presets import load_preset
 
 Value = TypeVar("Value", int, float)
 
@@ -174,32 +174,16 @@ def apply(condition: Condition, rgb: RGB, rng: np.random.Generator) -> RGB:
     return np.ascontiguousarray(rgb)
 
 
-def condition_presets() -> tuple[str, ...]:
-    """Names of the conditions that come with the package."""
-    files = (resources.files("clipmole") / "conditions").iterdir()
-    return tuple(sorted(file.name.removesuffix(".toml") for file in files if file.name.endswith(".toml")))
-
-
-def _read(name: str) -> tuple[Condition, ...]:
-    with resources.as_file(resources.files("clipmole") / "conditions" / f"{name}.toml") as path:
-        return _ConditionFile.from_toml(path).conditions
-
-
 def load_conditions(name: str | Path) -> tuple[Condition, ...]:
     """Conditions of a preset or of a TOML file, after "as stored" and "equalised", which no report does without.
 
     Raises `ConfigError` if there is neither, if the file does not validate, or if two conditions share a name or
     a point of a curve.
     """
-    standard = _read("default")
+    standard = load_preset(_ConditionFile, "conditions", "default").conditions
     if name == "default":
         return standard
-    if str(name) in condition_presets():
-        own = _read(str(name))
-    elif Path(name).is_file():
-        own = _ConditionFile.from_toml(name).conditions
-    else:
-        raise ConfigError(f"conditions {str(name)!r}: neither a TOML file nor one of {', '.join(condition_presets())}")
+    own = load_preset(_ConditionFile, "conditions", name).conditions
     conditions = (*standard, *own)
     for label, keys in (
         ("name", [c.name for c in conditions]),

@@ -18,9 +18,8 @@ from pydantic import Field, model_validator
 from clipmole.config import Config
 from clipmole.data import CAMERA, limit_samples, read_data, read_folder
 from clipmole.errors import ConfigError, DataError
+from clipmole.presets import load_preset
 from clipmole.records import PublishedFigure, Sample
-
-Headline = Literal["mean_ap", "mean_accuracy"]
 
 
 class Owner(Config):
@@ -68,7 +67,6 @@ class Protocol(Config):
         seed: of the limit and of whatever conditions draw.
         conditions: preset or file for `perturb.load_conditions`.
         benchmark: name of the published figures to stand beside; "": there are none.
-        headline: means over the sets that the published papers report.
     """
 
     title: str
@@ -81,7 +79,6 @@ class Protocol(Config):
     seed: int = Field(0, ge=0)
     conditions: str = "default"
     benchmark: str = ""
-    headline: tuple[Headline, ...] = Field(min_length=1)
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -97,20 +94,9 @@ class Protocol(Config):
         return self
 
 
-def protocol_presets() -> tuple[str, ...]:
-    """Names of the protocols that come with the package."""
-    files = (resources.files("clipmole") / "protocols").iterdir()
-    return tuple(sorted(file.name.removesuffix(".toml") for file in files if file.name.endswith(".toml")))
-
-
 def load_protocol(name: str | Path) -> Protocol:
     """The protocol of a preset or of a TOML file; `ConfigError` if there is neither, or if it does not validate."""
-    if str(name) in protocol_presets():
-        with resources.as_file(resources.files("clipmole") / "protocols" / f"{name}.toml") as path:
-            return Protocol.from_toml(path)
-    if Path(name).is_file():
-        return Protocol.from_toml(name)
-    raise ConfigError(f"protocol {str(name)!r}: neither a TOML file nor one of {', '.join(protocol_presets())}")
+    return load_preset(Protocol, "protocols", name)
 
 
 def find_sets(
@@ -187,37 +173,17 @@ def _lacks(samples: Sequence[Sample]) -> str:
 
 
 def published_figures() -> tuple[PublishedFigure, ...]:
-    """Every published mean that comes with the package, in percent."""
+    """Every published figure that comes with the package, in percent: means over benchmarks, then those of sets."""
     return tuple(
-        PublishedFigure(
-            benchmark=row["benchmark"],
-            method=row["method"],
-            metric=row["metric"],
-            value=float(row["value"]),
-            note=row["note"],
-        )
-        for row in _rows("published.csv")
+        PublishedFigure.model_validate({"metric": "average_precision"} | row)
+        for name in ("published.csv", "published_sets.csv")
+        for row in _rows(name)
     )
 
 
-def published_for(protocol: Protocol, data_set: str | None = None) -> tuple[PublishedFigure, ...]:
-    """Published figures of the protocol's benchmark in percent: the means, or those of one of its sets.
-
-    Means are of the metrics "mean_ap" and "mean_accuracy", those of a set "average_precision".
-    """
-    if data_set is None:
-        return tuple(figure for figure in published_figures() if figure.benchmark == protocol.benchmark)
-    return tuple(
-        PublishedFigure(
-            benchmark=row["benchmark"],
-            method=row["method"],
-            metric="average_precision",
-            value=float(row["value"]),
-            note=row["note"],
-        )
-        for row in _rows("published_sets.csv")
-        if (row["benchmark"], row["set"]) == (protocol.benchmark, data_set)
-    )
+def published_for(protocol: Protocol) -> tuple[PublishedFigure, ...]:
+    """Published figures of the protocol's benchmark: the means, also under perturbations, and those of its sets."""
+    return tuple(f for f in published_figures() if f.benchmark.partition(" under ")[0] == protocol.benchmark)
 
 
 def _rows(name: str) -> list[dict[str, str]]:

@@ -94,7 +94,7 @@ Number = Annotated[float, BeforeValidator(lambda value: float("nan") if value is
 
 
 class Figure(Record):
-    """A value with its 95 % bootstrap interval over images; nan (in JSON null) where it is not defined."""
+    """A value with its 95 % bootstrap interval over groups of images; nan (in JSON null) where it is not defined."""
 
     value: Number
     low: Number
@@ -123,14 +123,18 @@ class DetectorInfo(Record):
     note: str = ""
 
 
+ALL_SETS = "mean over sets"
+
+
 class SetReport(Record):
     """Figures of one detector on one set of images under one condition.
 
     Attributes:
         detector: name of the detector.
-        set: name of the set of images, such as "test_unseen".
+        set: name of the set of images, such as "test_unseen"; `ALL_SETS` for the means over several of them.
         condition: "as stored", "equalised", or a perturbation such as "JPEG 50".
         real, ai: images of each class.
+        groups: how many independent groups they are: images that share a scene or a prompt are one.
         figures: name -> figure; names as in `metrics`.
         generators: generator -> figures of its images against all photographs of the set.
         means: name -> mean over generators, as papers report it (mAP, mean accuracy).
@@ -141,6 +145,7 @@ class SetReport(Record):
     condition: str
     real: int
     ai: int
+    groups: int
     figures: dict[str, Figure]
     generators: dict[str, dict[str, Figure]]
     means: dict[str, Figure]
@@ -158,13 +163,28 @@ class Difference(Record):
 
 
 class PublishedFigure(Record):
-    """A figure that somebody else published; rows are not like for like."""
+    """A figure that somebody else published; rows are not like for like.
+
+    Attributes:
+        benchmark: such as "univfd-19"; a perturbation may stand after " under ".
+        metric: "mean_ap" or "mean_accuracy" over its sets; of one set a name of `metrics`.
+        value: in percent, or as a share up to 1.
+        note: the caveat, or where it was published.
+        set: the set that it is of; "": the mean over all.
+        condition: the condition of ours that comes next to a published perturbation; "": none.
+    """
 
     benchmark: str
     method: str
     metric: str
     value: float
     note: str = ""
+    set: str = ""
+    condition: str = ""
+
+    @property
+    def share(self) -> float:
+        return self.value / 100 if self.value > 1 else self.value
 
 
 class EvaluationReport(Record):
@@ -172,12 +192,14 @@ class EvaluationReport(Record):
 
     Attributes:
         title: of the protocol.
+        note: caveats of the data.
         recipe: command, data digest, versions, hardware, date, seed, resamples, seconds.
         missing: data sets of the protocol that were not there, each with where its owners publish it.
         failed: file -> reason, for images that could not be read.
     """
 
     title: str
+    note: str = ""
     detectors: tuple[DetectorInfo, ...]
     sets: tuple[SetReport, ...]
     differences: tuple[Difference, ...] = ()

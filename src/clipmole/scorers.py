@@ -8,10 +8,13 @@ In: how somebody names it. Out: a `Scorer`, which an evaluation asks for logits.
                                       means AI-generated; several: #fake,deepfake
     python:module:function            a function: list of RGB arrays (H, W, 3) uint8 -> scores (n,), which rise with
                                       the belief that an image is AI-generated
+
+A scorer's name says what gives its logits, down to the weights: scores that were kept under a name are used again.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from importlib import import_module
 from itertools import islice
@@ -28,6 +31,7 @@ from clipmole.config import PreprocessConfig
 from clipmole.detect import Detector
 from clipmole.errors import ConfigError, MissingDependency, WeightsNotFound
 from clipmole.hub import why_unreachable
+from clipmole.models.backbone import tower_sha256
 from clipmole.models.checkpoint import UNIVFD_HEAD_SHA256, univfd_network
 
 
@@ -36,7 +40,7 @@ class Scorer(Protocol):
 
     @property
     def name(self) -> str:
-        """What identifies it."""
+        """What identifies it: two scorers of one name give the same logits."""
         ...
 
     @property
@@ -62,13 +66,13 @@ class HuggingFaceScorer:
 
     calibration = None
 
-    def __init__(self, model: str, ai_labels: Sequence[str], batch_size: int = 32) -> None:
+    def __init__(self, model: str, ai_labels: Sequence[str], batch_size: int = 32, device: str = "cpu") -> None:
         try:
             from transformers import AutoImageProcessor, AutoModelForImageClassification
         except ImportError as error:
             raise MissingDependency("transformers", "transformers") from error
-        self.name = f"hf:{model}"
         self.batch_size = batch_size
+        self.device = device
         local = Path(model).is_dir()
         parts: list[Any] = []
         for loader in (AutoImageProcessor, AutoModelForImageClassification):
@@ -82,10 +86,13 @@ class HuggingFaceScorer:
                     ) from error
                 parts.append(loader.from_pretrained(model))
         self.processor, self.network = parts[0], parts[1].eval()
+        # transformers' pre-processors and classifiers differ between versions; the weights and the classes do not.
+        self.name = f"hf:{model}#{','.join(ai_labels)}@{tower_sha256(self.network)[:12]}"
+        self.network.to(device)
         names = {str(name).lower(): int(index) for index, name in self.network.config.id2label.items()}
         unknown = [label for label in ai_labels if label.lower() not in names]
         if unknown or not 0 < len(ai_labels) < len(names):
-            raise ConfigError(f"{self.name}: name the AI classes after #, out of its classes {', '.join(names)}")
+            raise ConfigError(f"hf:{model}: name the AI classes after #, out of its classes {', '.join(names)}")
         self.ai = [names[label.lower()] for label in ai_labels]
         self.real = [index for index in names.values() if index not in self.ai]
 
@@ -94,9 +101,11 @@ class HuggingFaceScorer:
         """Logits (n,) of n RGB arrays."""
         parts = []
         for batch in _batches(images, self.batch_size):
-            logits = self.network(**self.processor(images=batch, return_tensors="pt")).logits.float()
+            # RGB stands last: without a word, an image of three rows would be taken for one of three channels.
+            pixels = self.processor(images=batch, return_tensors="pt", input_data_format="channels_last")
+            logits = self.network(**pixels.to(self.device)).logits.float()
             odds = logits[:, self.ai].logsumexp(1) - logits[:, self.real].logsumexp(1)
-            parts.append(odds.numpy())
+            parts.append(odds.cpu().numpy())
         return np.concatenate(parts) if parts else np.zeros(0, dtype=np.float32)
 
 
@@ -135,38 +144,46 @@ def load_scorer(
     kind, _, rest = spec.partition(":")
     if kind == "hf" and rest:
         model, _, labels = rest.partition("#")
-        return HuggingFaceScorer(model, [label for label in labels.split(",") if label], batch_size)
+        return HuggingFaceScorer(model, [label for label in labels.split(",") if label], batch_size, device)
     if kind == "python" and rest:
         module, _, function = rest.partition(":")
         try:
-            return FunctionScorer(spec, getattr(import_module(module), function), batch_size)
+            found = import_module(module)
+            scorer = FunctionScorer(spec, getattr(found, function), batch_size)
         except (ImportError, AttributeError, ValueError) as error:
             raise ConfigError(f"{spec}: cannot be imported: {error}; give python:MODULE:FUNCTION") from error
+        if found.__file__:
+            scorer.name += f"@{hashlib.sha256(Path(found.__file__).read_bytes()).hexdigest()[:12]}"
+        return scorer
     if kind == "univfd" and rest:
-        network, _ = univfd_network(rest, backbone or "vit-l-14")
-        name = f"univfd@{UNIVFD_HEAD_SHA256[:12]}"
-        return Detector(
+        network, tower = univfd_network(rest, backbone or "vit-l-14")
+        detector = Detector(
             network,
             PreprocessConfig(mode="center_crop"),
             None,
-            name,
+            f"univfd@{UNIVFD_HEAD_SHA256[:12]} on {tower.id}@{tower.sha256[:12]}",
             device=device,
             precision=precision,
             batch_size=batch_size,
         )
-    return Detector.from_pretrained(spec, backbone=backbone, device=device, precision=precision, batch_size=batch_size)
+    else:
+        detector = Detector.from_pretrained(
+            spec, backbone=backbone, device=device, precision=precision, batch_size=batch_size
+        )
+    detector.name += f", {precision}" * (precision != "float32")
+    return detector
 
 
 def with_center_crop(scorer: Scorer) -> Scorer:
     """The same scorer looking at one centre crop, if it is a clipmole detector; others are left as they are."""
-    if not isinstance(scorer, Detector):
+    if not isinstance(scorer, Detector) or scorer.preprocess.mode == "center_crop":
         return scorer
     preprocess = scorer.preprocess.model_copy(update={"mode": "center_crop"})
     return Detector(
         scorer.network,
         preprocess,
         scorer.calibration,
-        scorer.name,
+        f"{scorer.name}, one centre crop",
         device=str(scorer.device),
         precision=scorer.precision,
         batch_size=scorer.batch_size,

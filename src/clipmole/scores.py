@@ -2,9 +2,10 @@
 
 In: logits as they are made. Out: a `ScoreTable`. It knows nothing of detectors, figures or reports.
 
-The file holds one JSON object a line: first what was evaluated (detectors, conditions, seed), then one image a
-line with its logits, or the reason why it could not be read. A line is whole or it does not count, so a run
-that was killed goes on after its last whole line.
+The file holds one JSON object a line: first under what was evaluated (conditions, seed), then an image a line with
+its logits by detector, or the reason why it could not be read. A line is whole or it does not count, so a run that
+was killed goes on after its last whole line. A detector that is added later gets lines of its own, and an image
+that stands in several sets is there once.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from numpy.typing import NDArray
 from clipmole.errors import DataError
 from clipmole.records import Sample
 
-Key = tuple[str, str]  # name of the set, path of the image
+Logits = dict[str, list[float]]  # what identifies a detector -> logits, one a condition
 
 
 @dataclass(frozen=True)
@@ -49,15 +50,15 @@ class ScoreFile:
 
     Args:
         path: of the file; it is made if it is not there.
-        what: what was evaluated, as JSON: a file that was begun for something else is refused.
+        what: under what was evaluated, as JSON: a file that was begun for something else is refused.
 
     Attributes:
-        done: (set, path) -> logits (detectors x conditions), or the reason why there are none.
+        done: path of an image -> its logits so far, or the reason why there are none.
     """
 
     def __init__(self, path: Path, what: Mapping[str, Any]) -> None:
         self.path = path
-        self.done: dict[Key, list[list[float]] | str] = {}
+        self.done: dict[str, Logits | str] = {}
         head = json.dumps(what, sort_keys=True)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -80,25 +81,34 @@ class ScoreFile:
                     row = json.loads(line)
                     if number == 0 and json.dumps(row, sort_keys=True) != head:
                         raise DataError(
-                            f"{self.path}: holds the scores of another evaluation (other detectors, conditions, seed "
-                            "or data); name another --out, or delete it"
+                            f"{self.path}: holds the scores of another evaluation (other conditions or seed); name "
+                            "another --out, or delete it"
                         )
                     if number:
-                        self.done[row["set"], row["path"]] = row["error"] if "error" in row else row["logits"]
-                except (ValueError, KeyError, TypeError) as error:
+                        self._take(row["path"], row["error"] if "error" in row else row["logits"])
+                except (ValueError, KeyError, TypeError, AttributeError) as error:
                     raise DataError(
                         f"{self.path}, line {number + 1}: is damaged; delete the file to begin anew"
                     ) from error
                 whole += len(line)
         return whole
 
-    def append(self, rows: Iterable[tuple[Key, list[list[float]] | str]]) -> None:
-        """Write rows, and have them on the disk before it returns."""
+    def _take(self, path: str, result: Logits | str) -> None:
+        before = self.done.get(path)
+        self.done[path] = before | result if isinstance(before, dict) and isinstance(result, dict) else result
+
+    def lacking(self, path: str, detectors: Iterable[str]) -> list[str]:
+        """Those of the detectors that have no logits of an image; none of them if it could not be read."""
+        found = self.done.get(path, {})
+        return [] if isinstance(found, str) else [detector for detector in detectors if detector not in found]
+
+    def append(self, rows: Iterable[tuple[str, Logits | str]]) -> None:
+        """Write rows, an image's path and what there is of it, and have them on the disk before it returns."""
         lines = []
-        for (name, path), result in rows:
-            self.done[name, path] = result
+        for path, result in rows:
+            self._take(path, result)
             value = {"error": result} if isinstance(result, str) else {"logits": result}
-            lines.append(json.dumps({"set": name, "path": path} | value))
+            lines.append(json.dumps({"path": path} | value))
         try:
             self._append(lines)
         except OSError as error:
@@ -120,22 +130,26 @@ class ScoreFile:
         self._file.close()
 
     def table(
-        self, sets: Mapping[str, Sequence[Sample]], detectors: Sequence[str], conditions: Sequence[str]
+        self, sets: Mapping[str, Sequence[Sample]], detectors: Mapping[str, str], conditions: Sequence[str]
     ) -> tuple[ScoreTable, dict[str, str]]:
-        """The scores of `sets` in their order, and path -> reason for the images that could not be read."""
+        """The scores of `sets` in their order, and path -> reason for the images that could not be read.
+
+        Args:
+            detectors: name in the table -> what identifies it in the file.
+        """
         samples: list[Sample] = []
         names: list[str] = []
         logits: list[list[list[float]]] = []
         failed: dict[str, str] = {}
         for name, members in sets.items():
             for sample in members:
-                result = self.done[name, str(sample.path)]
+                result = self.done[str(sample.path)]
                 if isinstance(result, str):
                     failed[str(sample.path)] = result
                     continue
                 samples.append(sample)
                 names.append(name)
-                logits.append(result)
+                logits.append([result[key] for key in detectors.values()])
         values = np.array(logits, dtype=np.float64).reshape(len(samples), len(detectors), len(conditions))
         table = ScoreTable(
             tuple(samples),

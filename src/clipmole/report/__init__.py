@@ -18,13 +18,18 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from clipmole.errors import DataError
-from clipmole.records import EvaluationReport
+from clipmole.records import ALL_SETS, EvaluationReport
 from clipmole.report import curves, mistakes, tables
 from clipmole.report.content import Content
 from clipmole.report.page import Section, html_page, markdown_page
 from clipmole.scores import ScoreTable
 
 __all__ = ["write_report"]
+
+COLUMNS = (  # of report.csv
+    *("detector", "set", "condition", "figure", "value", "low", "high", "real", "ai"),
+    *("scope", "generator", "minus", "note"),
+)
 
 
 def write_report(
@@ -79,26 +84,28 @@ def tidy(content: Content) -> str:
     """One figure a row.
 
     `scope` says over what: "set" all images of the set, "generator" those of `generator` and all photographs, "mean"
-    the mean over generators, "difference" the figure of `detector` less that of `minus` on the same images.
+    the mean over generators, "difference" the figure of `detector` less that of `minus` on the same images,
+    "published" what `detector` got elsewhere, with its caveat under `note`. `set` may be the mean over all of them.
     """
     file = io.StringIO()
     rows = csv.writer(file, lineterminator="\n")
-    rows.writerow(
-        ["detector", "set", "condition", "figure", "value", "low", "high", "real", "ai", "scope", "generator", "minus"]
-    )
+    rows.writerow(COLUMNS)
     for s in content.report.sets:
         groups = [("set", "", s.figures, s.ai), ("mean", "", s.means, s.ai)]
         groups += [("generator", g, figures, content.generated[s.set, g]) for g, figures in s.generators.items()]
         for scope, generator, figures, ai in groups:
             for key, f in figures.items():
                 numbers = (f.value, f.low, f.high, s.real, ai)
-                rows.writerow((s.detector, s.set, s.condition, key, *numbers, scope, generator, ""))
+                rows.writerow((s.detector, s.set, s.condition, key, *numbers, scope, generator, "", ""))
     for d in content.report.differences:
         own = content.found.get((d.first, d.set, d.condition))
         counts = (own.real, own.ai) if own else ("", "")
         f = d.figure
         numbers = (f.value, f.low, f.high, *counts)
-        rows.writerow((d.first, d.set, d.condition, d.metric, *numbers, "difference", "", d.second))
+        rows.writerow((d.first, d.set, d.condition, d.metric, *numbers, "difference", "", d.second, ""))
+    for p in content.report.published:
+        where = p.set or f"{ALL_SETS} of {p.benchmark}"
+        rows.writerow((p.method, where, "", p.metric, p.share, *[""] * 4, "published", "", "", p.note))
     return file.getvalue()
 
 

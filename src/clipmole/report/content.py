@@ -17,14 +17,13 @@ from numpy.typing import NDArray
 
 from clipmole.calibration import sigmoid
 from clipmole.data import VARIANTS, labels_of
-from clipmole.records import DetectorInfo, EvaluationReport, Figure, SetReport
+from clipmole.records import ALL_SETS, DetectorInfo, EvaluationReport, Figure, SetReport
 from clipmole.report import plots
 from clipmole.report.page import Block, Drawings, Fold, Heading, Items, Name, Note, Table, Value, element
 from clipmole.scores import ScoreTable
 
 DASH = "\N{EN DASH}"
 MINUS = "\N{MINUS SIGN}"
-ALL = "mean over sets"  # stands for a set where a figure is asked for
 MANY = 4  # sets: from more than these on, each is folded away
 NAME_LENGTH = 30  # of a detector in tables; the list of detectors has it whole
 NOT_A_SHARE = frozenset({"negative_log_likelihood"})
@@ -35,6 +34,8 @@ WORDS = {
     "tpr_at_5_percent_fpr": "found at 5 % false alarms",
     "equal_error_rate": "equal error rate",
     "oracle_accuracy": "oracle accuracy (threshold searched on these very images: an upper bound, no result)",
+    "alarm_accuracy": "accuracy at the threshold for AI-generated (no verdict counts as photograph)",
+    "raw_accuracy": "accuracy at logit 0 (before calibration)",
     "real_accuracy": "accuracy on photographs",
     "fake_accuracy": "accuracy on generated",
     "calibration_error": "calibration error (ECE)",
@@ -82,7 +83,7 @@ class Content:
 
     @property
     def sets(self) -> list[str]:
-        return list(dict.fromkeys(s.set for s in self.report.sets))
+        return list(dict.fromkeys(s.set for s in self.report.sets if s.set != ALL_SETS))
 
     @property
     def main(self) -> list[str]:
@@ -93,18 +94,14 @@ class Content:
     @property
     def groups(self) -> list[str]:
         """The sets, and before them their mean if there are several."""
-        return [ALL, *self.sets] if len(self.sets) > 1 else self.sets
+        return [ALL_SETS, *self.sets] if len(self.sets) > 1 else self.sets
 
     def figure(self, detector: str, name: str, condition: str, key: str) -> Figure | None:
-        if name == ALL:
-            return mean_of([self.figure(detector, one, condition, key) for one in self.sets])
         own = self.found.get((detector, name, condition))
         return own.figures.get(key) if own else None
 
     def mean(self, detector: str, name: str, condition: str, key: str) -> Figure | None:
         """The mean over generators."""
-        if name == ALL:
-            return mean_of([self.mean(detector, one, condition, key) for one in self.sets])
         own = self.found.get((detector, name, condition))
         return own.means.get(key) if own else None
 
@@ -134,7 +131,7 @@ class Content:
         """A set's blocks under its name; folded away where there are many sets."""
         if not blocks:
             return []
-        return [Fold(name, blocks)] if len(self.sets) > MANY and name != ALL else [Heading(name), *blocks]
+        return [Fold(name, blocks)] if len(self.sets) > MANY and name != ALL_SETS else [Heading(name), *blocks]
 
     def legend(self) -> Element:
         items = [element("li", plots.swatch(i), name) for i, name in enumerate(self.names)]

@@ -209,7 +209,9 @@ def robustness(content: Content) -> list[Block]:
         heads = [
             f"{words(key).partition(':')[0]}\n{content.brief(detector)}" for key in keys for detector in content.names
         ]
-        own += [Table(f"Every condition, {name}, percent", ["condition", *heads], rows)] if rows else []
+        if rows:
+            caption = f"Every condition, {name}, percent"
+            own += [Heading("every condition", level=4), Table(caption, ["condition", *heads], rows)]
         blocks += content.of_set(name, own)
     if not blocks:
         return []

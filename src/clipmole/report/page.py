@@ -48,7 +48,8 @@ class Table:
     Attributes:
         columns: heads; what follows a line break is set smaller, a second line of the head.
         names: how many leading columns name the row.
-        apart: indices of rows that are visibly set apart, for they do not compare with the others.
+        apart, apart_columns: indices of rows and of columns that are visibly set apart, for they do not compare with
+            the others.
         sums: indices of rows that sum up the others.
         axes: column -> what is drawn under its head, such as the axis of the drawings below.
     """
@@ -58,6 +59,7 @@ class Table:
     rows: Sequence[Sequence[Cell]]
     names: int = 1
     apart: frozenset[int] = frozenset()
+    apart_columns: frozenset[int] = frozenset()
     sums: frozenset[int] = frozenset()
     axes: Mapping[int, Element] = field(default_factory=dict)
 
@@ -220,6 +222,8 @@ def _html_table(table: Table) -> Element:
     rows = []
     for index, row in enumerate(table.rows):
         cells = [_html_cell(cell, place < table.names) for place, cell in enumerate(row)]
+        for place in table.apart_columns:
+            cells[place].set("class", f"{cells[place].get('class', '')} apart".strip())
         kinds = ["apart"] * (index in table.apart) + ["sum"] * (index in table.sums)
         kinds += ["next"] * (table.names > 1 and index > 0 and row[0] != table.rows[index - 1][0])
         rows.append(element("tr", *cells, **({"class_": " ".join(kinds)} if kinds else {})))

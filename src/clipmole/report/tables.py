@@ -7,16 +7,18 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 
 from clipmole.data import VARIANTS
-from clipmole.records import Difference, Figure
+from clipmole.records import ALL_SETS, Difference, Figure, PublishedFigure
 from clipmole.report import plots
-from clipmole.report.content import ALL, DASH, MANY, MINUS, Content, bare, in_line, mean_of, number, plural, words
+from clipmole.report.content import DASH, MANY, MINUS, Content, bare, in_line, mean_of, number, plural, words
 from clipmole.report.page import Block, Cell, Code, Fold, Items, Name, Note, Table, Value, element
 
 NEUTRAL = 5  # of `plots`: grey
 FILES_SHOWN = 200
+LONG = 12  # rows: of several tables of paired differences, all but the first are folded away from more than these on
 PUBLISHED = {"mean_ap": "average_precision", "mean_accuracy": "accuracy"}  # metric -> key of `means`
 
 
@@ -28,10 +30,20 @@ def summary(content: Content) -> list[Block]:
     facts = (
         f"{plural(len(content.names), 'detector')}, {plural(len(table.samples), 'image')} ({real:,} photographs, "
         f"{ai:,} AI-generated) in {plural(len(content.sets), 'set')}, {plural(len(table.conditions), 'condition')}. "
-        "Percent; in brackets the 95 % bootstrap interval over images."
+        f"Percent; in brackets the 95 % bootstrap interval{drawn(content)}."
     )
     blocks: list[Block] = [element("p", verdicts[0], class_="verdict")] if verdicts else []
-    return [*blocks, *([Items(verdicts[1:])] if len(verdicts) > 1 else []), facts]
+    note: list[Block] = [Note(content.report.note)] if content.report.note else []
+    return [*blocks, *([Items(verdicts[1:])] if len(verdicts) > 1 else []), facts, *note]
+
+
+def drawn(content: Content) -> str:
+    """What the bootstrap drew: images, or groups of them."""
+    sets = {s.set: s for s in content.report.sets if s.set != ALL_SETS}.values()
+    groups, images = sum(s.groups for s in sets), sum(s.real + s.ai for s in sets)
+    if groups == images:
+        return " over images"
+    return f" over {groups:,} groups of images (those of one scene or prompt are drawn together)"
 
 
 def alone(content: Content, name: str) -> str:
@@ -80,7 +92,9 @@ def comparison(content: Content) -> list[str]:
         shown = shown or any(outcome(d) for d in own)
     where = f"by {words(key)}, {content.main[-1]}"
     if len(content.sets) > MANY:
-        sentences = tallies(content, pairs)
+        overall = [d for d in pairs if d.set == ALL_SETS and not math.isnan(d.figure.value)]
+        means = [set_verdict(content, ALL_SETS, overall)[1]] if overall else []
+        sentences = means + tallies([d for d in pairs if d.set != ALL_SETS], content)
     if len(sentences) == 1 and len(content.sets) == 1:
         return [f"{sentences[0].removesuffix('.')} ({where})."]
     if leaders and leaders[0] and len(set(leaders)) == 1:
@@ -94,17 +108,15 @@ def comparison(content: Content) -> list[str]:
     return [first, *sentences]
 
 
-def tallies(content: Content, pairs: Sequence[Difference]) -> list[str]:
+def tallies(pairs: Sequence[Difference], content: Content) -> list[str]:
     """For each two detectors, on how many sets which is better."""
     sentences = []
     for first, second in dict.fromkeys((d.first, d.second) for d in pairs):
         own = [d for d in pairs if (d.first, d.second) == (first, second) and not math.isnan(d.figure.value)]
         found = [outcome(d) for d in own]
-        mean = mean_of([d.figure for d in own])
-        gap = f" (mean difference {in_line(number(mean, sign=True))} points)" if mean else ""
         sentences.append(
             f"Of {plural(len(own), 'set')}, {content.brief(first)} is better on {found.count(first)}, "
-            f"{content.brief(second)} on {found.count(second)}; on {found.count('')} no difference could be shown{gap}."
+            f"{content.brief(second)} on {found.count(second)}; on {found.count('')} no difference could be shown."
         )
     return sentences
 
@@ -176,13 +188,13 @@ def headline(content: Content) -> list[Block]:
     many = len(content.sets) > MANY
     return [
         *blocks,
-        *(both([ALL]) if many else both(content.groups)),
+        *(both([ALL_SETS]) if many else both(content.groups)),
         *([Fold("Every set", both(content.sets))] if many else []),
         "Equalised: both classes compressed anew with qualities of one distribution, so that a compression that "
         "differs between the classes cannot give the label away. The equalised figures are the ones that count. "
         "Right is the side of probability 0.5 (of logit 0 where a detector is not calibrated); a false alarm is a "
         "photograph with the verdict AI-generated; uncertain is no verdict. A mean over sets is over those where "
-        "the figure is defined; it has no interval, the sets' own show how sure it is.",
+        "the figure is defined; sets that share photographs draw them together in its interval.",
     ]
 
 
@@ -218,7 +230,8 @@ def differences(content: Content) -> list[Block]:
             heads = ["set", "condition", "difference", sides, "points", "in words"]
             caption = f"{words(key)}: paired differences, percentage points"
             table = Table(caption, heads, rows, names=3, axes={3: plots.strip_axis(axis)})
-            blocks.append(Fold(caption, [table]) if len(content.sets) > MANY else table)
+            folded = len(content.sets) > MANY or (blocks and len(rows) > LONG)
+            blocks.append(Fold(caption, [table]) if folded else table)
     if blocks:
         blocks.append(
             "Both detectors saw the same images and the same resamples. An interval that holds 0 shows no difference; "
@@ -229,36 +242,83 @@ def differences(content: Content) -> list[Block]:
 
 
 def published(content: Content) -> list[Block]:
-    groups = dict.fromkeys((p.benchmark, p.metric) for p in content.report.published)
-    blocks: list[Block] = []
-    for benchmark, metric in groups:
-        rows: list[tuple[Cell, ...]] = []
-        for p in content.report.published:
-            if (p.benchmark, p.metric) == (benchmark, metric):
-                value = p.value if p.value > 1 else 100 * p.value  # published in percent or as a share
-                rows.append((p.method, Value(f"{value:.1f}"), Value(""), Value(""), p.note or DASH))
-        apart = frozenset(range(len(rows)))
-        where = benchmark if benchmark in content.sets else content.groups[0]
-        for detector in content.names:
-            of, key = (content.mean, PUBLISHED[metric]) if metric in PUBLISHED else (content.figure, metric)
-            cells = [number(of(detector, where, condition, key)) for condition in VARIANTS]
-            rows.append((content.named(detector), Value(""), *cells, ours(content, where)))
-        mean = f"mean {words(PUBLISHED[metric])} over generators" if metric in PUBLISHED else words(metric)
-        caption = f"{benchmark}: {mean}, percent"
-        heads = ["method", "as published", "here\nas stored", "here\nequalised", "caveat"]
-        blocks.append(Table(caption, heads, rows, apart=apart))
-    if blocks:
-        text = (
-            "Not like for like: published rows (shaded) differ from ours and from each other in crops, resizing, "
-            "training data and in how the threshold was found. They show the range of the field, not who is ahead."
-        )
-        blocks.insert(0, Note(text))
-    return blocks
+    figures = content.report.published
+    means = [p for p in figures if not p.set and not p.condition]
+    blocks = [means_beside(content, *key, means) for key in dict.fromkeys((p.benchmark, p.metric) for p in means)]
+    blocks += [table for table in (sets_beside(content), conditions_beside(content)) if table]
+    if not blocks:
+        return []
+    text = (
+        "Not like for like: published figures (shaded) differ from ours and from each other in crops, resizing, "
+        "training data and in how the threshold was found. They show the range of the field, not who is ahead."
+    )
+    return [Note(text), *blocks]
+
+
+def means_beside(content: Content, benchmark: str, metric: str, figures: Sequence[PublishedFigure]) -> Table:
+    """One published mean a row, then ours."""
+    own = [p for p in figures if (p.benchmark, p.metric) == (benchmark, metric)]
+    rows: list[tuple[Cell, ...]] = [(p.method, as_published(p), Value(""), Value(""), p.note or DASH) for p in own]
+    apart = frozenset(range(len(rows)))
+    where = benchmark if benchmark in content.sets else content.groups[0]
+    for detector in content.names:
+        of, key = (content.mean, PUBLISHED[metric]) if metric in PUBLISHED else (content.figure, metric)
+        cells = [number(of(detector, where, condition, key)) for condition in VARIANTS]
+        rows.append((content.named(detector), Value(""), *cells, ours(content, where)))
+    mean = f"mean {words(PUBLISHED[metric])} over generators" if metric in PUBLISHED else words(metric)
+    heads = ["method", "as published", "here\nas stored", "here\nequalised", "caveat"]
+    return Table(f"{benchmark}: {mean}, percent", heads, rows, apart=apart)
+
+
+def sets_beside(content: Content) -> Table | None:
+    """A set a row, a published method or a detector of ours a column; last the means of the sets that are here."""
+    own = {(p.set, p.method): p for p in content.report.published if p.set}
+    if not own:
+        return None
+    names, methods = (list(dict.fromkeys(key[place] for key in own)) for place in (0, 1))
+    metric = next(iter(own.values())).metric
+    rows: list[tuple[Cell, ...]] = []
+    for name in names:
+        theirs = [as_published(own[name, m]) if (name, m) in own else Value(DASH) for m in methods]
+        cells = [number(content.figure(d, name, c, metric)) for d in content.names for c in VARIANTS]
+        rows.append((name, *theirs, *cells))
+    here = [name for name in names if name in content.sets]
+    sums = frozenset({len(rows)} if here else set[int]())
+    if here:
+        values = [[100 * own[name, m].share for name in here if (name, m) in own] for m in methods]
+        theirs = [Value(f"{sum(v) / len(v):.2f}" if len(v) == len(here) else DASH) for v in values]
+        where = here[0] if len(here) == 1 else ALL_SETS if len(here) == len(content.sets) else ""
+        cells = [number(content.figure(d, where, c, metric)) for d in content.names for c in VARIANTS]
+        rows.append((f"mean of the {plural(len(here), 'set')} here", *theirs, *cells))
+    heads = ["set", *(f"{m}\npublished" for m in methods)]
+    heads += [f"{content.brief(d)}\n{c}" for d in content.names for c in VARIANTS]
+    notes = {p.method: p.note for p in own.values()}
+    common = Counter(notes.values()).most_common(1)[0][0]
+    others = [f"{method}: {note}" for method, note in notes.items() if note != common]
+    caption = f"{words(metric)} by set, percent (published: {', '.join([common, *others])})"
+    return Table(caption, heads, rows, sums=sums, apart_columns=frozenset(range(1, 1 + len(methods))))
+
+
+def conditions_beside(content: Content) -> Table | None:
+    """Published figures under a perturbation, beside ours under the condition that comes next to it."""
+    own = [p for p in content.report.published if p.condition]
+    rows: list[tuple[Cell, ...]] = []
+    for p in own:
+        cells = [number(content.figure(d, content.groups[0], p.condition, PUBLISHED[p.metric])) for d in content.names]
+        rows.append((p.benchmark, p.method, as_published(p), p.condition, *cells, p.note or DASH))
+    heads = ["benchmark", "method", "as published", "condition here", *map(content.brief, content.names), "caveat"]
+    caption = "Mean accuracy over generators under perturbations, percent (a dash: the condition was not measured)"
+    return Table(caption, heads, rows, names=2, apart_columns=frozenset({2})) if rows else None
+
+
+def as_published(figure: PublishedFigure) -> Value:
+    """In percent, whether it was published so or as a share."""
+    return Value(f"{100 * figure.share:.2f}")
 
 
 def ours(content: Content, where: str) -> str:
     """What our own rows beside published ones are means of."""
-    if where != ALL:
+    if where != ALL_SETS:
         return where
     short = len(content.sets) <= MANY
     return f"mean over {', '.join(content.sets)}" if short else f"mean over {plural(len(content.sets), 'set')}"
@@ -270,7 +330,7 @@ def by_generator(content: Content) -> list[Block]:
     pairs = dict.fromkeys((s.set, g) for s in content.report.sets if s.condition in content.main for g in s.generators)
     blocks: list[Block] = []
     if len(pairs) == len({name for name, _ in pairs}) > 1:
-        found = [generator_table(content, "set", {name: (name, g) for name, g in pairs}, ALL, key) for key in keys]
+        found = [generator_table(content, "set", {name: (name, g) for name, g in pairs}, ALL_SETS, key) for key in keys]
         blocks += [table for table in found if table]
     else:
         for name in content.sets:
@@ -305,7 +365,7 @@ def generator_table(
     if not bounds:
         return None
     axis = plots.even_axis("", min(*bounds, 0.9), 1, 4)
-    last = ALL if of_all == ALL else "mean over generators"
+    last = ALL_SETS if of_all == ALL_SETS else "mean over generators"
     means = {(d, c): content.mean(d, of_all, c, key) for c in content.main for d in content.names}
     rows: list[tuple[Cell, ...]] = []
     for row, figures in [*((row, every[row]) for row in sorted(every, key=hardness)), (last, means)]:
@@ -318,7 +378,7 @@ def generator_table(
         rows.append((row, Value(f"{images:,}"), *drawn, *(number(f) for f in figures.values())))
     heads = [head, "generated\nimages", *content.main, *(f"{content.brief(d)}\n{c}" for d, c in means)]
     axes = {2 + place: plots.strip_axis(axis) for place in range(len(content.main))}
-    where = "" if of_all == ALL else f" on {of_all}"
+    where = "" if of_all == ALL_SETS else f" on {of_all}"
     return Table(f"{words(key)}{where}, percent", heads, rows, axes=axes, sums=frozenset({len(rows) - 1}))
 
 
