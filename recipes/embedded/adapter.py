@@ -50,7 +50,7 @@ def main() -> None:
         backbone = replace(load_backbone(args.trunk), id="embedded")
         config = TrainConfig.from_toml(CONFIGS / file)
         train(
-            config, args.out / name, manifest=manifest, backbone=backbone, say=lambda line: print(line, file=sys.stderr)
+            config, args.out / name, data=manifest, backbone=backbone, say=lambda line: print(line, file=sys.stderr)
         )
 
 
