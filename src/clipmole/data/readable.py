@@ -26,12 +26,10 @@ class Look(Record):
 
     Attributes:
         sha256: of its bytes, hexadecimal; "" if there are none to be had.
-        bytes: how many there are.
         problem: why it cannot be read; "" if it can.
     """
 
     sha256: str
-    bytes: int
     problem: str = ""
 
 
@@ -40,7 +38,7 @@ def look(sample: Sample) -> Look:
     try:
         data = read_bytes(sample)
     except DataError as error:
-        return Look(sha256="", bytes=0, problem=str(error))
+        return Look(sha256="", problem=str(error))
     sha256 = hashlib.sha256(data).hexdigest()
     problem = ""
     try:
@@ -49,7 +47,7 @@ def look(sample: Sample) -> Look:
             problem = f"{sample.path}: {IGNORE} {sample.ignore_bottom_px} leaves nothing of {image.height} rows"
     except ImageError as error:
         problem = str(error)
-    return Look(sha256=sha256, bytes=len(data), problem=problem)
+    return Look(sha256=sha256, problem=problem)
 
 
 def look_at_all(
