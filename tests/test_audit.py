@@ -178,7 +178,7 @@ def test_chance_is_no_shortcut_and_groups_are_not_learnt_by_heart() -> None:
     assert not grouped["size"].warns
 
 
-def test_few_images_are_not_judged(tmp_path: Path) -> None:
+def test_few_images_are_not_judged() -> None:
     assert find_shortcuts(facts_of(18, np.full(18, 75)), np.arange(18) % 2, list(range(18))) == []
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from tiny import write_corpus
 
+from clipmole.data import Folders
 from clipmole.errors import ConfigError, DataError
 from clipmole.perturb import load_conditions
 from clipmole.protocol import (
@@ -212,3 +213,15 @@ def test_the_package_holds_the_facts_of_the_reference_tables(shared_dir: Path) -
             for name in UNIVFD_SETS:
                 own = {f.method: f.value for f in published_for(protocol, name)}
                 assert own[row["method"]] == float(row[name])
+
+
+def test_two_folders_are_the_set_test_and_no_protocol_of_sets(tmp_path: Path) -> None:
+    touch(tmp_path, "mine", "a.jpg", "b.jpg")
+    touch(tmp_path, "sdxl", "x.png")
+    folders = Folders(real=(tmp_path / "mine",), fake=(tmp_path / "sdxl",))
+    found, _ = find_sets(load_protocol("manifest"), folders)
+    assert {name: facts(samples, tmp_path) for name, samples in found.items()} == {
+        "test": [("mine/a.jpg", 0, "camera"), ("mine/b.jpg", 0, "camera"), ("sdxl/x.png", 1, "sdxl")]
+    }
+    with pytest.raises(DataError, match="give the folder that holds the data sets"):
+        find_sets(load_protocol("univfd-19"), folders)
