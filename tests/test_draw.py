@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 from tiny import PREPROCESS, encoded, picture, tiny_backbone
+from typer.testing import CliRunner
 
+from clipmole.cli import app
 from clipmole.config import AugmentConfig, TrainConfig
 from clipmole.data import Folders, file_sha256, read_data
 from clipmole.data.draw import draw_per_class, draw_splits, whole_groups
@@ -186,3 +188,19 @@ def test_a_configuration_names_its_data_once() -> None:
         TrainConfig.parse({"backbone": "x", "data": "m.csv", "real": ["a"], "fake": ["b"]}, "config")
     with pytest.raises(ConfigError, match="no data: give --data"):
         training_data(CONFIG)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["evaluate", "--out", "o", "--data", "a", "--real", "b"], "--data excludes --real and --fake"),
+        (["evaluate", "--out", "o", "--real", "b"], "need each other"),
+        (["calibrate", "embedded", "--out", "o"], "no images: give --data"),
+        (["data", "check", "a", "--fake", "b"], "--data excludes"),
+        (["train", "--config", "c", "--out", "o", "--fake", "b"], "need each other"),
+    ],
+)
+def test_the_command_line_takes_one_source(arguments: list[str], reason: str) -> None:
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 2
+    assert reason in result.output

@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 
 from clipmole.audit.files import FileFacts
 from clipmole.errors import MissingDependency
-from clipmole.metrics import percentile_interval
 from clipmole.records import Record
 
 WARN = 0.60
@@ -88,14 +87,20 @@ def find_shortcuts(
     if min((len(np.unique(members[y == label])) for label in (0, 1)), default=0) < 2 * FOLDS:
         return []
     features = attributes([facts[i] for i in chosen.tolist()])
-    found = [_shortcut(name, values, y, members, seed) for name, values in features.items()]
-    found.sort(key=lambda each: -each.balanced_accuracy)
-    return [*found, _shortcut(ALL, np.concatenate(list(features.values()), axis=1), y, members, seed)]
+    features[ALL] = np.concatenate(list(features.values()), axis=1)
+    right = np.stack([_right(values, y, members, seed) for values in features.values()], axis=1)
+    accuracy, low, high = _balanced_accuracy(right, y, members, seed)
+    found = [
+        Shortcut(attribute=name, balanced_accuracy=accuracy[k], low=low[k], high=high[k], images=len(y))
+        for k, name in enumerate(features)
+    ]
+    return sorted(found, key=lambda each: (each.attribute == ALL, -each.balanced_accuracy))
 
 
-def _shortcut(
-    name: str, values: NDArray[np.float64], y: NDArray[np.int64], groups: NDArray[np.int64], seed: int
-) -> Shortcut:
+def _right(
+    values: NDArray[np.float64], y: NDArray[np.int64], groups: NDArray[np.int64], seed: int
+) -> NDArray[np.bool_]:
+    """Whether each image (n,) is told rightly by a tree that saw no image of its group."""
     try:
         from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
         from sklearn.tree import DecisionTreeClassifier
@@ -103,18 +108,26 @@ def _shortcut(
         raise MissingDependency("scikit-learn", "train") from error
     tree = DecisionTreeClassifier(min_samples_leaf=5, class_weight="balanced", random_state=seed)
     folds = StratifiedGroupKFold(FOLDS, shuffle=True, random_state=seed)
-    right = cross_val_predict(tree, values, y, groups=groups, cv=folds) == y
-    # (groups, 2): images of each class, and those of them that are right
-    count = groups.max() + 1
-    held = np.stack([np.bincount(groups, y == label, count) for label in (0, 1)], axis=1)
-    hits = np.stack([np.bincount(groups, (y == label) & right, count) for label in (0, 1)], axis=1)
+    right: NDArray[np.bool_] = cross_val_predict(tree, values, y, groups=groups, cv=folds) == y
+    return right
+
+
+def _balanced_accuracy(
+    right: NDArray[np.bool_], y: NDArray[np.int64], groups: NDArray[np.int64], seed: int
+) -> tuple[list[float], list[float], list[float]]:
+    """Balanced accuracy of each column of `right` (n, k), and the ends of its 95 % bootstrap interval over groups."""
+    count, columns = int(groups.max()) + 1, right.shape[1]
+    held = np.zeros((2, count))  # images of each class in each group,
+    hits = np.zeros((2, count, columns))  # and those that are right
+    np.add.at(held, (y, groups), 1)
+    np.add.at(hits, (y, groups), right)
     rng = np.random.default_rng(seed)
-
-    def resampled() -> float:
-        times = np.bincount(rng.integers(count, size=count), minlength=count)
-        total = times @ held
-        return float((times @ hits / total).mean()) if total.all() else float("nan")
-
-    low, high = percentile_interval(resampled() for _ in range(RESAMPLES))
-    accuracy = float((hits.sum(axis=0) / held.sum(axis=0)).mean())
-    return Shortcut(attribute=name, balanced_accuracy=accuracy, low=low, high=high, images=len(y))
+    drawn = []
+    for _ in range(RESAMPLES):
+        times = np.bincount(rng.integers(count, size=count), minlength=count).astype(np.float64)
+        total = held @ times
+        if total.all():
+            drawn.append((times @ hits / total[:, None]).mean(axis=0))
+    low, high = np.quantile(drawn, [0.025, 0.975], axis=0)
+    accuracy = (hits.sum(axis=1) / held.sum(axis=1)[:, None]).mean(axis=0)
+    return accuracy.tolist(), low.tolist(), high.tolist()

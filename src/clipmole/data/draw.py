@@ -45,7 +45,8 @@ def draw_splits(samples: Sequence[Sample], digests: Mapping[Sample, str], seed: 
             )
     order = sorted(range(len(samples)), key=lambda i: (digests[samples[i]], samples[i].path.as_posix()))
     strata = np.unique([f"{samples[i].label} {samples[i].generator}" for i in order], return_inverse=True)[1]
-    groups = np.unique([group_of[i] for i in order], return_inverse=True)[1]
+    numbers: dict[int, int] = {}  # in the order of the digests, whatever the order of the samples
+    groups = np.array([numbers.setdefault(group_of[i], len(numbers)) for i in order])
     folds = StratifiedGroupKFold(FOLDS, shuffle=True, random_state=seed)
     names = [name for name, tenths in TENTHS.items() for _ in range(tenths)]
     split = ["train"] * len(samples)
