@@ -54,6 +54,7 @@ class Sample(Record):
         split: the part of the data set that it belongs to; "": the data set names none.
         ignore_bottom_px: rows at the lower edge that hold a visible mark and are never looked at.
         group: images of one group show the same scene or prompt and are not independent; "": its own.
+        source: collection that it was taken from; "": not known.
         category: the class folder of the layout that it lies in, such as "progan/airplane"; "": there is none.
         inside: where its bytes are, if it is no file of its own.
     """
@@ -64,6 +65,7 @@ class Sample(Record):
     split: str
     ignore_bottom_px: int = Field(0, ge=0)
     group: str = ""
+    source: str = ""
     category: str = ""
     inside: ByteRange | None = None
 

@@ -115,16 +115,25 @@ def file_sha256(sample: Sample) -> str:
     return hashlib.sha256(read_bytes(sample)).hexdigest()
 
 
-def data_digest(samples: Iterable[Sample], digests: Iterable[str] | None = None) -> str:
-    """sha256 over each sample's file content, label, generator, split and ignored rows, whatever order and place.
+def sample_lines(samples: Iterable[Sample], digests: Iterable[str] | None = None) -> list[str]:
+    """A line a sample, in their order: sha256 of its file's content, label, generator, split and ignored rows.
 
     `digests` are the files' sha256 in the order of `samples`, where they are known already.
     """
     chosen = list(samples)
     known = map(file_sha256, chosen) if digests is None else digests
-    lines = [
+    return [
         f"{sha} {s.label} {s.generator} {s.split} {s.ignore_bottom_px}" for sha, s in zip(known, chosen, strict=True)
     ]
+
+
+def data_digest(samples: Iterable[Sample]) -> str:
+    """sha256 over the samples' `sample_lines`, whatever their order and place."""
+    return lines_digest(sample_lines(samples))
+
+
+def lines_digest(lines: Iterable[str]) -> str:
+    """`data_digest` of samples by their `sample_lines`."""
     return hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest()
 
 

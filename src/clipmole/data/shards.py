@@ -1,8 +1,8 @@
 """WebDataset shards -> samples: tar files whose members share a key, `000017.jpg` beside `000017.json`.
 
 In: tar files, a folder of them, a pattern with braces or `*`, or addresses. A member `.cls` holds the label, or
-`.json` the fields label and, if there, generator, split, group and category. Out: samples. A local tar that is not
-compressed is indexed and read in place, at random; what is compressed or remote is unpacked. It opens no image.
+`.json` the fields label and, if there, generator, split, group, source and category. Out: samples. A local tar that
+is not compressed is indexed and read in place, at random; what is compressed or remote is unpacked. It opens no image.
 """
 
 from __future__ import annotations
@@ -160,5 +160,6 @@ def _fields(
         "generator": str(values.get("generator") or (UNNAMED if label else CAMERA)),
         "split": SPLITS.get(split, split),
         "group": str(values.get("group") or ""),
+        "source": str(values.get("source") or ""),
         "category": str(values.get("category") or ""),
     }

@@ -7,13 +7,13 @@ the record of how they were chosen. It knows nothing of networks or loops.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from clipmole.config import TrainConfig
-from clipmole.data import DataSource, Folders, data_digest, read_data, take_split
+from clipmole.data import DataSource, Folders, lines_digest, read_data, sample_lines, take_split
 from clipmole.data.draw import class_counts, draw_per_class, draw_splits
 from clipmole.data.readable import Look, look, look_at_all
 from clipmole.data.unpack import Unpacking
@@ -30,13 +30,20 @@ class TrainingData:
 
     Attributes:
         train, val, calibration: samples; calibration may be empty.
+        lines: `sample_lines` of `all`.
         record: JSON of what they are and how they were drawn, for train.json.
     """
 
     train: list[Sample]
     val: list[Sample]
     calibration: list[Sample]
+    lines: list[str]
     record: dict[str, Any]
+
+    @property
+    def all(self) -> list[Sample]:
+        """The images of train, val and calibration, in this order."""
+        return [*self.train, *self.val, *self.calibration]
 
 
 def source_of(config: TrainConfig) -> DataSource:
@@ -83,14 +90,10 @@ def training_data(
     looks: dict[Sample, Look] = {}
     if drawn:  # contents first: files of one content must not come apart
         samples = _readable(samples, named, config, record, looks, track, say)
-        before = samples
-        samples = draw_splits(samples, {sample: looks[sample].sha256 for sample in samples}, config.seed)
-        looks = {after: looks[sample] for sample, after in zip(before, samples, strict=True)}
+        samples, looks = _with_splits(samples, looks, config.seed)
         counts = Counter(sample.split for sample in samples)
-        say(
-            f"{named}: names no splits; drawn by seed {config.seed}: "
-            + ", ".join(f"{n} {s}" for s, n in counts.items())
-        )
+        shown = ", ".join(f"{count} {split}" for split, count in counts.items())
+        say(f"{named}: names no splits; drawn by seed {config.seed}: {shown}")
     else:
         for split in ("train", "val"):
             take_split(samples, split)
@@ -103,14 +106,28 @@ def training_data(
     if not drawn:
         samples = _readable(samples, named, config, record, looks, track, say)
     _check_labels(samples, looks)
-    result = TrainingData(
-        take_split(samples, "train"),
-        take_split(samples, "val"),
-        take_split(samples, "calibration") if any(s.split == "calibration" for s in samples) else [],
-        record,
-    )
-    _describe(result, looks, config, drawn, say)
-    return result
+    parts = {split: take_split(samples, split) for split in ("train", "val")}
+    parts["calibration"] = [sample for sample in samples if sample.split == "calibration"]
+    if parts["calibration"]:
+        take_split(samples, "calibration")
+    digests = {split: [looks[sample].sha256 for sample in members] for split, members in parts.items()}
+    everything = [sample for members in parts.values() for sample in members]
+    lines = sample_lines(everything, [sha for members in digests.values() for sha in members])
+    record |= {
+        "digest": lines_digest(lines),
+        **{split: len(members) for split, members in parts.items()},
+        "generators": sorted({sample.generator for sample in parts["train"] if sample.label}),
+    }
+    _record_draws(record, digests, class_counts(parts["train"]), config.per_class, drawn, say)
+    return TrainingData(parts["train"], parts["val"], parts["calibration"], lines, record)
+
+
+def _with_splits(
+    samples: Sequence[Sample], looks: Mapping[Sample, Look], seed: int
+) -> tuple[list[Sample], dict[Sample, Look]]:
+    """The samples with drawn splits, and what was seen of them."""
+    drawn = draw_splits(samples, {sample: looks[sample].sha256 for sample in samples}, seed)
+    return drawn, {after: looks[sample] for sample, after in zip(samples, drawn, strict=True)}
 
 
 def _readable(
@@ -155,33 +172,20 @@ def _check_labels(samples: Sequence[Sample], looks: dict[Sample, Look]) -> None:
             )
 
 
-def _describe(
-    data: TrainingData, looks: dict[Sample, Look], config: TrainConfig, drawn: bool, say: Callable[[str], None]
+def _record_draws(
+    record: dict[str, Any],
+    digests: dict[str, list[str]],
+    classes: dict[str, int],
+    per_class: int | None,
+    drawn: bool,
+    say: Callable[[str], None],
 ) -> None:
-    """Write into the record what each split is, and file by file what was drawn."""
-    digests = {
-        split: [looks[sample].sha256 for sample in members]
-        for split, members in (("train", data.train), ("val", data.val), ("calibration", data.calibration))
-    }
-    everything = [*data.train, *data.val, *data.calibration]
+    """Write file by file into `record` what was drawn, and how many training files stand in other splits too."""
     shared = set(digests["train"]) & {*digests["val"], *digests["calibration"]}
     if shared:
         say(f"{len(shared)} training files stand in val or calibration too, whose figures they flatter: see data check")
-    data.record.update(
-        {
-            "digest": data_digest(everything, [looks[sample].sha256 for sample in everything]),
-            "train": len(data.train),
-            "val": len(data.val),
-            "calibration": len(data.calibration),
-            "generators": sorted({sample.generator for sample in data.train if sample.label}),
-            "also_in_other_splits": len(shared),
-        }
-    )
+    record["also_in_other_splits"] = len(shared)
     if drawn:
-        data.record["drawn_splits"] = {split: sorted(digests[split]) for split in ("val", "calibration")}
-    if config.per_class is not None:
-        data.record["drawn_per_class"] = {
-            "per_class": config.per_class,
-            "classes": class_counts(data.train),
-            "files": sorted(digests["train"]),
-        }
+        record["drawn_splits"] = {split: sorted(digests[split]) for split in ("val", "calibration")}
+    if per_class is not None:
+        record["drawn_per_class"] = {"per_class": per_class, "classes": classes, "files": sorted(digests["train"])}

@@ -28,8 +28,8 @@ GIB = 2**30
 
 
 def default_folder() -> Path:
-    """Where to unpack to: `clipmole/data` in $XDG_CACHE_HOME or ~/.cache."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "clipmole" / "data"
+    """`$CLIPMOLE_CACHE/data`, else `~/.cache/clipmole/data`."""
+    return Path(os.environ.get("CLIPMOLE_CACHE") or Path.home() / ".cache" / "clipmole") / "data"
 
 
 @dataclass(frozen=True)
