@@ -35,7 +35,7 @@ def run_one(config: TrainConfig, corpus: Path, backbone: Path, out: Path) -> dic
     """Train one detector, unless it is there already; returns its `train.json`."""
     if not (out / "train.json").is_file():
         settings = config.model_copy(update={"backbone": str(backbone)})
-        train(settings, out, manifest=corpus / "manifest.csv", say=lambda line: print(line, file=sys.stderr))
+        train(settings, out, data=corpus / "manifest.csv", say=lambda line: print(line, file=sys.stderr))
     record: dict[str, Any] = json.loads((out / "train.json").read_text())
     return record
 

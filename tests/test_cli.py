@@ -195,7 +195,7 @@ def test_train_then_detect(tmp_path: Path) -> None:
     (tmp_path / "config.toml").write_text(
         f"backbone = '{tmp_path / 'tiny'}'\nepochs = 1\nbatch_size = 4\n[preprocess]\ncrop_size = 32\n"
     )
-    arguments = ["--config", str(tmp_path / "config.toml"), "--out", str(tmp_path / "out"), "--manifest", str(manifest)]
+    arguments = ["--config", str(tmp_path / "config.toml"), "--out", str(tmp_path / "out"), "--data", str(manifest)]
     result = run("train", *arguments, "--seed", "3")
     assert result.returncode == 0, result.stderr
     assert result.stdout.decode().strip() == str(tmp_path / "out")

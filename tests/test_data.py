@@ -129,7 +129,7 @@ def test_the_line_of_an_error_is_that_of_the_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "misses the columns path, label, generator, split of path,label"),
+        (b"", "misses the columns path, label of path,label; generator,split may stand beside"),
         (b"\n\n", "misses the columns"),
         (HEADER.encode(), "holds no samples"),
         (f"{HEADER}\n\n".encode(), "holds no samples"),

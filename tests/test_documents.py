@@ -50,12 +50,24 @@ def test_the_transcript_is_what_the_command_prints() -> None:
     assert printed == lines[1:]
 
 
-def test_every_command_of_the_readme_exists_with_its_options() -> None:
-    blocks = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
-    commands = re.findall(r"(?:^|/|\| )clipmole ([a-z-]+)([^#\n>]*)", "\n".join(blocks), re.MULTILINE)
-    assert {name for name, _ in commands} == {"detect", "train", "push", "import-univfd", "evaluate", "calibrate"}
-    for name, rest in commands:
-        shown = CliRunner().invoke(app, [name, "--help"]).stdout
+def commands_of(document: str) -> list[tuple[str, str]]:
+    """Commands of clipmole in a document's blocks, each with what follows it."""
+    blocks = re.findall(r"```bash\n(.*?)```", document, re.DOTALL)
+    return re.findall(r"(?:^|/|\| )clipmole (data check|[a-z-]+)([^#\n>]*)", "\n".join(blocks), re.MULTILINE)
+
+
+def test_the_readme_shows_these_commands() -> None:
+    assert {name for name, _ in commands_of(README)} == {
+        "detect", "data check", "train", "push", "import-univfd", "evaluate", "calibrate",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "path", [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))], ids=lambda path: path.stem
+)
+def test_every_command_of_a_document_exists_with_its_options(path: Path) -> None:
+    for name, rest in commands_of(path.read_text(encoding="utf-8")):
+        shown = CliRunner().invoke(app, [*name.split(), "--help"]).stdout
         for option in re.findall(r"--[a-z-]+", rest):
             assert option in shown, f"clipmole {name} has no {option}"
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from tiny import write_corpus
 
+from clipmole.data import Folders
 from clipmole.errors import ConfigError, DataError
 from clipmole.perturb import load_conditions
 from clipmole.presets import presets
@@ -226,3 +227,15 @@ def test_the_package_holds_the_facts_of_the_reference_tables(shared_dir: Path) -
         for row in csv.DictReader(file):
             own = {f.set: f.value for f in published_for(protocol) if f.set and f.method == row["method"]}
             assert own == {name: float(row[name]) for name in UNIVFD_SETS}
+
+
+def test_two_folders_are_the_set_test_and_no_protocol_of_sets(tmp_path: Path) -> None:
+    touch(tmp_path, "mine", "a.jpg", "b.jpg")
+    touch(tmp_path, "sdxl", "x.png")
+    folders = Folders(real=(tmp_path / "mine",), fake=(tmp_path / "sdxl",))
+    found, _ = find_sets(load_protocol("manifest"), folders)
+    assert {name: facts(samples, tmp_path) for name, samples in found.items()} == {
+        "test": [("mine/a.jpg", 0, "camera"), ("mine/b.jpg", 0, "camera"), ("sdxl/x.png", 1, "sdxl")]
+    }
+    with pytest.raises(DataError, match="give the folder that holds the data sets"):
+        find_sets(load_protocol("univfd-19"), folders)

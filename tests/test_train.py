@@ -41,7 +41,7 @@ def manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def trained(manifest: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("run") / "adapter"
-    train(CONFIG, out, manifest=manifest, backbone=tiny_backbone())
+    train(CONFIG, out, data=manifest, backbone=tiny_backbone())
     save_tower(tiny_backbone().tower, out.parent / "tiny", torch.float32)
     return out
 
@@ -80,8 +80,8 @@ def test_the_record_says_how_it_was_made(trained: Path) -> None:
 def test_the_same_seed_gives_the_same_weights_and_another_does_not(
     manifest: Path, trained: Path, tmp_path: Path
 ) -> None:
-    train(CONFIG, tmp_path / "again", manifest=manifest, backbone=tiny_backbone())
-    train(CONFIG.model_copy(update={"seed": 1}), tmp_path / "other", manifest=manifest, backbone=tiny_backbone())
+    train(CONFIG, tmp_path / "again", data=manifest, backbone=tiny_backbone())
+    train(CONFIG.model_copy(update={"seed": 1}), tmp_path / "other", data=manifest, backbone=tiny_backbone())
     first, again, other = (
         load_file(path / "adapter.safetensors") for path in (trained, tmp_path / "again", tmp_path / "other")
     )
@@ -91,7 +91,7 @@ def test_the_same_seed_gives_the_same_weights_and_another_does_not(
 
 def test_the_frozen_tower_is_left_as_it_was(manifest: Path, tmp_path: Path) -> None:
     backbone = tiny_backbone()
-    train(CONFIG.model_copy(update={"epochs": 1}), tmp_path / "one", manifest=manifest, backbone=backbone)
+    train(CONFIG.model_copy(update={"epochs": 1}), tmp_path / "one", data=manifest, backbone=backbone)
     untouched = tiny_backbone().tower.state_dict()
     for name, value in backbone.tower.state_dict().items():
         if "lora" not in name and "router" not in name:
@@ -112,7 +112,7 @@ def test_every_way_to_train_takes_a_step_and_comes_back(
     manifest: Path, tmp_path: Path, mole: MoLEConfig, full: bool, stored: int
 ) -> None:
     config = CONFIG.model_copy(update={"mole": mole, "full_finetune": full, "epochs": 1, "precision": "bfloat16"})
-    train(config, tmp_path / "run", manifest=manifest, backbone=tiny_backbone())
+    train(config, tmp_path / "run", data=manifest, backbone=tiny_backbone())
     save_tower(tiny_backbone().tower, tmp_path / "tiny", torch.float32)
     adapter = load_adapter(tmp_path / "run", tmp_path / "tiny")
     assert len(load_file(tmp_path / "run" / "adapter.safetensors")) == stored
@@ -122,7 +122,7 @@ def test_every_way_to_train_takes_a_step_and_comes_back(
 def test_it_stops_when_patience_is_over(manifest: Path, tmp_path: Path) -> None:
     lines: list[str] = []
     config = CONFIG.model_copy(update={"learning_rate": 1e-12, "patience": 2})
-    train(config, tmp_path / "run", manifest=manifest, backbone=tiny_backbone(), say=lines.append)
+    train(config, tmp_path / "run", data=manifest, backbone=tiny_backbone(), say=lines.append)
     record = json.loads((tmp_path / "run" / "train.json").read_text())
     assert len(record["curve"]) == 3
     assert "stopped: no better epoch for 2" in lines
@@ -134,7 +134,7 @@ def test_weights_that_cannot_be_calibrated_are_kept_without_a_calibration(manife
     swapped = manifest.with_name("swapped.csv")
     swapped.write_text(upside_down.replace(",9,checks,calibration", ",0,camera,calibration"))
     lines: list[str] = []
-    detector = train(CONFIG, tmp_path / "run", manifest=swapped, backbone=tiny_backbone(), say=lines.append)
+    detector = train(CONFIG, tmp_path / "run", data=swapped, backbone=tiny_backbone(), say=lines.append)
     assert detector.calibration is None
     assert lines[-1].startswith("not calibrated: calibration: generated images do not score higher")
     assert not (tmp_path / "run" / "calibration.json").exists()
@@ -162,14 +162,14 @@ def test_a_view_depends_on_seed_epoch_and_sample_alone(manifest: Path) -> None:
 def test_training_on_cached_views_is_training_on_those_views(manifest: Path, tmp_path: Path, mole: MoLEConfig) -> None:
     """Two epochs on two cached views against two epochs that draw the same two views, to bfloat16 rounding."""
     config = CONFIG.model_copy(update={"epochs": 2, "mole": mole, "learning_rate": 1e-3})
-    train(config, tmp_path / "drawn", manifest=manifest, backbone=tiny_backbone())
+    train(config, tmp_path / "drawn", data=manifest, backbone=tiny_backbone())
     cached = config.model_copy(update={"cached_views": 2})
-    train(cached, tmp_path / "cached", manifest=manifest, backbone=tiny_backbone())
+    train(cached, tmp_path / "cached", data=manifest, backbone=tiny_backbone())
     curves = [json.loads((tmp_path / name / "train.json").read_text())["curve"] for name in ("drawn", "cached")]
     for drawn, kept in zip(*curves, strict=True):
         assert kept["loss"] == pytest.approx(drawn["loss"], rel=2e-2)
     one_view = config.model_copy(update={"cached_views": 1})
-    train(one_view, tmp_path / "one", manifest=manifest, backbone=tiny_backbone())
+    train(one_view, tmp_path / "one", data=manifest, backbone=tiny_backbone())
     one = json.loads((tmp_path / "one" / "train.json").read_text())["curve"]
     assert one[0]["loss"] == curves[1][0]["loss"]  # the first view is the same,
     assert one[1]["loss"] != curves[1][1]["loss"]  # the second is not
@@ -195,19 +195,19 @@ def test_the_tower_has_its_own_learning_rate_only_when_it_is_trained() -> None:
 
 
 def test_what_cannot_be_trained_is_refused_before_anything_is_written(manifest: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="no manifest"):
+    with pytest.raises(ConfigError, match="no data"):
         train(CONFIG, tmp_path / "run", backbone=tiny_backbone())
     only_train = write_corpus(tmp_path / "only-train", {"train": 2})
     with pytest.raises(DataError, match="split 'val'"):
-        train(CONFIG, tmp_path / "run", manifest=only_train, backbone=tiny_backbone())
+        train(CONFIG, tmp_path / "run", data=only_train, backbone=tiny_backbone())
     gone = write_corpus(tmp_path / "gone", {"train": 2, "val": 2})
     (tmp_path / "gone" / "val-0-1.png").unlink()
-    with pytest.raises(DataError, match=r"1 of 8 files are missing, such as .*val-0-1\.png"):
-        train(CONFIG, tmp_path / "run", manifest=gone, backbone=tiny_backbone())
+    with pytest.raises(DataError, match=r"1 of 8 images cannot be read: .*val-0-1\.png: cannot be read: No such file"):
+        train(CONFIG, tmp_path / "run", data=gone, backbone=tiny_backbone())
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "a.jpg").write_bytes(b"x")
     with pytest.raises(CheckpointError, match="not an adapter directory"):
-        train(CONFIG, tmp_path / "photos", manifest=manifest, backbone=tiny_backbone())
+        train(CONFIG, tmp_path / "photos", data=manifest, backbone=tiny_backbone())
     assert not (tmp_path / "run").exists()
 
 

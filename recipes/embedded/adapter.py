@@ -49,9 +49,7 @@ def main() -> None:
         # The same weights as the package's own backbone, under the id that they have there.
         backbone = replace(load_backbone(args.trunk), id="embedded")
         config = TrainConfig.from_toml(CONFIGS / file)
-        train(
-            config, args.out / name, manifest=manifest, backbone=backbone, say=lambda line: print(line, file=sys.stderr)
-        )
+        train(config, args.out / name, data=manifest, backbone=backbone, say=lambda line: print(line, file=sys.stderr))
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from clipmole.errors import ClipmoleError, ImageError, ImageNotFound
 from clipmole.records import Detection, Thresholds, Verdict
 
 if TYPE_CHECKING:
+    from clipmole.data import DataSource
     from clipmole.images import ImageSource
 
 app = typer.Typer(
@@ -50,6 +51,10 @@ class Precision(StrEnum):
     BFLOAT16 = "bfloat16"
 
 
+data_app = typer.Typer(help="Look at labelled images before training or measuring on them.", no_args_is_help=True)
+app.add_typer(data_app, name="data")
+
+
 DetectorName = Annotated[
     str, typer.Option("--detector", "-d", help="'embedded', an adapter directory, or a hub id owner/name.")
 ]
@@ -59,6 +64,30 @@ BackboneName = Annotated[
         help="Where to take the backbone from: a preset, a hub id or a directory. Default: as the adapter says."
     ),
 ]
+
+
+DataArgument = Annotated[
+    str | None,
+    typer.Option("--data", help="Labelled images: a manifest (CSV, Parquet), a folder, shards (.tar), hf:owner/name."),
+]
+RealFolders = Annotated[
+    list[Path] | None, typer.Option("--real", help="A folder of photographs, with --fake in place of --data.")
+]
+FakeFolders = Annotated[list[Path] | None, typer.Option("--fake", help="A folder of generated images.")]
+
+
+def data_source(data: str | None, real: list[Path] | None, fake: list[Path] | None) -> DataSource:
+    """What --data, or --real and --fake, name."""
+    if data is not None and (real or fake):
+        raise typer.BadParameter("--data excludes --real and --fake")
+    if data is not None:
+        return data
+    if not real or not fake:
+        raise typer.BadParameter("no images: give --data, or --real and --fake, which need each other")
+
+    from clipmole.data import Folders
+
+    return Folders(real=tuple(real), fake=tuple(fake))
 
 
 def remark(line: str) -> None:
@@ -265,20 +294,37 @@ def detect(
 def train(
     config: Annotated[Path, typer.Option("--config", "-c", help="A TOML file, such as those in configs/.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="The adapter directory to write.")],
-    manifest: Annotated[
-        Path | None, typer.Option(help="CSV: path,label,generator,split. Default: as the config says.")
+    data: DataArgument = None,
+    real: RealFolders = None,
+    fake: FakeFolders = None,
+    per_class: Annotated[
+        int | None, typer.Option(min=2, help="Training images of each class of the layout, drawn by the seed.")
     ] = None,
+    skip_unreadable: Annotated[
+        bool, typer.Option("--skip-unreadable", help="Leave out images that cannot be read, and list them.")
+    ] = False,
+    unpack_to: Annotated[str | None, typer.Option(help="Folder for images that cannot be read in place.")] = None,
+    unpack_gib: Annotated[float | None, typer.Option(min=0.001, help="Most GiB to unpack. Default: 20.")] = None,
     backbone: Annotated[str | None, typer.Option(help="Instead of the backbone that the config names.")] = None,
     seed: Annotated[int | None, typer.Option(help="Instead of the seed that the config names.")] = None,
 ) -> None:
-    """Train a detector from a manifest and write its adapter directory."""
+    """Train a detector on labelled images and write its adapter directory."""
+    source = data_source(data, real, fake) if data is not None or real or fake else None
     from clipmole.config import TrainConfig
     from clipmole.train import train as run
 
     settings = TrainConfig.from_toml(config)
-    changes = {key: value for key, value in {"backbone": backbone, "seed": seed}.items() if value is not None}
+    options = {
+        "backbone": backbone,
+        "seed": seed,
+        "per_class": per_class,
+        "skip_unreadable": skip_unreadable or None,
+        "unpack_to": unpack_to,
+        "unpack_gib": unpack_gib,
+    }
+    changes = {key: value for key, value in options.items() if value is not None}
     settings = TrainConfig.parse(settings.model_dump() | changes, "options")
-    run(settings, out, manifest=manifest, track=with_progress, say=remark)
+    run(settings, out, data=source, track=with_progress, say=remark)
     remark(f"wrote {out}")
     typer.echo(str(out))
 
@@ -286,14 +332,10 @@ def train(
 @app.command()
 def calibrate(
     detector: Annotated[str, typer.Argument(help="'embedded', an adapter directory, or a hub id owner/name.")],
-    data: Annotated[
-        str,
-        typer.Option(
-            help="Labelled images: a CSV path,label,generator,split, or a folder with 0_real and 1_fake. "
-            "With --real-only any folder of photographs."
-        ),
-    ],
     out: Annotated[Path, typer.Option("--out", "-o", help="The adapter directory to write.")],
+    data: DataArgument = None,
+    real: RealFolders = None,
+    fake: FakeFolders = None,
     real_only: Annotated[
         bool, typer.Option("--real-only", help="All are photographs: move the threshold for AI-generated alone.")
     ] = False,
@@ -311,15 +353,17 @@ def calibrate(
     """Set a detector's thresholds on your own images, and write a copy of it that uses them."""
     if real_only and (miss is not None or method is not None):
         raise typer.BadParameter("--real-only keeps the probability and the misses as they are: no --miss, no --method")
-    loose = real_only and os.path.isdir(data)
+    source = data_source(data, real, fake)
+    loose = real_only and data is not None and os.path.isdir(data)
     if split is not None and loose:
         raise typer.BadParameter("--split needs a manifest; a folder of photographs has no splits")
 
     from clipmole.calibrate import describe, recalibrate, recalibrate_on_photographs
-    from clipmole.data import read_data
+    from clipmole.data import Unpacking, read_data
 
+    how = Unpacking(say=remark)
     if real_only:
-        photographs = list(find_images([data])) if loose else read_data(data, split)
+        photographs = list(find_images([str(data)])) if loose else read_data(source, split, how=how)
         result = recalibrate_on_photographs(
             detector,
             photographs,
@@ -332,7 +376,7 @@ def calibrate(
     else:
         result = recalibrate(
             detector,
-            read_data(data, split),
+            read_data(source, split, how=how),
             out,
             max_false_alarm=false_alarm,
             max_miss=0.10 if miss is None else miss,
@@ -399,8 +443,13 @@ def command_line(context: typer.Context) -> str:
 @app.command()
 def evaluate(
     context: typer.Context,
-    data: Annotated[Path, typer.Option(help="A manifest CSV, or the folder that holds the protocol's data sets.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="The folder for scores and report; a killed run goes on.")],
+    data: Annotated[
+        str | None,
+        typer.Option(help="A manifest, folder, shards, hf:owner/name; or the folder of the protocol's data sets."),
+    ] = None,
+    real: RealFolders = None,
+    fake: FakeFolders = None,
     detector: Annotated[
         list[str] | None,
         typer.Option("--detector", "-d", help="embedded, a directory, a hub id, univfd:HEAD, hf:ID#CLASS, python:M:F."),
@@ -422,16 +471,19 @@ def evaluate(
 ) -> None:
     """Measure detectors on labelled images, side by side, and write a report."""
     names = name_scorers(detector or ["embedded"])
+    source = data_source(data, real, fake)
 
+    from clipmole.data import Unpacking
     from clipmole.evaluate import run_protocol
     from clipmole.protocol import load_protocol
 
     result = run_protocol(
         load_protocol(protocol),
         names,
-        data,
+        source,
         out,
         splits=split or (),
+        how=Unpacking(say=remark),
         conditions=conditions,
         backbones=name_backbones(backbone or [], names),
         resamples=resamples,
@@ -449,6 +501,34 @@ def evaluate(
         remark(f"not scored: {path}: {reason}" if path not in reason else f"not scored: {reason}")
     typer.echo(str(out / "report.html"))
     if result.failed:
+        raise typer.Exit(1)
+
+
+@data_app.command()
+def check(
+    source: Annotated[
+        str | None, typer.Argument(help="A manifest (CSV, Parquet), a folder, shards (.tar), hf:owner/name.")
+    ] = None,
+    real: RealFolders = None,
+    fake: FakeFolders = None,
+    split: Annotated[str | None, typer.Option(help="Images of one split. Default: all.")] = None,
+    json: Annotated[bool, typer.Option("--json", help="One JSON object, with every file named.")] = False,
+    seed: Annotated[int, typer.Option(min=0, help="Of the folds of the shortcut audit.")] = 0,
+    unpack_to: Annotated[Path | None, typer.Option(help="Folder for images that cannot be read in place.")] = None,
+    unpack_gib: Annotated[float, typer.Option(min=0.001, help="Most GiB to unpack.")] = 20.0,
+) -> None:
+    """Count, find unreadable and duplicate files, and see whether metadata alone give the classes away."""
+    named = data_source(source, real, fake)
+
+    from clipmole.audit import check_data
+    from clipmole.audit.text import report_lines
+    from clipmole.data import Unpacking, read_data
+
+    samples = read_data(named, split, unsplit="", how=Unpacking(unpack_to, unpack_gib, remark))
+    report = check_data(samples, seed, with_progress)
+    for line in [report.model_dump_json()] if json else report_lines(report):
+        typer.echo(line)
+    if report.problems:
         raise typer.Exit(1)
 
 

@@ -218,10 +218,18 @@ class AugmentConfig(Config):
 
 
 class TrainConfig(Config):
-    """One training run, from a manifest to an adapter directory."""
+    """One training run, from labelled images to an adapter directory."""
 
     backbone: str = Field(description="a preset, a hub id or a directory")
-    manifest: str | None = Field(None, description="CSV: path,label,generator,split")
+    data: str | None = Field(None, description="a manifest, a folder, shards, hf:owner/name: see data.read_data")
+    real: tuple[str, ...] = Field((), description="folders of photographs, in place of data, with fake")
+    fake: tuple[str, ...] = Field((), description="folders of generated images")
+    per_class: int | None = Field(
+        None, gt=1, description="training images of each class of the layout, half of them photographs; None: all"
+    )
+    skip_unreadable: bool = Field(False, description="leave out images that cannot be read, and record which")
+    unpack_to: str | None = Field(None, description="folder for images that cannot be read in place; None: a cache")
+    unpack_gib: float = Field(20.0, gt=0, description="most GiB to unpack")
     mole: MoLEConfig = MoLEConfig()
     preprocess: PreprocessConfig = PreprocessConfig()
     augment: AugmentConfig = AugmentConfig()
@@ -241,6 +249,10 @@ class TrainConfig(Config):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
+        if bool(self.real) != bool(self.fake):
+            raise ValueError(f"real={self.real}, fake={self.fake}: give folders of both")
+        if self.data is not None and self.real:
+            raise ValueError(f"data={self.data!r} and real={self.real}: give data, or real and fake, not all of them")
         if self.full_finetune and self.mole.adapts:
             raise ValueError("full_finetune trains the tower itself: set mole.shared_rank = 0, expert_ranks = []")
         if self.full_finetune and self.cached_views:

@@ -17,7 +17,7 @@ from typing import Any, Literal, cast
 import numpy as np
 
 from clipmole.augment import RGB
-from clipmole.data import data_digest, file_sha256, load_window, sample_rng
+from clipmole.data import DataSource, Unpacking, data_digest, file_sha256, load_window, sample_rng
 from clipmole.environment import environment
 from clipmole.errors import ConfigError, DataError, ImageError
 from clipmole.figures import MAIN, report_table
@@ -190,10 +190,11 @@ def evaluate(
 def run_protocol(
     protocol: Protocol,
     specs: Mapping[str, str],
-    data: Path,
+    data: DataSource,
     out: Path,
     *,
     splits: Sequence[str] = (),
+    how: Unpacking | None = None,
     conditions: str | None = None,
     backbones: Mapping[str, str] | None = None,
     resamples: int = 1000,
@@ -209,8 +210,9 @@ def run_protocol(
 
     Args:
         specs: short name -> what `load_scorer` takes.
-        data: a manifest, or the folder with the protocol's data sets.
+        data: whatever `read_data` takes, or the folder with the protocol's data sets.
         splits: of a manifest, instead of the protocol's.
+        how: of the data that have to be unpacked.
         conditions: a preset or a file, instead of the protocol's.
         backbones: short name -> where its backbone comes from, if not from where the detector says.
         command: printed in the report as the way to make it again.
@@ -218,7 +220,7 @@ def run_protocol(
     Data sets that are not there are named in the report, and the others are measured. Raises `DataError` if none
     is there, and what `evaluate`, `load_scorer` and `write_report` raise.
     """
-    sets, missing = find_sets(protocol, data, splits)
+    sets, missing = find_sets(protocol, data, splits, how)
     if not sets:
         raise DataError(f"{data}: none of the data sets is there: " + "; ".join(missing[:3]))
     settings = {"device": device, "precision": precision, "batch size": batch_size}

@@ -16,7 +16,7 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from clipmole.config import Config
-from clipmole.data import CAMERA, limit_samples, read_data, read_folder
+from clipmole.data import CAMERA, DataSource, Folders, Unpacking, limit_samples, read_data, read_folder
 from clipmole.errors import ConfigError, DataError
 from clipmole.presets import load_preset
 from clipmole.records import PublishedFigure, Sample
@@ -100,27 +100,27 @@ def load_protocol(name: str | Path) -> Protocol:
 
 
 def find_sets(
-    protocol: Protocol, root: str | Path, splits: Sequence[str] = ()
+    protocol: Protocol, root: DataSource, splits: Sequence[str] = (), how: Unpacking | None = None
 ) -> tuple[dict[str, list[Sample]], list[str]]:
     """The sets that can be measured, name -> samples in a fixed order, and one line for each that cannot.
 
     Args:
-        root: the folder with the data sets; of a protocol without sets, a manifest or one folder of images.
+        root: the folder with the data sets; of a protocol without sets, whatever `read_data` takes.
         splits: of a manifest, in place of the protocol's own.
+        how: of the data that have to be unpacked.
 
     A set needs photographs and generated images. The line on one that is not there, or that lies otherwise than
     it should, says so, what is expected, and where its owners publish it. Raises `DataError` if `root` is not
     there, or if it is no data set where it should be one; `ConfigError` for `splits` of a protocol with sets.
     """
-    root = Path(root)
-    if not root.exists():
+    if protocol.sets and (isinstance(root, Folders) or not Path(root).exists()):
         raise DataError(f"{root}: there is no such file or folder; give the folder that holds the data sets")
     if protocol.sets and splits:
         raise ConfigError(f"splits {', '.join(splits)}: {protocol.title} fixes its own; leave them out")
     found: dict[str, list[Sample]] = {}
     missing: list[str] = []
     if not protocol.sets:
-        everything = read_data(root)
+        everything = read_data(root, how=how)
         there = ", ".join(sorted({sample.split for sample in everything}))
         for split in splits or protocol.splits:
             samples = [sample for sample in everything if sample.split == split]
@@ -132,7 +132,7 @@ def find_sets(
     for each in protocol.sets:
         owner = protocol.owners[each.owner]
         try:
-            found[each.name] = limit_samples(_read_set(each, owner, root), protocol.limit, protocol.seed)
+            found[each.name] = limit_samples(_read_set(each, owner, Path(str(root))), protocol.limit, protocol.seed)
         except DataError as error:
             layout = owner.layout.format(folder=each.folders[0], photographs=each.photographs)
             missing.append(f"{each.name}: {error}; expected {layout} below {root}; published at {owner.publishes}")

@@ -1,6 +1,6 @@
-"""A manifest and a configuration -> an adapter directory: one loop, the best epoch by validation.
+"""Labelled images and a configuration -> an adapter directory: one loop, the best epoch by validation.
 
-In: `TrainConfig` and a manifest with the splits train, val and, for calibrated verdicts, calibration. Out: an
+In: `TrainConfig` and images of the splits train, val and, for calibrated verdicts, calibration. Out: an
 adapter directory with weights, calibration, `train.json` and a model card. It never reads other splits. It
 knows nothing of terminals: progress goes to the `track` and `say` that it is given.
 """
@@ -26,7 +26,8 @@ from clipmole.augment import augment
 from clipmole.calibrate import calibrate
 from clipmole.calibration import Calibration
 from clipmole.config import PreprocessConfig, TrainConfig
-from clipmole.data import data_digest, labels_of, load_window, read_manifest, sample_rng, take_split, windows
+from clipmole.data import DataSource, labels_of, load_window, sample_rng, windows
+from clipmole.data.training import training_data
 from clipmole.detect import Detector
 from clipmole.environment import environment
 from clipmole.errors import ConfigError, DataError
@@ -239,7 +240,7 @@ def train(
     config: TrainConfig,
     out: str | Path,
     *,
-    manifest: str | Path | None = None,
+    data: DataSource | None = None,
     backbone: Backbone | None = None,
     track: Track = untracked,
     say: Callable[[str], None] = _silent,
@@ -248,28 +249,17 @@ def train(
 
     Args:
         out: the adapter directory; an older one is replaced as a whole at the end, and only then.
-        manifest: instead of `config.manifest`.
+        data: instead of what the configuration names.
         backbone: instead of loading `config.backbone`; its tower is changed in place.
         track: wraps the batches of an epoch, given a description and their number (a progress bar).
         say: gets a line an epoch.
 
-    Returns the trained detector, calibrated if the manifest has a calibration split.
+    Returns the trained detector, calibrated if there is a calibration split.
     Raises `DataError`, `ConfigError`, `WeightsError` or `CheckpointError` before any training where it can.
     """
     check_target(out)
-    source = manifest or config.manifest
-    if source is None:
-        raise ConfigError("no manifest: set manifest in the configuration or give --manifest")
-    samples = read_manifest(source)
-    train_set, val_set = take_split(samples, "train"), take_split(samples, "val")
-    calibration_set = [sample for sample in samples if sample.split == "calibration"]
-    if calibration_set:
-        take_split(samples, "calibration")
-    used = [*train_set, *val_set, *calibration_set]
-    missing = [sample.path for sample in used if not sample.path.is_file()]
-    if missing:
-        raise DataError(f"{source}: {len(missing)} of {len(used)} files are missing, such as {missing[0]}")
-    digest = data_digest(used)
+    chosen = training_data(config, data, track=track, say=say)
+    train_set, val_set, calibration_set = chosen.train, chosen.val, chosen.calibration
 
     torch.manual_seed(config.seed)
     loaded = backbone or load_backbone(config.backbone)
@@ -288,13 +278,7 @@ def train(
     record: dict[str, Any] = {
         "config": config.model_dump(mode="json"),
         "backbone": {"id": loaded.id, "revision": loaded.revision, "sha256": loaded.sha256},
-        "data": {
-            "digest": digest,
-            "train": len(train_set),
-            "val": len(val_set),
-            "calibration": len(calibration_set),
-            "generators": sorted({sample.generator for sample in train_set if sample.label}),
-        },
+        "data": chosen.record,
         "trained_parameters": count,
         "tower_parameters": total,
         "best_epoch": best,

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from clipmole.errors import ImageError
-from clipmole.images import load_image
+from clipmole.data import load_sample
+from clipmole.errors import DataError, ImageError
 from clipmole.records import Sample
 from clipmole.report.content import MINUS, Content, probabilities
 from clipmole.report.page import Block, Drawings, Heading, element
@@ -58,8 +58,8 @@ def worst(content: Content) -> list[Block]:
 def thumbnail(sample: Sample) -> dict[str, str] | None:
     """Attributes of a small JPEG without the file's metadata, as a data URI; None if it cannot be read any more."""
     try:
-        image = load_image(sample.path)
-    except ImageError:
+        image = load_sample(sample)
+    except (ImageError, DataError):
         return None
     image.thumbnail((THUMBNAIL, THUMBNAIL))
     image.info.clear()

@@ -1,0 +1,154 @@
+"""A labelled sample -> its bytes and its pixels under a condition; draws and digests that depend on content alone.
+
+In: `Sample` records, whose images are files or lie inside shards and tables. Out: windows, labels, digests, parts of
+a list of samples. It knows nothing of how data sets are laid out, of crops, networks or metrics.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from clipmole.augment import RGB
+from clipmole.errors import ConfigError, DataError
+from clipmole.images import load_image
+from clipmole.perturb import Condition, apply, load_conditions
+from clipmole.records import Sample
+
+Variant = Literal["as stored", "equalised"]
+VARIANTS: tuple[Variant, ...] = ("as stored", "equalised")
+
+CAMERA = "camera"  # generator of photographs
+UNNAMED = "unnamed"  # generator of generated images whose source names none
+IGNORE = "ignore_bottom_px"
+
+
+def take_split(samples: Sequence[Sample], split: str) -> list[Sample]:
+    """The samples of one split, which must hold photographs and generated images."""
+    chosen = [sample for sample in samples if sample.split == split]
+    ai = sum(sample.label for sample in chosen)
+    if not 0 < ai < len(chosen):
+        raise DataError(
+            f"split {split!r} holds {len(chosen) - ai} photographs (label 0) and {ai} generated images (label 1); "
+            f"it needs both. The splits there are: {', '.join(sorted({sample.split for sample in samples}))}"
+        )
+    return chosen
+
+
+def limit_samples(samples: Sequence[Sample], limit: int | None, seed: int = 0) -> list[Sample]:
+    """At most `limit` samples of each class and generator, in the order of `samples`; None: all.
+
+    Which ones depends on `seed` and the files' names alone, not on their order or on the other files: those whose
+    seeded hash of the name is smallest. So a larger limit keeps what a smaller one took.
+    """
+    if limit is None:
+        return list(samples)
+
+    def draw(sample: Sample) -> tuple[bytes, str]:
+        return hashlib.sha256(f"{seed}\0{sample.path.name}".encode()).digest(), sample.path.as_posix()
+
+    taken: Counter[tuple[int, str]] = Counter()
+    chosen = set()
+    for sample in sorted(samples, key=draw):
+        taken[sample.label, sample.generator] += 1
+        if taken[sample.label, sample.generator] <= limit:
+            chosen.add(sample.path)
+    return [sample for sample in samples if sample.path in chosen]
+
+
+def read_bytes(sample: Sample) -> bytes:
+    """The bytes of the sample's image file as they were stored, wherever they lie. Raises `DataError`."""
+    place = sample.inside
+    file = place.file if place else sample.path
+    try:
+        with file.open("rb") as opened:
+            if place is None:
+                return opened.read()
+            opened.seek(place.offset)
+            data = opened.read(place.size)
+    except OSError as error:
+        raise DataError(f"{sample.path}: cannot be read: {error.strerror}") from error
+    if len(data) < place.size:
+        raise DataError(f"{sample.path}: {file} ends before it; fetch that file again")
+    return data
+
+
+def load_sample(sample: Sample) -> Image.Image:
+    """The sample's whole image, upright RGB. Raises `ImageError` if it cannot be read, `DataError` of its container."""
+    if sample.inside is None:
+        return load_image(sample.path)
+    return load_image(read_bytes(sample), name=str(sample.path))
+
+
+def load_window(sample: Sample) -> RGB:
+    """The sample's pixels (H, W, 3) uint8, without the rows that hold a visible mark.
+
+    Raises `ImageError` if it cannot be read, `DataError` if no row would be left.
+    """
+    image = load_sample(sample)
+    height = image.height - sample.ignore_bottom_px
+    if height < 1:
+        raise DataError(f"{sample.path}: {IGNORE} {sample.ignore_bottom_px} leaves nothing of {image.height} rows")
+    return np.asarray(image)[:height]
+
+
+def sample_rng(seed: int, *keys: int | str) -> np.random.Generator:
+    """A generator that depends on `seed` (0 or more) and `keys` alone, not on order, workers or earlier draws."""
+    text = "\0".join(map(str, keys))
+    words = np.frombuffer(hashlib.sha256(text.encode()).digest(), dtype="<u4")
+    return np.random.default_rng([seed, *words.tolist()])
+
+
+def labels_of(samples: Iterable[Sample]) -> NDArray[np.int64]:
+    """Labels (n,), 1 = AI-generated."""
+    return np.array([sample.label for sample in samples], dtype=np.int64)
+
+
+def file_sha256(sample: Sample) -> str:
+    """sha256 of the sample's file, hexadecimal. Raises `DataError` if it cannot be read."""
+    return hashlib.sha256(read_bytes(sample)).hexdigest()
+
+
+def sample_lines(samples: Iterable[Sample], digests: Iterable[str] | None = None) -> list[str]:
+    """A line a sample, in their order: sha256 of its file's content, label, generator, split and ignored rows.
+
+    `digests` are the files' sha256 in the order of `samples`, where they are known already.
+    """
+    chosen = list(samples)
+    known = map(file_sha256, chosen) if digests is None else digests
+    return [
+        f"{sha} {s.label} {s.generator} {s.split} {s.ignore_bottom_px}" for sha, s in zip(known, chosen, strict=True)
+    ]
+
+
+def data_digest(samples: Iterable[Sample]) -> str:
+    """sha256 over the samples' `sample_lines`, whatever their order and place."""
+    return lines_digest(sample_lines(samples))
+
+
+def lines_digest(lines: Iterable[str]) -> str:
+    """`data_digest` of samples by their `sample_lines`."""
+    return hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest()
+
+
+def windows(samples: Iterable[Sample], condition: Condition | Variant, seed: int = 0) -> Iterator[RGB]:
+    """The samples' pixels under a condition, or under a standard one by its name, one after the other.
+
+    What a condition draws for a sample depends on `seed` and its file's content alone. So every detector that is
+    compared sees the same pixels, wherever the files lie, and names that differ between the classes (all
+    photographs `photo.jpg`, all generated images `output.png`) do not become qualities that do.
+    """
+    if not isinstance(condition, Condition):
+        standard = {each.name: each for each in load_conditions("default")}
+        if condition not in standard:
+            raise ConfigError(f"condition {condition!r}: must be one of {', '.join(standard)}")
+        condition = standard[condition]
+    for sample in samples:
+        rgb = load_window(sample)
+        yield apply(condition, rgb, sample_rng(seed, file_sha256(sample))) if condition.steps else rgb

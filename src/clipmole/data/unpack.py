@@ -1,0 +1,120 @@
+"""Images inside tables, archives and streams -> files with their original bytes, in one folder of bounded size.
+
+In: bytes with what is known of them, from a source that cannot be read at random. Out: samples whose images are
+files. What is unpacked once is read again from the folder's own list, without the source. Bytes are written as they
+are, never decoded. It knows nothing of where they come from.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from clipmole.errors import DataError
+from clipmole.images import IMAGE_EXTENSIONS
+from clipmole.records import Sample
+
+LIST = "samples.jsonl"
+GIB = 2**30
+
+
+def default_folder() -> Path:
+    """`$CLIPMOLE_CACHE/data`, else `~/.cache/clipmole/data`."""
+    return Path(os.environ.get("CLIPMOLE_CACHE") or Path.home() / ".cache" / "clipmole") / "data"
+
+
+@dataclass(frozen=True)
+class Unpacking:
+    """Where original bytes may be unpacked to, and how many.
+
+    Attributes:
+        folder: holds one folder a source; None: `default_folder()`.
+        gib: most GiB of one source.
+        say: gets the announcement before anything is written, and a line at the end.
+    """
+
+    folder: Path | None = None
+    gib: float = 20.0
+    say: Callable[[str], None] = lambda _line: None
+
+
+def unpack(source: str, identity: str, images: Iterable[tuple[bytes, dict[str, Any]]], how: Unpacking) -> list[Sample]:
+    """Samples of `images`, (bytes, fields of `Sample` but the path), written to a folder of the source's own.
+
+    Args:
+        source: what to call it in messages.
+        identity: whatever tells this source's content from another's; a source that was unpacked whole under it
+            before is taken from the folder.
+        images: read once, and not at all where the folder is whole.
+
+    A run that was stopped begins anew and writes only what is not there. Raises `DataError` if the limit would be
+    passed or the folder cannot be written; what is written stays.
+    """
+    folder = (how.folder or default_folder()) / hashlib.sha256(identity.encode()).hexdigest()[:16]
+    index = folder / LIST
+    if index.is_file():
+        how.say(f"{source}: taken from {folder}, where it was unpacked before; delete that folder to read it anew")
+        return _listed(index)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(folder).free / GIB
+        how.say(
+            f"{source}: unpacking the original bytes to {folder}, at most {how.gib:g} GiB ({free:.1f} GiB are free)"
+        )
+        rows: list[dict[str, Any]] = []
+        total = 0
+        for data, fields in images:
+            total += len(data)
+            if total > how.gib * GIB:
+                raise DataError(
+                    f"{source}: more than {how.gib:g} GiB after {len(rows)} images; allow more with --unpack-gib, or "
+                    "take the first images only: ?take=..."
+                )
+            name = f"{len(rows):08d}-{hashlib.sha256(data).hexdigest()[:16]}{_extension(data)}"
+            if not (folder / name).is_file():  # a name stands for its content, and appears when that is whole
+                _write(folder / name, data)
+            rows.append({"path": name, **fields})
+        _write(index, "".join(json.dumps(row) + "\n" for row in rows).encode())
+    except OSError as error:
+        raise DataError(
+            f"{folder}: cannot be written: {error.strerror}; free space, or name another: --unpack-to"
+        ) from error
+    how.say(f"{source}: {len(rows)} images, {total / GIB:.2f} GiB")
+    return _listed(index)
+
+
+def _listed(index: Path) -> list[Sample]:
+    try:
+        rows = [json.loads(line) for line in index.read_text(encoding="utf-8").splitlines()]
+        return [Sample.model_validate(row | {"path": index.parent / row["path"]}) for row in rows]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{index}: is damaged; delete the folder {index.parent} to unpack it anew") from error
+
+
+def _write(path: Path, data: bytes) -> None:
+    """The whole file or none."""
+    part = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        part.write_bytes(data)
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _extension(data: bytes) -> str:
+    """The ending that the bytes' format has; ".bin" for what is no image, which is found out when it is read."""
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            ending = {"JPEG": ".jpg", "MPO": ".jpg", "TIFF": ".tif"}.get(image.format or "", f".{image.format}".lower())
+    except Exception:  # hostile bytes fail in many ways
+        return ".bin"
+    return ending if ending in IMAGE_EXTENSIONS else ".bin"
