@@ -1,7 +1,7 @@
 """Labelled images: a manifest file or a folder -> samples, and a sample -> its window.
 
-In: a CSV with the columns path, label, generator, split (and, if there, ignore_bottom_px and group; others are
-left alone), or a folder laid out as CNNSpot, UnivFD or GenImage are. Out: `Sample` records, and their pixels
+In: a CSV with the columns path, label, generator, split (and, if there, ignore_bottom_px, group and source; others
+are left alone), or a folder laid out as CNNSpot, UnivFD or GenImage are. Out: `Sample` records, and their pixels
 under a condition. It knows nothing of crops, networks or metrics.
 """
 
@@ -28,6 +28,7 @@ from clipmole.records import Sample
 COLUMNS = ("path", "label", "generator", "split")
 IGNORE = "ignore_bottom_px"
 GROUP = "group"
+SOURCE = "source"
 
 Variant = Literal["as stored", "equalised"]
 VARIANTS: tuple[Variant, ...] = ("as stored", "equalised")
@@ -153,7 +154,7 @@ def _sample(row: dict[str, str], manifest: Path, line: int) -> Sample:
     """The sample of one line; the fields of a short line are None, the excess of a long one stands under None."""
     if None in row:
         raise DataError(f"{manifest}, line {line}: more fields than the first line; quote a path that holds a comma")
-    fields = {column: row.get(column) or "" for column in (*COLUMNS, IGNORE, GROUP)}
+    fields = {column: row.get(column) or "" for column in (*COLUMNS, IGNORE, GROUP, SOURCE)}
     fields |= {column: text.strip() for column, text in fields.items() if column != "path"}
     for column in COLUMNS:
         if not fields[column]:
@@ -171,6 +172,7 @@ def _sample(row: dict[str, str], manifest: Path, line: int) -> Sample:
                 "split": fields["split"],
                 IGNORE: fields[IGNORE] or 0,
                 GROUP: fields[GROUP],
+                SOURCE: fields[SOURCE],
             }
         )
     except ValidationError as error:
@@ -245,9 +247,18 @@ def file_sha256(sample: Sample) -> str:
         raise DataError(f"{sample.path}: cannot be read: {error.strerror}") from error
 
 
+def sample_lines(samples: Iterable[Sample]) -> list[str]:
+    """A line a sample, in their order: sha256 of its file's content, label, generator, split and ignored rows."""
+    return [f"{file_sha256(s)} {s.label} {s.generator} {s.split} {s.ignore_bottom_px}" for s in samples]
+
+
 def data_digest(samples: Iterable[Sample]) -> str:
-    """sha256 over each sample's file content, label, generator, split and ignored rows, whatever order and place."""
-    lines = [f"{file_sha256(s)} {s.label} {s.generator} {s.split} {s.ignore_bottom_px}" for s in samples]
+    """sha256 over the samples' `sample_lines`, whatever their order and place."""
+    return lines_digest(sample_lines(samples))
+
+
+def lines_digest(lines: Iterable[str]) -> str:
+    """`data_digest` of samples by their `sample_lines`."""
     return hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest()
 
 

@@ -41,6 +41,7 @@ class Sample(Record):
         split: the part of the data set that it belongs to.
         ignore_bottom_px: rows at the lower edge that hold a visible mark and are never looked at.
         group: images of one group show the same scene or prompt and are not independent; "": its own.
+        source: collection that it was taken from; "": not known.
     """
 
     path: Path
@@ -49,6 +50,7 @@ class Sample(Record):
     split: str
     ignore_bottom_px: int = Field(0, ge=0)
     group: str = ""
+    source: str = ""
 
 
 class Thresholds(Record):
