@@ -129,7 +129,7 @@ def test_a_full_disk_leaves_the_state_that_was_there(tmp_path: Path) -> None:
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, before[1]))
     try:
-        with pytest.raises(CheckpointError, match="cannot be written: .*free space"):
+        with pytest.raises(CheckpointError, match=r"cannot be written: .*free space"):
             save_state(path, {"a": torch.ones(100_000)}, {"epoch": 2})
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)

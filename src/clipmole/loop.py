@@ -27,7 +27,7 @@ from clipmole.cache import PrefixCache
 from clipmole.config import PreprocessConfig, TrainConfig
 from clipmole.data import labels_of, windows
 from clipmole.detect import Detector
-from clipmole.errors import CheckpointError, ConfigError
+from clipmole.errors import CheckpointError, TrainingDiverged
 from clipmole.figures import mean_generator_ap
 from clipmole.models.detector import MoLEDetector
 from clipmole.models.mole import balance_loss
@@ -167,7 +167,7 @@ class Run:
             rate = set_learning_rate(self.optimizer, self.config, step, self.steps * self.config.epochs)
             loss = sum(self._part(next(inputs), part) for part in parts)
             if not math.isfinite(loss):
-                raise ConfigError(
+                raise TrainingDiverged(
                     f"the training loss is not finite; lower learning_rate ({self.config.learning_rate:g})"
                 )
             self.team.clip(list(self.trained.values()), self.config.clip_norm)
