@@ -39,8 +39,8 @@ def training_page(record: dict[str, Any], report: EvaluationReport, table: Score
         f"{record['trained_parameters']:,} trained parameters on {record['backbone']['id']} "
         f"({record['tower_parameters']:,}); {minutes:.1f} minutes of epochs.",
         Note(
-            "The epoch was chosen by its figure on these validation images, and where the settings were, they too "
-            "flatter it. Expect less on other images, and measure it on images that played no part: clipmole evaluate."
+            "The epoch was chosen by its figure on these validation images, and perhaps the settings were as well, "
+            "which flatters it. Expect less on others; clipmole evaluate measures it on images that played no part."
         ),
     ]
     sections = [
@@ -58,14 +58,14 @@ def training_page(record: dict[str, Any], report: EvaluationReport, table: Score
 def curve_charts(curve: Sequence[dict[str, Any]], best: int) -> list[Block]:
     """Losses, validation and learning rate over the epochs."""
     charts = [
-        chart(curve, [("loss", "training loss")], "cross-entropy, nats"),
-        chart(curve, [("val_ap", "AP"), ("val_mean_generator_ap", "mean AP over generators")], "validation, %", True),
-        chart(curve, [("balance_loss", "balance loss")], "balance loss"),
-        chart(curve, [("learning_rate", "learning rate")], "learning rate"),
+        chart(curve, [("loss", "training loss")]),
+        chart(curve, [("val_ap", "AP"), ("val_mean_generator_ap", "mean AP over generators")], True),
+        chart(curve, [("balance_loss", "balance loss")]),
+        chart(curve, [("learning_rate", "learning rate")]),
     ]
     drawn = [
-        (charts[0], "Training loss"),
-        (charts[1], "Validation, equalised: AP, and its mean over generators (dashed)"),
+        (charts[0], "Training loss: cross-entropy, nats"),
+        (charts[1], "Validation, equalised, percent: AP, and its mean over generators (dashed)"),
         (charts[2], "Balance loss: 1 if all experts are used alike"),
         (charts[3], "Learning rate of LoRAs, routers and head, at the end of the epoch"),
     ]
@@ -86,25 +86,23 @@ def curve_charts(curve: Sequence[dict[str, Any]], best: int) -> list[Block]:
     return [Drawings(drawn), shown]
 
 
-def chart(
-    curve: Sequence[dict[str, Any]], keys: Sequence[tuple[str, str]], label: str, percent: bool = False
-) -> Element:
-    """Lines over the epochs of values that every epoch has."""
+def chart(curve: Sequence[dict[str, Any]], keys: Sequence[tuple[str, str]], percent: bool = False) -> Element:
+    """Lines over the epochs of values that every epoch has, each a key and what it is called."""
     lines = [
         plots.Line(i, [e["epoch"] + 1 for e in curve], [e[key] for e in curve], marked=len(curve) < 2)
         for i, (key, _) in enumerate(keys)
     ]
-    last = "; ".join(f"{text} {curve[-1][key]:.4g} at the end" for key, text in keys)
-    return over_epochs(lines, label, f"{label} over the epochs: {last}", percent)
+    last = "; ".join(f"{called} {curve[-1][key]:.4g} at the end" for key, called in keys)
+    return over_epochs(lines, f"Over the epochs: {last}", percent)
 
 
-def over_epochs(lines: Sequence[plots.Line], label: str, words: str, percent: bool = False) -> Element:
-    """A chart whose x axis counts epochs."""
+def over_epochs(lines: Sequence[plots.Line], words: str, percent: bool = False) -> Element:
+    """A chart whose x axis counts epochs; what the y axis is stands in the caption, as its numbers may be long."""
     values = [y for line in lines for y in line.y if math.isfinite(y)] or [0.0]
     low, high = min(values), max(values)
     room = (high - low) * 0.05 or max(abs(high) * 0.05, 1e-6)
     top = min(high + room, 1.0) if percent else high + room
-    y_axis = plots.even_axis(label, max(0.0, low - room), top, 4, percent)
+    y_axis = plots.even_axis("", max(0.0, low - room), top, 4, percent)
     epochs = max(len(line.x) for line in lines)
     step = max(1, math.ceil(epochs / TICKS))
     ticks = [(float(x), str(x)) for x in range(1, epochs + 1, step)]
@@ -123,15 +121,13 @@ def gate_charts(curve: Sequence[dict[str, Any]], blocks: Sequence[int], best: di
             plots.Line(i, epochs, [e["gates"][row][i] for e in curve], marked=len(curve) < 2) for i in range(experts)
         ]
         words = "; ".join(f"expert {i + 1} {100 * g:.1f} %" for i, g in enumerate(best["gates"][row]))
-        drawn.append(
-            (over_epochs(lines, "mean gate, %", f"Block {block}, in the epoch kept: {words}", True), f"Block {block}")
-        )
+        drawn.append((over_epochs(lines, f"Block {block}, in the epoch kept: {words}", True), f"Block {block}"))
     names = [element("li", plots.swatch(i), f"expert {i + 1}") for i in range(experts)]
     return [
         element("ul", *names, class_="legend", aria_label="Experts"),
         Drawings(drawn),
-        "Mean gate of each expert over all tokens of an epoch's training images. The gates of a token sum to 100 %; "
-        f"with {experts} experts that are used alike each has {100 / experts:.3g} %.",
+        "Mean gate of each expert over all tokens of an epoch's training images, percent. The gates of a token sum to "
+        f"100; {experts} experts that are used alike have {100 / experts:.3g} each.",
     ]
 
 
