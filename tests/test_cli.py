@@ -15,6 +15,7 @@ import torch
 from tiny import CALIBRATION, PREPROCESS, encoded, picture, tiny_backbone, tiny_network, write_corpus
 
 import clipmole
+from clipmole.cli import rate
 from clipmole.detect import Detector
 from clipmole.models.backbone import save_tower
 from clipmole.models.checkpoint import save_adapter
@@ -202,3 +203,7 @@ def test_train_then_detect(tmp_path: Path) -> None:
     scored = run("detect", str(tmp_path / "corpus"), "--json", *names)
     assert scored.returncode == 0, scored.stderr
     assert len(json_lines(scored)) == 16
+
+
+def test_a_rate_is_said_as_a_person_reads_it() -> None:
+    assert [rate(s) for s in (None, 0, 0.25, 1, 12.34)] == ["", "", "4.0 s each", "1.0/s", "12.3/s"]

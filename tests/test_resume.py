@@ -7,7 +7,9 @@ import os
 import random
 import resource
 import signal
+import subprocess
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import processes
@@ -135,6 +137,32 @@ def test_a_full_disk_leaves_the_state_that_was_there(tmp_path: Path) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert os.listdir(tmp_path) == ["state.safetensors"]
     assert (load_state(path) or ({}, {}))[1] == {"epoch": 1}
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 64 kB."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(place)]
+    try:
+        done = subprocess.run(command, capture_output=True, check=False).returncode == 0
+    except OSError:
+        done = False
+    if not done:
+        pytest.skip("may not mount a small tmpfs here; a limit on the size of files stands in for it in other tests")
+    yield place
+    subprocess.run(["umount", "--lazy", str(place)], check=False)
+
+
+def test_a_disk_that_is_really_full_leaves_the_state_that_was_there(small_disk: Path) -> None:
+    path = small_disk / "run" / "state.safetensors"
+    save_state(path, {"a": torch.ones(5_000)}, {"epoch": 1})  # 20 kB
+    with pytest.raises(CheckpointError, match=r"cannot be written: .*free space"):
+        save_state(path, {"a": torch.ones(15_000)}, {"epoch": 2})
+    assert os.listdir(path.parent) == ["state.safetensors"]
+    tensors, facts = load_state(path) or ({}, {})
+    assert (len(tensors["a"]), facts) == (5_000, {"epoch": 1})
 
 
 def test_a_run_on_a_full_disk_can_be_finished_once_there_is_room(
