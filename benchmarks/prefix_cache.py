@@ -113,7 +113,7 @@ class Loop:
         self.run.at.step, self.run.at.epoch = 0, 0
         with ScalarLog(None, 0, quiet) as log:
             began = time.perf_counter()
-            self.run._train_epoch(log)
+            self.run.train_epoch(log)
             return time.perf_counter() - began
 
 

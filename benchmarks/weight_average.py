@@ -67,7 +67,7 @@ def measure(config: TrainConfig, corpus: Path, place: Path) -> dict[str, Any]:
         raw = {n: p.detach().clone() for n, p in trained.items()}
         for key, weights in {"raw": raw, **{str(d): own for d, own in averages.items()}}.items():
             network.load_state_dict(weights, strict=False)
-            found[key].append(average_precision(labels, run._validate()))
+            found[key].append(average_precision(labels, run.validate()))
         network.load_state_dict(raw, strict=False)
 
     with ThreadPoolExecutor(2) as pool, tempfile.TemporaryDirectory() as folder:

@@ -173,6 +173,24 @@ def test_the_least_lately_used_files_make_room(tmp_path: Path, samples: list[Sam
     assert len(list(tmp_path.iterdir())) == 4
 
 
+def test_of_two_runs_that_write_the_same_the_slower_one_is_served_as_well(
+    tmp_path: Path, samples: list[Sample]
+) -> None:
+    alone, _ = build(tmp_path / "alone", samples)
+    inner: list[torch.Tensor] = []
+
+    def track(items: Iterable[Any], _description: str, _total: int) -> Iterator[Any]:
+        for item in items:
+            if not inner:  # another run begins, and ends, while this one computes its first view
+                inner.append(build(tmp_path / "shared", samples)[0])
+            yield item
+
+    outer, _ = build(tmp_path / "shared", samples, track=track)
+    assert torch.equal(alone, inner[0])
+    assert torch.equal(alone, outer)
+    assert [path.suffix for path in (tmp_path / "shared").iterdir()] == [".npy", ".npy"]
+
+
 def test_a_record_that_was_reserved_and_not_written_does_not_fit() -> None:
     record = np.zeros(1, dtype=np.dtype([("crc32", "<u4"), ("tokens", "<u2", (5, 24))]))[0]
     assert not cache_module.fits(record)

@@ -18,6 +18,7 @@ import shutil
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -113,7 +114,8 @@ class PrefixCache:
                 self._compute(network, samples, config, path, number, team, track)
                 found[path] = np.load(path, mmap_mode="r")
             elif team.leads:
-                os.utime(path)  # the least lately used go first
+                with suppress(OSError):  # a folder that may only be read
+                    os.utime(path)  # the least lately used go first
         self._views = [found[path] for path in paths]
 
     def read(self, batches: Iterable[Sequence[Item]]) -> Iterator[Tensor]:
@@ -200,7 +202,7 @@ class PrefixCache:
                 os.fsync(file.fileno())
             team.wait()
             if team.leads:
-                os.replace(partial, path)
+                publish(partial, path)
             team.wait()
         except OSError as error:
             raise DataError(_unwritable(path.parent, error)) from error
@@ -246,6 +248,15 @@ class PrefixCache:
 def fits(record: np.void) -> bool:
     """Whether a record's bits are those that were written; a reserved one's are not."""
     return zlib.crc32(record["tokens"].tobytes()) == int(record["crc32"])
+
+
+def publish(partial: Path, path: Path) -> None:
+    """Rename a file that is whole; where another run that wrote the same bytes was faster, that is as well."""
+    try:
+        os.replace(partial, path)
+    except FileNotFoundError:
+        if not path.exists():
+            raise
 
 
 def exists_partly(path: Path) -> bool:

@@ -141,7 +141,7 @@ class Run:
         first_step = self.at.epoch * self.steps + self.at.step
         with ScalarLog(self.log if self.team.leads else None, first_step, self.say) as log:
             while self.at.epoch < self.config.epochs and not self._patience_is_over():
-                self._train_epoch(log)
+                self.train_epoch(log)
                 self._close_epoch(log)
         if self._patience_is_over() and self.at.epoch < self.config.epochs:
             self.say(f"stopped: no better epoch for {self.config.patience}")
@@ -152,7 +152,7 @@ class Run:
         patience = self.config.patience
         return patience is not None and self.at.epoch - 1 - self.at.best >= patience and self.at.epoch > 0
 
-    def _train_epoch(self, log: ScalarLog) -> None:
+    def train_epoch(self, log: ScalarLog) -> None:
         """The steps of the epoch that are left."""
         at, size = self.at, self.config.batch_size
         items = epoch_items(self.train_set, at.epoch, self.config)
@@ -225,7 +225,7 @@ class Run:
         """Validate, enter the epoch into the curve, keep its weights if it is the best, and save."""
         at = self.at
         began = time.perf_counter()
-        scores = self._validate()
+        scores = self.validate()
         labels, generators = labels_of(self.val_set), np.array([sample.generator for sample in self.val_set])
         epoch = Epoch(
             epoch=at.epoch,
@@ -254,7 +254,7 @@ class Run:
         if self.team.leads:
             self._save()
 
-    def _validate(self) -> np.ndarray:
+    def validate(self) -> np.ndarray:
         """Logits of the validation images, every process its share."""
         crop = PreprocessConfig(mode="center_crop", crop_size=self.config.preprocess.crop_size)
         detector = Detector(self.network, crop, device=str(self.team.device), precision=self.config.precision)
