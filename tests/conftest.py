@@ -15,6 +15,14 @@ torch.set_num_threads(1)
 # A time limit for each example says how busy the machine is, not whether the code is right.
 settings.register_profile("clipmole", deadline=None, derandomize=True)
 settings.load_profile("clipmole")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """No test writes into the cache of the person who runs it."""
+    os.environ["CLIPMOLE_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
 SHARED = Path(__file__).resolve().parents[1].parent / "shared"
 
 

@@ -16,7 +16,7 @@ import typer
 from tiny import CALIBRATION, PREPROCESS, encoded, picture, tiny_backbone, tiny_network, write_corpus
 
 import clipmole
-from clipmole.cli import name_backbones
+from clipmole.cli import name_backbones, rate
 from clipmole.detect import Detector
 from clipmole.models.backbone import save_tower
 from clipmole.models.checkpoint import save_adapter
@@ -213,3 +213,7 @@ def test_a_backbone_is_for_every_detector_but_the_embedded_one_or_for_the_one_it
     assert name_backbones(["tiny", "b=other", "embedded=own"], specs) == {"a": "tiny", "b": "other", "embedded": "own"}
     with pytest.raises(typer.BadParameter, match="small: give NAME=BACKBONE for detectors embedded, a, b"):
         name_backbones(["tiny", "small"], specs)
+
+
+def test_a_rate_is_said_as_a_person_reads_it() -> None:
+    assert [rate(s) for s in (None, 0, 0.25, 1, 12.34)] == ["", "", "4.0 s each", "1.0/s", "12.3/s"]

@@ -214,23 +214,41 @@ class CSVRows:
         sys.stdout.flush()
 
 
+def rate(per_second: float | None) -> str:
+    """How fast it goes, as a person reads it: "12.3/s", or "4.1 s each" where it is slow; "" if it is not known."""
+    if not per_second:
+        return ""
+    return f"{per_second:.1f}/s" if per_second >= 1 else f"{1 / per_second:.1f} s each"
+
+
 def with_progress(results: Iterable[Any], description: str, total: int | None = None) -> Iterator[Any]:
-    """Pass `results` on under a progress bar on stderr, which is gone in the end; nothing if it is no terminal."""
+    """Pass `results` on under a progress bar on stderr, which is gone in the end; nothing if it is no terminal.
+
+    It shows how many are done, how many a second, and the time spent and remaining.
+    """
     from rich.console import Console
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
         Progress,
+        ProgressColumn,
+        Task,
         TextColumn,
         TimeElapsedColumn,
         TimeRemainingColumn,
     )
+    from rich.text import Text
+
+    class Rate(ProgressColumn):
+        def render(self, task: Task) -> Text:
+            return Text(rate(task.finished_speed or task.speed))
 
     console = Console(stderr=True)
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
+        Rate(),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
@@ -307,8 +325,15 @@ def train(
     unpack_gib: Annotated[float | None, typer.Option(min=0.001, help="Most GiB to unpack. Default: 20.")] = None,
     backbone: Annotated[str | None, typer.Option(help="Instead of the backbone that the config names.")] = None,
     seed: Annotated[int | None, typer.Option(help="Instead of the seed that the config names.")] = None,
+    cache_dir: Annotated[
+        Path | None, typer.Option(help="Of the prefix cache. Default: $CLIPMOLE_CACHE or ~/.cache/clipmole.")
+    ] = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Begin anew where an unfinished run would go on.")] = False,
 ) -> None:
-    """Train a detector on labelled images and write its adapter directory."""
+    """Train a detector on labelled images and write its adapter directory; a run that was killed goes on.
+
+    `accelerate launch -m clipmole.cli train ...` trains in several processes.
+    """
     source = data_source(data, real, fake) if data is not None or real or fake else None
     from clipmole.config import TrainConfig
     from clipmole.train import train as run
@@ -324,9 +349,10 @@ def train(
     }
     changes = {key: value for key, value in options.items() if value is not None}
     settings = TrainConfig.parse(settings.model_dump() | changes, "options")
-    run(settings, out, data=source, track=with_progress, say=remark)
-    remark(f"wrote {out}")
-    typer.echo(str(out))
+    run(settings, out, data=source, track=with_progress, say=remark, cache_dir=cache_dir, fresh=fresh)
+    if int(os.environ.get("RANK", "0")) == 0:  # the first of several processes writes
+        remark(f"wrote {out}")
+        typer.echo(str(out))
 
 
 @app.command()

@@ -235,11 +235,19 @@ class TrainConfig(Config):
     augment: AugmentConfig = AugmentConfig()
     full_finetune: bool = Field(False, description="train the whole tower as well")
     cached_views: int | None = Field(
-        None, gt=0, description="views of an image whose frozen prefix is kept in memory; None: a new view an epoch"
+        None, gt=0, description="views of an image whose frozen prefix is kept on disk; None: a new view an epoch"
+    )
+    cache_gib: float = Field(20.0, gt=0, description="most that the folder of the prefix cache may hold, GiB")
+    sampling: Literal["every", "classes", "sqrt", "generators"] = Field(
+        "every",
+        description="every: each image once an epoch; classes: as many photographs as generated images; sqrt and "
+        "generators: and of a class each generator (or source of photographs) by the root of its images, or alike",
     )
     epochs: int = Field(25, gt=0)
     patience: int | None = Field(None, gt=0, description="stop after so many epochs without a better val AP")
-    batch_size: int = Field(32, gt=0)
+    batch_size: int = Field(32, gt=0, description="images of an optimiser step, over all processes")
+    accumulation: int = Field(1, gt=0, description="parts that a batch is computed in, one after the other")
+    clip_norm: float = Field(1.0, gt=0, description="the gradient is scaled down to this norm")
     learning_rate: float = Field(1e-3, gt=0, description="of the LoRAs, routers and head")
     tower_learning_rate: float = Field(1e-4, gt=0, description="of the tower, with full_finetune")
     weight_decay: float = Field(0.01, ge=0)

@@ -4,6 +4,7 @@
     adapter.safetensors  what was trained: LoRAs, routers, head (and the tower, if it was fine-tuned)
     calibration.json     probability and thresholds; absent if the detector is not calibrated
     train.json           how it was trained; absent if it was not trained by clipmole
+    train.html           the same as a page, with images of the data: never uploaded; absent likewise
     README.md            model card
 
 A directory is written beside its place and renamed, so nobody ever reads a half-written one. No
@@ -37,11 +38,12 @@ from clipmole.models.backbone import PRESETS, Backbone, load_backbone
 from clipmole.models.detector import MoLEDetector
 
 FORMAT_VERSION = 1
-CONFIG, ADAPTER, CALIBRATION, TRAIN, CARD = (
+CONFIG, ADAPTER, CALIBRATION, TRAIN, PAGE, CARD = (
     "config.json",
     "adapter.safetensors",
     "calibration.json",
     "train.json",
+    "train.html",
     "README.md",
 )
 RECALIBRATED = "## Calibrated again"  # the heading of the model card's section on a later calibration
@@ -101,11 +103,13 @@ def save_adapter(
     train: dict[str, Any] | None = None,
     card: str | None = None,
     dtype: torch.dtype = torch.float32,
+    page: str | None = None,
 ) -> None:
     """Write an adapter directory, replacing an older one as a whole.
 
     Args:
         dtype: of the stored tensors; loading turns them into float32.
+        page: HTML about the training.
 
     Raises `CheckpointError` if `directory` exists and is not an adapter directory, or cannot be written.
     """
@@ -119,6 +123,7 @@ def save_adapter(
         CONFIG: config.model_dump_json(indent=2),
         CALIBRATION: calibration.model_dump_json(indent=2) if calibration else None,
         TRAIN: json.dumps(train, indent=2) if train else None,
+        PAGE: page,
         CARD: card,
     }
 

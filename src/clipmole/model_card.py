@@ -1,0 +1,58 @@
+"""The model card of a trained detector, as Markdown.
+
+In: the record of the run (`train.json`) and the calibration. Out: text: what it is, what it saw, what it must not be
+taken for. It measures nothing.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from clipmole.calibration import Calibration
+
+
+def model_card(record: dict[str, Any], calibration: Calibration | None) -> str:
+    """A model card (Markdown) of a training run: what it is, what it saw, what it must not be taken for."""
+    data, best = record["data"], record["curve"][record["best_epoch"]]
+    lines = [
+        "---",
+        "library_name: clipmole",
+        "tags: [ai-generated-image-detection, image-forensics]",
+        "---",
+        "# AI-generated image detector",
+        "",
+        f"A clipmole adapter on the frozen backbone `{record['backbone']['id']}` "
+        f"(weights sha256 `{record['backbone']['sha256'][:12]}...`).",
+        f"{record['trained_parameters']:,} parameters were trained; the tower has {record['tower_parameters']:,}.",
+        "",
+        "## Training",
+        f"- Data: {data['train']} training, {data['val']} validation and {data['calibration']} calibration images, "
+        f"digest `{data['digest'][:12]}...`.",
+        f"- Generators seen: {', '.join(data['generators'])}.",
+        f"- Best epoch {record['best_epoch'] + 1} of {len(record['curve'])}: validation AP {best['val_ap']:.3f} "
+        "on equalised windows. It was chosen by this figure, so expect less on other images.",
+        f"- Made on {record['environment']['date']} with clipmole {record['environment']['clipmole']}, "
+        f"torch {record['environment']['torch']}, on {record['environment']['cpu']}; all settings are in `train.json`.",
+        "",
+        "## Verdicts",
+    ]
+    if calibration is None:
+        lines.append("- Not calibrated: there was no calibration split, so it gives logits and no verdicts.")
+    else:
+        lines += [
+            f"- Calibrated on {calibration.real} photographs and {calibration.ai} generated images, "
+            f"{' and '.join(calibration.variants)}.",
+            f"- AI-generated above probability {calibration.thresholds.ai:.3f}: at most "
+            f"{calibration.max_false_alarm:.0%} of the calibration photographs. Real below "
+            f"{calibration.thresholds.real:.3f}: at most {calibration.max_miss:.0%} of its generated images. Between "
+            "them: uncertain.",
+            "- The probability holds for as many generated images as photographs, of the kinds it was calibrated on.",
+        ]
+    lines += [
+        "",
+        "## Limits",
+        "- A verdict is a likelihood, never a proof. Generators, cameras and edits that it has not seen, and strong "
+        "resizing or compression, make it wrong more often than the figures above say.",
+        "- Where the training images have restricted terms, so may have what was trained on them.",
+    ]
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,154 @@
+"""A finished training run -> one page: curves, use of the experts, validation, mistakes, and how it was made.
+
+In: the record of the run (`train.json`), and figures and scores of its validation images. Out: HTML. It measures
+nothing, and knows nothing of networks.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from typing import Any
+from xml.etree.ElementTree import Element
+
+from clipmole.records import EvaluationReport
+from clipmole.report import curves, mistakes, plots, tables
+from clipmole.report.content import Content, in_line, number
+from clipmole.report.page import Block, Cell, Drawings, Note, Section, Table, Value, element, html_page
+from clipmole.scores import ScoreTable
+
+TICKS = 6  # on the axis of epochs
+
+
+def training_page(record: dict[str, Any], report: EvaluationReport, table: ScoreTable) -> str:
+    """The page of a run; `report` and `table` are of its validation images under both standard conditions."""
+    content = Content(report, table, {}, {})
+    name, curve = content.names[0], record["curve"]
+    best = curve[record["best_epoch"]]
+    found = number(content.figure(name, content.sets[0], content.main[-1], "average_precision"))
+    verdict = (
+        f"{name}: average precision {in_line(found)} on the validation images, {content.main[-1]}, "
+        f"from epoch {record['best_epoch'] + 1} of {len(curve)}."
+    )
+    minutes = sum(epoch["seconds"] for epoch in curve) / 60
+    data = record["data"]
+    lead: list[Block] = [
+        element("p", verdict, class_="verdict"),
+        f"{data['train']:,} training images, {data['val']:,} for validation, {data['calibration']:,} for calibration; "
+        f"{record['trained_parameters']:,} trained parameters on {record['backbone']['id']} "
+        f"({record['tower_parameters']:,}); {minutes:.1f} minutes of epochs.",
+        Note(
+            "The epoch was chosen by its figure on these validation images, and perhaps the settings were as well, "
+            "which flatters it. Expect less on others; clipmole evaluate measures it on images that played no part."
+        ),
+    ]
+    sections = [
+        Section("curves", "Curves", curve_charts(curve, record["best_epoch"])),
+        Section("gates", "Use of the experts", gate_charts(curve, record.get("adapted_blocks", []), best)),
+        Section("generators", "Validation by generator", tables.by_generator(content)),
+        Section("validation", "Validation figures", tables.all_figures(content)),
+        Section("scores", "Scores by class", curves.histograms(content)),
+        Section("mistakes", "Worst mistakes in validation", mistakes.worst(content)),
+        Section("recipe", "Recipe", recipe(record)),
+    ]
+    return html_page(f"Training of {name}", lead, [section for section in sections if section.blocks])
+
+
+def curve_charts(curve: Sequence[dict[str, Any]], best: int) -> list[Block]:
+    """Losses, validation and learning rate over the epochs."""
+    charts = [
+        chart(curve, [("loss", "training loss")]),
+        chart(curve, [("val_ap", "AP"), ("val_mean_generator_ap", "mean AP over generators")], True),
+        chart(curve, [("balance_loss", "balance loss")]),
+        chart(curve, [("learning_rate", "learning rate")]),
+    ]
+    drawn = [
+        (charts[0], "Training loss: cross-entropy, nats"),
+        (charts[1], "Validation, equalised, percent: AP, and its mean over generators (dashed)"),
+        (charts[2], "Balance loss: 1 if all experts are used alike"),
+        (charts[3], "Learning rate of LoRAs, routers and head, at the end of the epoch"),
+    ]
+    heads = ["epoch", "loss", "validation AP", "mean over\ngenerators", "balance loss", "learning rate", "seconds"]
+    rows: list[tuple[Cell, ...]] = [
+        (
+            f"{e['epoch'] + 1}",
+            Value(f"{e['loss']:.4f}"),
+            Value(f"{100 * e['val_ap']:.1f}"),
+            Value(f"{100 * e['val_mean_generator_ap']:.1f}"),
+            Value(f"{e['balance_loss']:.3f}"),
+            Value(f"{e['learning_rate']:.2e}"),
+            Value(f"{e['seconds']:.1f}"),
+        )
+        for e in curve
+    ]
+    shown = Table("Every epoch; the one that was kept is set apart", heads, rows, apart=frozenset({best}))
+    return [Drawings(drawn), shown]
+
+
+def chart(curve: Sequence[dict[str, Any]], keys: Sequence[tuple[str, str]], percent: bool = False) -> Element:
+    """Lines over the epochs of values that every epoch has, each a key and what it is called."""
+    lines = [
+        plots.Line(i, [e["epoch"] + 1 for e in curve], [e[key] for e in curve], marked=len(curve) < 2)
+        for i, (key, _) in enumerate(keys)
+    ]
+    last = "; ".join(f"{called} {curve[-1][key]:.4g} at the end" for key, called in keys)
+    return over_epochs(lines, f"Over the epochs: {last}", percent)
+
+
+def over_epochs(lines: Sequence[plots.Line], words: str, percent: bool = False) -> Element:
+    """A chart whose x axis counts epochs; what the y axis is stands in the caption, as its numbers may be long."""
+    values = [y for line in lines for y in line.y if math.isfinite(y)] or [0.0]
+    low, high = min(values), max(values)
+    room = (high - low) * 0.05 or max(abs(high) * 0.05, 1e-6)
+    top = min(high + room, 1.0) if percent else high + room
+    y_axis = plots.even_axis("", max(0.0, low - room), top, 4, percent)
+    epochs = max(len(line.x) for line in lines)
+    step = max(1, math.ceil(epochs / TICKS))
+    ticks = [(float(x), str(x)) for x in range(1, epochs + 1, step)]
+    return plots.chart(lines, plots.Axis("epoch", 1 if epochs > 1 else 0, max(epochs, 2), ticks), y_axis, words)
+
+
+def gate_charts(curve: Sequence[dict[str, Any]], blocks: Sequence[int], best: dict[str, Any]) -> list[Block]:
+    """Mean gate of each expert over the epochs, a chart a block; nothing if nothing is routed."""
+    if not best.get("gates"):
+        return []
+    experts = len(best["gates"][0])
+    drawn = []
+    for row, block in enumerate(blocks):
+        epochs = [e["epoch"] + 1 for e in curve]
+        lines = [
+            plots.Line(i, epochs, [e["gates"][row][i] for e in curve], marked=len(curve) < 2) for i in range(experts)
+        ]
+        words = "; ".join(f"expert {i + 1} {100 * g:.1f} %" for i, g in enumerate(best["gates"][row]))
+        drawn.append((over_epochs(lines, f"Block {block}, in the epoch kept: {words}", True), f"Block {block}"))
+    names = [element("li", plots.swatch(i), f"expert {i + 1}") for i in range(experts)]
+    return [
+        element("ul", *names, class_="legend", aria_label="Experts"),
+        Drawings(drawn),
+        "Mean gate of each expert over all tokens of an epoch's training images, percent. The gates of a token sum to "
+        f"100; {experts} experts that are used alike have {100 / experts:.3g} each.",
+    ]
+
+
+def recipe(record: dict[str, Any]) -> list[Block]:
+    """Settings, data and versions."""
+    settings = flat(record["config"])
+    facts = {f"backbone {key}": value for key, value in record["backbone"].items() if value is not None}
+    facts |= {f"data {key}": value for key, value in record["data"].items()} | record["environment"]
+    return [
+        Table("Settings", ["", ""], [(key, text(value)) for key, value in settings.items()]),
+        Table("Backbone, data, versions and hardware", ["", ""], [(key, text(value)) for key, value in facts.items()]),
+    ]
+
+
+def flat(values: dict[str, Any], before: str = "") -> dict[str, Any]:
+    """A nested dict with dotted keys, as in TOML."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        found |= flat(value, f"{before}{key}.") if isinstance(value, dict) else {before + key: value}
+    return found
+
+
+def text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

@@ -1,0 +1,90 @@
+"""Training runs in processes of their own: to be killed, or to train together."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import socket
+from collections.abc import Iterable, Iterator
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+from clipmole.config import TrainConfig
+
+# A server that has imported everything once and forks a process in a moment.
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(["clipmole.train", "torch.utils.tensorboard", "accelerate", "cv2", "sklearn.metrics"])
+
+
+def start(config: TrainConfig, out: Path, manifest: Path, **options: Any) -> BaseProcess:
+    """A process that trains the tiny tower.
+
+    Args:
+        options: `environment` to set, `die_at` step (counted in this process) to be killed at, `file_size` that no
+            file may exceed, and `save_seconds`. What the run says goes to `<out>.log`.
+    """
+    options.setdefault("environment", {"CLIPMOLE_CACHE": os.environ["CLIPMOLE_CACHE"]})
+    process = FORKS.Process(target=run, args=(config.model_dump(mode="json"), out, manifest, options), daemon=True)
+    process.start()
+    return process
+
+
+def run(config: dict[str, Any], out: Path, manifest: Path, options: dict[str, Any]) -> None:
+    os.environ.update({"OMP_NUM_THREADS": "1", **options["environment"]})
+    import torch
+    from tiny import tiny_backbone
+
+    from clipmole.train import train
+
+    torch.set_num_threads(1)
+    left = options.get("die_at")
+
+    def track(items: Iterable[Any], _description: str, _total: int) -> Iterator[Any]:
+        nonlocal left
+        for item in items:
+            if left is not None:
+                left -= 1
+                if left < 0:
+                    os.kill(os.getpid(), signal.SIGKILL)
+            yield item
+
+    if "file_size" in options:
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_FSIZE, (options["file_size"], resource.RLIM_INFINITY))
+    with out.with_name(out.name + ".log").open("a", buffering=1) as log:
+
+        def say(line: str) -> None:
+            log.write(line + "\n")
+
+        try:
+            train(
+                TrainConfig.model_validate(config),
+                out,
+                data=manifest,
+                backbone=tiny_backbone(),
+                track=track,
+                say=say,
+                save_seconds=options.get("save_seconds", 0.0),
+            )
+        except Exception as error:
+            say(f"{type(error).__name__}: {error}")
+            raise SystemExit(3) from None
+
+
+def together(config: TrainConfig, out: Path, manifest: Path, size: int = 2) -> None:
+    """Train in `size` processes that talk through gloo, as `accelerate launch` would start them."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    common = {"WORLD_SIZE": str(size), "LOCAL_WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1"}
+    common |= {"MASTER_PORT": str(port), "CLIPMOLE_CACHE": os.environ["CLIPMOLE_CACHE"]}
+    processes = [
+        start(config, out, manifest, environment=common | {"RANK": str(rank), "LOCAL_RANK": str(rank)})
+        for rank in range(size)
+    ]
+    for process in processes:
+        process.join(120)
+        assert process.exitcode == 0, out.with_name(out.name + ".log").read_text()
