@@ -18,6 +18,8 @@ ORDER = [
     "clipmole.errors",
     "clipmole.records",
     "clipmole.config",
+    "clipmole.preset",
+    "clipmole.plan",
     "clipmole.hub",
     "clipmole.images",
     "clipmole.augment",
@@ -47,9 +49,12 @@ ORDER = [
     "clipmole.report.tables",
     "clipmole.report.curves",
     "clipmole.report.mistakes",
+    "clipmole.report.comparison",
     "clipmole.report",
     "clipmole.scorers",
     "clipmole.evaluate",
+    "clipmole.runs",
+    "clipmole.compare",
     "clipmole.cli",
 ]
 DOORS_ONLY = {"typer", "rich", "fastapi", "ray", "openvino", "transformers", "click"}

@@ -2,6 +2,7 @@
 
     ClipmoleError
     ├── ConfigError          a setting that is unknown, out of range or contradicts another
+    │   └── TrainingDiverged     the loss is not finite any more: the learning rate is too high
     ├── MissingDependency    an optional library is not installed; the message names the extra
     ├── ImageError           one image cannot be scored; carries a stable `code`
     │   ├── ImageNotFound        "not_found"   no such file
@@ -24,6 +25,10 @@ class ClipmoleError(Exception):
 
 class ConfigError(ClipmoleError, ValueError):
     """A setting is unknown, out of range, or contradicts another."""
+
+
+class TrainingDiverged(ConfigError):
+    """The training loss is not finite any more."""
 
 
 class MissingDependency(ClipmoleError, ImportError):

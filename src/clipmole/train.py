@@ -29,7 +29,7 @@ from clipmole.config import PreprocessConfig, TrainConfig
 from clipmole.data import data_digest, labels_of, load_window, read_manifest, sample_rng, take_split, windows
 from clipmole.detect import Detector
 from clipmole.environment import environment
-from clipmole.errors import ConfigError, DataError
+from clipmole.errors import ConfigError, DataError, TrainingDiverged
 from clipmole.figures import mean_generator_ap
 from clipmole.models.backbone import Backbone, load_backbone
 from clipmole.models.checkpoint import check_target, save_adapter
@@ -168,7 +168,7 @@ def run_epoch(
     network.eval()
     mean = totals / count
     if not np.isfinite(mean).all():
-        raise ConfigError(f"the training loss is not finite; lower learning_rate ({config.learning_rate})")
+        raise TrainingDiverged(f"the training loss is not finite; lower learning_rate ({config.learning_rate})")
     return float(mean[0]), float(mean[1])
 
 
