@@ -13,18 +13,15 @@ from typer.testing import CliRunner
 
 import clipmole
 from clipmole.cli import app
-from clipmole.config import TrainConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-CONFIGS = sorted((ROOT / "configs").glob("*.toml"))
+COMMAND = re.compile(r"(?:^|/|\| )clipmole ([a-z-]+)([^#\n>]*(?:\\\n[^#\n>]*)*)", re.MULTILINE)
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-def test_every_configuration_loads(path: Path) -> None:
-    config = TrainConfig.from_toml(path)
-    assert config.backbone
-    assert path.read_text().startswith("# ")  # it says what it is
+def commands_of(text: str) -> list[tuple[str, str]]:
+    """(command, the rest of its line) of every clipmole command in the bash blocks of a document."""
+    return COMMAND.findall("\n".join(re.findall(r"```bash\n(.*?)```", text, re.DOTALL)))
 
 
 def test_documents_quote_the_committed_results() -> None:
@@ -50,10 +47,15 @@ def test_the_transcript_is_what_the_command_prints() -> None:
     assert printed == lines[1:]
 
 
-def test_every_command_of_the_readme_exists_with_its_options() -> None:
-    blocks = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
-    commands = re.findall(r"(?:^|/|\| )clipmole ([a-z-]+)([^#\n>]*)", "\n".join(blocks), re.MULTILINE)
-    assert {name for name, _ in commands} == {"detect", "train", "push", "import-univfd", "evaluate", "calibrate"}
+def test_the_readme_shows_every_command() -> None:
+    named = {"detect", "train", "compare", "push", "import-univfd", "evaluate", "calibrate"}
+    assert {name for name, _ in commands_of(README)} == named
+
+
+@pytest.mark.parametrize("document", ["README.md", "docs/train.md", "benchmarks/README.md"])
+def test_every_command_of_a_document_exists_with_its_options(document: str) -> None:
+    commands = commands_of((ROOT / document).read_text(encoding="utf-8"))
+    assert commands
     for name, rest in commands:
         shown = CliRunner().invoke(app, [name, "--help"]).stdout
         for option in re.findall(r"--[a-z-]+", rest):

@@ -299,9 +299,15 @@ def presets(
         typer.echo(f"{each:{width}}  {preset_text(each).splitlines()[0].removeprefix('# ')}")
 
 
+def without_place(word: str) -> str:
+    """A word of a command as a report may show it: an absolute path, also after NAME=, is its last part."""
+    name, equals, path = word.rpartition("=")
+    return f"{name}{equals}{os.path.basename(path.rstrip('/'))}" if os.path.isabs(path) else word
+
+
 @app.command()
 def compare(
-    data: Annotated[Path, typer.Option(help="Labelled images with the splits train, val and, if there, calibration.")],
+    data: Annotated[str, typer.Option(help="Labelled images with the splits train, val and, if there, calibration.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="The folder for the tables; a killed comparison goes on.")],
     plan: Annotated[Path | None, typer.Option(help="A TOML file that says what to compare.")] = None,
     config: Annotated[
@@ -328,7 +334,6 @@ def compare(
     if (plan is None) == (not config):
         raise typer.BadParameter("give --plan or two or more --config")
 
-    from clipmole.compare import compare as run
     from clipmole.plan import load_plan, plan_of
 
     given = {"splits": tuple(split or ()), "seeds": tuple(range(seeds or 0)), "rates": tuple(rate or ())}
@@ -338,7 +343,8 @@ def compare(
         chosen = type(chosen).parse(chosen.model_dump() | changes, "options")
     else:
         chosen = plan_of(name_scorers(config or [], "--config"), **changes)
-    words = [os.path.basename(word) if os.path.isabs(word) else word for word in sys.argv[1:]]
+    from clipmole.compare import compare as run
+
     run(
         chosen,
         data,
@@ -347,7 +353,7 @@ def compare(
         backbone=backbone,
         runs=runs,
         resamples=resamples,
-        command=shlex.join(["clipmole", *words]),
+        command=shlex.join(["clipmole", *map(without_place, sys.argv[1:])]),
         track=with_progress,
         say=remark,
     )

@@ -34,10 +34,7 @@ def comparison_page(comparison: Comparison) -> str:
         "",
         *difference_table(comparison, columns),
         "",
-        "The seeds apart, lowest to highest:",
-        "",
-        *table(["method", *columns], ([m.name, *(spread(m.seeds[c]) for c in columns)] for m in comparison.methods)),
-        "",
+        *seed_table(comparison, columns),
         "What was trained:",
         "",
         *table(
@@ -74,6 +71,14 @@ def difference_table(comparison: Comparison, columns: Sequence[str]) -> list[str
         cell = f"{f.value:+.3f} [{f.low:+.3f}, {f.high:+.3f}]"
         rows.setdefault(f"{each.first} minus {each.second}", {})[f"{each.set}, {each.condition}"] = cell
     return table(["", *columns], ([name, *(row[c] for c in columns)] for name, row in rows.items()))
+
+
+def seed_table(comparison: Comparison, columns: Sequence[str]) -> list[str]:
+    """What the seeds range over; nothing for a single seed."""
+    if len(comparison.recipe["seeds"]) == 1:
+        return []
+    rows = ([m.name, *(spread(m.seeds[c]) for c in columns)] for m in comparison.methods)
+    return ["The seeds apart, lowest to highest:", "", *table(["method", *columns], rows), ""]
 
 
 def settings(methods: Sequence[ComparedMethod]) -> list[str]:
