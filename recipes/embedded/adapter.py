@@ -2,8 +2,8 @@
 
 In: the originals that `originals.py` wrote, the corpus (manifest.csv with windows of val and calibration) and the
 trunk. Out: two adapter directories, `adapter` (the preset `embedded`) and `linear-probe` (the same with nothing but a
-head). Training sees the originals of split train, the corpus' val windows pick the
-epoch, its calibration windows set the thresholds; test and test_unseen are not read.
+head). Training sees the originals of split train, the corpus' val windows pick the epoch, its calibration windows
+set the thresholds; test and test_unseen are not read.
 """
 
 from __future__ import annotations

@@ -71,7 +71,8 @@ class Runs:
         self.backbone = backbone
         self.track = track
         self.say = say
-        self.digest = data_digest([sample for sample in read_data(data) if sample.split in USED])
+        samples = read_data(data)
+        self.digest = data_digest([sample for sample in samples if sample.split in USED] or samples)
         self._weights: dict[str, str] = {}
 
     def place(self, name: str, config: TrainConfig) -> Path:
