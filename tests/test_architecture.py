@@ -18,7 +18,9 @@ ORDER = [
     "clipmole.errors",
     "clipmole.records",
     "clipmole.config",
-    "clipmole.presets",
+    "clipmole.packaged",
+    "clipmole.preset",
+    "clipmole.plan",
     "clipmole.hub",
     "clipmole.images",
     "clipmole.augment",
@@ -64,6 +66,7 @@ ORDER = [
     "clipmole.report.curves",
     "clipmole.report.mistakes",
     "clipmole.report.training",
+    "clipmole.report.comparison",
     "clipmole.report",
     "clipmole.team",
     "clipmole.sampling",
@@ -77,6 +80,8 @@ ORDER = [
     "clipmole.train",
     "clipmole.scorers",
     "clipmole.evaluate",
+    "clipmole.runs",
+    "clipmole.compare",
     "clipmole.cli",
 ]
 DOORS_ONLY = {"typer", "rich", "fastapi", "ray", "openvino", "transformers", "click"}

@@ -13,18 +13,16 @@ from typer.testing import CliRunner
 
 import clipmole
 from clipmole.cli import app
-from clipmole.config import TrainConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-CONFIGS = sorted((ROOT / "configs").glob("*.toml"))
+DOCUMENTS = [ROOT / "README.md", ROOT / "benchmarks" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+COMMAND = re.compile(r"(?:^|/|\| )clipmole (data check|[a-z-]+)([^#\n>]*(?:\\\n[^#\n>]*)*)", re.MULTILINE)
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-def test_every_configuration_loads(path: Path) -> None:
-    config = TrainConfig.from_toml(path)
-    assert config.backbone
-    assert path.read_text().startswith("# ")  # it says what it is
+def commands_of(document: str) -> list[tuple[str, str]]:
+    """(command, the rest of its line) of every clipmole command in the bash blocks of a document."""
+    return COMMAND.findall("\n".join(re.findall(r"```bash\n(.*?)```", document, re.DOTALL)))
 
 
 def test_documents_quote_the_committed_results() -> None:
@@ -50,21 +48,13 @@ def test_the_transcript_is_what_the_command_prints() -> None:
     assert printed == lines[1:]
 
 
-def commands_of(document: str) -> list[tuple[str, str]]:
-    """Commands of clipmole in a document's blocks, each with what follows it."""
-    blocks = re.findall(r"```bash\n(.*?)```", document, re.DOTALL)
-    return re.findall(r"(?:^|/|\| )clipmole (data check|[a-z-]+)([^#\n>]*)", "\n".join(blocks), re.MULTILINE)
-
-
 def test_the_readme_shows_these_commands() -> None:
     assert {name for name, _ in commands_of(README)} == {
-        "detect", "data check", "train", "push", "import-univfd", "evaluate", "calibrate",
+        "detect", "data check", "train", "compare", "push", "import-univfd", "evaluate", "calibrate",
     }  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    "path", [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))], ids=lambda path: path.stem
-)
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_every_command_of_a_document_exists_with_its_options(path: Path) -> None:
     for name, rest in commands_of(path.read_text(encoding="utf-8")):
         shown = CliRunner().invoke(app, [*name.split(), "--help"]).stdout

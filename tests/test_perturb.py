@@ -14,8 +14,8 @@ from tiny import picture
 
 from clipmole import augment
 from clipmole.errors import ConfigError
+from clipmole.packaged import packaged_names
 from clipmole.perturb import Condition, apply, load_conditions
-from clipmole.presets import presets
 
 RGB = NDArray[np.uint8]
 PIXELS = np.asarray(picture(3, 60, 44))
@@ -101,7 +101,7 @@ def test_blur_and_noise_have_the_strength_of_the_file() -> None:
 def test_the_same_draws_give_the_same_pixels_and_the_input_is_left_alone() -> None:
     pytest.importorskip("cv2")
     before = PIXELS.copy()
-    for each in {c.name: c for preset in presets("conditions") for c in load_conditions(preset)}.values():
+    for each in {c.name: c for preset in packaged_names("conditions") for c in load_conditions(preset)}.values():
         one, other = apply(each, PIXELS, rng(5)), apply(each, PIXELS, rng(5))
         assert np.array_equal(one, other), each.name
         assert (one.dtype, one.shape[2], one.flags.c_contiguous) == (np.uint8, 3, True)
@@ -127,8 +127,8 @@ def test_a_share_of_the_images_is_treated() -> None:
 
 
 def test_as_stored_and_equalised_come_first_whatever_is_loaded() -> None:
-    assert presets("conditions") == ("aide", "default", "rine", "robustness")
-    names = {preset: [c.name for c in load_conditions(preset)] for preset in presets("conditions")}
+    assert packaged_names("conditions") == ("aide", "default", "rine", "robustness")
+    names = {preset: [c.name for c in load_conditions(preset)] for preset in packaged_names("conditions")}
     assert names["default"] == ["as stored", "equalised"]
     assert all(listed[:2] == names["default"] for listed in names.values())
     plain, equalised = load_conditions("default")

@@ -10,8 +10,8 @@ from tiny import write_corpus
 
 from clipmole.data import Folders
 from clipmole.errors import ConfigError, DataError
+from clipmole.packaged import packaged_names
 from clipmole.perturb import load_conditions
-from clipmole.presets import presets
 from clipmole.protocol import (
     find_sets,
     load_protocol,
@@ -38,8 +38,8 @@ def facts(samples: list, root: Path) -> list[tuple[str, int, str]]:
 
 
 def test_the_presets_are_these_and_say_what_they_need_to() -> None:
-    assert presets("protocols") == ("chameleon", "genimage-8", "manifest", "univfd-19")
-    for name in presets("protocols"):
+    assert packaged_names("protocols") == ("chameleon", "genimage-8", "manifest", "univfd-19")
+    for name in packaged_names("protocols"):
         protocol = load_protocol(name)
         assert load_conditions(protocol.conditions)[0].name == "as stored"
         for owner in protocol.owners.values():
@@ -47,7 +47,7 @@ def test_the_presets_are_these_and_say_what_they_need_to() -> None:
             assert "{folder}" in owner.layout
     assert [s.name for s in load_protocol("univfd-19").sets] == UNIVFD_SETS
     assert [s.name for s in load_protocol("genimage-8").sets] == GENIMAGE_SETS
-    assert {load_protocol(name).crop for name in presets("protocols")[:2]} == {"center_crop"}
+    assert {load_protocol(name).crop for name in packaged_names("protocols")[:2]} == {"center_crop"}
     assert load_protocol("manifest").splits == ("test", "test_unseen")
 
 

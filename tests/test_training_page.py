@@ -45,7 +45,7 @@ def manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run(manifest: Path, out: Path, mole: MoLEConfig) -> tuple[dict[str, object], Page, str]:
     config = TrainConfig(backbone="given", preprocess=PREPROCESS, epochs=2, batch_size=6, mole=mole)
-    train(config, out, manifest=manifest, backbone=tiny_backbone())
+    train(config, out, data=manifest, backbone=tiny_backbone())
     text = (out / "train.html").read_text()
     return json.loads((out / "train.json").read_text()), Page(text), text
 

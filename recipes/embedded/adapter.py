@@ -1,9 +1,9 @@
 """Train the embedded detector's MoLE adapter, and a linear probe beside it, on the frozen trunk.
 
 In: the originals that `originals.py` wrote, the corpus (manifest.csv with windows of val and calibration) and the
-trunk. Out: two adapter directories, `adapter` (configs/embedded.toml) and `linear-probe`
-(configs/embedded-linear-probe.toml). Training sees the originals of split train, the corpus' val windows pick the
-epoch, its calibration windows set the thresholds; test and test_unseen are not read.
+trunk. Out: two adapter directories, `adapter` (the preset `embedded`) and `linear-probe` (the same with nothing but a
+head). Training sees the originals of split train, the corpus' val windows pick the epoch, its calibration windows
+set the thresholds; test and test_unseen are not read.
 """
 
 from __future__ import annotations
@@ -14,14 +14,16 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from clipmole.config import TrainConfig
+from clipmole.config import MoLEConfig
 from clipmole.data import read_manifest
 from clipmole.models.backbone import load_backbone
+from clipmole.preset import load_train_config
 from clipmole.records import Sample
 from clipmole.train import train
 
-CONFIGS = Path(__file__).resolve().parents[2] / "configs"
-RUNS = {"adapter": "embedded.toml", "linear-probe": "embedded-linear-probe.toml"}
+EMBEDDED = load_train_config("embedded")
+NOTHING = MoLEConfig(shared_rank=0, expert_ranks=())
+RUNS = {"adapter": EMBEDDED, "linear-probe": EMBEDDED.model_copy(update={"mole": NOTHING})}
 
 
 def merge(originals: Path, corpus: Path, out: Path) -> None:
@@ -30,9 +32,9 @@ def merge(originals: Path, corpus: Path, out: Path) -> None:
     rows += [s for s in read_manifest(corpus / "manifest.csv") if s.split in {"val", "calibration"}]
     with out.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["path", "label", "generator", "split", "ignore_bottom_px"])
+        writer.writerow(["path", "label", "generator", "split", "source", "ignore_bottom_px"])
         for s in rows:
-            writer.writerow([s.path.resolve(), s.label, s.generator, s.split, s.ignore_bottom_px])
+            writer.writerow([s.path.resolve(), s.label, s.generator, s.split, s.source, s.ignore_bottom_px])
 
 
 def main() -> None:
@@ -45,10 +47,9 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     manifest = args.out / "manifest.csv"
     merge(args.originals, args.corpus, manifest)
-    for name, file in RUNS.items():
+    for name, config in RUNS.items():
         # The same weights as the package's own backbone, under the id that they have there.
         backbone = replace(load_backbone(args.trunk), id="embedded")
-        config = TrainConfig.from_toml(CONFIGS / file)
         train(config, args.out / name, data=manifest, backbone=backbone, say=lambda line: print(line, file=sys.stderr))
 
 

@@ -310,7 +310,7 @@ def detect(
 
 @app.command()
 def train(
-    config: Annotated[Path, typer.Option("--config", "-c", help="A TOML file, such as those in configs/.")],
+    config: Annotated[str, typer.Option("--config", "-c", help="A preset (see clipmole presets) or a TOML file.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="The adapter directory to write.")],
     data: DataArgument = None,
     real: RealFolders = None,
@@ -336,9 +336,10 @@ def train(
     """
     source = data_source(data, real, fake) if data is not None or real or fake else None
     from clipmole.config import TrainConfig
+    from clipmole.preset import load_train_config
     from clipmole.train import train as run
 
-    settings = TrainConfig.from_toml(config)
+    settings = load_train_config(config)
     options = {
         "backbone": backbone,
         "seed": seed,
@@ -353,6 +354,82 @@ def train(
     if int(os.environ.get("RANK", "0")) == 0:  # the first of several processes writes
         remark(f"wrote {out}")
         typer.echo(str(out))
+
+
+@app.command()
+def presets(
+    name: Annotated[str | None, typer.Argument(help="Print this one, to read it or to begin a file with.")] = None,
+) -> None:
+    """List the training presets, or print one."""
+    from clipmole.preset import preset_names, preset_text
+
+    if name is not None:
+        typer.echo(preset_text(name), nl=False)
+        return
+    width = max(map(len, preset_names()))
+    for each in preset_names():
+        typer.echo(f"{each:{width}}  {preset_text(each).splitlines()[0].removeprefix('# ')}")
+
+
+def without_place(word: str) -> str:
+    """A word of a command as a report may show it: an absolute path, also after NAME=, is its last part."""
+    name, equals, path = word.rpartition("=")
+    return f"{name}{equals}{os.path.basename(path.rstrip('/'))}" if os.path.isabs(path) else word
+
+
+@app.command()
+def compare(
+    data: Annotated[str, typer.Option(help="Labelled images with the splits train, val and, if there, calibration.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The folder for the tables; a killed comparison goes on.")],
+    plan: Annotated[Path | None, typer.Option(help="A TOML file that says what to compare.")] = None,
+    config: Annotated[
+        list[str] | None, typer.Option("--config", "-c", help="Or two or more presets or TOML files; NAME=FILE names.")
+    ] = None,
+    test_data: Annotated[
+        Path | None, typer.Option(help="Labelled images to report on. Default: those of --data.")
+    ] = None,
+    split: Annotated[
+        list[str] | None, typer.Option(help="Reported, instead of the plan's; with --config test.")
+    ] = None,
+    seeds: Annotated[int | None, typer.Option(min=1, help="How many, instead of the plan's; with --config 3.")] = None,
+    rate: Annotated[
+        list[float] | None, typer.Option(help="Learning rates to choose from on val, instead of the plan's.")
+    ] = None,
+    runs: Annotated[
+        Path | None,
+        typer.Option(help="The folder of trained runs; several comparisons may share it. Default: OUT/runs."),
+    ] = None,
+    backbone: Annotated[str | None, typer.Option(help="Instead of the backbones that the configurations name.")] = None,
+    resamples: Annotated[int, typer.Option(min=1, help="Of the bootstrap.")] = 1000,
+) -> None:
+    """Train several configurations over several seeds on the same data, and compare them."""
+    if (plan is None) == (not config):
+        raise typer.BadParameter("give --plan or two or more --config")
+
+    from clipmole.plan import load_plan, plan_of
+
+    given = {"splits": tuple(split or ()), "seeds": tuple(range(seeds or 0)), "rates": tuple(rate or ())}
+    changes = {key: value for key, value in given.items() if value}
+    if plan is not None:
+        chosen = load_plan(plan)
+        chosen = type(chosen).parse(chosen.model_dump() | changes, "options")
+    else:
+        chosen = plan_of(name_scorers(config or [], "--config"), **changes)
+    from clipmole.compare import compare as run
+
+    run(
+        chosen,
+        data,
+        out,
+        test_data=test_data,
+        backbone=backbone,
+        runs=runs,
+        resamples=resamples,
+        command=shlex.join(["clipmole", *map(without_place, sys.argv[1:])]),
+        track=with_progress,
+        say=remark,
+    )
+    typer.echo(str(out / f"{chosen.name}.md"))
 
 
 @app.command()
@@ -421,16 +498,16 @@ def calibrate(
         raise typer.Exit(1)
 
 
-def name_scorers(specs: Iterable[str]) -> dict[str, str]:
+def name_scorers(specs: Iterable[str], option: str = "--detector") -> dict[str, str]:
     """Short name -> specification: NAME=SPEC, or a name made of the specification's last part."""
     named: dict[str, str] = {}
     for spec in specs:
         name, equals, rest = spec.partition("=")
         if not equals:
-            name, rest = spec.partition("#")[0].rstrip("/").rsplit("/", 1)[-1], spec
+            name, rest = spec.partition("#")[0].rstrip("/").rsplit("/", 1)[-1].removesuffix(".toml"), spec
         if not name or name in named:
-            reason = f"{spec}: detectors need different names; give NAME={rest}"
-            raise typer.BadParameter(reason, param_hint="--detector")
+            reason = f"{spec}: each needs another name; give NAME={rest}"
+            raise typer.BadParameter(reason, param_hint=option)
         named[name] = rest
     return named
 

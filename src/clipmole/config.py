@@ -19,6 +19,16 @@ CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)  # openai/CLIP, clip.py: _transf
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
+def read_toml(path: str | Path) -> dict[str, Any]:
+    """What a TOML file holds. Raises `ConfigError` if it is absent or not TOML."""
+    try:
+        return tomllib.loads(Path(path).read_text(encoding="utf-8-sig"))
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not a TOML file: {error}") from error
+
+
 class Config(BaseModel):
     """Base of all settings: frozen, and an unknown key is an error."""
 
@@ -46,13 +56,7 @@ class Config(BaseModel):
     @classmethod
     def from_toml(cls, path: str | Path) -> Self:
         """Read a TOML file. Raises `ConfigError` if it is absent, not TOML, or does not validate."""
-        try:
-            values = tomllib.loads(Path(path).read_text(encoding="utf-8-sig"))
-        except OSError as error:
-            raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise ConfigError(f"{path}: not a TOML file: {error}") from error
-        return cls.parse(values, str(path))
+        return cls.parse(read_toml(path), str(path))
 
 
 class TowerConfig(Config):
@@ -217,6 +221,10 @@ class AugmentConfig(Config):
         return self
 
 
+# Settings of a run that say where its images and files are, not what is done with them.
+PLACES = ("data", "real", "fake", "unpack_to", "unpack_gib", "cache_gib")
+
+
 class TrainConfig(Config):
     """One training run, from labelled images to an adapter directory."""
 
@@ -242,6 +250,9 @@ class TrainConfig(Config):
         "every",
         description="every: each image once an epoch; classes: as many photographs as generated images; sqrt and "
         "generators: and of a class each generator (or source of photographs) by the root of its images, or alike",
+    )
+    per_class: int | None = Field(
+        None, gt=1, description="training images of each class of the layout, half of them photographs; None: all"
     )
     epochs: int = Field(25, gt=0)
     patience: int | None = Field(None, gt=0, description="stop after so many epochs without a better val AP")

@@ -20,7 +20,7 @@ from clipmole import augment
 from clipmole.augment import RGB
 from clipmole.config import Config
 from clipmole.errors import ConfigError
-from clipmole.presets import load_preset
+from clipmole.packaged import load_packaged
 
 Value = TypeVar("Value", int, float)
 
@@ -180,10 +180,10 @@ def load_conditions(name: str | Path) -> tuple[Condition, ...]:
     Raises `ConfigError` if there is neither, if the file does not validate, or if two conditions share a name or
     a point of a curve.
     """
-    standard = load_preset(_ConditionFile, "conditions", "default").conditions
+    standard = load_packaged(_ConditionFile, "conditions", "default").conditions
     if name == "default":
         return standard
-    own = load_preset(_ConditionFile, "conditions", name).conditions
+    own = load_packaged(_ConditionFile, "conditions", name).conditions
     conditions = (*standard, *own)
     for label, keys in (
         ("name", [c.name for c in conditions]),

@@ -18,7 +18,7 @@ from pydantic import Field, model_validator
 from clipmole.config import Config
 from clipmole.data import CAMERA, DataSource, Folders, Unpacking, limit_samples, read_data, read_folder
 from clipmole.errors import ConfigError, DataError
-from clipmole.presets import load_preset
+from clipmole.packaged import load_packaged
 from clipmole.records import PublishedFigure, Sample
 
 
@@ -96,7 +96,7 @@ class Protocol(Config):
 
 def load_protocol(name: str | Path) -> Protocol:
     """The protocol of a preset or of a TOML file; `ConfigError` if there is neither, or if it does not validate."""
-    return load_preset(Protocol, "protocols", name)
+    return load_packaged(Protocol, "protocols", name)
 
 
 def find_sets(

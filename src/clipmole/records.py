@@ -224,3 +224,50 @@ class EvaluationReport(Record):
     missing: tuple[str, ...] = ()
     failed: dict[str, str] = Field(default_factory=dict)
     recipe: dict[str, Any] = Field(default_factory=dict)
+
+
+class ComparedMethod(Record):
+    """A method of a comparison, over its seeds.
+
+    Attributes:
+        settings: of its configuration, those in which the methods differ; "mole.shared_rank" -> value.
+        backbone: id and weights' sha256 of the tower it was trained on.
+        learning_rate: the one chosen, or the only one.
+        val_by_rate: rate -> validation AP of the best epoch with the first seed; None: the run diverged.
+        on_edge: the chosen rate is still the lowest or highest of those tried.
+        val: validation AP of the best epoch, a seed each.
+        runs: folders of the trained adapters, a seed each.
+        figures: "SPLIT, CONDITION" -> average precision, mean over the seeds.
+        seeds: the same -> average precision of each seed.
+        seconds_per_epoch: median over all epochs of the seeds' runs.
+    """
+
+    name: str
+    settings: dict[str, Any]
+    backbone: str
+    trained_parameters: int
+    learning_rate: float
+    val_by_rate: dict[float, float | None]
+    on_edge: bool
+    val: tuple[float, ...]
+    runs: tuple[str, ...]
+    figures: dict[str, Figure]
+    seeds: dict[str, tuple[float, ...]]
+    seconds_per_epoch: float
+
+
+class Comparison(Record):
+    """Several methods on the same data and seeds.
+
+    Attributes:
+        images: split -> photographs and generated images.
+        differences: the reference minus each other method, averaged over the seeds.
+        recipe: command, data digest, seeds, resamples, versions, hardware, dates.
+    """
+
+    title: str
+    note: str
+    methods: tuple[ComparedMethod, ...]
+    images: dict[str, tuple[int, int]]
+    differences: tuple[Difference, ...]
+    recipe: dict[str, Any]

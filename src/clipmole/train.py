@@ -20,7 +20,7 @@ import torch
 from clipmole.cache import PrefixCache, default_folder, prefix_digest
 from clipmole.calibrate import calibrate
 from clipmole.calibration import Calibration
-from clipmole.config import TrainConfig
+from clipmole.config import PLACES, TrainConfig
 from clipmole.data import VARIANTS, DataSource, windows
 from clipmole.data.training import TrainingData, training_data
 from clipmole.detect import Detector
@@ -40,7 +40,14 @@ from clipmole.scores import ScoreTable
 from clipmole.team import Team
 
 STATE, LOG = "state.safetensors", "tensorboard"
-INDIFFERENT = ("backbone", "data", "real", "fake", "unpack_to", "unpack_gib", "cache_gib")  # to the weights
+    "backbone",
+    "data",
+    "real",
+    "fake",
+    "unpack_to",
+    "unpack_gib",
+    "cache_gib",
+)  # settings that say where, not what
 RESAMPLES = 200  # of the bootstrap for the page
 
 
@@ -55,7 +62,7 @@ def run_folder(out: str | Path) -> Path:
 
 def run_digest(config: TrainConfig, backbone: Backbone, lines: Sequence[str]) -> str:
     """sha256 of all that a run's weights depend on: settings, backbone, and data in their order."""
-    settings = config.model_dump(mode="json", exclude=set(INDIFFERENT))
+    settings = config.model_dump(mode="json", exclude={"backbone", *PLACES})
     what = json.dumps([settings, backbone.sha256, *lines], sort_keys=True)
     return hashlib.sha256(what.encode()).hexdigest()
 

@@ -15,20 +15,20 @@ from clipmole.errors import ConfigError
 AnyConfig = TypeVar("AnyConfig", bound=Config)
 
 
-def presets(folder: str) -> tuple[str, ...]:
+def packaged_names(folder: str) -> tuple[str, ...]:
     """Names of the TOML files in a folder of the package, sorted."""
     files = (resources.files("clipmole") / folder).iterdir()
     return tuple(sorted(file.name.removesuffix(".toml") for file in files if file.name.endswith(".toml")))
 
 
-def load_preset(kind: type[AnyConfig], folder: str, name: str | Path) -> AnyConfig:
+def load_packaged(kind: type[AnyConfig], folder: str, name: str | Path) -> AnyConfig:
     """What the preset `name` of a folder of the package holds, or else a TOML file of that path.
 
     Raises `ConfigError` if there is neither, or if it does not validate.
     """
-    if str(name) in presets(folder):
+    if str(name) in packaged_names(folder):
         with resources.as_file(resources.files("clipmole") / folder / f"{name}.toml") as path:
             return kind.from_toml(path)
     if Path(name).is_file():
         return kind.from_toml(name)
-    raise ConfigError(f"{folder} {str(name)!r}: neither a TOML file nor one of {', '.join(presets(folder))}")
+    raise ConfigError(f"{folder} {str(name)!r}: neither a TOML file nor one of {', '.join(packaged_names(folder))}")

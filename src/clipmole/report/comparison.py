@@ -1,0 +1,119 @@
+"""A comparison of training methods -> a page of Markdown.
+
+In: a `Comparison`. Out: text. It knows nothing of runs, images or files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from clipmole.records import ComparedMethod, Comparison
+
+NOT_VERSIONS = ("command", "seeds", "resamples", "data digest")
+VIEWS = ("augment.", "preprocess.", "per_class", "sampling", "batch_size")  # settings that make other views or orders
+
+
+def comparison_page(comparison: Comparison) -> str:
+    """Average precision with intervals, paired differences, and what stands behind them."""
+    recipe = comparison.recipe
+    columns = list(comparison.methods[0].figures)
+    seeds = recipe["seeds"]
+    backbones = ", ".join(sorted({f"`{method.backbone}`" for method in comparison.methods}))
+    counted = "; ".join(f"`{split}` {real} + {ai}" for split, (real, ai) in comparison.images.items())
+    lines = [f"# {comparison.title}", ""]
+    if comparison.note:
+        lines += [comparison.note, ""]
+    lines += [
+        f"Average precision, mean over {len(seeds)} seed{'s' * (len(seeds) > 1)}, with a 95 % bootstrap interval over "
+        f"images (photographs + generated: {counted}). *Equalised*: every image re-encoded by one rule. Learning rate "
+        "and epoch were chosen on `val`.",
+        "",
+        *table(["method", *columns], ([m.name, *(str(m.figures[c]) for c in columns)] for m in comparison.methods)),
+        "",
+        "Paired differences on the same images, averaged over the seeds:",
+        "",
+        *difference_table(comparison, columns),
+        "",
+        *seed_table(comparison, columns),
+        "What was trained:",
+        "",
+        *table(
+            ["method", "trained", "rate", "val AP by rate, first seed", "val AP", "s / epoch"],
+            (
+                [
+                    m.name,
+                    f"{m.trained_parameters:,}",
+                    f"{m.learning_rate:g}{' (edge)' if m.on_edge else ''}",
+                    ", ".join(f"{rate:g}: {shown(value)}" for rate, value in m.val_by_rate.items()),
+                    spread(m.val),
+                    f"{m.seconds_per_epoch:.1f}",
+                ]
+                for m in comparison.methods
+            ),
+        ),
+        "",
+        *settings(comparison.methods),
+        f"Seeds {', '.join(map(str, seeds))}; {recipe['resamples']} resamples; training data digest "
+        f"`{recipe['data digest'][:12]}`; backbone {backbones}. "
+        + "; ".join(f"{key} {listed(recipe[key])}" for key in recipe if key not in NOT_VERSIONS)
+        + ".",
+    ]
+    if recipe["command"]:
+        lines += ["", "```bash", recipe["command"], "```"]
+    return "\n".join(lines) + "\n"
+
+
+def difference_table(comparison: Comparison, columns: Sequence[str]) -> list[str]:
+    """A row a pair, a column a split and condition."""
+    rows: dict[str, dict[str, str]] = {}
+    for each in comparison.differences:
+        f = each.figure
+        cell = f"{f.value:+.3f} [{f.low:+.3f}, {f.high:+.3f}]"
+        rows.setdefault(f"{each.first} minus {each.second}", {})[f"{each.set}, {each.condition}"] = cell
+    return table(["", *columns], ([name, *(row[c] for c in columns)] for name, row in rows.items()))
+
+
+def seed_table(comparison: Comparison, columns: Sequence[str]) -> list[str]:
+    """What the seeds range over; nothing for a single seed."""
+    if len(comparison.recipe["seeds"]) == 1:
+        return []
+    rows = ([m.name, *(spread(m.seeds[c]) for c in columns)] for m in comparison.methods)
+    return ["The seeds apart, lowest to highest:", "", *table(["method", *columns], rows), ""]
+
+
+def settings(methods: Sequence[ComparedMethod]) -> list[str]:
+    """The settings in which the methods differ, a row each."""
+    keys = list(methods[0].settings)
+    if not keys:
+        return []
+    rows = ([f"`{key}`", *(listed(m.settings[key]) for m in methods)] for key in keys)
+    own_views = any(key.startswith(VIEWS) for key in keys)
+    views = "" if own_views else ", and so, seed for seed, are the order of the images and their random views"
+    return [
+        f"Settings that differ; all others are the same{views}:",
+        "",
+        *table(["setting", *(m.name for m in methods)], rows),
+        "",
+    ]
+
+
+def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """A Markdown table, its first column to the left, the others to the right."""
+    lines = ["| " + " | ".join(heads) + " |", "|---|" + "--:|" * (len(heads) - 1)]
+    return lines + ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
+
+
+def spread(values: Sequence[float]) -> str:
+    """Lowest and highest of the seeds' values."""
+    return f"{min(values):.3f} to {max(values):.3f}" if len(values) > 1 else f"{values[0]:.3f}"
+
+
+def shown(value: float | None) -> str:
+    return "diverged" if value is None else f"{value:.3f}"
+
+
+def listed(value: object) -> str:
+    """A setting's value for people."""
+    if isinstance(value, (list, tuple)):
+        return ", ".join(map(str, value)) or "none"
+    return "-" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
