@@ -40,14 +40,6 @@ from clipmole.scores import ScoreTable
 from clipmole.team import Team
 
 STATE, LOG = "state.safetensors", "tensorboard"
-    "backbone",
-    "data",
-    "real",
-    "fake",
-    "unpack_to",
-    "unpack_gib",
-    "cache_gib",
-)  # settings that say where, not what
 RESAMPLES = 200  # of the bootstrap for the page
 
 
