@@ -150,7 +150,7 @@ def test_an_uncalibrated_detector_gives_no_verdict(tmp_path: Path, photos: Path)
         (["train", "--config", "absent.toml", "--out", "x"], "absent.toml: cannot be read"),
         (["evaluate", "--data", "absent", "--out", "x"], "there is no such file or folder"),
         (["evaluate", "--data", ".", "--out", "x", "-d", "a/b", "-d", "c/b"], "each needs another name"),
-        (["evaluate", "--data", ".", "--out", "x", "--protocol", "no-such"], "protocol 'no-such'"),
+        (["evaluate", "--data", ".", "--out", "x", "--protocol", "no-such"], "protocols 'no-such'"),
         (["push", ".", "someone/thing"], "is not an adapter directory"),
         (["import-univfd", "absent.pth", "--out", "x"], "absent.pth: cannot be read"),
     ],
