@@ -8,7 +8,6 @@ nothing is chosen by them. It knows nothing of terminals.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +17,12 @@ from numpy.typing import NDArray
 from clipmole import metrics
 from clipmole.data import VARIANTS, labels_of, read_data, take_split
 from clipmole.errors import TrainingDiverged
-from clipmole.figures import paired_difference
+from clipmole.figures import Estimate
 from clipmole.plan import Method, Plan, differing, wider, with_rate
 from clipmole.progress import Track, untracked
-from clipmole.records import ComparedMethod, Comparison, Difference, Figure
+from clipmole.records import ComparedMethod, Comparison, Difference, Sample
 from clipmole.report.comparison import comparison_page
+from clipmole.resample import resample
 from clipmole.runs import Run, Runs, Say, order_digest, silent, write_whole
 
 WIDENINGS = 4  # times that a grid is extended at most: two decades
@@ -67,9 +67,16 @@ def best_of(method: Method, tried: Mapping[float, float | None]) -> float:
     return max(sorted(reached), key=lambda rate: reached[rate])
 
 
-def mean_over_seeds(metric: metrics.Metric, labels: NDArray[np.int64], logits: NDArray[np.float64]) -> float:
-    """Mean of `metric` over the columns of `logits` (n, seeds)."""
-    return float(np.mean([metric(labels, column) for column in logits.T]))
+def mean_ap(labels: NDArray[np.int64], logits: NDArray[np.float64]) -> float:
+    """Mean of the average precision over the columns of `logits` (n, seeds)."""
+    return float(np.mean([metrics.average_precision(labels, column) for column in logits.T]))
+
+
+def estimate_ap(samples: Sequence[Sample], logits: NDArray[np.float64], resamples: int) -> Estimate:
+    """`mean_ap` of logits (n, seeds), and of resamples that are the same for all logits of the same samples."""
+    labels = labels_of(samples)
+    drawn = resample(labels, resamples, groups=[sample.group for sample in samples])
+    return Estimate(mean_ap(labels, logits), np.array([mean_ap(labels[i], logits[i]) for i in drawn]))
 
 
 def compare(
@@ -110,7 +117,11 @@ def compare(
         finished[method.name] = [get(trained, method, chosen, seed) for seed in plan.seeds]
         scored = [trained.logits(run, splits, digests) for run in finished[method.name]]
         logits[method.name] = {key: np.stack([each[key] for each in scored], axis=1) for key in scored[0]}
-    labels = {f"{split}, {v}": labels_of(samples) for split, samples in splits.items() for v in VARIANTS}
+    reported = {f"{split}, {v}": samples for split, samples in splits.items() for v in VARIANTS}
+    estimates = {
+        name: {key: estimate_ap(reported[key], each, resamples) for key, each in own.items()}
+        for name, own in logits.items()
+    }
     settings = differing({method.name: method.config for method in plan.methods})
     comparison = Comparison(
         title=plan.title,
@@ -121,14 +132,14 @@ def compare(
                 {key: row[method.name] for key, row in settings.items()},
                 finished[method.name],
                 *rates[method.name],
-                labels,
+                {key: labels_of(samples) for key, samples in reported.items()},
                 logits[method.name],
-                resamples,
+                estimates[method.name],
             )
             for method in plan.methods
         ),
         images={split: (len(s) - int(labels_of(s).sum()), int(labels_of(s).sum())) for split, s in splits.items()},
-        differences=differences(plan, labels, logits, resamples),
+        differences=differences(plan, estimates),
         recipe={
             "command": command,
             "data digest": trained.digest,
@@ -150,15 +161,9 @@ def compared(
     tried: Mapping[float, float | None],
     labels: Mapping[str, NDArray[np.int64]],
     logits: Mapping[str, NDArray[np.float64]],
-    resamples: int,
+    estimates: Mapping[str, Estimate],
 ) -> ComparedMethod:
-    """One method's line: `logits` (n, seeds) and `labels` (n,) by "SPLIT, CONDITION"."""
-    metric = partial(mean_over_seeds, metrics.average_precision)
-    figures = {}
-    for key, scores in logits.items():
-        drawn = (metric(labels[key][i], scores[i]) for i in metrics.resample_within(labels[key], resamples))
-        low, high = metrics.percentile_interval(drawn)
-        figures[key] = Figure(value=metric(labels[key], scores), low=low, high=high)
+    """One method's line: `logits` (n, seeds), `labels` (n,) and average precision by "SPLIT, CONDITION"."""
     first = runs[0].record
     return ComparedMethod(
         name=name,
@@ -170,7 +175,7 @@ def compared(
         on_edge=wider(list(tried), rate) is not None,
         val=tuple(run.val for run in runs),
         runs=tuple(run.folder.name for run in runs),
-        figures=figures,
+        figures={key: estimate.figure() for key, estimate in estimates.items()},
         seeds={
             key: tuple(metrics.average_precision(labels[key], column) for column in scores.T)
             for key, scores in logits.items()
@@ -179,14 +184,8 @@ def compared(
     )
 
 
-def differences(
-    plan: Plan,
-    labels: Mapping[str, NDArray[np.int64]],
-    logits: Mapping[str, Mapping[str, NDArray[np.float64]]],
-    resamples: int,
-) -> tuple[Difference, ...]:
+def differences(plan: Plan, estimates: Mapping[str, Mapping[str, Estimate]]) -> tuple[Difference, ...]:
     """The reference minus each other method, both averaged over the seeds, on the same resampled images."""
-    metric = partial(mean_over_seeds, metrics.average_precision)
     return tuple(
         Difference(
             first=reference,
@@ -194,10 +193,10 @@ def differences(
             set=key.rsplit(", ", 1)[0],
             condition=key.rsplit(", ", 1)[1],
             metric="average_precision",
-            figure=paired_difference(metric, labels[key], logits[reference][key], logits[name][key], resamples),
+            figure=estimates[reference][key].minus(estimates[name][key]).figure(),
         )
         for reference, name in plan.pairs()
-        for key in labels
+        for key in estimates[name]
     )
 
 

@@ -251,9 +251,6 @@ class TrainConfig(Config):
         description="every: each image once an epoch; classes: as many photographs as generated images; sqrt and "
         "generators: and of a class each generator (or source of photographs) by the root of its images, or alike",
     )
-    per_class: int | None = Field(
-        None, gt=1, description="training images of each class of the layout, half of them photographs; None: all"
-    )
     epochs: int = Field(25, gt=0)
     patience: int | None = Field(None, gt=0, description="stop after so many epochs without a better val AP")
     batch_size: int = Field(32, gt=0, description="images of an optimiser step, over all processes")
