@@ -196,14 +196,16 @@ def estimate_set(
 
     generators = np.array([sample.generator for sample in samples])
     strata = np.where(labels == 1, np.unique(generators, return_inverse=True)[1], -1)
-    chosen = list(resample(strata, resamples, seed, groups=groups, names=names))
+    chosen = {key: functions[key] for key in ("average_precision", "accuracy")}
+    found: dict[str, list[dict[str, float]]] = {key: [] for key in chosen}
+    for i in resample(strata, resamples, seed, groups=groups, names=names):
+        for key, (metric, given) in chosen.items():
+            found[key].append(by_generator(metric, generators[i], labels[i], given[i]))
     per_generator: dict[str, dict[str, Estimate]] = {}
     means: dict[str, Estimate] = {}
-    for key in ("average_precision", "accuracy"):
-        metric, given = functions[key]
+    for key, (metric, given) in chosen.items():
         own = by_generator(metric, generators, labels, given)
-        found = [by_generator(metric, generators[i], labels[i], given[i]) for i in chosen]
-        estimates = {g: Estimate(v, np.array([one.get(g, np.nan) for one in found])) for g, v in own.items()}
+        estimates = {g: Estimate(v, np.array([one.get(g, np.nan) for one in found[key]])) for g, v in own.items()}
         for generator, estimate in estimates.items():
             per_generator.setdefault(generator, {})[key] = estimate
         means[key] = mean_of(list(estimates.values()))
