@@ -147,7 +147,7 @@ def test_an_uncalibrated_detector_gives_no_verdict(tmp_path: Path, photos: Path)
         (["detect", "--list", "absent.txt"], "absent.txt: cannot be read"),
         (["detect", "x.png", "--detector", "no-such"], "no-such: no such detector"),
         (["detect", "x.png", "--detector", "vit-l-14"], "is a backbone, not a detector"),
-        (["train", "--config", "absent.toml", "--out", "x"], "absent.toml: cannot be read"),
+        (["train", "--config", "absent.toml", "--out", "x"], "'absent.toml' is neither a TOML file nor one of"),
         (["evaluate", "--data", "absent", "--out", "x"], "there is no such file or folder"),
         (["evaluate", "--data", ".", "--out", "x", "-d", "a/b", "-d", "c/b"], "each needs another name"),
         (["evaluate", "--data", ".", "--out", "x", "--protocol", "no-such"], "protocols 'no-such'"),
@@ -174,7 +174,17 @@ def test_options_of_train_are_checked_like_the_configuration(tmp_path: Path) -> 
 
 def test_version_and_help() -> None:
     assert run("--version").stdout.decode() == f"clipmole {clipmole.__version__}\n"
-    for command in ([], ["detect"], ["train"], ["evaluate"], ["calibrate"], ["push"], ["import-univfd"]):
+    for command in (
+        [],
+        ["detect"],
+        ["train"],
+        ["evaluate"],
+        ["calibrate"],
+        ["push"],
+        ["import-univfd"],
+        ["compare"],
+        ["presets"],
+    ):
         result = run(*command, "--help")
         assert result.returncode == 0
         assert b"Usage" in result.stdout
