@@ -232,9 +232,9 @@ def ordinary() -> tuple[list[Sample], NDArray[np.float64], Calibration]:
 
 def test_an_ordinary_set_is_reported_in_seconds_with_intervals_around_the_values() -> None:
     samples, logits, calibration = ordinary()
-    start = time.perf_counter()
+    start = time.process_time()
     found = measured(samples, logits, calibration)
-    assert time.perf_counter() - start < 30  # two seconds on a free core
+    assert time.process_time() - start < 30  # of this process; two on a free core
     assert len(found.figures) == len(RANKING) + len(verdict_metrics(calibration)) + 1
     assert len(found.generators) == 11
     shares = {name: figure for name, figure in found.figures.items() if name != "negative_log_likelihood"}
