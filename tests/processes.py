@@ -22,8 +22,8 @@ def start(config: TrainConfig, out: Path, manifest: Path, **options: Any) -> Bas
     """A process that trains the tiny tower.
 
     Args:
-        options: `environment` to set, `die_at` step (counted in this process) to be killed at, `file_size` that no
-            file may exceed, and `save_seconds`. What the run says goes to `<out>.log`.
+        options: `environment` to set, `die_at` step (of views or training, counted in this process) to be killed at,
+            `file_size` that no file may exceed, and `save_seconds`. What the run says goes to `<out>.log`.
     """
     options.setdefault("environment", {"CLIPMOLE_CACHE": os.environ["CLIPMOLE_CACHE"]})
     process = FORKS.Process(target=run, args=(config.model_dump(mode="json"), out, manifest, options), daemon=True)
@@ -41,10 +41,10 @@ def run(config: dict[str, Any], out: Path, manifest: Path, options: dict[str, An
     torch.set_num_threads(1)
     left = options.get("die_at")
 
-    def track(items: Iterable[Any], _description: str, _total: int) -> Iterator[Any]:
+    def track(items: Iterable[Any], description: str, _total: int) -> Iterator[Any]:
         nonlocal left
         for item in items:
-            if left is not None:
+            if left is not None and description != "reading images":
                 left -= 1
                 if left < 0:
                     os.kill(os.getpid(), signal.SIGKILL)

@@ -295,7 +295,7 @@ def test_univfds_benchmark_from_the_command_line_beside_the_published_figures(tm
     assert len(report.missing) == 16
     assert "1,000 images a class are public" in report.note
     assert shlex.split(report.recipe["command"])[1:] == [
-        *("evaluate", "--data", str(tmp_path / "data"), "--out", str(tmp_path / "out"), "--detector"),
+        *("evaluate", "--out", str(tmp_path / "out"), "--data", str(tmp_path / "data"), "--detector"),
         *(f"a={tmp_path / 'mine'}", "--protocol", "univfd-19", "--conditions", "rine"),
         *("--backbone", f"a={tmp_path / 'tiny'}", "--resamples", "20"),
     ]

@@ -71,6 +71,7 @@ def test_the_adapter_directory_holds_everything_and_loads(trained: Path, manifes
 
 def test_the_record_says_how_it_was_made(trained: Path) -> None:
     record = json.loads((trained / "train.json").read_text())
+    assert record["data"]["source"] == "manifest.csv"
     assert TrainConfig.model_validate(record["config"]) == CONFIG
     assert record["backbone"]["sha256"] == tiny_backbone().sha256
     assert record["data"]["train"] == 48

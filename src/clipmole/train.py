@@ -151,7 +151,7 @@ def make_record(
 ) -> dict[str, Any]:
     """What `train.json` holds: how the run was made, and what came out."""
     return {
-        "config": config.model_dump(mode="json"),
+        "config": config.model_dump(mode="json", exclude=set(PLACES)),
         "backbone": {"id": backbone.id, "revision": backbone.revision, "sha256": backbone.sha256},
         "data": chosen.record,
         "trained_parameters": sum(p.numel() for p in network.trained_parameters().values()),

@@ -58,6 +58,14 @@ def source_of(config: TrainConfig) -> DataSource:
     return config.data
 
 
+def without_places(named: DataSource) -> str:
+    """What a record may say of a source: adapters are shared, and where the images lay is nobody's business."""
+    if isinstance(named, Folders):
+        real, fake = (tuple(Path(folder.name) for folder in side) for side in (named.real, named.fake))
+        return str(Folders(real=real, fake=fake))
+    return Path(named).name if Path(named).is_absolute() else str(named)
+
+
 def training_data(
     config: TrainConfig,
     source: DataSource | None = None,
@@ -86,7 +94,7 @@ def training_data(
         count = sum(not sample.split for sample in samples)
         raise DataError(f"{named}: {count} of {len(samples)} images have no split; give each one, or none")
     samples = [sample for sample in samples if drawn or sample.split in ("train", "val", "calibration")]
-    record: dict[str, Any] = {"source": str(named), "seed": config.seed}
+    record: dict[str, Any] = {"source": without_places(named), "seed": config.seed}
     looks: dict[Sample, Look] = {}
     if drawn:  # contents first: files of one content must not come apart
         samples = _readable(samples, named, config, record, looks, track, say)
