@@ -17,6 +17,7 @@ ORDER = [
     "clipmole",
     "clipmole.errors",
     "clipmole.records",
+    "clipmole.files",
     "clipmole.config",
     "clipmole.packaged",
     "clipmole.preset",

@@ -328,7 +328,7 @@ def test_the_command_compares_the_configurations_it_is_given(
     assert printed.strip() == str(page)
     text = page.read_text()
     assert "# probe against mine" in text
-    assert "clipmole compare --data manifest.csv -c probe.toml" in text
+    assert "clipmole compare --data manifest.csv --out out --config probe.toml" in text
     assert str(tmp_path) not in text
 
 

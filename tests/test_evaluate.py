@@ -295,9 +295,9 @@ def test_univfds_benchmark_from_the_command_line_beside_the_published_figures(tm
     assert len(report.missing) == 16
     assert "1,000 images a class are public" in report.note
     assert shlex.split(report.recipe["command"])[1:] == [
-        *("evaluate", "--out", str(tmp_path / "out"), "--data", str(tmp_path / "data"), "--detector"),
-        *(f"a={tmp_path / 'mine'}", "--protocol", "univfd-19", "--conditions", "rine"),
-        *("--backbone", f"a={tmp_path / 'tiny'}", "--resamples", "20"),
+        *("evaluate", "--out", "out", "--data", "data", "--detector"),
+        *("a=mine", "--protocol", "univfd-19", "--conditions", "rine"),
+        *("--backbone", "a=tiny", "--resamples", "20"),
     ]
     # The photographs of the two diffusion sets are the same files, and are scored once.
     assert len((tmp_path / "out" / "scores.jsonl").read_text().splitlines()) == 1 + 5 * 6

@@ -2,7 +2,8 @@
 # Make the embedded detector again: originals, trunk, adapter and linear probe, into WORK.
 #   recipes/embedded/make.sh CORPUS CLONES TEACHER WORK
 # CORPUS holds manifest.csv, originals.csv and images; CLONES the git clones of the repositories in originals.csv
-# (the first step names each one that is missing); TEACHER the ViT-Ti/16 (config.json, model.safetensors). To put the result into the package:
+# (the first step names each one that is missing); TEACHER the ViT-Ti/16
+# (config.json, model.safetensors). To put the result into the package:
 #   cp -r WORK/trunk/{config.json,model.safetensors} src/clipmole/embedded/backbone/
 #   cp WORK/adapter/{config.json,adapter.safetensors,calibration.json,train.json,README.md} src/clipmole/embedded/adapter/
 # but not its train.html, which shows images of the corpus.

@@ -377,8 +377,27 @@ def without_place(word: str) -> str:
     return f"{name}{equals}{os.path.basename(path.rstrip('/'))}" if os.path.isabs(path) else word
 
 
+def command_line(context: typer.Context) -> str:
+    """The command that was given, without what was left at its default.
+
+    An absolute path is its last part: a report is shown to others.
+    """
+    parts = ["clipmole", context.info_name or ""]
+    for parameter in context.command.params:
+        value = context.params.get(parameter.name or "")
+        if value is None or value == parameter.default:
+            continue
+        if isinstance(value, bool):
+            parts.append(next(name for name in (parameter.opts if value else parameter.secondary_opts)))
+            continue
+        for each in value if isinstance(value, list | tuple) else [value]:
+            parts += [parameter.opts[0], str(getattr(each, "value", each))]
+    return shlex.join(map(without_place, parts))
+
+
 @app.command()
 def compare(
+    context: typer.Context,
     data: Annotated[str, typer.Option(help="Labelled images with the splits train, val and, if there, calibration.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="The folder for the tables; a killed comparison goes on.")],
     plan: Annotated[Path | None, typer.Option(help="A TOML file that says what to compare.")] = None,
@@ -425,7 +444,7 @@ def compare(
         backbone=backbone,
         runs=runs,
         resamples=resamples,
-        command=shlex.join(["clipmole", *map(without_place, sys.argv[1:])]),
+        command=command_line(context),
         track=with_progress,
         say=remark,
     )
@@ -526,21 +545,6 @@ def name_backbones(given: Iterable[str], specs: Mapping[str, str]) -> dict[str, 
             own[""] = text
     rest = {name: own[""] for name, spec in specs.items() if "" in own and spec != "embedded"}
     return rest | {name: backbone for name, backbone in own.items() if name}
-
-
-def command_line(context: typer.Context) -> str:
-    """The command that was given, without what was left at its default; it can be typed again."""
-    parts = ["clipmole", context.info_name or ""]
-    for parameter in context.command.params:
-        value = context.params.get(parameter.name or "")
-        if value is None or value == parameter.default:
-            continue
-        if isinstance(value, bool):
-            parts.append(next(name for name in (parameter.opts if value else parameter.secondary_opts)))
-            continue
-        for each in value if isinstance(value, list | tuple) else [value]:
-            parts += [parameter.opts[0], str(getattr(each, "value", each))]
-    return shlex.join(parts)
 
 
 @app.command()

@@ -19,11 +19,11 @@ from clipmole.data import VARIANTS, labels_of, read_data, take_split
 from clipmole.errors import TrainingDiverged
 from clipmole.figures import Estimate
 from clipmole.plan import Method, Plan, differing, wider, with_rate
-from clipmole.progress import Track, untracked
+from clipmole.progress import Say, Track, silent, untracked
 from clipmole.records import ComparedMethod, Comparison, Difference, Sample
 from clipmole.report.comparison import comparison_page
 from clipmole.resample import resample
-from clipmole.runs import Run, Runs, Say, order_digest, silent, write_whole
+from clipmole.runs import Run, Runs, order_digest, write_whole
 
 WIDENINGS = 4  # times that a grid is extended at most: two decades
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -32,15 +32,13 @@ from clipmole.figures import mean_generator_ap
 from clipmole.models.detector import MoLEDetector
 from clipmole.models.mole import balance_loss
 from clipmole.optimiser import make_optimizer, set_learning_rate
-from clipmole.progress import Track
+from clipmole.progress import Say, Track
 from clipmole.records import Record, Sample
 from clipmole.resume import load_state, save_state
 from clipmole.sampling import Item, Part, epoch_items, step_parts, steps_in_epoch
 from clipmole.scalars import ScalarLog
 from clipmole.team import Team
 from clipmole.views import views
-
-Say = Callable[[str], None]
 
 
 class Epoch(Record):

@@ -1,4 +1,4 @@
-"""How long work reports its progress: a function that it passes its items through.
+"""How long work reports its progress: a function that it passes its items through, and one that gets its remarks.
 
 It knows nothing of terminals; the command line gives one that draws a bar.
 """
@@ -11,7 +11,14 @@ from typing import Any
 Track = Callable[[Iterable[Any], str, int], Iterable[Any]]
 """(items, description, how many there are) -> the same items."""
 
+Say = Callable[[str], None]
+"""Gets a line for a person."""
+
 
 def untracked(items: Iterable[Any], _description: str, _total: int) -> Iterable[Any]:
     """No progress bar."""
     return items
+
+
+def silent(_line: str) -> None:
+    """No remarks."""

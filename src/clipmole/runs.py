@@ -11,10 +11,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
-import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,18 +24,14 @@ from clipmole.config import PLACES, TrainConfig
 from clipmole.data import VARIANTS, data_digest, file_sha256, read_data, windows
 from clipmole.detect import Detector
 from clipmole.errors import DataError, TrainingDiverged
+from clipmole.files import write_texts
 from clipmole.models.backbone import load_backbone
 from clipmole.plan import rate_of
-from clipmole.progress import Track, untracked
+from clipmole.progress import Say, Track, silent, untracked
 from clipmole.records import Sample
 from clipmole.train import train
 
 USED = ("train", "val", "calibration")  # splits that a run reads
-Say = Callable[[str], None]
-
-
-def silent(_line: str) -> None:
-    pass
 
 
 @dataclass(frozen=True)
@@ -145,13 +139,6 @@ def order_digest(samples: Sequence[Sample]) -> str:
 def write_whole(path: Path, text: str) -> None:
     """Write a text file as a whole or not at all. Raises `DataError` if it cannot be written."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".write-", dir=path.parent) as scratch:
-            new = Path(scratch) / path.name
-            with new.open("w", encoding="utf-8") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(new, path)
+        write_texts(path.parent, {path.name: text})
     except OSError as error:
         raise DataError(f"{path}: cannot be written: {error.strerror}; what is done is kept: free space") from error

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ from clipmole.model_card import model_card
 from clipmole.models.backbone import Backbone, load_backbone
 from clipmole.models.checkpoint import check_target, save_adapter
 from clipmole.models.detector import MoLEDetector
-from clipmole.progress import Track, untracked
+from clipmole.progress import Say, Track, silent, untracked
 from clipmole.records import DetectorInfo, EvaluationReport, Sample
 from clipmole.report.training import training_page
 from clipmole.sampling import check_batch
@@ -41,10 +41,6 @@ from clipmole.team import Team
 
 STATE, LOG = "state.safetensors", "tensorboard"
 RESAMPLES = 200  # of the bootstrap for the page
-
-
-def _silent(_line: str) -> None:
-    pass
 
 
 def run_folder(out: str | Path) -> Path:
@@ -66,7 +62,7 @@ def train(
     data: DataSource | None = None,
     backbone: Backbone | None = None,
     track: Track = untracked,
-    say: Callable[[str], None] = _silent,
+    say: Say = silent,
     cache_dir: str | Path | None = None,
     fresh: bool = False,
     save_seconds: float = 600.0,
@@ -95,7 +91,7 @@ def train(
     team = Team()
     check_batch(config, team.size)
     if not team.leads:
-        track, say = untracked, _silent
+        track, say = untracked, silent
         team.wait()  # the first process unpacks what must be unpacked
     chosen = training_data(config, data, track=track, say=say)
     if team.leads:
@@ -170,7 +166,7 @@ def finish(
     backbone: Backbone,
     config: TrainConfig,
     chosen: TrainingData,
-    say: Callable[[str], None],
+    say: Say,
 ) -> Detector:
     """Calibrate, look at the validation images once more for the page, and write the adapter directory."""
     device = str(next(network.parameters()).device)

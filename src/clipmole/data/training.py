@@ -7,7 +7,7 @@ the record of how they were chosen. It knows nothing of networks or loops.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from clipmole.data.draw import class_counts, draw_per_class, draw_splits
 from clipmole.data.readable import Look, look, look_at_all
 from clipmole.data.unpack import Unpacking
 from clipmole.errors import ConfigError, DataError
-from clipmole.progress import Track, untracked
+from clipmole.progress import Say, Track, silent, untracked
 from clipmole.records import Sample
 
 NAMED = 10  # files that an error names
@@ -71,7 +71,7 @@ def training_data(
     source: DataSource | None = None,
     *,
     track: Track = untracked,
-    say: Callable[[str], None] = lambda _line: None,
+    say: Say = silent,
 ) -> TrainingData:
     """Read, draw and check the images of a run.
 
@@ -145,7 +145,7 @@ def _readable(
     record: dict[str, Any],
     looks: dict[Sample, Look],
     track: Track,
-    say: Callable[[str], None],
+    say: Say,
 ) -> list[Sample]:
     """The samples that can be read; what was seen of them goes into `looks`, what was skipped into `record`."""
     seen = list(zip(samples, look_at_all(samples, look, track, "reading images"), strict=True))
@@ -186,7 +186,7 @@ def _record_draws(
     classes: dict[str, int],
     per_class: int | None,
     drawn: bool,
-    say: Callable[[str], None],
+    say: Say,
 ) -> None:
     """Write file by file into `record` what was drawn, and how many training files stand in other splits too."""
     shared = set(digests["train"]) & {*digests["val"], *digests["calibration"]}

@@ -12,7 +12,7 @@ import io
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from PIL import Image
 
 from clipmole.errors import DataError
 from clipmole.images import IMAGE_EXTENSIONS
+from clipmole.progress import Say, silent
 from clipmole.records import Sample
 
 LIST = "samples.jsonl"
@@ -44,7 +45,7 @@ class Unpacking:
 
     folder: Path | None = None
     gib: float = 20.0
-    say: Callable[[str], None] = lambda _line: None
+    say: Say = silent
 
 
 def unpack(source: str, identity: str, images: Iterable[tuple[bytes, dict[str, Any]]], how: Unpacking) -> list[Sample]:

@@ -12,12 +12,11 @@ from __future__ import annotations
 
 import csv
 import io
-import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
 from clipmole.errors import DataError
+from clipmole.files import write_texts
 from clipmole.records import ALL_SETS, EvaluationReport
 from clipmole.report import curves, mistakes, tables
 from clipmole.report.content import Content
@@ -64,15 +63,7 @@ def write_report(
         "report.html": html_page(report.title, lead, parts) + "\n",
     }
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".report-", dir=folder) as scratch:
-            for name, text in texts.items():
-                with (Path(scratch) / name).open("w", encoding="utf-8", newline="") as file:
-                    file.write(text)
-                    file.flush()
-                    os.fsync(file.fileno())
-            for name in texts:
-                os.replace(Path(scratch) / name, folder / name)
+        write_texts(folder, texts)
     except OSError as error:
         raise DataError(
             f"{folder}: the report cannot be written: {error.strerror}; name another place or free space"
