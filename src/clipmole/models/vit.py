@@ -74,7 +74,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     if q.requires_grad and q.device.type == "cpu" and q.dtype == torch.bfloat16:
         with torch.autocast("cpu", enabled=False):
             scores = (q * q.shape[-1] ** -0.5).contiguous() @ k.contiguous().transpose(-2, -1)
-            return scores.softmax(-1) @ v.contiguous()
+            return scores.softmax(-1) @ v.contiguous()  # type: ignore[no-any-return]
     return F.scaled_dot_product_attention(q, k, v)
 
 
