@@ -268,4 +268,6 @@ def _add_iptc(metadata: Metadata, image: ImageFile.ImageFile) -> None:
     for (record, number), value in fields.items():
         if record == 2 and number in _IIM:
             for item in value if isinstance(value, list) else [value]:
-                metadata.texts.append(Text("IPTC", _IIM[number], bytes(item)[:MAX_VALUE].decode("utf-8", "replace")))
+                if isinstance(item, bytes):
+                    text = item[:MAX_VALUE].decode("utf-8", "replace")
+                    metadata.texts.append(Text("IPTC", _IIM[number], text))
