@@ -72,17 +72,33 @@ def _finding(
 
 def _findings(store: dict[str, Any], state: str) -> list[Finding]:
     """Of a manifest store as the reader gives it: who signed, whether it holds, what was done."""
-    active = store.get("active_manifest", "")
+    active = str(store.get("active_manifest", ""))
     manifests: dict[str, Any] = store.get("manifests", {})
     valid = state in ("Valid", "Trusted")
+    line = _line_of_descent(manifests, active)
     found = [_signature(manifests.get(active, {}), store, valid)]
     for label, manifest in manifests.items():
-        own = label == active
+        where = "" if label == active else ", of the file it was made from" if label in line else ", of a part"
         for assertion in manifest.get("assertions", [])[:100]:
             name, content = str(assertion.get("label", "")), assertion.get("data")
             if name.startswith("c2pa.actions") and isinstance(content, dict):
-                found += _actions(content.get("actions", [])[:200], f"C2PA {name}", own, valid)
+                found += _actions(content.get("actions", [])[:200], f"C2PA {name}", where, label in line, valid)
     return list(dict.fromkeys(found))[:_MAX_FINDINGS]
+
+
+def _line_of_descent(manifests: dict[str, Any], active: str) -> list[str]:
+    """The active manifest, the one of the file that it was made from, and so on; parts put in are not of it."""
+    line = [active]
+    while len(line) < 50:
+        parents = [
+            str(ingredient.get("active_manifest", ""))
+            for ingredient in manifests.get(line[-1], {}).get("ingredients") or []
+            if ingredient.get("relationship") == "parentOf"
+        ]
+        if not parents or parents[0] in line:
+            return line
+        line.append(parents[0])
+    return line
 
 
 def _agent(agent: Any) -> str:
@@ -114,10 +130,9 @@ def _signature(manifest: dict[str, Any], store: dict[str, Any], valid: bool) -> 
     )
 
 
-def _actions(actions: list[Any], key: str, own: bool, valid: bool) -> list[Finding]:
-    """What the actions of one manifest say; of one that does not hold, or of an ingredient, less strongly."""
+def _actions(actions: list[Any], key: str, where: str, whole: bool, valid: bool) -> list[Finding]:
+    """What the actions of one manifest say; `whole`: of the whole image, not of a part that was put in."""
     found, edits = [], []
-    where = "" if own else ", of an ingredient"
     for action in actions:
         if not isinstance(action, dict):
             continue
@@ -125,18 +140,16 @@ def _actions(actions: list[Any], key: str, own: bool, valid: bool) -> list[Findi
         kind = source_type(str(action.get("digitalSourceType") or ""))
         agent = _agent(action.get("softwareAgent"))
         if kind is not None:
+            points_to, strength = kind.points_to, kind.strength
+            if not whole:  # the rest of the image may be something else
+                points_to, strength = ("edited" if points_to == "ai-generated" else "neither"), "moderate"
             title = f"Content credentials say: {kind.words}{where}"
-            strength: Strength = kind.strength if valid else "weak"
-            points_to = kind.points_to
-            if not own:  # a part of this image, of which the rest may be something else
-                strength = "moderate" if strength == "strong" else "weak"
-                points_to = "edited" if points_to == "ai-generated" else points_to
             detail = "; ".join(filter(None, [name, agent and f"by {agent}", str(action["digitalSourceType"])]))
-            found.append(_finding(title, detail, points_to, strength, key))
+            found.append(_finding(title, detail, points_to, strength if valid else "weak", key))
         elif name not in _NO_EDITS:
             edits.append(f"{name} by {agent}" if agent else name)
     if edits:
         listed = ", ".join(dict.fromkeys(edits))
         title = f"Content credentials list edits{where}"
-        found.append(_finding(title, listed, "edited", "moderate" if valid and own else "weak", key))
+        found.append(_finding(title, listed, "edited", "moderate" if valid and not where else "weak", key))
     return found

@@ -133,8 +133,9 @@ def _comfyui(text: Text) -> Finding | None:
         return None
     detail = "nodes: " + ", ".join(dict.fromkeys(names))
     if any("sampler" in name.lower() for name in names):
-        start = " that starts from an image" if any(name.startswith("LoadImage") for name in names) else ""
-        return _finding(text, f"A ComfyUI workflow{start}", "ai-generated", "strong", detail)
+        if any(name.startswith("LoadImage") for name in names):
+            return _finding(text, "A ComfyUI workflow that starts from an image", "ai-generated", "moderate", detail)
+        return _finding(text, "A ComfyUI workflow", "ai-generated", "strong", detail)
     return _finding(text, "A ComfyUI workflow without a sampler", "edited", "moderate", detail)
 
 
