@@ -1,27 +1,44 @@
 """Which patches of a crop the logit comes from, and which expert took which patch.
 
-In: a detector network and crops (n, 3, S, S). Out: attributions (n, rows, columns) in logit units, positive towards
-AI-generated, and the router's gates. It knows nothing of files, tiles or calibrations, and leaves the network as it
-was; but while it runs, no other thread may use the network.
+In: a detector network and crops (n, 3, S, S), values 0..255. Out: attributions (n, rows, columns) in logit units,
+positive towards AI-generated, and the router's gates. It knows nothing of files, tiles or calibrations, and leaves
+the network as it was; but while it runs, no other thread may use the network.
+
+Several methods stand here since which of them says something true of a detector was measured, not assumed
+(benchmarks/evidence_map.py); `METHODS` begins with the one that is used.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from clipmole.models.detector import MoLEDetector
 
+BLUR_SIGMA = 8.0  # pixels: nothing is left of what cameras and generators do at a pixel's scale
+STEPS = 4  # points between the blurred crop and the crop
+WINDOW, STRIDE = 5, 3  # patches a side
+BATCH = 16  # crops in one forward pass
+
+
+def blurred(crops: Tensor, sigma: float = BLUR_SIGMA) -> Tensor:
+    """Crops (n, 3, H, W) -> float32, blurred with a Gaussian of `sigma` pixels, mirrored at the borders."""
+    reach = min(round(3 * sigma), crops.shape[-1] - 1, crops.shape[-2] - 1)
+    offsets = torch.arange(-reach, reach + 1, device=crops.device)
+    kernel = torch.exp(-offsets.square() / (2 * sigma**2))
+    kernel = (kernel / kernel.sum()).repeat(crops.shape[1], 1)  # (3, K)
+    padded = F.pad(crops.float(), (reach,) * 4, mode="reflect")
+    rows = F.conv2d(padded, kernel[:, None, None, :], groups=crops.shape[1])
+    return F.conv2d(rows, kernel[:, None, :, None], groups=crops.shape[1])
+
 
 def attributed_block(network: MoLEDetector) -> int:
-    """The block at whose input the logit is attributed: the first adapted one, the last one if none is adapted."""
+    """The block at whose input tokens are attributed: the first adapted one, the last one if none is adapted."""
     depth: int = network.tower.config.depth
     return min(network.config.block_indices(depth), default=depth - 1)
-
-
-def pixels_of(network: MoLEDetector, crops: Tensor) -> Tensor:
-    """Crops (n, 3, S, S) uint8 -> what the tower takes."""
-    return (crops.to(network.mean.dtype) / 255 - network.mean) / network.std
 
 
 def grid_of(network: MoLEDetector, crops: Tensor) -> tuple[int, int]:
@@ -31,16 +48,90 @@ def grid_of(network: MoLEDetector, crops: Tensor) -> tuple[int, int]:
 
 
 def gradient_times_input(network: MoLEDetector, crops: Tensor) -> Tensor:
-    """sum_d dlogit/dx * x of each patch's token x before `attributed_block`: (n, rows, columns)."""
+    """sum_d x_d dlogit/dx_d of each patch's token x before `attributed_block`."""
     start = attributed_block(network)
     with torch.no_grad():
-        tokens = network.tower.run_blocks(network.tower.embed(pixels_of(network, crops)), 0, start)
+        tokens = network.tower.run_blocks(network.embed(crops.float() / 255), 0, start)
     with torch.enable_grad():
         tokens = tokens.detach().requires_grad_(True)
-        logits = network.head(network.tower.feature(network.tower.run_blocks(tokens, start))).sum()
-        (gradient,) = torch.autograd.grad(logits, tokens)
+        (gradient,) = torch.autograd.grad(network.logits(tokens, start).sum(), tokens)
     shares = (gradient * tokens.detach()).sum(-1)[:, 1:]  # without the class token
     return shares.view(len(crops), *grid_of(network, crops))
+
+
+def integrated_gradients(network: MoLEDetector, crops: Tensor) -> Tensor:
+    """Integrated gradients (arXiv 1703.01365) of the pixels, from the blurred crop to the crop, summed by patch.
+
+    Up to the error of `STEPS` midpoints they sum to logit(crop) - logit(blurred crop).
+    """
+    size, (rows, columns) = network.tower.config.patch_size, grid_of(network, crops)
+    crops = crops.float()
+    base = blurred(crops)
+    total = torch.zeros_like(crops)
+    for step in range(STEPS):
+        with torch.enable_grad():
+            point = torch.lerp(base, crops, (step + 0.5) / STEPS).requires_grad_(True)
+            (gradient,) = torch.autograd.grad(network(point / 255).sum(), point)
+        total += gradient / STEPS
+    shares = (total * (crops - base)).sum(1)[:, : rows * size, : columns * size]
+    return shares.view(-1, rows, size, columns, size).sum((2, 4))
+
+
+def _windows(length: int) -> list[int]:
+    """Starts of windows of `WINDOW` patches, `STRIDE` apart, that cover `length` patches."""
+    last = max(0, length - WINDOW)
+    return sorted({*range(0, last, STRIDE), last})
+
+
+def _masks(network: MoLEDetector, crops: Tensor) -> Iterator[tuple[slice, slice, Tensor]]:
+    """Rows, columns and a mask of pixels (H, W), 1 inside, of each window of patches."""
+    size, (rows, columns) = network.tower.config.patch_size, grid_of(network, crops)
+    for top in _windows(rows):
+        for left in _windows(columns):
+            mask = torch.zeros(crops.shape[-2:], device=crops.device)
+            mask[top * size : (top + WINDOW) * size, left * size : (left + WINDOW) * size] = 1
+            yield slice(top, top + WINDOW), slice(left, left + WINDOW), mask
+
+
+@torch.no_grad()
+def _by_windows(network: MoLEDetector, crops: Tensor, kept: bool) -> Tensor:
+    """What windows add to the logit of the blurred crop (`kept`), or take from the crop's; spread over the patches."""
+    crops = crops.float()
+    base = blurred(crops)
+    inside, outside = (crops, base) if kept else (base, crops)
+    reference = network(outside / 255)
+    total = crops.new_zeros(len(crops), *grid_of(network, crops))
+    count = torch.zeros_like(total)
+    for rows, columns, mask in _masks(network, crops):
+        change = network((inside * mask + outside * (1 - mask)) / 255) - reference
+        part = total[:, rows, columns]
+        part += (change if kept else -change)[:, None, None] / (part.shape[1] * part.shape[2])
+        count[:, rows, columns] += 1
+    return total / count
+
+
+def occlusion(network: MoLEDetector, crops: Tensor) -> Tensor:
+    """How far the logit falls where a window of patches is blurred; each patch the mean over its windows' shares."""
+    return _by_windows(network, crops, kept=False)
+
+
+def isolation(network: MoLEDetector, crops: Tensor) -> Tensor:
+    """How far the logit of the blurred crop rises where one window of patches is sharp; means over windows."""
+    return _by_windows(network, crops, kept=True)
+
+
+METHODS: dict[str, Callable[[MoLEDetector, Tensor], Tensor]] = {
+    "isolation": isolation,
+    "integrated gradients": integrated_gradients,
+    "occlusion": occlusion,
+    "gradient times input": gradient_times_input,
+}
+DEFAULT_METHOD = next(iter(METHODS))
+
+
+def attribute(network: MoLEDetector, crops: Tensor, method: str = DEFAULT_METHOD) -> Tensor:
+    """Attributions (n, rows, columns) in logit units by one of `METHODS`, in the network's arithmetic."""
+    return METHODS[method](network, crops)
 
 
 @torch.no_grad()

@@ -13,7 +13,7 @@ from __future__ import annotations
 import torch
 from pydantic import Field
 
-from clipmole.attribution import gates_of, gradient_times_input
+from clipmole.attribution import DEFAULT_METHOD, attribute, gates_of
 from clipmole.detect import Box, Detector
 from clipmole.errors import ConfigError
 from clipmole.images import ImageSource, load_image, source_name
@@ -25,7 +25,6 @@ CAUTION = (
     "A map shows what this detector's logit leans on, not which parts of the image are generated. A bright patch "
     "can be real and a dark one generated; do not quote it as proof of a local edit."
 )
-METHOD = "gradient times input of each patch's token before the first adapted block"
 
 
 class BlockRouting(Record):
@@ -122,7 +121,7 @@ def explain(detector: Detector, source: ImageSource, tokens: bool = False) -> Ev
         tiles=tuple(tiles),
         patch_size=config.patch_size,
         expert_ranks=tuple(detector.network.config.expert_ranks),
-        method=METHOD if tokens else None,
+        method=DEFAULT_METHOD if tokens else None,
     )
 
 
@@ -140,7 +139,7 @@ def _with_tokens(
     tile: TileEvidence, corner: tuple[int, int], network: MoLEDetector, crop: torch.Tensor
 ) -> TileEvidence:
     """`tile` with its attributions and routing; `crop` (1, 3, S, S) starts at `corner` of the image."""
-    shares = gradient_times_input(network, crop)[0]
+    shares = attribute(network, crop)[0]
     side = network.tower.config.patch_size
     rows, columns = shares.shape
     routing = tuple(
