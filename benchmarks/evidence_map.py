@@ -12,10 +12,11 @@ Splices. A window of 192, 128 or 64 pixels out of a generated image is pasted in
 a random place; every other composite is saved as JPEG of a quality drawn from 65..90 as a whole. The figure is the
 share of the map's brightest patch (or tile) that lies inside the window, on average; chance is the window's share of
 the area, and a map that falls off from the centre stands beside it. As a control the same with windows of other
-photographs: a map that finds those as well reacts to the edge, not to what is inside.
+photographs (not for val): a map that finds those as well reacts to the edge, not to what is inside. Everything is
+computed in bfloat16.
 
-`--split val` compares every method (METHODS below); any other split reports the package's own map alone, and is
-looked at once. Writes results/evidence-map-SPLIT.json and .md.
+`--split val` compares the methods of clipmole.attribution; any other split reports the one that was chosen there, and
+is looked at once. Results are put into results/evidence-map.json and .md beside those of other splits and detectors.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ from clipmole.records import Sample
 
 HERE = Path(__file__).resolve().parent
 CROP, SIDE, SIZES = 224, 448, (192, 128, 64)
-STEPS = 7  # parts of the patches that are replaced one after the other
+STEPS = 5  # parts of the patches that are replaced one after the other
 RESAMPLES = 2000
 Array = NDArray[np.float64]
 
@@ -98,7 +99,14 @@ def centre_crops(samples: Sequence[Sample]) -> Tensor:
 @torch.inference_mode()
 def logits_of(detector: Detector, crops: Tensor) -> Tensor:
     """Crops (n, 3, 224, 224), values 0..255 -> logits (n,)."""
-    return torch.cat([detector.network(batch.float() / 255) for batch in crops.split(16)])
+    with torch.autocast("cpu", torch.bfloat16):
+        return torch.cat([detector.network(batch.float() / 255) for batch in crops.split(16)]).float()
+
+
+def maps_of(detector: Detector, crops: Tensor, method: str) -> Tensor:
+    """Maps (n, rows, columns) of crops (n, 3, 224, 224)."""
+    with torch.autocast("cpu", torch.bfloat16):
+        return torch.cat([attribute(detector.network, batch, method).float() for batch in crops.split(4)])
 
 
 def curve(detector: Detector, crops: Tensor, base: Tensor, order: Tensor, inserted: bool) -> Tensor:
@@ -121,7 +129,7 @@ def deletion_insertion(detector: Detector, samples: Sequence[Sample], methods: S
     sign = torch.tensor([1.0 if sample.label else -1.0 for sample in samples])
     right = logits_of(detector, crops) * sign > 0
     crops, sign = crops[right].float(), sign[right]
-    maps = {name: torch.cat([attribute(detector.network, b, name) for b in crops.split(8)]) for name in methods}
+    maps = {name: maps_of(detector, crops, name) for name in methods}
     grid = next(iter(maps.values())).shape[1:]
     orders = {
         name: (found * sign[:, None, None]).flatten(1).argsort(1, descending=True) for name, found in maps.items()
@@ -187,7 +195,7 @@ def find_splices(detector: Detector, splices: Sequence[Splice], methods: Sequenc
         shares["chance"].append((splice.size / SIDE) ** 2)
         for name in methods:
             began = time.perf_counter()
-            found = torch.cat([attribute(detector.network, crop[None], name) for crop in splice.crops])
+            found = maps_of(detector, splice.crops, name)
             seconds[name] += time.perf_counter() - began
             shares[name].append(inside(joined(found), splice))
     kinds: dict[str, NDArray[np.bool_]] = {str(size): np.array([s.size == size for s in splices]) for size in SIZES}
@@ -209,26 +217,40 @@ def cell(figure: dict[str, float], percent: bool = False) -> str:
     return f"{value:.0f} % [{low:.0f}, {high:.0f}]" if percent else f"{value:.2f} [{low:.2f}, {high:.2f}]"
 
 
-def as_markdown(report: dict[str, Any]) -> str:
-    """The tables, with what they mean."""
+def as_markdown(runs: Sequence[dict[str, Any]]) -> str:
+    """The tables of all runs."""
     lines = []
-    for name, found in report["detectors"].items():
+    for run in runs:
+        found, of = run["found"], f"{run['detector']} on `{run['split']}`"
         tests = found["deletion and insertion"]
-        count = next(iter(tests["deletion, blur"].values()))["area"]["n"]
-        lines += [f"**{name}**: mean logit towards the right answer, {count} windows of `{report['split']}`", ""]
+        first = next(iter(tests.values()))
+        lines += [f"**{of}**: mean logit towards the right answer, {first['random']['area']['n']} windows", ""]
         rows = [
-            [m, *(cell(tests[t][m]["area"]) for t in tests), *(cell(tests[t][m]["against random"]) for t in tests)]
-            for m in tests["deletion, blur"]
+            [
+                m,
+                *(cell(tests[t][m]["area"]) for t in tests),
+                *(f"{tests[t][m]['against random']['value']:+.2f}" for t in tests),
+            ]
+            for m in first
         ]
-        lines += [*table(["map", *tests, *(f"{t} - random" for t in tests)], rows), ""]
-        for kind in ("generated windows", "windows of photographs"):
+        lines += [*table(["map", *tests, *(f"{t}, minus random" for t in tests)], rows), ""]
+        for kind in [key for key in found if "windows" in key]:
             splices = found[kind]
             n = splices["chance"]["all"]["n"]
-            lines += [f"**{name}**: share of the map's peak inside pasted {kind}, {n} composites", ""]
+            lines += [f"**{of}**: share of the map's peak inside pasted {kind}, {n} composites", ""]
             heads = [k for k in splices["chance"] if k != "seconds a tile"]
             rows = [[m, *(cell(splices[m][k], percent=True) for k in heads)] for m in splices]
             lines += [*table(["map", *(f"{h} px" if h.isdigit() else h for h in heads)], rows), ""]
     return "\n".join(lines)
+
+
+def write_runs(folder: Path, new: Sequence[dict[str, Any]]) -> None:
+    """Put runs into evidence-map.json and .md of `folder`, in place of those of the same detector and split."""
+    file = folder / "evidence-map.json"
+    old = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else []
+    runs = {(run["split"], run["detector"]): run for run in [*old, *new]}
+    ordered = [runs[key] for key in sorted(runs)]
+    write_texts(folder, {file.name: json.dumps(ordered, indent=1) + "\n", "evidence-map.md": as_markdown(ordered)})
 
 
 def main() -> None:
@@ -249,29 +271,28 @@ def main() -> None:
     of_class = {label: [s for s in samples if s.label == label] for label in (0, 1)}
     tested = [of[i] for of in of_class.values() for i in sorted(rng.permutation(len(of))[: arguments.windows])]
     hosts = [s for s in read_manifest(arguments.hosts) if s.label == 0 and min(Image.open(s.path).size) >= SIDE]
-    report: dict[str, Any] = {
+    recipe = {
         "command": f"python benchmarks/evidence_map.py --split {arguments.split} --windows {arguments.windows} "
         f"--splices {arguments.splices} --methods {' '.join(repr(m) for m in methods)}",
         "environment": environment(),
         "seed": 0,
-        "split": arguments.split,
         "hosts": len(hosts),
-        "detectors": {},
     }
+    runs = []
     for given in arguments.detector:
         name, _, place = given.partition("=")
         folder, _, backbone = place.partition(",")
         detector = Detector.from_pretrained(folder, backbone=backbone or None)
         detector.network.requires_grad_(False)
         found: dict[str, Any] = {"deletion and insertion": deletion_insertion(detector, tested, methods)}
-        for kind, label in (("generated windows", 1), ("windows of photographs", 0)):
+        kinds = {"generated windows": 1} | ({} if arguments.split == "val" else {"windows of photographs": 0})
+        for kind, label in kinds.items():
             print(f"{name}: {kind}", file=sys.stderr)
             splices = list(composites(hosts, of_class[label], arguments.splices, seed=label))
             found[kind] = find_splices(detector, splices, methods)
-        report["detectors"][name] = found
-    name = f"evidence-map-{arguments.split}"
-    write_texts(arguments.out, {f"{name}.json": json.dumps(report, indent=1) + "\n", f"{name}.md": as_markdown(report)})
-    print(json.dumps(report))
+        runs.append({"split": arguments.split, "detector": name, "id": detector.name} | recipe | {"found": found})
+    write_runs(arguments.out, runs)
+    print(json.dumps(runs))
 
 
 if __name__ == "__main__":

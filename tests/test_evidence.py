@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 
 import numpy as np
 import pytest
@@ -11,10 +12,19 @@ from PIL import Image, ImageFilter
 from tiny import CALIBRATION, PREPROCESS, encoded, picture, tiny_backbone, tiny_network
 
 from clipmole import Detector, attribution
-from clipmole.attribution import METHODS, attribute, blurred, gates_of, gradient_times_input, integrated_gradients
+from clipmole.attribution import (
+    METHODS,
+    attribute,
+    blurred,
+    gates_of,
+    gradient_times_input,
+    integrated_gradients,
+    last_attention,
+)
 from clipmole.config import MoLEConfig, PreprocessConfig
 from clipmole.errors import ConfigError, ImageUnreadable
 from clipmole.evidence import Evidence, explain
+from clipmole.models import vit
 from clipmole.models.detector import MoLEDetector
 from clipmole.preprocess import preprocess
 
@@ -137,32 +147,29 @@ def test_integrated_gradients_sum_to_the_difference_from_the_blurred_crop(monkey
     assert integrated_gradients(network, crops).sum((1, 2)).tolist() == pytest.approx(expected.tolist(), abs=0.02)
 
 
-@pytest.mark.parametrize("method", ["isolation", "occlusion"])
-def test_windows_are_swapped_one_by_one(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attribution, "WINDOW", 3)
-    monkeypatch.setattr(attribution, "STRIDE", 2)
-    network, crops = tiny_network(), crops_of(16 * 6, count=1)
-    base = blurred(crops)
-    total, count = np.zeros((6, 6)), np.zeros((6, 6))
-    with torch.no_grad():
-        sharp, blur = network(crops.float() / 255).item(), network(base / 255).item()
-        for top in (0, 2, 3):
-            for left in (0, 2, 3):
-                changed = (base if method == "isolation" else crops.float()).clone()
-                area = (slice(None), slice(None), slice(16 * top, 16 * top + 48), slice(16 * left, 16 * left + 48))
-                changed[area] = (crops.float() if method == "isolation" else base)[area]
-                logit = network(changed / 255).item()
-                total[top : top + 3, left : left + 3] += (logit - blur if method == "isolation" else sharp - logit) / 9
-                count[top : top + 3, left : left + 3] += 1
-    assert attribute(network, crops, method)[0].numpy() == pytest.approx(total / count, abs=1e-5)
+@pytest.mark.parametrize("config", [MoLEConfig(), PLAIN])
+def test_last_attention_is_the_slope_of_scaling_what_a_patch_hands_over(
+    config: MoLEConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network, crops = tiny_network(config=config), crops_of(count=1)
+    found = last_attention(network, crops)[0].flatten()
+    own = vit.attend
+    for patch in range(4):
+        logits = []
+        for scale in (0.9, 1.1):
+            calls = itertools.count(1)
 
+            def scaled(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, calls=calls, scale=scale, patch=patch):  # type: ignore[no-untyped-def]
+                v = v.clone()
+                if next(calls) == 8:  # the last block's
+                    v[:, :, 1 + patch] *= scale
+                return own(q, k, v)
 
-def test_one_window_over_the_whole_crop_is_the_whole_difference() -> None:
-    network, crops = tiny_network(), crops_of()
-    with torch.no_grad():
-        difference = network(crops.float() / 255) - network(blurred(crops) / 255)
-    for method in ("isolation", "occlusion"):
-        assert attribute(network, crops, method).sum((1, 2)).tolist() == pytest.approx(difference.tolist(), abs=1e-5)
+            monkeypatch.setattr(vit, "attend", scaled)
+            with torch.no_grad():
+                logits.append(network(crops).item())
+        monkeypatch.setattr(vit, "attend", own)
+        assert found[patch].item() == pytest.approx((logits[1] - logits[0]) / 0.2, rel=0.05, abs=2e-3)
 
 
 def test_the_blur_is_pillows() -> None:

@@ -4,13 +4,13 @@ In: a detector network and crops (n, 3, S, S), values 0..255. Out: attributions 
 positive towards AI-generated, and the router's gates. It knows nothing of files, tiles or calibrations, and leaves
 the network as it was; but while it runs, no other thread may use the network.
 
-Several methods stand here since which of them says something true of a detector was measured, not assumed
-(benchmarks/evidence_map.py); `METHODS` begins with the one that is used.
+Which method says something true of a detector was measured on validation images, not assumed: `METHODS` begins with
+the one that is used, and benchmarks/evidence_map.py compares it with the others.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -20,8 +20,6 @@ from clipmole.models.detector import MoLEDetector
 
 BLUR_SIGMA = 8.0  # pixels: nothing is left of what cameras and generators do at a pixel's scale
 STEPS = 4  # points between the blurred crop and the crop
-WINDOW, STRIDE = 5, 3  # patches a side
-BATCH = 16  # crops in one forward pass
 
 
 def blurred(crops: Tensor, sigma: float = BLUR_SIGMA) -> Tensor:
@@ -77,54 +75,34 @@ def integrated_gradients(network: MoLEDetector, crops: Tensor) -> Tensor:
     return shares.view(-1, rows, size, columns, size).sum((2, 4))
 
 
-def _windows(length: int) -> list[int]:
-    """Starts of windows of `WINDOW` patches, `STRIDE` apart, that cover `length` patches."""
-    last = max(0, length - WINDOW)
-    return sorted({*range(0, last, STRIDE), last})
+def last_attention(network: MoLEDetector, crops: Tensor) -> Tensor:
+    """What each patch hands to the class token in the last block's attention, along the gradient of the logit there.
 
-
-def _masks(network: MoLEDetector, crops: Tensor) -> Iterator[tuple[slice, slice, Tensor]]:
-    """Rows, columns and a mask of pixels (H, W), 1 inside, of each window of patches."""
-    size, (rows, columns) = network.tower.config.patch_size, grid_of(network, crops)
-    for top in _windows(rows):
-        for left in _windows(columns):
-            mask = torch.zeros(crops.shape[-2:], device=crops.device)
-            mask[top * size : (top + WINDOW) * size, left * size : (left + WINDOW) * size] = 1
-            yield slice(top, top + WINDOW), slice(left, left + WINDOW), mask
-
-
-@torch.no_grad()
-def _by_windows(network: MoLEDetector, crops: Tensor, kept: bool) -> Tensor:
-    """What windows add to the logit of the blurred crop (`kept`), or take from the crop's; spread over the patches."""
-    crops = crops.float()
-    base = blurred(crops)
-    inside, outside = (crops, base) if kept else (base, crops)
-    reference = network(outside / 255)
-    total = crops.new_zeros(len(crops), *grid_of(network, crops))
-    count = torch.zeros_like(total)
-    for rows, columns, mask in _masks(network, crops):
-        change = network((inside * mask + outside * (1 - mask)) / 255) - reference
-        part = total[:, rows, columns]
-        part += (change if kept else -change)[:, None, None] / (part.shape[1] * part.shape[2])
-        count[:, rows, columns] += 1
-    return total / count
-
-
-def occlusion(network: MoLEDetector, crops: Tensor) -> Tensor:
-    """How far the logit falls where a window of patches is blurred; each patch the mean over its windows' shares."""
-    return _by_windows(network, crops, kept=False)
-
-
-def isolation(network: MoLEDetector, crops: Tensor) -> Tensor:
-    """How far the logit of the blurred crop rises where one window of patches is sharp; means over windows."""
-    return _by_windows(network, crops, kept=True)
+    The attention's output is a sum over tokens of weight times value, so this splits it exactly.
+    """
+    tower = network.tower
+    block, depth = tower.blocks[-1], tower.config.depth
+    with torch.no_grad():
+        tokens = tower.run_blocks(network.embed(crops.float() / 255), 0, depth - 1)
+        batch, count, width = tokens.shape
+        heads = tower.config.heads
+        qkv = block.attention.qkv(block.norm1(tokens)).view(batch, count, 3, heads, width // heads)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4).float()  # each (B, heads, T, d_head)
+        weights = (q[:, :, :1] @ k.transpose(-2, -1) * q.shape[-1] ** -0.5).softmax(-1)  # (B, heads, 1, T)
+        handed = (weights.transpose(-2, -1) * v).transpose(1, 2).reshape(batch, count, width)
+        handed = block.scale1(handed @ block.attention.out.weight.T.float())  # (B, T, d), without the bias
+        mixed = block.mix(tokens, 1)
+    with torch.enable_grad():
+        mixed = mixed.detach().requires_grad_(True)
+        logits = network.head(tower.feature(block.transform(mixed)))
+        (gradient,) = torch.autograd.grad(logits.sum(), mixed)
+    return (handed * gradient).sum(-1)[:, 1:].view(batch, *grid_of(network, crops))
 
 
 METHODS: dict[str, Callable[[MoLEDetector, Tensor], Tensor]] = {
-    "isolation": isolation,
     "integrated gradients": integrated_gradients,
-    "occlusion": occlusion,
     "gradient times input": gradient_times_input,
+    "last attention": last_attention,
 }
 DEFAULT_METHOD = next(iter(METHODS))
 
