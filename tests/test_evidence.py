@@ -139,7 +139,7 @@ def test_gradient_times_input_is_the_slope_of_scaling_a_token(config: MoLEConfig
 
 
 def test_integrated_gradients_sum_to_the_difference_from_the_blurred_crop(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attribution, "STEPS", 200)
+    monkeypatch.setattr(attribution, "STEPS", 60)
     network, crops = tiny_network(), crops_of()
     with torch.no_grad():
         expected = network(crops.float() / 255) - network(blurred(crops) / 255)
