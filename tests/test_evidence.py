@@ -186,11 +186,33 @@ def test_gates_of_top_k_routers_have_zeros() -> None:
         assert ((gates == 0).sum(-1) == 2).all()
 
 
-def test_without_gradients_tokens_are_refused_and_tiles_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
-    detector = Detector(tiny_network(), PREPROCESS)
-    monkeypatch.setattr(detector, "runtime", "openvino", raising=False)
-    assert len(explain(detector, picture(0)).tiles) == 4
-    with pytest.raises(ConfigError, match=r"runtime=openvino: .*runtime='torch'"):
+class GraphOnly(Detector):
+    """A detector that runs on a graph: it has logits, and no network to ask."""
+
+    def __init__(self, graph: MoLEDetector) -> None:
+        self.graph = graph
+        super().__init__(graph, PREPROCESS, name="graph")
+
+    @property
+    def network(self) -> MoLEDetector:
+        raise ConfigError("a graph without a network")
+
+    @network.setter
+    def network(self, network: MoLEDetector) -> None:
+        pass
+
+    def _logits(self, crops: np.ndarray) -> np.ndarray:  # type: ignore[type-arg]
+        with torch.no_grad():
+            return self.graph(torch.from_numpy(crops)).numpy()  # type: ignore[no-any-return]
+
+
+def test_without_gradients_tokens_are_refused_and_tiles_are_not() -> None:
+    network = tiny_network()
+    detector = GraphOnly(network)
+    evidence = explain(detector, picture(0))
+    assert evidence.tiles == explain(Detector(network, PREPROCESS), picture(0)).tiles
+    assert (evidence.patch_size, evidence.expert_ranks) == (None, ())
+    with pytest.raises(ConfigError, match=r"graph: .*runtime='torch'"):
         explain(detector, picture(0), tokens=True)
 
 
