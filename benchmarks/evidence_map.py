@@ -12,8 +12,8 @@ Splices. A window of 192, 128 or 64 pixels out of a generated image is pasted in
 a random place; every other composite is saved as JPEG of a quality drawn from 65..90 as a whole. The figure is the
 share of the map's brightest patch (or tile) that lies inside the window, on average; chance is the window's share of
 the area, and a map that falls off from the centre stands beside it. As a control the same with windows of other
-photographs (not for val): a map that finds those as well reacts to the edge, not to what is inside. Everything is
-computed in bfloat16.
+photographs (not for val): a map that finds those as well reacts to the edge, not to what is inside. Maps are computed
+in float32, the logits of the tests in bfloat16.
 
 `--split val` compares the methods of clipmole.attribution; any other split reports the one that was chosen there, and
 is looked at once. Results are put into results/evidence-map.json and .md beside those of other splits and detectors.
@@ -105,8 +105,7 @@ def logits_of(detector: Detector, crops: Tensor) -> Tensor:
 
 def maps_of(detector: Detector, crops: Tensor, method: str) -> Tensor:
     """Maps (n, rows, columns) of crops (n, 3, 224, 224)."""
-    with torch.autocast("cpu", torch.bfloat16):
-        return torch.cat([attribute(detector.network, batch, method).float() for batch in crops.split(4)])
+    return torch.cat([attribute(detector.network, batch, method) for batch in crops.split(4)])
 
 
 def curve(detector: Detector, crops: Tensor, base: Tensor, order: Tensor, inserted: bool) -> Tensor:

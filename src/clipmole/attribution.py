@@ -11,6 +11,7 @@ the one that is used, and benchmarks/evidence_map.py compares it with the others
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -80,8 +81,8 @@ def last_attention(network: MoLEDetector, crops: Tensor) -> Tensor:
 
     The attention's output is a sum over tokens of weight times value, so this splits it exactly.
     """
-    tower = network.tower
-    block, depth = tower.blocks[-1], tower.config.depth
+    tower, depth = network.tower, network.tower.config.depth
+    block: Any = tower.blocks[-1]
     with torch.no_grad():
         tokens = tower.run_blocks(network.embed(crops.float() / 255), 0, depth - 1)
         batch, count, width = tokens.shape
@@ -96,7 +97,8 @@ def last_attention(network: MoLEDetector, crops: Tensor) -> Tensor:
         mixed = mixed.detach().requires_grad_(True)
         logits = network.head(tower.feature(block.transform(mixed)))
         (gradient,) = torch.autograd.grad(logits.sum(), mixed)
-    return (handed * gradient).sum(-1)[:, 1:].view(batch, *grid_of(network, crops))
+    shares: Tensor = (handed * gradient).sum(-1)[:, 1:]
+    return shares.view(batch, *grid_of(network, crops))
 
 
 METHODS: dict[str, Callable[[MoLEDetector, Tensor], Tensor]] = {
