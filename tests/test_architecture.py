@@ -22,6 +22,7 @@ ORDER = [
     "clipmole.packaged",
     "clipmole.preset",
     "clipmole.plan",
+    "clipmole.pipeline",
     "clipmole.hub",
     "clipmole.images",
     "clipmole.augment",
