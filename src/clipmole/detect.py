@@ -25,12 +25,12 @@ from clipmole.errors import ConfigError, ImageError
 from clipmole.images import ImageSource, load_image, source_name
 from clipmole.models.checkpoint import load_adapter
 from clipmole.models.detector import MoLEDetector
-from clipmole.pipeline import ahead
+from clipmole.pipeline import ahead, cores
 from clipmole.preprocess import crop_boxes, preprocess
 from clipmole.records import Detection
 
 Box = tuple[int, int, int, int]
-WORKERS = 2
+MOST_WORKERS = 8  # by default: each may hold a decoded image, 50 to 800 MB
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,8 @@ class Detector:
         device: "cpu", "cuda", ...
         precision: arithmetic of the network; bfloat16 is faster and differs in the third digit.
         batch_size: most crops in one forward pass. Logits do not depend on it beyond float rounding.
-        workers: threads that decode and cut images ahead of the network; 0: none. They change no number.
+        workers: threads that decode and cut images ahead of the network; 0: none; None: one a core, at most
+            `MOST_WORKERS`. They change no number.
     """
 
     def __init__(
@@ -85,11 +86,11 @@ class Detector:
         device: str = "cpu",
         precision: Literal["float32", "bfloat16"] = "float32",
         batch_size: int = 32,
-        workers: int = WORKERS,
+        workers: int | None = None,
     ) -> None:
         if batch_size < 1:
             raise ConfigError(f"batch_size={batch_size}: at least one crop is needed")
-        if workers < 0:
+        if workers is not None and workers < 0:
             raise ConfigError(f"workers={workers}: give a number of threads, or 0 for none")
         try:
             self.device = torch.device(device)
@@ -101,7 +102,7 @@ class Detector:
         self.name = name
         self.precision = precision
         self.batch_size = batch_size
-        self.workers = workers
+        self.workers = min(cores(), MOST_WORKERS) if workers is None else workers
 
     @classmethod
     def from_pretrained(
@@ -114,7 +115,7 @@ class Detector:
         device: str = "cpu",
         precision: Literal["float32", "bfloat16"] = "float32",
         batch_size: int = 32,
-        workers: int = WORKERS,
+        workers: int | None = None,
     ) -> Self:
         """Load a detector with its backbone, preprocessing and calibration.
 
@@ -167,7 +168,8 @@ class Detector:
         """
         one = length_hint(images, 2) < 2  # nothing to be ahead of
         workers = 0 if one else self.workers
-        with closing(ahead(self._prepare, images, workers=workers, limit=self.batch_size, weigh=_weight)) as prepared:
+        prepared = ahead(self._prepare, images, workers=workers, limit=self.batch_size, weigh=_weight)
+        with closing(prepared):
             yield from self._finish(prepared, tiles)
 
     def _prepare(self, source: ImageSource | ImageError) -> _Prepared | ImageError:

@@ -9,8 +9,9 @@ that lies ready. Whatever the source or the function raises comes out at its pla
 
 from __future__ import annotations
 
+import os
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import Generic, TypeVar
 
 LINGER = 0.05  # seconds of a silent source after which the reader is told that nothing is coming
@@ -20,6 +21,13 @@ Given = TypeVar("Given")
 Made = TypeVar("Made")
 
 
+def cores() -> int:
+    """Processor cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def ahead(
     make: Callable[[Given], Made],
     given: Iterable[Given],
@@ -27,7 +35,7 @@ def ahead(
     workers: int,
     limit: int,
     weigh: Callable[[Made], int] = lambda _made: 1,
-) -> Iterator[Made | None]:
+) -> Generator[Made | None, None, None]:
     """`make` of each item of `given`, in order, computed by up to `workers` threads ahead of the reader.
 
     Args:

@@ -28,6 +28,9 @@ def detect(
     as_csv: Annotated[bool, typer.Option("--csv", help="CSV with a header.")] = False,
     tiles: Annotated[bool, typer.Option("--tiles", help="With --json: each crop's logit and place as well.")] = False,
     batch_size: Annotated[int, typer.Option(min=1, help="Most crops in one forward pass.")] = 32,
+    workers: Annotated[
+        int | None, typer.Option(min=0, help="Threads that decode ahead of the network. Default: one a core, up to 8.")
+    ] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, ...")] = "cpu",
     precision: Annotated[
         Precision, typer.Option(help="bfloat16 is faster and slightly less exact.")
@@ -47,7 +50,12 @@ def detect(
     from clipmole.detect import Detector
 
     loaded = Detector.from_pretrained(
-        detector, backbone=backbone, device=device, precision=precision.value, batch_size=batch_size
+        detector,
+        backbone=backbone,
+        device=device,
+        precision=precision.value,
+        batch_size=batch_size,
+        workers=workers,
     )
     writer = JSONLines() if json else CSVRows() if as_csv else Table()
     results: Iterable[Detection | ImageError] = loaded.stream(sources(inputs), tiles=tiles)
