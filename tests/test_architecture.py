@@ -24,6 +24,7 @@ ORDER = [
     "clipmole.plan",
     "clipmole.pipeline",
     "clipmole.hub",
+    "clipmole.jpeg",
     "clipmole.images",
     "clipmole.augment",
     "clipmole.perturb",

@@ -22,11 +22,11 @@ from numpy.typing import NDArray
 from clipmole.calibration import Calibration
 from clipmole.config import PreprocessConfig
 from clipmole.errors import ConfigError, ImageError
-from clipmole.images import ImageSource, load_image, source_name
+from clipmole.images import ImageSource, load_pixels, source_name
 from clipmole.models.checkpoint import load_adapter
 from clipmole.models.detector import MoLEDetector
 from clipmole.pipeline import ahead, cores
-from clipmole.preprocess import crop_boxes, preprocess
+from clipmole.preprocess import crop_boxes, preprocess, size_of
 from clipmole.records import Detection
 
 Box = tuple[int, int, int, int]
@@ -177,22 +177,16 @@ class Detector:
         if isinstance(source, ImageError):
             return source
         try:
-            image = load_image(source)
+            image = load_pixels(source)
         except ImageError as error:
             return error
-        size = self.preprocess.crop_size
-        left, top = max(0, size - image.width) // 2, max(0, size - image.height) // 2  # mirrored borders
+        size, (width, height) = self.preprocess.crop_size, size_of(image)
+        left, top = max(0, size - width) // 2, max(0, size - height) // 2  # mirrored borders
         boxes = tuple(
-            (
-                max(0, x - left),
-                max(0, y - top),
-                min(image.width, x - left + size),
-                min(image.height, y - top + size),
-            )
-            for x, y in crop_boxes(image.width, image.height, self.preprocess)
+            (max(0, x - left), max(0, y - top), min(width, x - left + size), min(height, y - top + size))
+            for x, y in crop_boxes(width, height, self.preprocess)
         )
-        tiles = preprocess(image, self.preprocess)
-        return _Prepared(source_name(source), image.width, image.height, tiles, boxes)
+        return _Prepared(source_name(source), width, height, preprocess(image, self.preprocess), boxes)
 
     def _finish(
         self, prepared: Iterable[_Prepared | ImageError | None], tiles: bool
