@@ -43,8 +43,8 @@ def files(draw: st.DrawFn) -> bytes:
     exif = Image.Exif()
     exif[0x0112] = draw(st.integers(0, 9))
     return file(
-        draw(st.integers(1, 150)),
-        draw(st.integers(1, 150)),
+        draw(st.integers(1, 120)),
+        draw(st.integers(1, 120)),
         draw(st.integers(0, 1000)),
         quality=draw(st.sampled_from([1, 20, 50, 75, 90, 95, 100])),
         subsampling=draw(st.sampled_from(["4:4:4", "4:2:2", "4:2:0"])),
