@@ -245,9 +245,9 @@ def markdown(result: dict[str, Any]) -> str:
     lines += [f"`{row['command']}`  " for row in result["rows"]]
     lines += [
         "",
-        "Seed 0, random weights but for the embedded detector. Medians of the repeats in one run, in brackets the range.",
-        "*Of the network* is the folder's rate over that of the network alone on the same crops, *busy* the share of",
-        "time in which the network ran.",
+        "Seed 0, random weights but for the embedded detector. Medians of the repeats in one run, in brackets their",
+        "range. *Of the network* is the folder's rate over that of the network alone on the same crops, *busy* the",
+        "share of time in which the network ran.",
         "",
         "| detector | batch | network alone, crops/s | workers | folder, crops/s | of the network | busy | "
         "12 MP JPEG, ms: Pillow, used | machine |",

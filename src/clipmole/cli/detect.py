@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -12,7 +12,9 @@ from clipmole.cli.inputs import read_list, sources
 from clipmole.cli.options import BackboneName, DetectorName, Precision, app, remark
 from clipmole.cli.render import CSVRows, JSONLines, Table, with_progress
 from clipmole.errors import ImageError
-from clipmole.records import Detection
+
+if TYPE_CHECKING:
+    from clipmole.records import Detection
 
 
 @app.command()
