@@ -6,9 +6,11 @@ here: command line, validation, evaluation. It knows nothing of how results are 
 
 from __future__ import annotations
 
+import threading
+import time
 from collections import deque
 from collections.abc import Iterable, Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from itertools import chain
 from operator import length_hint
@@ -42,6 +44,24 @@ class _Prepared:
     height: int
     tiles: NDArray[np.uint8]
     boxes: tuple[Box, ...]
+
+
+class Timings:
+    """Seconds spent since the detector was made: decoding and cutting (summed over threads), and in the network."""
+
+    def __init__(self) -> None:
+        self.decode = self.network = 0.0
+        self._lock = threading.Lock()
+
+    @contextmanager
+    def of(self, part: Literal["decode", "network"]) -> Iterator[None]:
+        """Count the time of a block."""
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            with self._lock:
+                setattr(self, part, getattr(self, part) + time.perf_counter() - began)
 
 
 def _weight(item: _Prepared | ImageError) -> int:
@@ -103,6 +123,7 @@ class Detector:
         self.precision = precision
         self.batch_size = batch_size
         self.workers = min(cores(), MOST_WORKERS) if workers is None else workers
+        self.timings = Timings()
 
     @classmethod
     def from_pretrained(
@@ -176,17 +197,19 @@ class Detector:
         """Decode and cut one image; safe from many threads. What is an error already stays what it is."""
         if isinstance(source, ImageError):
             return source
-        try:
-            image = load_pixels(source)
-        except ImageError as error:
-            return error
+        with self.timings.of("decode"):
+            try:
+                image = load_pixels(source)
+            except ImageError as error:
+                return error
+            tiles = preprocess(image, self.preprocess)
         size, (width, height) = self.preprocess.crop_size, size_of(image)
         left, top = max(0, size - width) // 2, max(0, size - height) // 2  # mirrored borders
         boxes = tuple(
             (max(0, x - left), max(0, y - top), min(width, x - left + size), min(height, y - top + size))
             for x, y in crop_boxes(width, height, self.preprocess)
         )
-        return _Prepared(source_name(source), width, height, preprocess(image, self.preprocess), boxes)
+        return _Prepared(source_name(source), width, height, tiles, boxes)
 
     def _finish(
         self, prepared: Iterable[_Prepared | ImageError | None], tiles: bool
@@ -203,7 +226,8 @@ class Detector:
             least = self.batch_size if item is not None else 1
             while sum(map(len, crops)) >= least:
                 batch, crops = _split(crops, self.batch_size)
-                logits = np.concatenate([logits, self._logits(batch)])
+                with self.timings.of("network"):
+                    logits = np.concatenate([logits, self._logits(batch)])
             while waiting and (isinstance(waiting[0], ImageError) or len(waiting[0].tiles) <= len(logits)):
                 first = waiting.popleft()
                 if isinstance(first, ImageError):

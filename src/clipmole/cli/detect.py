@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,6 +16,8 @@ from clipmole.errors import ImageError
 
 if TYPE_CHECKING:
     from clipmole.records import Detection
+
+NO_IMAGES = "no images: give files, folders, patterns, - or --list"
 
 
 @app.command()
@@ -37,20 +40,23 @@ def detect(
     precision: Annotated[
         Precision, typer.Option(help="bfloat16 is faster and slightly less exact.")
     ] = Precision.FLOAT32,
+    timings: Annotated[bool, typer.Option("--timings", help="Say on stderr where the time went.")] = False,
 ) -> None:
     """Say of each image whether it is likely a photograph, likely AI-generated, or uncertain."""
     if json and as_csv:
         raise typer.BadParameter("--json and --csv exclude each other")
     if tiles and not json:
         raise typer.BadParameter("--tiles needs --json")
-    inputs = [*(paths or []), *(read_list(list_file) if list_file else [])]
-    if not inputs:
-        raise typer.BadParameter("no images: give files, folders, patterns, - or --list")
+    inputs = [*(paths or []), *(read_list(list_file) if list_file not in (None, "-") else [])]
+    if not inputs and list_file != "-":
+        raise typer.BadParameter(NO_IMAGES)
     if inputs.count("-") + (list_file == "-") > 1:
         raise typer.BadParameter("stdin can be read once only")
 
+    began = time.perf_counter()
     from clipmole.detect import Detector
 
+    imported = time.perf_counter()
     loaded = Detector.from_pretrained(
         detector,
         backbone=backbone,
@@ -59,8 +65,9 @@ def detect(
         batch_size=batch_size,
         workers=workers,
     )
+    ready = time.perf_counter()
     writer = JSONLines() if json else CSVRows() if as_csv else Table()
-    results: Iterable[Detection | ImageError] = loaded.stream(sources(inputs), tiles=tiles)
+    results: Iterable[Detection | ImageError] = loaded.stream(sources(inputs, list_file), tiles=tiles)
     if not sys.stdout.isatty():
         results = with_progress(results, "scoring")
     done = failed = 0
@@ -72,6 +79,15 @@ def detect(
                 remark(f"not scored: {result}")
         writer.write(result)
     writer.close()
+    if timings:
+        spent, scoring = loaded.timings, time.perf_counter() - ready
+        remark(
+            f"Seconds: {imported - began:.2f} imports, {ready - imported:.2f} loading the detector, {scoring:.2f} for "
+            f"{done} inputs, of which {spent.network:.2f} in the network; {spent.decode:.2f} of decoding in "
+            f"{loaded.workers or 'no'} threads beside it."
+        )
+    if not done:
+        raise typer.BadParameter(NO_IMAGES)
     if failed:
         remark(f"{failed} of {done} inputs could not be scored.")
         raise typer.Exit(1)
