@@ -241,8 +241,7 @@ def title(row: dict[str, Any]) -> str:
 
 
 def markdown(result: dict[str, Any]) -> str:
-    lines = ["# Folders", ""]
-    lines += [f"`{row['command']}`  " for row in result["rows"]]
+    lines = [f"`{row['command']}`  " for row in result["rows"]]
     lines += [
         "",
         "Seed 0, random weights but for the embedded detector. Medians of the repeats in one run, in brackets their",
@@ -279,9 +278,9 @@ def write(out: Path, command: str, row: dict[str, Any] | None, held: list[dict[s
     if row is not None:
         key = (row["detector"], row["precision"])
         rows = [each for each in result["rows"] if (each["detector"], each["precision"]) != key]
-        result["rows"] = [*rows, {"command": command} | row]
         name = f"pipeline-{row['detector']}-{row['precision']}.svg"
         (out / name).write_text(picture(row["timeline"], title(row)))
+        result["rows"] = [*rows, {"command": command} | {key: row[key] for key in row if key != "timeline"}]
     if held is not None:
         result |= {"memory": held, "memory_command": command, "memory_environment": environment()}
     path.write_text(json.dumps(result, indent=1) + "\n")
