@@ -12,17 +12,20 @@ from pathlib import Path
 from typing import Literal, Self
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from clipmole.calibration import Calibration
 from clipmole.config import PreprocessConfig
 from clipmole.errors import ConfigError, ImageError
 from clipmole.images import ImageSource, load_image, source_name
-from clipmole.models.checkpoint import load_adapter
+from clipmole.exported import is_export, open_export
+from clipmole.models.checkpoint import adapter_digest, find_adapter, load_adapter, read_calibration, read_config
 from clipmole.models.detector import MoLEDetector
 from clipmole.preprocess import crop_boxes, preprocess
 from clipmole.records import Detection
+from clipmole.runtimes import Precision, Runtime, RuntimeName, remark
+from clipmole.runtimes.graph import cached_graph, installed
+from clipmole.runtimes.pytorch import TorchRuntime
 
 Box = tuple[int, int, int, int]
 
@@ -42,38 +45,49 @@ class Detector:
     """Scores images with one network, one preprocessing and, if there is one, one calibration.
 
     Args:
-        network: the detector network.
+        network: the detector network; None if `runtime` needs none.
         preprocess: how an image becomes crops; an image's logit is the mean over its crops.
         calibration: None gives logits without probabilities and verdicts.
         name: what detections call this detector.
         device: "cpu", "cuda", ...
         precision: arithmetic of the network; bfloat16 is faster and differs in the third digit.
         batch_size: most crops in one forward pass. Logits do not depend on it beyond float rounding.
+        runtime: what computes the logits; None: PyTorch, by `network`, `device` and `precision`.
     """
 
     def __init__(
         self,
-        network: MoLEDetector,
+        network: MoLEDetector | None,
         preprocess: PreprocessConfig,
         calibration: Calibration | None = None,
         name: str = "detector",
         *,
         device: str = "cpu",
-        precision: Literal["float32", "bfloat16"] = "float32",
+        precision: Precision = "float32",
         batch_size: int = 32,
+        runtime: Runtime | None = None,
     ) -> None:
         if batch_size < 1:
             raise ConfigError(f"batch_size={batch_size}: at least one crop is needed")
-        try:
-            self.device = torch.device(device)
-            self.network = network.to(self.device).eval()
-        except (RuntimeError, AssertionError) as error:
-            raise ConfigError(f"device={device}: cannot be used: {str(error).splitlines()[0]}") from error
+        if runtime is None:
+            if network is None:
+                raise ConfigError("network=None: a detector without a runtime needs its network")
+            runtime = TorchRuntime(network, device, precision)
+        self._network = network
+        self.runtime = runtime
+        self.device = runtime.device
+        self.precision = runtime.precision
         self.preprocess = preprocess
         self.calibration = calibration
         self.name = name
-        self.precision = precision
         self.batch_size = batch_size
+
+    @property
+    def network(self) -> MoLEDetector:
+        """The network in PyTorch. Raises `ConfigError` for a detector that is a graph only."""
+        if self._network is None:
+            raise ConfigError(f"{self.name}: is a graph without a network; for this take the detector it came from")
+        return self._network
 
     @classmethod
     def from_pretrained(
@@ -84,29 +98,61 @@ class Detector:
         revision: str | None = None,
         cache_dir: Path | None = None,
         device: str = "cpu",
-        precision: Literal["float32", "bfloat16"] = "float32",
+        precision: Precision | None = None,
         batch_size: int = 32,
+        runtime: RuntimeName | Literal["auto"] | None = None,
     ) -> Self:
         """Load a detector with its backbone, preprocessing and calibration.
 
         Args:
-            name: "embedded" (in the package, no download), an adapter directory, or a hub id `owner/name`.
+            name: "embedded" (in the package, no download), an adapter directory, a directory that `clipmole export`
+                wrote, or a hub id `owner/name`.
             backbone: where to take the backbone from, if not from where the adapter says.
             revision: of the adapter on the hub.
             cache_dir: of the hub's files; None: the Hugging Face cache.
+            precision: None: that of an export, else float32.
+            runtime: what computes: "torch", "torch-compile", "openvino" or "onnx" (converted at first use, then kept
+                in the cache), or "auto": OpenVINO where it is installed and `device` is "cpu". None: that of an
+                export, else "torch".
 
-        Raises `CheckpointError` or `WeightsError`, with one line that names the thing and the cure.
+        The name says so where the arithmetic is not float32. Raises `CheckpointError`, `WeightsError`, `ConfigError` or
+        `MissingDependency`, with one line that names the thing and the cure.
         """
+        if is_export(name):
+            return cls._from_export(Path(name), precision, batch_size, runtime)
+        chosen = runtime or "torch"
+        if chosen == "auto":
+            chosen = "openvino" if device == "cpu" and installed("openvino") else "torch"
+        precision = precision or "float32"
+        if chosen in ("openvino", "onnx"):
+            if device != "cpu":
+                raise ConfigError(f"device={device}: runtime {chosen} computes on the cpu; leave one of the two out")
+            label, folder = find_adapter(name, revision, cache_dir)
+            config, digest = read_config(folder), adapter_digest(folder)
+
+            def load() -> MoLEDetector:
+                return load_adapter(name, backbone, revision, cache_dir).network
+
+            graph = cached_graph(load, digest, config.preprocess.crop_size, chosen, precision)
+            called = f"{label}@{digest[:12]}{remark(graph)}"
+            calibration = read_calibration(folder)
+            return cls(None, config.preprocess, calibration, called, batch_size=batch_size, runtime=graph)
         adapter = load_adapter(name, backbone, revision, cache_dir)
-        return cls(
-            adapter.network,
-            adapter.config.preprocess,
-            adapter.calibration,
-            f"{adapter.name}@{adapter.digest[:12]}",
-            device=device,
-            precision=precision,
-            batch_size=batch_size,
-        )
+        torched = TorchRuntime(adapter.network, device, precision, compiled=chosen == "torch-compile")
+        called = f"{adapter.name}@{adapter.digest[:12]}{remark(torched)}"
+        settings = adapter.config.preprocess
+        return cls(adapter.network, settings, adapter.calibration, called, batch_size=batch_size, runtime=torched)
+
+    @classmethod
+    def _from_export(cls, folder: Path, precision: Precision | None, batch_size: int, runtime: str | None) -> Self:
+        """A detector that is a graph, as `clipmole export` wrote it; it runs as it was checked or not at all."""
+        export = open_export(folder)
+        made = export.record
+        for what, asked, given in (("runtime", runtime, made.runtime), ("precision", precision, made.precision)):
+            if asked not in (None, "auto", given):
+                raise ConfigError(f"{folder}: was exported with {what} {given}, not {asked}; export it again with it")
+        called = f"{made.detector}{remark(export.runtime)}"
+        return cls(None, export.preprocess, export.calibration, called, batch_size=batch_size, runtime=export.runtime)
 
     def score(self, images: Iterable[ImageSource]) -> NDArray[np.float32]:
         """Logits (n,) of n images, positive towards AI-generated. Raises the first `ImageError`."""
@@ -175,15 +221,9 @@ class Detector:
             start += len(item.tiles)
             yield self._detection(item, own, tiles)
 
-    @torch.inference_mode()
     def _logits(self, crops: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Crops (n, 3, S, S) uint8 -> logits (n,), in forward passes of at most `batch_size`."""
-        parts = []
-        autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16")
-        for batch in torch.split(torch.from_numpy(crops), self.batch_size):
-            with autocast:
-                parts.append(self.network(batch.to(self.device)).float().cpu())
-        return torch.cat(parts).numpy()
+        return self.runtime.logits(crops, self.batch_size)
 
     def _detection(self, item: _Prepared, logits: NDArray[np.float32], tiles: bool) -> Detection:
         logit = float(logits.mean(dtype=np.float64))

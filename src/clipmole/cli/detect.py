@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from clipmole.cli.inputs import read_list, sources
-from clipmole.cli.options import BackboneName, DetectorName, Precision, app, remark
+from clipmole.cli.options import BackboneName, DetectorName, Precision, RuntimeOption, app, remark
 from clipmole.cli.render import CSVRows, JSONLines, Table, with_progress
 from clipmole.errors import ImageError
 from clipmole.records import Detection
@@ -30,8 +30,9 @@ def detect(
     batch_size: Annotated[int, typer.Option(min=1, help="Most crops in one forward pass.")] = 32,
     device: Annotated[str, typer.Option(help="cpu, cuda, ...")] = "cpu",
     precision: Annotated[
-        Precision, typer.Option(help="bfloat16 is faster and slightly less exact.")
-    ] = Precision.FLOAT32,
+        Precision | None, typer.Option(help="bfloat16 is faster and slightly less exact. Default: float32.")
+    ] = None,
+    runtime: RuntimeOption = None,
 ) -> None:
     """Say of each image whether it is likely a photograph, likely AI-generated, or uncertain."""
     if json and as_csv:
@@ -47,7 +48,12 @@ def detect(
     from clipmole.detect import Detector
 
     loaded = Detector.from_pretrained(
-        detector, backbone=backbone, device=device, precision=precision.value, batch_size=batch_size
+        detector,
+        backbone=backbone,
+        device=device,
+        precision=precision.value if precision else None,
+        batch_size=batch_size,
+        runtime=runtime.value if runtime else None,
     )
     writer = JSONLines() if json else CSVRows() if as_csv else Table()
     results: Iterable[Detection | ImageError] = loaded.stream(sources(inputs), tiles=tiles)
