@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from clipmole.calibration import Calibration
 from clipmole.config import PreprocessConfig
 from clipmole.errors import ConfigError, ImageError
-from clipmole.images import ImageSource, load_image, source_name
 from clipmole.exported import is_export, open_export
+from clipmole.images import ImageSource, load_image, source_name
 from clipmole.models.checkpoint import adapter_digest, find_adapter, load_adapter, read_calibration, read_config
 from clipmole.models.detector import MoLEDetector
 from clipmole.preprocess import crop_boxes, preprocess

@@ -86,7 +86,7 @@ def compare_logits(
     if calibration is not None:
         pairs = [(calibration.verdict(x), calibration.verdict(y)) for x, y in zip(a, b, strict=True)]
         unsure = Verdict.UNCERTAIN
-        changed = sum(x != unsure and x != y for x, y in pairs)
+        changed = sum(x not in (unsure, y) for x, y in pairs)
         turned = sum(unsure not in (x, y) and x != y for x, y in pairs)
         settled = sum(x == unsure != y for x, y in pairs)
     difference = np.abs(a - b)

@@ -318,5 +318,7 @@ def cached_graph(
                 if not folder.exists():
                     new.rename(folder)
         except OSError as error:
-            raise CheckpointError(f"{folder}: cannot be written: {error}; set CLIPMOLE_CACHE to another place") from error
+            raise CheckpointError(
+                f"{folder}: cannot be written: {error}; set CLIPMOLE_CACHE to another place"
+            ) from error
     return open_graph(folder, runtime, precision, folder / "compiled")
