@@ -35,8 +35,8 @@ def products(tower: TowerConfig, mole: MoLEConfig | None = None, class_token_onl
 
     Args:
         mole: the adapter; None: the bare tower with a head.
-        class_token_only: the last block computes queries, attention and MLP for the class token alone, since nothing
-            else of it is read.
+        class_token_only: as `MoLEDetector` does it: after its queries, keys and values the last block goes on with the
+            class token alone, since nothing else of it is read.
     """
     d, grid = tower.width, tower.grid
     tokens = 1 + grid**2
@@ -53,8 +53,7 @@ def products(tower: TowerConfig, mole: MoLEConfig | None = None, class_token_onl
         rows = 1 if class_token_only and index == tower.depth - 1 else tokens
         head = d // tower.heads
         found += [
-            Product("queries", rows, d, d),
-            Product("keys and values", tokens, d, 2 * d),
+            Product("queries, keys, values", tokens, d, 3 * d),
             Product("attention", rows, head, tokens, tower.heads, weight=False),
             Product("attention", rows, tokens, head, tower.heads, weight=False),
             Product("attention output", rows, d, d),

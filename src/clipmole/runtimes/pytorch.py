@@ -85,7 +85,9 @@ class TorchRuntime:
         precision = exact_precision() if self.device.type == "cpu" and self.precision == "float32" else "highest"
         autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16")
         parts = []
-        with torch.no_grad(), autocast, matmul_precision(precision):
+        # torch.compile packs frozen weights, which it cannot do in inference mode.
+        quiet = torch.no_grad() if self.name == "torch-compile" else torch.inference_mode()
+        with quiet, autocast, matmul_precision(precision):
             batches = torch.split(torch.from_numpy(crops), batch_size)
             coming = self.on_device(self.padded(batches[0]))
             for place, batch in enumerate(batches):

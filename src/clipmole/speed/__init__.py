@@ -139,6 +139,7 @@ def measure_speed(
     wanted = [parse_path(name) for name in paths]
     chosen, left_out = available(wanted)
     chosen = [p for path in chosen for p in ([path, path.without_adapter()] if bare and path.ours else [path])]
+    counts = {s: operations(tower_of(s), adapter_of(s), class_token_only=True) for s in shapes}
     rows: list[SpeedRow] = []
     peaks: dict[str, float] = {}
     for shape in shapes:
@@ -157,7 +158,7 @@ def measure_speed(
     return SpeedReport(
         rows=tuple(rows),
         peaks=peaks,
-        operations_per_image={s: operations(tower_of(s), adapter_of(s), class_token_only=True) for s in shapes},
+        operations_per_image=counts,
         left_out=left_out,
         settings={"seconds": seconds, "repeats": repeats, "batches": list(batches)},
         environment=environment() | ({"threads": threads} if threads else {}),
@@ -207,7 +208,7 @@ def _turns(
     turns: dict[SpeedPath, tuple[list[float], int]] = {path: ([], 0) for path in workers}
     peaks: dict[str, float] = {}
     for turn in range(repeats):
-        peaks = {n: max(peaks.get(n, 0.0), value) for n, value in machine.answer({"seconds": 0.3})["peaks"].items()}
+        peaks = {n: max(peaks.get(n, 0.0), value) for n, value in machine.answer({"seconds": 0.1})["peaks"].items()}
         for path, worker in workers.items():
             time.sleep(PAUSE)
             answer = worker.answer({"batch": batch, "seconds": seconds, "warm": turn == 0})

@@ -126,18 +126,18 @@ def network_of(shape: str, adapter: bool) -> MoLEDetector:
 
 
 def make_graph(path: SpeedPath, shape: str, folder: Path) -> None:
-    """Write the path's graph to its own folder in `folder`, quantised if the path is int8."""
-    own = _own(path, folder)
-    own.mkdir()
+    """Write the path's graph into `folder`, where there is none; float32 and bfloat16 run the same one."""
+    plain = replace(path, precision="float32")
     runtime = cast(GraphRuntime, path.runtime)
     size, width = tower_of(shape).image_size, tower_of(shape).width
-    graph = convert(network_of(shape, path.adapter), size, runtime, own)
+    graph = graph_folder(plain, folder) / GRAPH[runtime]
+    if not graph.exists():
+        graph.parent.mkdir()
+        convert(network_of(shape, path.adapter), size, runtime, graph.parent)
     if path.precision == "int8":
+        graph_folder(path, folder).mkdir()
         noise = np.random.default_rng(0).integers(0, 256, (4, 1, 3, size, size), dtype=np.uint8)
-        quantised = quantise(graph, runtime, width, list(noise))
-        for file in sorted(own.glob("int8-*")):
-            file.replace(own / file.name.removeprefix("int8-"))
-        assert not quantised.exists()
+        quantise(graph, runtime, width, list(noise), graph_folder(path, folder) / graph.name)
 
 
 def open_path(path: SpeedPath, shape: str, folder: Path) -> Forward:
@@ -146,15 +146,17 @@ def open_path(path: SpeedPath, shape: str, folder: Path) -> Forward:
         return _transformers(tower_of(shape))
     runtime: Runtime
     if is_graph(path):
-        runtime = open_graph(_own(path, folder), cast(GraphRuntime, path.runtime), path.precision)
+        runtime = open_graph(graph_folder(path, folder), cast(GraphRuntime, path.runtime), path.precision)
     else:
         compiled = path.runtime == "torch-compile"
         runtime = TorchRuntime(network_of(shape, path.adapter), "cpu", path.precision, compiled)
     return lambda crops: runtime.logits(crops, len(crops))
 
 
-def _own(path: SpeedPath, folder: Path) -> Path:
-    return folder / f"{path.name}-{path.adapter}"
+def graph_folder(path: SpeedPath, folder: Path) -> Path:
+    """Where the path's graph is kept."""
+    kind = "int8" if path.precision == "int8" else "float"
+    return folder / f"{path.runtime}-{kind}{'' if path.adapter else '-bare'}"
 
 
 def _transformers(tower: TowerConfig) -> Forward:
