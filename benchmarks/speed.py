@@ -87,6 +87,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=2.0)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--bare", action="store_true", help="each path without the adapter too")
+    parser.add_argument("--graphs", type=Path, help="folder where graphs are kept for a later run")
     parser.add_argument("--out", type=Path, help="folder of speed.json and speed.md")
     given = parser.parse_args()
     report = measure_speed(
@@ -96,6 +97,7 @@ def main() -> None:
         seconds=given.seconds,
         repeats=given.repeats,
         bare=given.bare,
+        graphs=given.graphs,
         say=lambda line: print(line, file=sys.stderr, flush=True),
     )
     print("\n".join(table(report)))

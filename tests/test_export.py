@@ -131,7 +131,7 @@ def test_the_check_counts_what_changes() -> None:
     assert check.max_difference == pytest.approx(1.1)
     assert check.mean_difference == pytest.approx(1.3 / 6)
     assert check.spread == pytest.approx(np.std(exact))
-    assert check.average_precision == pytest.approx((1.0, (1 + 1 + 3 / 6) / 3))
+    assert check.average_precision == pytest.approx((1.0, (1 + 1 + 3 / 5) / 3))
     assert len(failures(check, "bfloat16")) == 4
     assert not failures(compare_logits(exact, exact, None, CALIBRATION), "float32")
 

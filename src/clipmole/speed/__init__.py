@@ -122,6 +122,7 @@ def measure_speed(
     repeats: int = 3,
     threads: int | None = None,
     bare: bool = False,
+    graphs: Path | None = None,
     say: Callable[[str], None] = lambda _line: None,
 ) -> SpeedReport:
     """Measure paths side by side.
@@ -134,6 +135,7 @@ def measure_speed(
         repeats: turns of each path at each shape and batch.
         threads: of every path; None: as many as PyTorch takes.
         bare: measure each path without the adapter too.
+        graphs: folder where graphs are kept for a later run; None: they are made anew.
         say: told what is being done.
     """
     wanted = [parse_path(name) for name in paths]
@@ -144,7 +146,9 @@ def measure_speed(
     peaks: dict[str, float] = {}
     for shape in shapes:
         with ExitStack() as stack:
-            folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            kept = graphs or Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            folder = kept / Path(shape).stem
+            folder.mkdir(parents=True, exist_ok=True)
             workers, broken = _start(shape, chosen, folder, threads, stack, say)
             left_out |= broken
             machine = Worker({"path": "peak", "shape": shape, "threads": threads})

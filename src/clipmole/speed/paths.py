@@ -132,10 +132,10 @@ def make_graph(path: SpeedPath, shape: str, folder: Path) -> None:
     size, width = tower_of(shape).image_size, tower_of(shape).width
     graph = graph_folder(plain, folder) / GRAPH[runtime]
     if not graph.exists():
-        graph.parent.mkdir()
+        graph.parent.mkdir(exist_ok=True)
         convert(network_of(shape, path.adapter), size, runtime, graph.parent)
-    if path.precision == "int8":
-        graph_folder(path, folder).mkdir()
+    if path.precision == "int8" and not (graph_folder(path, folder) / graph.name).exists():
+        graph_folder(path, folder).mkdir(exist_ok=True)
         noise = np.random.default_rng(0).integers(0, 256, (4, 1, 3, size, size), dtype=np.uint8)
         quantise(graph, runtime, width, list(noise), graph_folder(path, folder) / graph.name)
 
