@@ -18,7 +18,7 @@ from typing import Any
 from clipmole.config import CLIP_TOWERS
 from clipmole.operations import activation_bytes, operations, products, weight_bytes
 from clipmole.speed import SpeedReport, SpeedRow, measure_speed, table
-from clipmole.speed.paths import PATHS, adapter_of, tower_of
+from clipmole.speed.paths import BASELINE, PATHS, adapter_of, tower_of
 
 SHAPES = [*CLIP_TOWERS, "embedded"]
 
@@ -61,6 +61,31 @@ def markdown(runs: list[dict[str, Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def adapter_cost(rows: list[dict[str, Any]], env: dict[str, Any]) -> str:
+    """What the MoLE adapter costs, as a table: share of the time of a forward pass, by the medians."""
+    heads = ["shape", "batch", "path", "ms with", "ms without", "the adapter's share"]
+    lines = ["| " + " | ".join(heads) + " |", "|---|--:|---|--:|--:|--:|"]
+    for row in (row for row in rows if row["adapter"]):
+        same = [r for r in rows if not r["adapter"] and all(r[k] == row[k] for k in ("shape", "batch", "path"))]
+        for bare in same:
+            share = 1 - bare["p50"] / row["p50"]
+            times = f"{1000 * row['p50']:.1f} | {1000 * bare['p50']:.1f} | {100 * share:.1f} %"
+            lines.append(f"| {row['shape']} | {row['batch']} | {row['path']} | {times} |")
+    note = f"Medians. {env['cpu']}, {env['threads']} threads, torch {env['torch']}, {env['date']}, seed 0."
+    return "\n".join([*lines, "", note]) + "\n"
+
+
+def write_adapter_cost(folder: Path, report: SpeedReport) -> None:
+    """adapter.json and adapter.md; rows of an older run at other shapes, batches or paths are kept."""
+    file = folder / "adapter.json"
+    older = json.loads(file.read_text())["rows"] if file.is_file() else []
+    rows = {(r["shape"], r["batch"], r["path"], r["adapter"]): r for r in older}
+    rows |= {(r.shape, r.batch, r.path, r.adapter): r.model_dump() for r in report.rows if r.path != BASELINE}
+    result = {"environment": report.environment, "settings": report.settings, "rows": list(rows.values())}
+    file.write_text(json.dumps(result, indent=1) + "\n")
+    (folder / "adapter.md").write_text(adapter_cost(result["rows"], report.environment))
+
+
 def roofline() -> str:
     """What a forward pass costs by arithmetic, for each preset, as a table."""
     heads = ["shape", "10^9 operations an image", "whole last block", "adapter's share", "weights MB, bfloat16"]
@@ -86,7 +111,7 @@ def main() -> None:
     parser.add_argument("--paths", nargs="+", default=list(PATHS))
     parser.add_argument("--seconds", type=float, default=2.0)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--bare", action="store_true", help="each path without the adapter too")
+    parser.add_argument("--bare", action="store_true", help="each path without the adapter too: adapter.md")
     parser.add_argument("--graphs", type=Path, help="folder where graphs are kept for a later run")
     parser.add_argument("--out", type=Path, help="folder of speed.json and speed.md")
     given = parser.parse_args()
@@ -103,6 +128,9 @@ def main() -> None:
     print("\n".join(table(report)))
     if given.out:
         given.out.mkdir(parents=True, exist_ok=True)
+    if given.out and given.bare:
+        write_adapter_cost(given.out, report)
+    elif given.out:
         file = given.out / "speed.json"
         runs = merged(json.loads(file.read_text()) if file.is_file() else [], report)
         file.write_text(json.dumps(runs, indent=1) + "\n")

@@ -166,7 +166,7 @@ def test_what_cannot_be_is_refused(adapter: tuple[Path, Path], tmp_path: Path) -
         Detector.from_pretrained(folder, backbone=backbone, runtime="openvino", device="cuda")
     with pytest.raises(CheckpointError, match=r"holds no model\.onnx"):
         open_graph(tmp_path, "onnx", "float32")
-    with pytest.raises(ConfigError, match="network=None"):
+    with pytest.raises(ConfigError, match="is a graph without a network"):
         Detector(None, PREPROCESS)
 
 

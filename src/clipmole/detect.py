@@ -69,17 +69,13 @@ class Detector:
     ) -> None:
         if batch_size < 1:
             raise ConfigError(f"batch_size={batch_size}: at least one crop is needed")
-        if runtime is None:
-            if network is None:
-                raise ConfigError("network=None: a detector without a runtime needs its network")
-            runtime = TorchRuntime(network, device, precision)
         self._network = network
-        self.runtime = runtime
-        self.device = runtime.device
-        self.precision = runtime.precision
+        self.name = name
+        self.runtime: Runtime = runtime or TorchRuntime(self.network, device, precision)
+        self.device = self.runtime.device
+        self.precision = self.runtime.precision
         self.preprocess = preprocess
         self.calibration = calibration
-        self.name = name
         self.batch_size = batch_size
 
     @property

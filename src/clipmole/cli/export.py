@@ -54,7 +54,8 @@ def export(
 
     labels: list[int] | None = None
     if data:
-        samples = [sample for part in split or [None] for sample in read_data(data, part)]
+        parts: list[str | None] = [*split] if split else [None]
+        samples = [sample for part in parts for sample in read_data(data, part)]
         labels = labels_of(samples).tolist()
 
     def images() -> Iterable[ImageSource]:

@@ -225,7 +225,7 @@ class OpenVINORuntime:
         rest: Literal["float32", "bfloat16"] = "float32",
     ) -> None:
         openvino = library("openvino")
-        self.precision = precision
+        self.precision: Precision = precision
         arithmetic = rest if precision == "int8" else precision
         settings: dict[str, Any] = {
             "INFERENCE_PRECISION_HINT": {"float32": "f32", "bfloat16": "bf16"}[arithmetic],
@@ -260,7 +260,7 @@ class ONNXRuntime:
         onnxruntime = library("onnx")
         if precision == "bfloat16":
             raise ConfigError("runtime=onnx: computes in float32 or int8, not bfloat16; take openvino or torch")
-        self.precision = precision
+        self.precision: Precision = precision
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
         options.log_severity_level = 3

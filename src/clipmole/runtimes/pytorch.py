@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -76,9 +77,11 @@ class TorchRuntime:
         except (RuntimeError, AssertionError) as error:
             raise ConfigError(f"device={device}: cannot be used: {str(error).splitlines()[0]}") from error
         self.name: RuntimeName = "torch-compile" if compiled else "torch"
-        self.precision = precision
+        self.precision: Precision = precision
         self.forward = _compiled(self.network, self.device) if compiled else self.network
-        self.copies = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
+        self.copies = (
+            torch.cuda.Stream(self.device) if self.device.type == "cuda" else None  # type: ignore[no-untyped-call]
+        )
 
     def logits(self, crops: NDArray[np.uint8], batch_size: int) -> NDArray[np.float32]:
         """Crops (n, 3, S, S) -> logits (n,), in forward passes of at most `batch_size` crops."""
@@ -115,7 +118,7 @@ class TorchRuntime:
 
 def _compiled(network: MoLEDetector, device: torch.device) -> torch.nn.Module:
     """The network by torch.compile: frozen weights prepacked on a CPU, CUDA graphs on a GPU."""
-    options: dict[str, str | int | bool] = {"freezing": True}
+    options: dict[str, Any] = {"freezing": True}
     if device.type == "cuda":
         options["triton.cudagraphs"] = True
     return torch.compile(network.requires_grad_(False), options=options, dynamic=False)  # type: ignore[return-value]

@@ -163,7 +163,7 @@ def _transformers(tower: TowerConfig) -> Forward:
     """transformers' tower of the same geometry as it comes: CLIP's where there is a projection, else ViT's."""
     from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection, ViTConfig, ViTModel
 
-    size = {
+    size: dict[str, Any] = {
         "hidden_size": tower.width,
         "intermediate_size": tower.mlp_width,
         "num_hidden_layers": tower.depth,
