@@ -18,18 +18,21 @@ from pathlib import Path
 from typing import Literal, Self
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from clipmole.calibration import Calibration
 from clipmole.config import PreprocessConfig
 from clipmole.errors import ConfigError, ImageError
+from clipmole.exported import is_export, open_export
 from clipmole.images import ImageSource, load_pixels, source_name
-from clipmole.models.checkpoint import load_adapter
+from clipmole.models.checkpoint import adapter_digest, find_adapter, load_adapter, read_calibration, read_config
 from clipmole.models.detector import MoLEDetector
 from clipmole.pipeline import ahead, cores
 from clipmole.preprocess import crop_boxes, preprocess, size_of
 from clipmole.records import Detection
+from clipmole.runtimes import Precision, Runtime, RuntimeName, remark
+from clipmole.runtimes.graph import cached_graph, installed
+from clipmole.runtimes.pytorch import TorchRuntime
 
 Box = tuple[int, int, int, int]
 MOST_WORKERS = 8  # by default: each may hold a decoded image, 50 to 800 MB
@@ -85,7 +88,7 @@ class Detector:
     """Scores images with one network, one preprocessing and, if there is one, one calibration.
 
     Args:
-        network: the detector network.
+        network: the detector network; None if `runtime` needs none.
         preprocess: how an image becomes crops; an image's logit is the mean over its crops.
         calibration: None gives logits without probabilities and verdicts.
         name: what detections call this detector.
@@ -94,36 +97,43 @@ class Detector:
         batch_size: most crops in one forward pass. Logits do not depend on it beyond float rounding.
         workers: threads that decode and cut images ahead of the network; 0: none; None: one a core, at most
             `MOST_WORKERS`. They change no number.
+        runtime: what computes the logits; None: PyTorch, by `network`, `device` and `precision`.
     """
 
     def __init__(
         self,
-        network: MoLEDetector,
+        network: MoLEDetector | None,
         preprocess: PreprocessConfig,
         calibration: Calibration | None = None,
         name: str = "detector",
         *,
         device: str = "cpu",
-        precision: Literal["float32", "bfloat16"] = "float32",
+        precision: Precision = "float32",
         batch_size: int = 32,
         workers: int | None = None,
+        runtime: Runtime | None = None,
     ) -> None:
         if batch_size < 1:
             raise ConfigError(f"batch_size={batch_size}: at least one crop is needed")
         if workers is not None and workers < 0:
             raise ConfigError(f"workers={workers}: give a number of threads, or 0 for none")
-        try:
-            self.device = torch.device(device)
-            self.network = network.to(self.device).eval()
-        except (RuntimeError, AssertionError) as error:
-            raise ConfigError(f"device={device}: cannot be used: {str(error).splitlines()[0]}") from error
+        self._network = network
+        self.name = name
+        self.runtime: Runtime = runtime or TorchRuntime(self.network, device, precision)
+        self.device = self.runtime.device
+        self.precision = self.runtime.precision
         self.preprocess = preprocess
         self.calibration = calibration
-        self.name = name
-        self.precision = precision
         self.batch_size = batch_size
         self.workers = min(cores(), MOST_WORKERS) if workers is None else workers
         self.timings = Timings()
+
+    @property
+    def network(self) -> MoLEDetector:
+        """The network in PyTorch. Raises `ConfigError` for a detector that is a graph only."""
+        if self._network is None:
+            raise ConfigError(f"{self.name}: is a graph without a network; for this take the detector it came from")
+        return self._network
 
     @classmethod
     def from_pretrained(
@@ -134,30 +144,81 @@ class Detector:
         revision: str | None = None,
         cache_dir: Path | None = None,
         device: str = "cpu",
-        precision: Literal["float32", "bfloat16"] = "float32",
+        precision: Precision | None = None,
         batch_size: int = 32,
         workers: int | None = None,
+        runtime: RuntimeName | Literal["auto"] | None = None,
     ) -> Self:
         """Load a detector with its backbone, preprocessing and calibration.
 
         Args:
-            name: "embedded" (in the package, no download), an adapter directory, or a hub id `owner/name`.
+            name: "embedded" (in the package, no download), an adapter directory, a directory that `clipmole export`
+                wrote, or a hub id `owner/name`.
             backbone: where to take the backbone from, if not from where the adapter says.
             revision: of the adapter on the hub.
             cache_dir: of the hub's files; None: the Hugging Face cache.
+            precision: None: that of an export, else float32.
+            runtime: what computes: "torch", "torch-compile", "openvino" or "onnx" (converted at first use, then kept
+                in the cache), or "auto": OpenVINO where it is installed and `device` is "cpu". None: that of an
+                export, else "torch".
 
-        Raises `CheckpointError` or `WeightsError`, with one line that names the thing and the cure.
+        The name says so where the arithmetic is not float32. Raises `CheckpointError`, `WeightsError`, `ConfigError` or
+        `MissingDependency`, with one line that names the thing and the cure.
         """
+        if is_export(name):
+            return cls._from_export(Path(name), precision, batch_size, runtime, workers)
+        chosen = runtime or "torch"
+        if chosen == "auto":
+            chosen = "openvino" if device == "cpu" and installed("openvino") else "torch"
+        precision = precision or "float32"
+        if chosen in ("openvino", "onnx"):
+            if device != "cpu":
+                raise ConfigError(f"device={device}: runtime {chosen} computes on the cpu; leave one of the two out")
+            label, folder = find_adapter(name, revision, cache_dir)
+            config, digest = read_config(folder), adapter_digest(folder)
+
+            def load() -> MoLEDetector:
+                return load_adapter(name, backbone, revision, cache_dir).network
+
+            graph = cached_graph(load, digest, config.preprocess.crop_size, chosen, precision)
+            called = f"{label}@{digest[:12]}{remark(graph)}"
+            calibration = read_calibration(folder)
+            return cls(
+                None, config.preprocess, calibration, called, batch_size=batch_size, workers=workers, runtime=graph
+            )
         adapter = load_adapter(name, backbone, revision, cache_dir)
+        torched = TorchRuntime(adapter.network, device, precision, compiled=chosen == "torch-compile")
+        called = f"{adapter.name}@{adapter.digest[:12]}{remark(torched)}"
+        settings = adapter.config.preprocess
         return cls(
             adapter.network,
-            adapter.config.preprocess,
+            settings,
             adapter.calibration,
-            f"{adapter.name}@{adapter.digest[:12]}",
-            device=device,
-            precision=precision,
+            called,
             batch_size=batch_size,
             workers=workers,
+            runtime=torched,
+        )
+
+    @classmethod
+    def _from_export(
+        cls, folder: Path, precision: Precision | None, batch_size: int, runtime: str | None, workers: int | None
+    ) -> Self:
+        """A detector that is a graph, as `clipmole export` wrote it; it runs as it was checked or not at all."""
+        export = open_export(folder)
+        made = export.record
+        for what, asked, given in (("runtime", runtime, made.runtime), ("precision", precision, made.precision)):
+            if asked not in (None, "auto", given):
+                raise ConfigError(f"{folder}: was exported with {what} {given}, not {asked}; export it again with it")
+        called = f"{made.detector}{remark(export.runtime)}"
+        return cls(
+            None,
+            export.preprocess,
+            export.calibration,
+            called,
+            batch_size=batch_size,
+            workers=workers,
+            runtime=export.runtime,
         )
 
     def score(self, images: Iterable[ImageSource]) -> NDArray[np.float32]:
@@ -236,15 +297,9 @@ class Detector:
                 own, logits = logits[: len(first.tiles)], logits[len(first.tiles) :]
                 yield self._detection(first, own, tiles)
 
-    @torch.inference_mode()
     def _logits(self, crops: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Crops (n, 3, S, S) uint8 -> logits (n,), in forward passes of at most `batch_size`."""
-        parts = []
-        autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16")
-        for batch in torch.split(torch.from_numpy(crops), self.batch_size):
-            with autocast:
-                parts.append(self.network(batch.to(self.device)).float().cpu())
-        return torch.cat(parts).numpy()
+        return self.runtime.logits(crops, self.batch_size)
 
     def _detection(self, item: _Prepared, logits: NDArray[np.float32], tiles: bool) -> Detection:
         logit = float(logits.mean(dtype=np.float64))

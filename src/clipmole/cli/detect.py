@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from clipmole.cli.inputs import read_list, sources
-from clipmole.cli.options import BackboneName, DetectorName, Precision, app, remark
+from clipmole.cli.options import BackboneName, DetectorName, Precision, RuntimeOption, app, remark
 from clipmole.cli.render import CSVRows, JSONLines, Table, with_progress
 from clipmole.errors import ImageError
 
@@ -38,8 +38,9 @@ def detect(
     ] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, ...")] = "cpu",
     precision: Annotated[
-        Precision, typer.Option(help="bfloat16 is faster and slightly less exact.")
-    ] = Precision.FLOAT32,
+        Precision | None, typer.Option(help="bfloat16 is faster and slightly less exact. Default: float32.")
+    ] = None,
+    runtime: RuntimeOption = None,
     timings: Annotated[bool, typer.Option("--timings", help="Say on stderr where the time went.")] = False,
 ) -> None:
     """Say of each image whether it is likely a photograph, likely AI-generated, or uncertain."""
@@ -61,9 +62,10 @@ def detect(
         detector,
         backbone=backbone,
         device=device,
-        precision=precision.value,
+        precision=precision.value if precision else None,
         batch_size=batch_size,
         workers=workers,
+        runtime=runtime.value if runtime else None,
     )
     ready = time.perf_counter()
     writer = JSONLines() if json else CSVRows() if as_csv else Table()
