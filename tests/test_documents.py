@@ -17,7 +17,9 @@ from clipmole.cli import app
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 DOCUMENTS = [ROOT / "README.md", ROOT / "benchmarks" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-COMMAND = re.compile(r"(?:^|/|\| )clipmole (data check|[a-z-]+)([^#\n>]*(?:\\\n[^#\n>]*)*)", re.MULTILINE)
+COMMAND = re.compile(
+    r"(?:^|/|\| )clipmole (data check|benchmark speed|[a-z-]+)([^#\n>]*(?:\\\n[^#\n>]*)*)", re.MULTILINE
+)
 
 
 def commands_of(document: str) -> list[tuple[str, str]]:

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from copy import copy
 from importlib import import_module
 from itertools import islice
 from pathlib import Path
@@ -33,6 +34,8 @@ from clipmole.errors import ConfigError, MissingDependency, WeightsNotFound
 from clipmole.hub import why_unreachable
 from clipmole.models.backbone import tower_sha256
 from clipmole.models.checkpoint import UNIVFD_HEAD_SHA256, univfd_network
+from clipmole.runtimes import remark
+from clipmole.runtimes.pytorch import TorchRuntime
 
 
 class Scorer(Protocol):
@@ -157,37 +160,27 @@ def load_scorer(
         return scorer
     if kind == "univfd" and rest:
         network, tower = univfd_network(rest, backbone or "vit-l-14")
-        detector = Detector(
-            network,
-            PreprocessConfig(mode="center_crop"),
-            None,
-            f"univfd@{UNIVFD_HEAD_SHA256[:12]} on {tower.id}@{tower.sha256[:12]}",
-            device=device,
-            precision=precision,
-            batch_size=batch_size,
-        )
-    else:
-        detector = Detector.from_pretrained(
-            spec, backbone=backbone, device=device, precision=precision, batch_size=batch_size
-        )
-    detector.name += f", {precision}" * (precision != "float32")
-    return detector
+        name = f"univfd@{UNIVFD_HEAD_SHA256[:12]} on {tower.id}@{tower.sha256[:12]}"
+        runtime = TorchRuntime(network, device, precision)
+        settings = PreprocessConfig(mode="center_crop")
+        return Detector(network, settings, None, name + remark(runtime), batch_size=batch_size, runtime=runtime)
+    return Detector.from_pretrained(
+        spec,
+        backbone=backbone,
+        device=device,
+        precision=None if precision == "float32" else precision,  # an export brings its own
+        batch_size=batch_size,
+    )
 
 
 def with_center_crop(scorer: Scorer) -> Scorer:
     """The same scorer looking at one centre crop, if it is a clipmole detector; others are left as they are."""
     if not isinstance(scorer, Detector) or scorer.preprocess.mode == "center_crop":
         return scorer
-    preprocess = scorer.preprocess.model_copy(update={"mode": "center_crop"})
-    return Detector(
-        scorer.network,
-        preprocess,
-        scorer.calibration,
-        f"{scorer.name}, one centre crop",
-        device=str(scorer.device),
-        precision=scorer.precision,
-        batch_size=scorer.batch_size,
-    )
+    cropped = copy(scorer)
+    cropped.preprocess = scorer.preprocess.model_copy(update={"mode": "center_crop"})
+    cropped.name = f"{scorer.name}, one centre crop"
+    return cropped
 
 
 def _batches(images: Iterable[RGB], size: int) -> Iterator[list[RGB]]:

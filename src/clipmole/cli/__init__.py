@@ -24,6 +24,8 @@ from clipmole.cli import train as _train  # noqa: F401
 from clipmole.cli import evaluate as _evaluate  # noqa: F401
 from clipmole.cli import data as _data  # noqa: F401
 from clipmole.cli import adapters as _adapters  # noqa: F401
+from clipmole.cli import export as _export  # noqa: F401
+from clipmole.cli import benchmark as _benchmark  # noqa: F401
 # isort: on
 
 

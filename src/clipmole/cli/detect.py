@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Annotated
@@ -10,14 +11,16 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from clipmole.cli.inputs import read_list, sources
-from clipmole.cli.options import BackboneName, DetectorName, Precision, app, remark
+from clipmole.cli.options import BackboneName, DetectorName, Precision, RuntimeOption, app, remark
 from clipmole.cli.render import CSVRows, JSONLines, Table, with_progress
 from clipmole.errors import ImageError
-from clipmole.records import Detection
 
 if TYPE_CHECKING:
     from clipmole.images import ImageSource
     from clipmole.provenance import Provenance
+    from clipmole.records import Detection
+
+NO_IMAGES = "no images: give files, folders, patterns, - or --list"
 
 
 class _Metadata:
@@ -62,29 +65,43 @@ def detect(
         bool, typer.Option("--provenance", help="Also what the metadata say, apart from the score.")
     ] = False,
     batch_size: Annotated[int, typer.Option(min=1, help="Most crops in one forward pass.")] = 32,
+    workers: Annotated[
+        int | None, typer.Option(min=0, help="Threads that decode ahead of the network. Default: one a core, up to 8.")
+    ] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, ...")] = "cpu",
     precision: Annotated[
-        Precision, typer.Option(help="bfloat16 is faster and slightly less exact.")
-    ] = Precision.FLOAT32,
+        Precision | None, typer.Option(help="bfloat16 is faster and slightly less exact. Default: float32.")
+    ] = None,
+    runtime: RuntimeOption = None,
+    timings: Annotated[bool, typer.Option("--timings", help="Say on stderr where the time went.")] = False,
 ) -> None:
     """Say of each image whether it is likely a photograph, likely AI-generated, or uncertain."""
     if json and as_csv:
         raise typer.BadParameter("--json and --csv exclude each other")
     if tiles and not json:
         raise typer.BadParameter("--tiles needs --json")
-    inputs = [*(paths or []), *(read_list(list_file) if list_file else [])]
-    if not inputs:
-        raise typer.BadParameter("no images: give files, folders, patterns, - or --list")
+    inputs = [*(paths or []), *(read_list(list_file) if list_file not in (None, "-") else [])]
+    if not inputs and list_file != "-":
+        raise typer.BadParameter(NO_IMAGES)
     if inputs.count("-") + (list_file == "-") > 1:
         raise typer.BadParameter("stdin can be read once only")
 
+    began = time.perf_counter()
     from clipmole.detect import Detector
 
+    imported = time.perf_counter()
     loaded = Detector.from_pretrained(
-        detector, backbone=backbone, device=device, precision=precision.value, batch_size=batch_size
+        detector,
+        backbone=backbone,
+        device=device,
+        precision=precision.value if precision else None,
+        batch_size=batch_size,
+        workers=workers,
+        runtime=runtime.value if runtime else None,
     )
+    ready = time.perf_counter()
     writer = JSONLines() if json else CSVRows(provenance) if as_csv else Table()
-    found = sources(inputs)
+    found = sources(inputs, list_file)
     findings = _Metadata(found) if provenance else None
     results: Iterable[Detection | ImageError] = loaded.stream(findings.passed() if findings else found, tiles=tiles)
     if not sys.stdout.isatty():
@@ -98,6 +115,15 @@ def detect(
                 remark(f"not scored: {result}")
         writer.write(result, findings.next(result) if findings else None)
     writer.close()
+    if timings:
+        spent, scoring = loaded.timings, time.perf_counter() - ready
+        remark(
+            f"Seconds: {imported - began:.2f} imports, {ready - imported:.2f} loading the detector, {scoring:.2f} for "
+            f"{done} inputs, of which {spent.network:.2f} in the network; {spent.decode:.2f} of decoding in "
+            f"{loaded.workers or 'no'} threads beside it."
+        )
+    if not done:
+        raise typer.BadParameter(NO_IMAGES)
     if failed:
         remark(f"{failed} of {done} inputs could not be scored.")
         raise typer.Exit(1)

@@ -45,8 +45,24 @@ class Precision(StrEnum):
     BFLOAT16 = "bfloat16"
 
 
+class RuntimeChoice(StrEnum):
+    """What computes the logits."""
+
+    AUTO = "auto"
+    TORCH = "torch"
+    TORCH_COMPILE = "torch-compile"
+    OPENVINO = "openvino"
+    ONNX = "onnx"
+
+
+RuntimeOption = Annotated[
+    RuntimeChoice | None,
+    typer.Option(help="What computes. auto: OpenVINO if it is there. Default: torch, or as exported."),
+]
+
+
 DetectorName = Annotated[
-    str, typer.Option("--detector", "-d", help="'embedded', an adapter directory, or a hub id owner/name.")
+    str, typer.Option("--detector", "-d", help="'embedded', an adapter or export directory, or a hub id owner/name.")
 ]
 
 

@@ -11,10 +11,10 @@ import typer
 
 from clipmole.cli.options import remark
 from clipmole.errors import ImageError
-from clipmole.records import Detection, Thresholds, Verdict
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # pydantic takes a third of the time of --help
     from clipmole.provenance import Provenance
+    from clipmole.records import Detection, Thresholds
 
 
 def percent(probability: float) -> str:
@@ -51,7 +51,7 @@ class Table:
         else:
             words = typer.style(
                 f"{result.verdict.words:<20}",
-                fg={Verdict.AI_GENERATED: "red", Verdict.REAL: "green"}.get(result.verdict, "yellow"),
+                fg={"ai_generated": "red", "real": "green"}.get(result.verdict.value, "yellow"),
             )
             typer.echo(f"{words}  {percent(result.probability):>5}  {result.source}")
         if provenance is not None:

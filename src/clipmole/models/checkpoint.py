@@ -314,11 +314,16 @@ def load_adapter(
         )
     network = MoLEDetector(loaded.tower, config.mole, config.full_finetune)
     network.load_state_dict(read_tensors(folder / ADAPTER, network.trained_parameters()), strict=False)
+    return Adapter(label, adapter_digest(folder), config, network.eval(), read_calibration(folder))
+
+
+def adapter_digest(folder: Path) -> str:
+    """sha256 over `config.json` (which has the backbone's), `adapter.safetensors` and `calibration.json`."""
     digest = hashlib.sha256()
     for file in (CONFIG, ADAPTER, CALIBRATION):
         if (folder / file).is_file():
             digest.update((folder / file).read_bytes())
-    return Adapter(label, digest.hexdigest(), config, network.eval(), read_calibration(folder))
+    return digest.hexdigest()
 
 
 def push_adapter(directory: str | Path, repo_id: str, private: bool = False, token: str | None = None) -> str:

@@ -1,0 +1,66 @@
+"""`clipmole benchmark`: how fast this machine computes logits, path by path."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from clipmole.cli.options import app, remark
+
+benchmark_app = typer.Typer(help="Measure clipmole on this machine.", no_args_is_help=True)
+app.add_typer(benchmark_app, name="benchmark")
+
+
+@benchmark_app.callback()
+def _benchmark() -> None:
+    pass
+
+
+@benchmark_app.command()
+def speed(
+    shapes: Annotated[
+        str, typer.Option(help="vit-b-32, vit-b-16, vit-l-14, embedded, or TOML files of a tower; with commas.")
+    ] = "vit-b-32,vit-b-16,vit-l-14,embedded",
+    batches: Annotated[str, typer.Option(help="Crops of a forward pass; with commas.")] = "1,8,32",
+    paths: Annotated[
+        str | None, typer.Option(help="Execution paths; with commas. Default: all whose libraries are installed.")
+    ] = None,
+    seconds: Annotated[float, typer.Option(min=0, help="Of one turn of a path.")] = 2.0,
+    repeats: Annotated[int, typer.Option(min=1, help="Turns of each path.")] = 3,
+    threads: Annotated[int | None, typer.Option(min=1, help="Of every path. Default: PyTorch's.")] = None,
+    bare: Annotated[bool, typer.Option("--bare", help="Each path without the MoLE adapter too.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="One short turn each, at batches 1 and 8.")] = False,
+) -> None:
+    """Every execution path side by side, beside transformers in float32; a table, and JSON as the last line.
+
+    The weights are random, but for the embedded detector: this is about speed. Each path runs in a process of its own,
+    and all take turns. Keep the machine quiet meanwhile.
+    """
+    try:
+        sizes = [int(text) for text in (["1", "8"] if quick else batches.split(","))]
+    except ValueError:
+        sizes = []
+    if not sizes or min(sizes) < 1:
+        raise typer.BadParameter(f"{batches!r}: whole numbers from 1 on, with commas", param_hint="--batches")
+
+    from clipmole.speed import measure_speed, table
+    from clipmole.speed.paths import PATHS
+
+    report = measure_speed(
+        shapes.split(","),
+        sorted(sizes),
+        paths.split(",") if paths else PATHS,
+        seconds=0.5 if quick else seconds,
+        repeats=1 if quick else repeats,
+        threads=threads,
+        bare=bare,
+        say=remark,
+    )
+    for line in table(report):
+        typer.echo(line)
+    for name, why in report.left_out.items():
+        remark(f"left out: {name}: {why}")
+    peaks = ", ".join(f"{name} {value:.0f}" for name, value in sorted(report.peaks.items()))
+    typer.echo(f"\nFastest matrix product here, GFLOP/s: {peaks}.")
+    typer.echo(report.model_dump_json())

@@ -1,0 +1,85 @@
+"""`clipmole export`: a detector as a graph for OpenVINO or ONNX Runtime."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from clipmole.cli.inputs import find_images
+from clipmole.cli.options import BackboneName, Precision, app, remark
+from clipmole.errors import ImageError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from clipmole.images import ImageSource
+
+
+class GraphTarget(StrEnum):
+    """Who runs the graph."""
+
+    OPENVINO = "openvino"
+    ONNX = "onnx"
+
+
+@app.command()
+def export(
+    detector: Annotated[str, typer.Argument(help="'embedded', an adapter directory, or a hub id owner/name.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The directory to write.")],
+    to: Annotated[GraphTarget, typer.Option(help="Who is to run it.")] = GraphTarget.OPENVINO,
+    precision: Annotated[Precision, typer.Option(help="Arithmetic; bfloat16: OpenVINO only.")] = Precision.FLOAT32,
+    int8: Annotated[bool, typer.Option("--int8", help="Quantise; OpenVINO needs --calibrate-on.")] = False,
+    calibrate_on: Annotated[
+        list[str] | None, typer.Option(help="Images, folders or patterns that show int8 the ranges.")
+    ] = None,
+    check_on: Annotated[
+        list[str] | None, typer.Option(help="Images, folders or patterns without labels to check on.")
+    ] = None,
+    data: Annotated[str | None, typer.Option(help="Labelled images to check on: a manifest, a folder, ...")] = None,
+    split: Annotated[list[str] | None, typer.Option(help="Of --data; several may be given. Default: all.")] = None,
+    backbone: BackboneName = None,
+) -> None:
+    """Write a detector as a graph with the adapter inside, if it stands a check against float32.
+
+    `clipmole detect --detector DIR` and Detector.from_pretrained(DIR) then run the graph.
+    """
+    if bool(check_on) == bool(data):
+        raise typer.BadParameter("give images to check the graph on: --data (labelled) or --check-on, one of them")
+
+    from clipmole.data import labels_of, read_data, windows
+    from clipmole.export import describe, export_detector
+
+    labels: list[int] | None = None
+    if data:
+        parts: list[str | None] = [*split] if split else [None]
+        samples = [sample for part in parts for sample in read_data(data, part)]
+        labels = labels_of(samples).tolist()
+
+    def images() -> Iterable[ImageSource]:
+        return windows(samples, "as stored") if data else _images(check_on)
+
+    record = export_detector(
+        detector,
+        out,
+        "openvino" if to == GraphTarget.OPENVINO else "onnx",
+        images,
+        labels=labels,
+        precision="int8" if int8 else precision.value,
+        calibrate_on=_images(calibrate_on),
+        backbone=backbone,
+        say=remark,
+    )
+    for line in describe(record):
+        remark(line)
+    typer.echo(str(out))
+
+
+def _images(paths: list[str] | None) -> Iterable[ImageSource]:
+    """What was named, one by one; the first that is not there is raised."""
+    for path in find_images(paths or []):
+        if isinstance(path, ImageError):
+            raise path
+        yield path

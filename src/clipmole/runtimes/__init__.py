@@ -1,0 +1,42 @@
+"""Execution paths: crops in, logits out, whatever multiplies the matrices.
+
+In: crops (n, 3, S, S) uint8. Out: logits (n,) float32. `pytorch` runs the network as it is; `graph` runs it as a graph
+of OpenVINO or ONNX Runtime with the adapter inside. Both are a `Runtime` for the `Detector`, which knows no more of
+them. They know nothing of images, files of images or verdicts.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+RuntimeName = Literal["torch", "torch-compile", "openvino", "onnx"]
+Precision = Literal["float32", "bfloat16", "int8"]
+
+
+class Runtime(Protocol):
+    """One way to compute logits.
+
+    Attributes:
+        name: what computes.
+        precision: of the matrix products. float32: equal to the network in float32 but for the order of additions.
+        device: where.
+    """
+
+    name: RuntimeName
+    precision: Precision
+    device: torch.device
+
+    def logits(self, crops: NDArray[np.uint8], batch_size: int) -> NDArray[np.float32]:
+        """Crops (n, 3, S, S), n >= 1 -> logits (n,), in forward passes of at most `batch_size` crops."""
+        ...
+
+
+def remark(runtime: Runtime) -> str:
+    """What a detector's name says of its arithmetic: "" where it is float32."""
+    if runtime.precision == "float32":
+        return ""
+    return f", {runtime.precision}" if runtime.name == "torch" else f", {runtime.name} {runtime.precision}"

@@ -1,0 +1,324 @@
+"""The network as a graph of OpenVINO or ONNX Runtime, with normalisation, tower, adapter and head inside.
+
+In: a network, or a folder that holds its graph. Out: graph files, or a `Runtime` that runs them on the CPU. The graph
+takes crops (n, 3, S, S) uint8 of any number n and of the size S it was traced with, and gives logits (n,). It
+knows nothing of adapter directories or of whether a graph is right (`clipmole.export` checks that).
+
+OpenVINO would choose bfloat16 by itself where the processor has it: the precision is always said.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import tempfile
+import warnings
+from collections.abc import Callable, Sequence
+from contextlib import redirect_stdout
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from clipmole.errors import CheckpointError, ConfigError, MissingDependency
+from clipmole.models.detector import MoLEDetector
+from clipmole.runtimes import Precision, Runtime, RuntimeName
+
+GraphRuntime = Literal["openvino", "onnx"]
+GRAPH: dict[str, str] = {"openvino": "model.xml", "onnx": "model.onnx"}
+OPSET = 18
+
+
+def default_folder() -> Path:
+    """`$CLIPMOLE_CACHE/graphs`, else `~/.cache/clipmole/graphs`."""
+    return Path(os.environ.get("CLIPMOLE_CACHE") or Path.home() / ".cache" / "clipmole") / "graphs"
+
+
+def library(runtime: GraphRuntime) -> Any:
+    """The library that runs a graph. Raises `MissingDependency` if it is not installed."""
+    try:
+        if runtime == "openvino":
+            import openvino
+
+            return openvino
+        import onnxruntime
+
+        return onnxruntime
+    except ImportError as error:
+        raise MissingDependency(runtime if runtime == "openvino" else "onnxruntime", runtime) from error
+
+
+def installed(runtime: GraphRuntime) -> bool:
+    """Whether the library that runs a graph is there."""
+    return find_spec("openvino" if runtime == "openvino" else "onnxruntime") is not None
+
+
+def convert(network: MoLEDetector, crop_size: int, runtime: GraphRuntime, folder: Path) -> Path:
+    """Write the graph of a network in float32 into `folder`; returns the graph's file."""
+    library(runtime)
+    network = network.to("cpu").eval()
+    example = torch.zeros(2, 3, crop_size, crop_size, dtype=torch.uint8)
+    target = folder / GRAPH[runtime]
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")  # of the tracer: the shapes it fixes are those of the crops
+        if runtime == "openvino":
+            _save_openvino(_openvino_graph(network, example), target)
+        else:
+            _save_onnx(network, example, target)
+    return target
+
+
+def _openvino_graph(network: MoLEDetector, example: torch.Tensor) -> Any:
+    import openvino
+
+    shape = openvino.PartialShape([-1, *example.shape[1:]])
+    return openvino.convert_model(network, example_input=example, input=[shape])
+
+
+def _save_openvino(graph: Any, target: Path) -> None:
+    import openvino
+
+    openvino.save_model(graph, target, compress_to_fp16=False)
+
+
+def _save_onnx(network: MoLEDetector, example: torch.Tensor, target: Path) -> None:
+    try:
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise MissingDependency("onnxscript", "onnx") from error
+    shapes = ({0: torch.export.Dim("batch")},)
+    logger = logging.getLogger("torch.onnx._internal.exporter")
+    level = logger.level
+    logger.setLevel(logging.ERROR)  # it remarks on torchvision, which has no part in this
+    try:
+        with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
+            torch.onnx.export(
+                network,
+                (example,),
+                target,
+                dynamo=True,
+                input_names=["crops"],
+                output_names=["logits"],
+                dynamic_shapes=shapes,
+                opset_version=OPSET,
+                external_data=False,
+                verbose=False,
+            )
+    finally:
+        logger.setLevel(level)
+
+
+def quantise(
+    graph: Path, runtime: GraphRuntime, width: int, crops: Sequence[NDArray[np.uint8]] = (), target: Path | None = None
+) -> Path:
+    """Write an int8 version of a graph, beside it or to `target`.
+
+    In int8 are the frozen matrix products of the tower, which do nearly all of the work. Those with a side shorter
+    than a token is wide (`width`) keep their precision: routers, LoRAs, head, CLIP's projection; so does the patch
+    embedding, which sees the traces first.
+
+    Args:
+        crops: each (1, 3, S, S) uint8, that show OpenVINO the ranges of the activations. ONNX Runtime takes the ranges
+            from each batch while it runs, and needs none.
+
+    Raises `ConfigError` for OpenVINO without crops, and `MissingDependency`.
+    """
+    place = target or graph.with_name(f"int8-{graph.name}")
+    if runtime == "openvino":
+        _quantise_openvino(graph, width, crops, place)
+    else:
+        _quantise_onnx(graph, width, place)
+    return place
+
+
+def _quantise_openvino(graph: Path, width: int, crops: Sequence[NDArray[np.uint8]], target: Path) -> None:
+    if not crops:
+        raise ConfigError("int8 for OpenVINO needs images that show the ranges of activations: --calibrate-on IMAGES")
+    try:
+        import nncf
+    except ImportError as error:
+        raise MissingDependency("nncf", "openvino") from error
+    import openvino
+
+    nncf.set_log_level(logging.ERROR)
+    model = openvino.Core().read_model(graph)
+    kept = [op.get_friendly_name() for op in model.get_ordered_ops() if _keeps_precision(op, width)]
+    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
+        quantised = nncf.quantize(
+            model,
+            nncf.Dataset(list(crops)),
+            model_type=nncf.ModelType.TRANSFORMER,
+            preset=nncf.QuantizationPreset.MIXED,
+            subset_size=len(crops),
+            ignored_scope=nncf.IgnoredScope(names=kept),
+        )
+    _save_openvino(quantised, target)
+
+
+def _keeps_precision(op: Any, width: int) -> bool:
+    """Whether an operation of an OpenVINO graph stays as it is: convolutions, and products with a short side."""
+    if op.get_type_name() == "Convolution":
+        return True
+    if op.get_type_name() != "MatMul":
+        return False
+    shapes = [op.input(i).get_partial_shape() for i in range(2)]
+    sides = [d.get_length() for s in shapes[1:] for d in list(s)[-2:] if d.is_static]
+    weight = op.input_value(1).get_node()
+    while weight.get_type_name() in ("Convert", "Transpose", "Reshape") and weight.get_input_size():
+        weight = weight.input_value(0).get_node()
+    return weight.get_type_name() == "Constant" and min(sides, default=0) < width
+
+
+def _quantise_onnx(graph: Path, width: int, target: Path) -> None:
+    try:
+        import onnx
+        from onnxruntime.quantization import QuantType, quantize_dynamic
+    except ImportError as error:
+        raise MissingDependency("onnx", "onnx") from error
+
+    model = onnx.load(graph)
+    sizes = {weight.name: list(weight.dims) for weight in model.graph.initializer}
+    kept = [
+        node.name
+        for node in model.graph.node
+        if node.op_type in ("MatMul", "Gemm")
+        and any(len(sizes.get(name, ())) == 2 and min(sizes[name]) < width for name in node.input)
+    ]
+    root = logging.getLogger()
+    level = root.level
+    root.setLevel(logging.ERROR)  # it advises a pre-processing that fails on a dynamic batch
+    try:
+        quantize_dynamic(
+            graph,
+            target,
+            weight_type=QuantType.QInt8,
+            per_channel=True,
+            op_types_to_quantize=["MatMul", "Gemm"],
+            nodes_to_exclude=kept,
+        )
+    finally:
+        root.setLevel(level)
+
+
+class OpenVINORuntime:
+    """A graph that OpenVINO runs on the CPU.
+
+    Args:
+        graph: the .xml file.
+        precision: int8 says that the graph is quantised.
+        rest: arithmetic of what is not quantised in an int8 graph; else that of all is `precision`.
+        compiled: folder where OpenVINO keeps what it compiled for this processor; None: nowhere.
+    """
+
+    name: RuntimeName = "openvino"
+    device = torch.device("cpu")
+
+    def __init__(
+        self,
+        graph: Path,
+        precision: Precision,
+        compiled: Path | None = None,
+        rest: Literal["float32", "bfloat16"] = "float32",
+    ) -> None:
+        openvino = library("openvino")
+        self.precision: Precision = precision
+        arithmetic = rest if precision == "int8" else precision
+        settings: dict[str, Any] = {
+            "INFERENCE_PRECISION_HINT": {"float32": "f32", "bfloat16": "bf16"}[arithmetic],
+            "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+            "PERFORMANCE_HINT": "LATENCY",
+        }
+        if compiled is not None:
+            settings["CACHE_DIR"] = str(compiled)
+        try:
+            self.request = openvino.Core().compile_model(graph, "CPU", settings).create_infer_request()
+        except RuntimeError as error:
+            reason = str(error).strip().splitlines()[-1]
+            raise CheckpointError(f"{graph}: cannot be run by OpenVINO: {reason}; export it again") from error
+
+    def logits(self, crops: NDArray[np.uint8], batch_size: int) -> NDArray[np.float32]:
+        """Crops (n, 3, S, S) -> logits (n,), in forward passes of at most `batch_size` crops."""
+        return _in_batches(crops, batch_size, lambda batch: self.request.infer([batch], share_inputs=True)[0])
+
+
+class ONNXRuntime:
+    """A graph that ONNX Runtime runs on the CPU.
+
+    Args:
+        graph: the .onnx file.
+        precision: float32, or int8 for a quantised graph.
+    """
+
+    name: RuntimeName = "onnx"
+    device = torch.device("cpu")
+
+    def __init__(self, graph: Path, precision: Precision) -> None:
+        onnxruntime = library("onnx")
+        if precision == "bfloat16":
+            raise ConfigError("runtime=onnx: computes in float32 or int8, not bfloat16; take openvino or torch")
+        self.precision: Precision = precision
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = torch.get_num_threads()
+        options.log_severity_level = 3
+        try:
+            self.session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # its errors share no base but Exception
+            reason = str(error).strip().splitlines()[0]
+            raise CheckpointError(f"{graph}: cannot be run by ONNX Runtime: {reason}; export it again") from error
+
+    def logits(self, crops: NDArray[np.uint8], batch_size: int) -> NDArray[np.float32]:
+        """Crops (n, 3, S, S) -> logits (n,), in forward passes of at most `batch_size` crops."""
+        return _in_batches(crops, batch_size, lambda batch: self.session.run(None, {"crops": batch})[0])
+
+
+def _in_batches(
+    crops: NDArray[np.uint8], batch_size: int, forward: Callable[[NDArray[np.uint8]], Any]
+) -> NDArray[np.float32]:
+    parts = [
+        np.array(forward(np.ascontiguousarray(crops[start : start + batch_size])), dtype=np.float32)
+        for start in range(0, len(crops), batch_size)
+    ]
+    return np.concatenate(parts)
+
+
+def open_graph(folder: Path, runtime: GraphRuntime, precision: Precision, compiled: Path | None = None) -> Runtime:
+    """The graph that `folder` holds, ready to run."""
+    graph = folder / GRAPH[runtime]
+    if not graph.is_file():
+        raise CheckpointError(f"{folder}: holds no {GRAPH[runtime]}; export the detector again")
+    if runtime == "openvino":
+        return OpenVINORuntime(graph, precision, compiled)
+    return ONNXRuntime(graph, precision)
+
+
+def cached_graph(
+    load: Callable[[], MoLEDetector], digest: str, crop_size: int, runtime: GraphRuntime, precision: Precision
+) -> Runtime:
+    """The graph of a detector, converted at first use and kept under `$CLIPMOLE_CACHE`.
+
+    Args:
+        load: gives the network, and is only called if there is no graph yet.
+        digest: of the detector, all of its weights.
+    """
+    if precision == "int8":
+        raise ConfigError(f"precision=int8: needs a graph that was checked: clipmole export --to {runtime} --int8")
+    what = f"{digest} {crop_size} {runtime} {library(runtime).__version__} {torch.__version__}"
+    folder = default_folder() / hashlib.sha256(what.encode()).hexdigest()[:32]
+    if not (folder / GRAPH[runtime]).is_file():
+        try:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(prefix=".graph-", dir=folder.parent) as scratch:
+                new = Path(scratch) / "new"
+                new.mkdir()
+                convert(load(), crop_size, runtime, new)
+                if not folder.exists():
+                    new.rename(folder)
+        except OSError as error:
+            raise CheckpointError(
+                f"{folder}: cannot be written: {error}; set CLIPMOLE_CACHE to another place"
+            ) from error
+    return open_graph(folder, runtime, precision, folder / "compiled")
