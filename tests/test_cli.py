@@ -6,6 +6,8 @@ import csv
 import io
 import json
 import os
+import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -79,6 +81,55 @@ def test_every_way_to_name_an_image_gives_the_same_logit(detector: list[str], ph
     assert json_lines(by_stdin)[0]["source"] == "<bytes>"
 
 
+def test_a_list_on_stdin_is_scored_as_it_comes(detector: list[str], photos: Path) -> None:
+    """The first result is there before the list ends."""
+    command = [sys.executable, "-m", "clipmole.cli", "detect", "--list", "-", "--json", *detector]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        for name in ("a.b.PNG", "absent.png", "c [1].webp"):
+            process.stdin.write(f"{photos / name}\n".encode())
+            process.stdin.flush()
+            assert json.loads(process.stdout.readline())["source"] == str(photos / name)
+        process.stdin.write(b"-\n")
+        process.stdin.close()
+        assert "stdin is the list itself" in json.loads(process.stdout.readline())["error"]["message"]
+        assert process.wait() == 1
+
+
+def test_ctrl_c_ends_a_wait_for_stdin(detector: list[str], photos: Path) -> None:
+    command = [sys.executable, "-m", "clipmole.cli", "detect", "--list", "-", "--json", *detector]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.write(f"{photos / 'a.b.PNG'}\n".encode())
+        process.stdin.flush()
+        process.stdout.readline()
+        process.send_signal(signal.SIGINT)
+        process.wait(20)
+        assert process.stderr is not None
+        errors = process.stderr.read()
+        assert b"Fatal" not in errors
+        assert process.returncode in (130, 1, -signal.SIGINT), errors
+
+
+@pytest.mark.parametrize("workers", ["0", "3"])
+def test_workers_change_no_number_and_timings_say_where_the_time_went(
+    workers: str, detector: list[str], photos: Path
+) -> None:
+    result = run("detect", str(photos), "--json", "--timings", "--workers", workers, "--batch-size", "2", *detector)
+    expected = Detector(tiny_network(), PREPROCESS, workers=0).score([picture(0), picture(2)])
+    assert [row["logit"] for row in json_lines(result)[:2]] == pytest.approx(expected.tolist(), abs=2e-5)
+    remark = result.stderr.decode()
+    found = re.search(
+        r"Seconds: (\S+) imports, (\S+) loading the detector, (\S+) for 3 inputs, of which (\S+) in", remark
+    )
+    assert found, remark
+    assert all(0 <= float(seconds) < 100 for seconds in found.groups())
+    assert float(found[4]) <= float(found[3]) + 0.01
+    assert f"in {'no' if workers == '0' else workers} threads" in remark
+
+
 def test_a_file_with_brackets_in_its_name_is_that_file(detector: list[str], photos: Path) -> None:
     result = run("detect", "c [1].webp", "--json", *detector, cwd=photos)
     assert [row["source"] for row in json_lines(result)] == ["c [1].webp"]
@@ -141,6 +192,7 @@ def test_an_uncalibrated_detector_gives_no_verdict(tmp_path: Path, photos: Path)
     ("arguments", "message"),
     [
         (["detect"], "no images"),
+        (["detect", "--list", "-"], "no images"),
         (["detect", "x.png", "--json", "--csv"], "exclude each other"),
         (["detect", "x.png", "--tiles"], "--tiles needs --json"),
         (["detect", "-", "-"], "stdin can be read once only"),

@@ -6,8 +6,14 @@ here: command line, validation, evaluation. It knows nothing of how results are 
 
 from __future__ import annotations
 
+import threading
+import time
+from collections import deque
 from collections.abc import Iterable, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from itertools import chain
+from operator import length_hint
 from pathlib import Path
 from typing import Literal, Self
 
@@ -18,16 +24,18 @@ from clipmole.calibration import Calibration
 from clipmole.config import PreprocessConfig
 from clipmole.errors import ConfigError, ImageError
 from clipmole.exported import is_export, open_export
-from clipmole.images import ImageSource, load_image, source_name
+from clipmole.images import ImageSource, load_pixels, source_name
 from clipmole.models.checkpoint import adapter_digest, find_adapter, load_adapter, read_calibration, read_config
 from clipmole.models.detector import MoLEDetector
-from clipmole.preprocess import crop_boxes, preprocess
+from clipmole.pipeline import ahead, cores
+from clipmole.preprocess import crop_boxes, preprocess, size_of
 from clipmole.records import Detection
 from clipmole.runtimes import Precision, Runtime, RuntimeName, remark
 from clipmole.runtimes.graph import cached_graph, installed
 from clipmole.runtimes.pytorch import TorchRuntime
 
 Box = tuple[int, int, int, int]
+MOST_WORKERS = 8  # by default: each may hold a decoded image, 50 to 800 MB
 
 
 @dataclass(frozen=True)
@@ -41,6 +49,41 @@ class _Prepared:
     boxes: tuple[Box, ...]
 
 
+class Timings:
+    """Seconds spent since the detector was made: decoding and cutting (summed over threads), and in the network."""
+
+    def __init__(self) -> None:
+        self.decode = self.network = 0.0
+        self._lock = threading.Lock()
+
+    @contextmanager
+    def of(self, part: Literal["decode", "network"]) -> Iterator[None]:
+        """Count the time of a block."""
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            with self._lock:
+                setattr(self, part, getattr(self, part) + time.perf_counter() - began)
+
+
+def _weight(item: _Prepared | ImageError) -> int:
+    """Crops of an image; an error counts as one, so that endless errors are bounded too."""
+    return len(item.tiles) if isinstance(item, _Prepared) else 1
+
+
+def _split(crops: list[NDArray[np.uint8]], count: int) -> tuple[NDArray[np.uint8], list[NDArray[np.uint8]]]:
+    """The first `count` crops in one array (all, if they are fewer), and those that are left."""
+    taken: list[NDArray[np.uint8]] = []
+    for place, part in enumerate(crops):
+        taken.append(part[:count])
+        count -= len(taken[-1])
+        if count == 0:
+            rest = part[len(taken[-1]) :]
+            return np.concatenate(taken), [*([rest] if len(rest) else []), *crops[place + 1 :]]
+    return np.concatenate(taken), []
+
+
 class Detector:
     """Scores images with one network, one preprocessing and, if there is one, one calibration.
 
@@ -52,6 +95,8 @@ class Detector:
         device: "cpu", "cuda", ...
         precision: arithmetic of the network; bfloat16 is faster and differs in the third digit.
         batch_size: most crops in one forward pass. Logits do not depend on it beyond float rounding.
+        workers: threads that decode and cut images ahead of the network; 0: none; None: one a core, at most
+            `MOST_WORKERS`. They change no number.
         runtime: what computes the logits; None: PyTorch, by `network`, `device` and `precision`.
     """
 
@@ -65,10 +110,13 @@ class Detector:
         device: str = "cpu",
         precision: Precision = "float32",
         batch_size: int = 32,
+        workers: int | None = None,
         runtime: Runtime | None = None,
     ) -> None:
         if batch_size < 1:
             raise ConfigError(f"batch_size={batch_size}: at least one crop is needed")
+        if workers is not None and workers < 0:
+            raise ConfigError(f"workers={workers}: give a number of threads, or 0 for none")
         self._network = network
         self.name = name
         self.runtime: Runtime = runtime or TorchRuntime(self.network, device, precision)
@@ -77,6 +125,8 @@ class Detector:
         self.preprocess = preprocess
         self.calibration = calibration
         self.batch_size = batch_size
+        self.workers = min(cores(), MOST_WORKERS) if workers is None else workers
+        self.timings = Timings()
 
     @property
     def network(self) -> MoLEDetector:
@@ -96,6 +146,7 @@ class Detector:
         device: str = "cpu",
         precision: Precision | None = None,
         batch_size: int = 32,
+        workers: int | None = None,
         runtime: RuntimeName | Literal["auto"] | None = None,
     ) -> Self:
         """Load a detector with its backbone, preprocessing and calibration.
@@ -106,6 +157,7 @@ class Detector:
             backbone: where to take the backbone from, if not from where the adapter says.
             revision: of the adapter on the hub.
             cache_dir: of the hub's files; None: the Hugging Face cache.
+            device, batch_size, workers: as in `Detector`.
             precision: None: that of an export, else float32.
             runtime: what computes: "torch", "torch-compile", "openvino" or "onnx" (converted at first use, then kept
                 in the cache), or "auto": OpenVINO where it is installed and `device` is "cpu". None: that of an
@@ -115,7 +167,7 @@ class Detector:
         `MissingDependency`, with one line that names the thing and the cure.
         """
         if is_export(name):
-            return cls._from_export(Path(name), precision, batch_size, runtime)
+            return cls._from_export(Path(name), precision, runtime, batch_size, workers)
         chosen = runtime or "torch"
         if chosen == "auto":
             chosen = "openvino" if device == "cpu" and installed("openvino") else "torch"
@@ -132,15 +184,25 @@ class Detector:
             graph = cached_graph(load, digest, config.preprocess.crop_size, chosen, precision)
             called = f"{label}@{digest[:12]}{remark(graph)}"
             calibration = read_calibration(folder)
-            return cls(None, config.preprocess, calibration, called, batch_size=batch_size, runtime=graph)
+            settings = config.preprocess
+            return cls(None, settings, calibration, called, batch_size=batch_size, workers=workers, runtime=graph)
         adapter = load_adapter(name, backbone, revision, cache_dir)
         torched = TorchRuntime(adapter.network, device, precision, compiled=chosen == "torch-compile")
         called = f"{adapter.name}@{adapter.digest[:12]}{remark(torched)}"
-        settings = adapter.config.preprocess
-        return cls(adapter.network, settings, adapter.calibration, called, batch_size=batch_size, runtime=torched)
+        return cls(
+            adapter.network,
+            adapter.config.preprocess,
+            adapter.calibration,
+            called,
+            batch_size=batch_size,
+            workers=workers,
+            runtime=torched,
+        )
 
     @classmethod
-    def _from_export(cls, folder: Path, precision: Precision | None, batch_size: int, runtime: str | None) -> Self:
+    def _from_export(
+        cls, folder: Path, precision: Precision | None, runtime: str | None, batch_size: int, workers: int | None
+    ) -> Self:
         """A detector that is a graph, as `clipmole export` wrote it; it runs as it was checked or not at all."""
         export = open_export(folder)
         made = export.record
@@ -148,7 +210,15 @@ class Detector:
             if asked not in (None, "auto", given):
                 raise ConfigError(f"{folder}: was exported with {what} {given}, not {asked}; export it again with it")
         called = f"{made.detector}{remark(export.runtime)}"
-        return cls(None, export.preprocess, export.calibration, called, batch_size=batch_size, runtime=export.runtime)
+        return cls(
+            None,
+            export.preprocess,
+            export.calibration,
+            called,
+            batch_size=batch_size,
+            workers=workers,
+            runtime=export.runtime,
+        )
 
     def score(self, images: Iterable[ImageSource]) -> NDArray[np.float32]:
         """Logits (n,) of n images, positive towards AI-generated. Raises the first `ImageError`."""
@@ -172,50 +242,59 @@ class Detector:
     ) -> Iterator[Detection | ImageError]:
         """One result an image, in order, an `ImageError` standing for an image that cannot be scored.
 
-        An `ImageError` among `images` (an input that was not even found) comes out at its place. Holds the
-        crops of about one batch, however many images there are.
+        An `ImageError` among `images` (an input that was not even found) comes out at its place. `workers` threads
+        decode ahead of the network; they also draw from `images`, one at a time. Forward passes are filled across
+        images, unless `images` keeps them waiting: then what is there is scored. Holds the crops of about two
+        batches and a decoded image a worker, however many images there are. Closing it early ends the threads.
         """
-        waiting: list[_Prepared | ImageError] = []
-        crops = 0
-        for image in images:
-            item = image if isinstance(image, ImageError) else self._prepare(image)
-            waiting.append(item)
-            crops += len(item.tiles) if isinstance(item, _Prepared) else 0
-            if crops >= self.batch_size:
-                yield from self._finish(waiting, tiles)
-                waiting, crops = [], 0
-        yield from self._finish(waiting, tiles)
+        one = length_hint(images, 2) < 2  # nothing to be ahead of
+        workers = 0 if one else self.workers
+        prepared = ahead(self._prepare, images, workers=workers, limit=self.batch_size, weigh=_weight)
+        with closing(prepared):
+            yield from self._finish(prepared, tiles)
 
-    def _prepare(self, source: ImageSource) -> _Prepared | ImageError:
-        try:
-            image = load_image(source)
-        except ImageError as error:
-            return error
-        size = self.preprocess.crop_size
-        left, top = max(0, size - image.width) // 2, max(0, size - image.height) // 2  # mirrored borders
+    def _prepare(self, source: ImageSource | ImageError) -> _Prepared | ImageError:
+        """Decode and cut one image; safe from many threads. What is an error already stays what it is."""
+        if isinstance(source, ImageError):
+            return source
+        with self.timings.of("decode"):
+            try:
+                image = load_pixels(source)
+            except ImageError as error:
+                return error
+            tiles = preprocess(image, self.preprocess)
+        size, (width, height) = self.preprocess.crop_size, size_of(image)
+        left, top = max(0, size - width) // 2, max(0, size - height) // 2  # mirrored borders
         boxes = tuple(
-            (
-                max(0, x - left),
-                max(0, y - top),
-                min(image.width, x - left + size),
-                min(image.height, y - top + size),
-            )
-            for x, y in crop_boxes(image.width, image.height, self.preprocess)
+            (max(0, x - left), max(0, y - top), min(width, x - left + size), min(height, y - top + size))
+            for x, y in crop_boxes(width, height, self.preprocess)
         )
-        tiles = preprocess(image, self.preprocess)
-        return _Prepared(source_name(source), image.width, image.height, tiles, boxes)
+        return _Prepared(source_name(source), width, height, tiles, boxes)
 
-    def _finish(self, waiting: list[_Prepared | ImageError], tiles: bool) -> Iterator[Detection | ImageError]:
-        crops = [item.tiles for item in waiting if isinstance(item, _Prepared)]
-        logits = self._logits(np.concatenate(crops)) if crops else np.zeros(0, dtype=np.float32)
-        start = 0
-        for item in waiting:
-            if isinstance(item, ImageError):
-                yield item
-                continue
-            own = logits[start : start + len(item.tiles)]
-            start += len(item.tiles)
-            yield self._detection(item, own, tiles)
+    def _finish(
+        self, prepared: Iterable[_Prepared | ImageError | None], tiles: bool
+    ) -> Iterator[Detection | ImageError]:
+        """Results of what is prepared, in order; None among it says that nothing more is coming for now."""
+        waiting: deque[_Prepared | ImageError] = deque()  # not given out yet
+        crops: list[NDArray[np.uint8]] = []  # of these, not scored yet
+        logits = np.zeros(0, dtype=np.float32)  # of these, scored
+        for item in chain(prepared, [None]):
+            if item is not None:
+                waiting.append(item)
+            if isinstance(item, _Prepared):
+                crops.append(item.tiles)
+            least = self.batch_size if item is not None else 1
+            while sum(map(len, crops)) >= least:
+                batch, crops = _split(crops, self.batch_size)
+                with self.timings.of("network"):
+                    logits = np.concatenate([logits, self._logits(batch)])
+            while waiting and (isinstance(waiting[0], ImageError) or len(waiting[0].tiles) <= len(logits)):
+                first = waiting.popleft()
+                if isinstance(first, ImageError):
+                    yield first
+                    continue
+                own, logits = logits[: len(first.tiles)], logits[len(first.tiles) :]
+                yield self._detection(first, own, tiles)
 
     def _logits(self, crops: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Crops (n, 3, S, S) uint8 -> logits (n,), in forward passes of at most `batch_size`."""
