@@ -188,6 +188,7 @@ def _quantise_onnx(graph: Path, width: int, target: Path) -> None:
         if node.op_type in ("MatMul", "Gemm")
         and any(len(sizes.get(name, ())) == 2 and min(sizes[name]) < width for name in node.input)
     ]
+    kept += [f"{name}_MatMul" for name in kept]  # what the quantiser calls a Gemm that it has taken apart
     root = logging.getLogger()
     level = root.level
     root.setLevel(logging.ERROR)  # it advises a pre-processing that fails on a dynamic batch
