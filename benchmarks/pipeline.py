@@ -12,7 +12,7 @@ The folder holds sets of three files made on the spot: a 12-megapixel JPEG (9 cr
 They take turns, so what else the machine does hits all of them; medians over the repeats. `busy` is the share of
 a folder's time in which the network ran: where it is high, the network is the bottleneck, and a rate below the
 network's own means that decoding takes processor time from it. The timeline shows the last repeat. `--memory` is
-another measurement: peak memory of processes that score 1, 4, ... times as many files.
+another measurement: peak memory of processes that score 1, 4, ... times as many files (Linux only).
 
 Prints JSON last, and with --out writes it with a table and pictures; rows of other detectors that the file holds stay.
 """
@@ -46,7 +46,7 @@ from clipmole.models.detector import MoLEDetector
 from clipmole.models.vit import ViT
 
 KINDS = {"12-megapixel JPEG": (4032, 3024, "JPEG"), "512 px PNG": (512, 512, "PNG"), "256 px WebP": (256, 256, "WEBP")}
-MEMORY_SETS = (4, 16, 64, 256)
+MEMORY_SETS = (4, 16, 64, 128)
 Span = tuple[str, float, float]  # row of the timeline, start, end in seconds
 
 
@@ -201,12 +201,12 @@ def memory(batch_size: int) -> list[dict[str, float]]:
 
 
 def score(folder: Path, sets: int, batch_size: int) -> dict[str, float]:
-    import resource
-
     detector = make_detector("tiny", "float32", batch_size)
     paths = sorted(folder.iterdir())[: 3 * sets]
     assert sum(1 for _ in detector.stream(paths)) == 3 * sets
-    return {"peak_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1)}
+    # Not getrusage: its peak is at least that of the process that started this one.
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return {"peak_mib": round(int(status["VmHWM"].split()[0]) / 1024, 1)}
 
 
 def picture(spans: list[Any], title: str) -> str:
@@ -241,8 +241,7 @@ def title(row: dict[str, Any]) -> str:
 
 
 def markdown(result: dict[str, Any]) -> str:
-    lines = ["# Folders", ""]
-    lines += [f"`{row['command']}`  " for row in result["rows"]]
+    lines = [f"`{row['command']}`  " for row in result["rows"]]
     lines += [
         "",
         "Seed 0, random weights but for the embedded detector. Medians of the repeats in one run, in brackets their",
@@ -279,9 +278,9 @@ def write(out: Path, command: str, row: dict[str, Any] | None, held: list[dict[s
     if row is not None:
         key = (row["detector"], row["precision"])
         rows = [each for each in result["rows"] if (each["detector"], each["precision"]) != key]
-        result["rows"] = [*rows, {"command": command} | row]
         name = f"pipeline-{row['detector']}-{row['precision']}.svg"
         (out / name).write_text(picture(row["timeline"], title(row)))
+        result["rows"] = [*rows, {"command": command} | {key: row[key] for key in row if key != "timeline"}]
     if held is not None:
         result |= {"memory": held, "memory_command": command, "memory_environment": environment()}
     path.write_text(json.dumps(result, indent=1) + "\n")

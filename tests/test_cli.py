@@ -118,7 +118,7 @@ def test_workers_change_no_number_and_timings_say_where_the_time_went(
     workers: str, detector: list[str], photos: Path
 ) -> None:
     result = run("detect", str(photos), "--json", "--timings", "--workers", workers, "--batch-size", "2", *detector)
-    expected = Detector(tiny_network(), PREPROCESS, workers=0).score([picture(0), picture(2)])
+    expected = Detector(tiny_network(), PREPROCESS, workers=0).score([picture(0), encoded(picture(2), "WebP")])
     assert [row["logit"] for row in json_lines(result)[:2]] == pytest.approx(expected.tolist(), abs=2e-5)
     remark = result.stderr.decode()
     found = re.search(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import threading
 import time
 from collections.abc import Iterator
@@ -282,3 +283,13 @@ def test_one_image_needs_no_thread(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_number_of_workers_that_cannot_be_is_refused() -> None:
     with pytest.raises(ConfigError, match="workers=-1"):
         Detector(tiny_network(), PREPROCESS, workers=-1)
+
+
+def test_a_detector_can_be_copied_to_another_process() -> None:
+    detector = Detector(tiny_network(), PREPROCESS, workers=3)
+    logits = detector.score(IMAGES[:2])
+    assert detector.timings.decode > 0
+    assert detector.timings.network > 0
+    copy = pickle.loads(pickle.dumps(detector))
+    assert (copy.workers, copy.timings.decode, copy.timings.network) == (3, 0, 0)
+    assert copy.score(IMAGES[:2]) == pytest.approx(logits, abs=1e-6)

@@ -66,6 +66,9 @@ class Timings:
             with self._lock:
                 setattr(self, part, getattr(self, part) + time.perf_counter() - began)
 
+    def __reduce__(self) -> tuple[type[Timings], tuple[()]]:
+        return Timings, ()  # a copy of a detector, in another process perhaps, counts its own
+
 
 def _weight(item: _Prepared | ImageError) -> int:
     """Crops of an image; an error counts as one, so that endless errors are bounded too."""
