@@ -115,7 +115,7 @@ def plot(curves: dict[str, Curve], x: str, y: str, label: str, ticks: Sequence[f
     top = max(value for curve in curves.values() for _, value in curve)
     lines = [Line(i, [a for a, _ in c], [b for _, b in c], marked=True) for i, c in enumerate(curves.values())]
     body = chart(lines, across, even_axis(y, 0, top, percent=False), label)
-    legend = 15 * len(curves)
+    legend = 8 + 15 * len(curves)
     svg = element("svg", viewBox=f"0 0 {WIDTH} {HEIGHT + legend}", width=2 * WIDTH, role="img", aria_label=label)
     svg.set("xmlns", "http://www.w3.org/2000/svg")
     sheet = ElementTree.Element("style")
@@ -127,7 +127,7 @@ def plot(curves: dict[str, Curve], x: str, y: str, label: str, ticks: Sequence[f
     svg.append(element("rect", width=WIDTH, height=HEIGHT + legend, fill="var(--page)"))
     svg.append(element("g", *body))
     for place, name in enumerate(curves):
-        up = HEIGHT + 15 * place
+        up = HEIGHT + 8 + 15 * place
         svg.append(element("g", *swatch(place), transform=f"translate({LEFT} {up - 8})"))
         svg.append(element("text", name, x=LEFT + 42, y=up + 2))
     return ElementTree.tostring(svg, encoding="unicode") + "\n"

@@ -144,8 +144,8 @@ def test_a_graph_that_gives_no_number_fails(bad: float) -> None:
 
 
 def test_a_check_needs_images() -> None:
-    with pytest.raises(DataError, match="give images"):
-        compare_logits([], [], None, None)
+    with pytest.raises(DataError, match="give two or more"):
+        compare_logits([1.0], [1.0], None, None)
 
 
 def test_other_things_are_not_overwritten(tmp_path: Path) -> None:
@@ -157,12 +157,13 @@ def test_other_things_are_not_overwritten(tmp_path: Path) -> None:
 
 def test_the_command_exports_and_detect_runs_it(adapter: Path, tmp_path: Path) -> None:
     need("openvino")
-    picture(0).save(tmp_path / "a.png")
+    for name in ("a.png", "b.png"):
+        picture(ord(name[0])).save(tmp_path / name)
     names = [str(adapter), "--backbone", str(adapter.parent / "tiny"), "--out", str(tmp_path / "out")]
-    result = CliRunner().invoke(app, ["export", *names, "--check-on", str(tmp_path / "a.png")])
+    result = CliRunner().invoke(app, ["export", *names, "--check-on", str(tmp_path / "*.png")])
     assert result.exit_code == 0, result.output
     assert result.stdout.strip() == str(tmp_path / "out")
-    assert "checked on 1 images (0 labelled)" in result.stderr
+    assert "checked on 2 images (0 labelled)" in result.stderr
     found = CliRunner().invoke(app, ["detect", str(tmp_path / "a.png"), "--json", "--detector", str(tmp_path / "out")])
     assert json.loads(found.stdout)["source"] == str(tmp_path / "a.png")
     neither = CliRunner().invoke(app, ["export", *names])

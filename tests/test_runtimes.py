@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -143,6 +144,7 @@ def test_a_detector_is_converted_once_and_then_kept(
     again = Detector.from_pretrained(folder, runtime=runtime)  # the backbone is in the graph
     assert first.score(images) == pytest.approx(plain.score(images), abs=5e-5)
     assert (again.score(images) == first.score(images)).all()
+    assert (pickle.loads(pickle.dumps(first)).score(images) == first.score(images)).all()  # to another process
     assert again.name == plain.name
     assert again.calibration == plain.calibration
     with pytest.raises(ConfigError, match="is a graph without a network"):

@@ -160,6 +160,7 @@ class Detector:
             backbone: where to take the backbone from, if not from where the adapter says.
             revision: of the adapter on the hub.
             cache_dir: of the hub's files; None: the Hugging Face cache.
+            device, batch_size, workers: as in `Detector`.
             precision: None: that of an export, else float32.
             runtime: what computes: "torch", "torch-compile", "openvino" or "onnx" (converted at first use, then kept
                 in the cache), or "auto": OpenVINO where it is installed and `device` is "cpu". None: that of an
@@ -169,7 +170,7 @@ class Detector:
         `MissingDependency`, with one line that names the thing and the cure.
         """
         if is_export(name):
-            return cls._from_export(Path(name), precision, batch_size, runtime, workers)
+            return cls._from_export(Path(name), precision, runtime, batch_size, workers)
         chosen = runtime or "torch"
         if chosen == "auto":
             chosen = "openvino" if device == "cpu" and installed("openvino") else "torch"
@@ -186,16 +187,14 @@ class Detector:
             graph = cached_graph(load, digest, config.preprocess.crop_size, chosen, precision)
             called = f"{label}@{digest[:12]}{remark(graph)}"
             calibration = read_calibration(folder)
-            return cls(
-                None, config.preprocess, calibration, called, batch_size=batch_size, workers=workers, runtime=graph
-            )
+            settings = config.preprocess
+            return cls(None, settings, calibration, called, batch_size=batch_size, workers=workers, runtime=graph)
         adapter = load_adapter(name, backbone, revision, cache_dir)
         torched = TorchRuntime(adapter.network, device, precision, compiled=chosen == "torch-compile")
         called = f"{adapter.name}@{adapter.digest[:12]}{remark(torched)}"
-        settings = adapter.config.preprocess
         return cls(
             adapter.network,
-            settings,
+            adapter.config.preprocess,
             adapter.calibration,
             called,
             batch_size=batch_size,
@@ -205,7 +204,7 @@ class Detector:
 
     @classmethod
     def _from_export(
-        cls, folder: Path, precision: Precision | None, batch_size: int, runtime: str | None, workers: int | None
+        cls, folder: Path, precision: Precision | None, runtime: str | None, batch_size: int, workers: int | None
     ) -> Self:
         """A detector that is a graph, as `clipmole export` wrote it; it runs as it was checked or not at all."""
         export = open_export(folder)

@@ -79,8 +79,8 @@ def compare_logits(
         calibration: of the detector; None: it gives no verdicts.
     """
     a, b = (np.asarray(values, dtype=np.float64) for values in (exact, given))
-    if a.shape != b.shape or not len(a):
-        raise DataError(f"check: {a.shape} logits in float32 and {b.shape} of the graph; give images")
+    if a.shape != b.shape or len(a) < 2:
+        raise DataError(f"check: {len(a)} images in float32, {len(b)} by the graph; give two or more to check on")
     both = labels is not None and 0 < sum(labels) < len(labels)
     changed = turned = settled = None
     if calibration is not None:

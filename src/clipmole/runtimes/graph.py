@@ -188,6 +188,7 @@ def _quantise_onnx(graph: Path, width: int, target: Path) -> None:
         if node.op_type in ("MatMul", "Gemm")
         and any(len(sizes.get(name, ())) == 2 and min(sizes[name]) < width for name in node.input)
     ]
+    kept += [f"{name}_MatMul" for name in kept]  # what the quantiser calls a Gemm that it has taken apart
     root = logging.getLogger()
     level = root.level
     root.setLevel(logging.ERROR)  # it advises a pre-processing that fails on a dynamic batch
@@ -226,6 +227,7 @@ class OpenVINORuntime:
     ) -> None:
         openvino = library("openvino")
         self.precision: Precision = precision
+        self.made_of = (graph, precision, compiled, rest)
         arithmetic = rest if precision == "int8" else precision
         settings: dict[str, Any] = {
             "INFERENCE_PRECISION_HINT": {"float32": "f32", "bfloat16": "bf16"}[arithmetic],
@@ -239,6 +241,9 @@ class OpenVINORuntime:
         except RuntimeError as error:
             reason = str(error).strip().splitlines()[-1]
             raise CheckpointError(f"{graph}: cannot be run by OpenVINO: {reason}; export it again") from error
+
+    def __reduce__(self) -> tuple[type[OpenVINORuntime], tuple[Any, ...]]:
+        return OpenVINORuntime, self.made_of  # in another process it is compiled again
 
     def logits(self, crops: NDArray[np.uint8], batch_size: int) -> NDArray[np.float32]:
         """Crops (n, 3, S, S) -> logits (n,), in forward passes of at most `batch_size` crops."""
@@ -261,6 +266,7 @@ class ONNXRuntime:
         if precision == "bfloat16":
             raise ConfigError("runtime=onnx: computes in float32 or int8, not bfloat16; take openvino or torch")
         self.precision: Precision = precision
+        self.made_of = (graph, precision)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
         options.log_severity_level = 3
@@ -269,6 +275,9 @@ class ONNXRuntime:
         except Exception as error:  # its errors share no base but Exception
             reason = str(error).strip().splitlines()[0]
             raise CheckpointError(f"{graph}: cannot be run by ONNX Runtime: {reason}; export it again") from error
+
+    def __reduce__(self) -> tuple[type[ONNXRuntime], tuple[Any, ...]]:
+        return ONNXRuntime, self.made_of  # in another process it is opened again
 
     def logits(self, crops: NDArray[np.uint8], batch_size: int) -> NDArray[np.float32]:
         """Crops (n, 3, S, S) -> logits (n,), in forward passes of at most `batch_size` crops."""
