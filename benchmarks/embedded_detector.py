@@ -17,7 +17,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from clipmole.cli import with_progress
+from clipmole.cli.render import with_progress
 from clipmole.data import limit_samples, read_manifest, take_split
 from clipmole.detect import Detector
 from clipmole.evaluate import evaluate

@@ -14,7 +14,8 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from clipmole.cli import name_backbones, name_scorers, with_progress
+from clipmole.cli.options import name_backbones, name_scorers
+from clipmole.cli.render import with_progress
 from clipmole.data import read_manifest, take_split
 from clipmole.evaluate import evaluate
 from clipmole.perturb import load_conditions

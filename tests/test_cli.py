@@ -16,7 +16,8 @@ import typer
 from tiny import CALIBRATION, PREPROCESS, encoded, picture, tiny_backbone, tiny_network, write_corpus
 
 import clipmole
-from clipmole.cli import name_backbones, rate
+from clipmole.cli.options import name_backbones
+from clipmole.cli.render import rate
 from clipmole.detect import Detector
 from clipmole.models.backbone import save_tower
 from clipmole.models.checkpoint import save_adapter

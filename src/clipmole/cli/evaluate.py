@@ -1,0 +1,156 @@
+"""`clipmole evaluate` and `calibrate`: detectors and labelled images in, reports and thresholds out."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from clipmole.cli.inputs import find_images
+from clipmole.cli.options import (
+    BackboneName,
+    CalibrationMethod,
+    DataArgument,
+    FakeFolders,
+    Precision,
+    RealFolders,
+    app,
+    command_line,
+    data_source,
+    name_backbones,
+    name_scorers,
+    remark,
+)
+from clipmole.cli.render import with_progress
+
+
+@app.command()
+def evaluate(
+    context: typer.Context,
+    out: Annotated[Path, typer.Option("--out", "-o", help="The folder for scores and report; a killed run goes on.")],
+    data: Annotated[
+        str | None,
+        typer.Option(help="A manifest, folder, shards, hf:owner/name; or the folder of the protocol's data sets."),
+    ] = None,
+    real: RealFolders = None,
+    fake: FakeFolders = None,
+    detector: Annotated[
+        list[str] | None,
+        typer.Option("--detector", "-d", help="embedded, a directory, a hub id, univfd:HEAD, hf:ID#CLASS, python:M:F."),
+    ] = None,
+    protocol: Annotated[str, typer.Option(help="A preset or a TOML file.")] = "manifest",
+    split: Annotated[list[str] | None, typer.Option(help="Of a manifest, instead of the protocol's.")] = None,
+    conditions: Annotated[str | None, typer.Option(help="A preset or a TOML file; default: the protocol's.")] = None,
+    backbone: Annotated[
+        list[str] | None, typer.Option(help="Instead of the one that a detector names; NAME=BACKBONE for one of many.")
+    ] = None,
+    resamples: Annotated[int, typer.Option(min=1, help="Of the bootstrap.")] = 1000,
+    gallery: Annotated[bool, typer.Option(help="Show the worst mistakes in the report.")] = True,
+    workers: Annotated[int, typer.Option(min=1, help="Threads that decode and perturb.")] = 2,
+    batch_size: Annotated[int, typer.Option(min=1, help="Most crops in one forward pass.")] = 32,
+    device: Annotated[str, typer.Option(help="cpu, cuda, ...")] = "cpu",
+    precision: Annotated[
+        Precision, typer.Option(help="bfloat16 is faster and slightly less exact.")
+    ] = Precision.FLOAT32,
+) -> None:
+    """Measure detectors on labelled images, side by side, and write a report."""
+    names = name_scorers(detector or ["embedded"])
+    source = data_source(data, real, fake)
+
+    from clipmole.data import Unpacking
+    from clipmole.evaluate import run_protocol
+    from clipmole.protocol import load_protocol
+
+    result = run_protocol(
+        load_protocol(protocol),
+        names,
+        source,
+        out,
+        splits=split or (),
+        how=Unpacking(say=remark),
+        conditions=conditions,
+        backbones=name_backbones(backbone or [], names),
+        resamples=resamples,
+        gallery=gallery,
+        workers=workers,
+        batch_size=batch_size,
+        device=device,
+        precision=precision.value,
+        command=command_line(context),
+        track=with_progress,
+    )
+    for line in result.missing:
+        remark(f"missing: {line}")
+    for path, reason in result.failed.items():
+        remark(f"not scored: {path}: {reason}" if path not in reason else f"not scored: {reason}")
+    typer.echo(str(out / "report.html"))
+    if result.failed:
+        raise typer.Exit(1)
+
+
+@app.command()
+def calibrate(
+    detector: Annotated[str, typer.Argument(help="'embedded', an adapter directory, or a hub id owner/name.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The adapter directory to write.")],
+    data: DataArgument = None,
+    real: RealFolders = None,
+    fake: FakeFolders = None,
+    real_only: Annotated[
+        bool, typer.Option("--real-only", help="All are photographs: move the threshold for AI-generated alone.")
+    ] = False,
+    split: Annotated[str | None, typer.Option(help="Rows of one split. Default: all rows.")] = None,
+    false_alarm: Annotated[float, typer.Option(help="Highest share of photographs called AI-generated.")] = 0.05,
+    miss: Annotated[
+        float | None, typer.Option(help="Highest share of generated images called photographs. Default: 0.10.")
+    ] = None,
+    method: Annotated[
+        CalibrationMethod | None, typer.Option(help="How the probability is fitted. Default: platt.")
+    ] = None,
+    backbone: BackboneName = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda, ...")] = "cpu",
+) -> None:
+    """Set a detector's thresholds on your own images, and write a copy of it that uses them."""
+    if real_only and (miss is not None or method is not None):
+        raise typer.BadParameter("--real-only keeps the probability and the misses as they are: no --miss, no --method")
+    source = data_source(data, real, fake)
+    loose = real_only and data is not None and os.path.isdir(data)
+    if split is not None and loose:
+        raise typer.BadParameter("--split needs a manifest; a folder of photographs has no splits")
+
+    from clipmole.calibrate import describe, recalibrate, recalibrate_on_photographs
+    from clipmole.data import Unpacking, read_data
+
+    how = Unpacking(say=remark)
+    if real_only:
+        photographs = list(find_images([str(data)])) if loose else read_data(source, split, how=how)
+        result = recalibrate_on_photographs(
+            detector,
+            photographs,
+            out,
+            max_false_alarm=false_alarm,
+            backbone=backbone,
+            device=device,
+            track=with_progress,
+        )
+    else:
+        result = recalibrate(
+            detector,
+            read_data(source, split, how=how),
+            out,
+            max_false_alarm=false_alarm,
+            max_miss=0.10 if miss is None else miss,
+            method="platt" if method is None else method.value,
+            backbone=backbone,
+            device=device,
+            track=with_progress,
+        )
+    for failure in result.failed:
+        remark(f"not scored: {failure}")
+    for line in describe(result):
+        remark(line)
+    typer.echo(str(out))
+    if result.failed:
+        remark(f"{len(result.failed)} of {len(result.failed) + result.real} photographs could not be read.")
+        raise typer.Exit(1)

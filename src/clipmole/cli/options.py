@@ -1,0 +1,145 @@
+"""The application that commands register with, and what several of them share: options and remarks."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Iterable, Mapping
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from clipmole.data import DataSource
+
+
+app = typer.Typer(
+    name="clipmole",
+    help="Tell AI-generated images from photographs.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+
+data_app = typer.Typer(help="Look at labelled images before training or measuring on them.", no_args_is_help=True)
+
+
+app.add_typer(data_app, name="data")
+
+
+class CalibrationMethod(StrEnum):
+    """How a probability is fitted."""
+
+    PLATT = "platt"
+    TEMPERATURE = "temperature"
+
+
+class Precision(StrEnum):
+    """Arithmetic of the network."""
+
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
+
+
+DetectorName = Annotated[
+    str, typer.Option("--detector", "-d", help="'embedded', an adapter directory, or a hub id owner/name.")
+]
+
+
+BackboneName = Annotated[
+    str | None,
+    typer.Option(
+        help="Where to take the backbone from: a preset, a hub id or a directory. Default: as the adapter says."
+    ),
+]
+
+
+DataArgument = Annotated[
+    str | None,
+    typer.Option("--data", help="Labelled images: a manifest (CSV, Parquet), a folder, shards (.tar), hf:owner/name."),
+]
+
+
+RealFolders = Annotated[
+    list[Path] | None, typer.Option("--real", help="A folder of photographs, with --fake in place of --data.")
+]
+
+
+FakeFolders = Annotated[list[Path] | None, typer.Option("--fake", help="A folder of generated images.")]
+
+
+def data_source(data: str | None, real: list[Path] | None, fake: list[Path] | None) -> DataSource:
+    """What --data, or --real and --fake, name."""
+    if data is not None and (real or fake):
+        raise typer.BadParameter("--data excludes --real and --fake")
+    if data is not None:
+        return data
+    if not real or not fake:
+        raise typer.BadParameter("no images: give --data, or --real and --fake, which need each other")
+
+    from clipmole.data import Folders
+
+    return Folders(real=tuple(real), fake=tuple(fake))
+
+
+def remark(line: str) -> None:
+    """A line for the person, on stderr."""
+    typer.echo(line, err=True)
+
+
+def name_scorers(specs: Iterable[str], option: str = "--detector") -> dict[str, str]:
+    """Short name -> specification: NAME=SPEC, or a name made of the specification's last part."""
+    named: dict[str, str] = {}
+    for spec in specs:
+        name, equals, rest = spec.partition("=")
+        if not equals:
+            name, rest = spec.partition("#")[0].rstrip("/").rsplit("/", 1)[-1].removesuffix(".toml"), spec
+        if not name or name in named:
+            reason = f"{spec}: each needs another name; give NAME={rest}"
+            raise typer.BadParameter(reason, param_hint=option)
+        named[name] = rest
+    return named
+
+
+def name_backbones(given: Iterable[str], specs: Mapping[str, str]) -> dict[str, str]:
+    """Detector's name -> backbone: of NAME=BACKBONE, or of one without a name, which is for all but "embedded"."""
+    own: dict[str, str] = {}
+    for text in given:
+        name, equals, backbone = text.partition("=")
+        if equals and name in specs:
+            own[name] = backbone
+        elif "" in own:
+            names = ", ".join(specs)
+            raise typer.BadParameter(f"{text}: give NAME=BACKBONE for detectors {names}", param_hint="--backbone")
+        else:
+            own[""] = text
+    rest = {name: own[""] for name, spec in specs.items() if "" in own and spec != "embedded"}
+    return rest | {name: backbone for name, backbone in own.items() if name}
+
+
+def without_place(word: str) -> str:
+    """A word of a command as a report may show it: an absolute path, also after NAME=, is its last part."""
+    name, equals, path = word.rpartition("=")
+    return f"{name}{equals}{os.path.basename(path.rstrip('/'))}" if os.path.isabs(path) else word
+
+
+def command_line(context: typer.Context) -> str:
+    """The command that was given, without what was left at its default.
+
+    An absolute path is its last part: a report is shown to others.
+    """
+    parts = ["clipmole", context.info_name or ""]
+    for parameter in context.command.params:
+        value = context.params.get(parameter.name or "")
+        if value is None or value == parameter.default:
+            continue
+        if isinstance(value, bool):
+            parts.append(next(name for name in (parameter.opts if value else parameter.secondary_opts)))
+            continue
+        for each in value if isinstance(value, list | tuple) else [value]:
+            parts += [parameter.opts[0], str(getattr(each, "value", each))]
+    return shlex.join(map(without_place, parts))

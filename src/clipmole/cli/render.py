@@ -1,0 +1,133 @@
+"""How results are written to stdout, and progress to stderr."""
+
+from __future__ import annotations
+
+import csv
+import sys
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import typer
+
+from clipmole.cli.options import remark
+from clipmole.errors import ImageError
+from clipmole.records import Detection, Thresholds, Verdict
+
+
+def percent(probability: float) -> str:
+    """A probability as a person reads it, never rounded to certainty."""
+    return f"{min(99, max(1, round(100 * probability)))} %"
+
+
+class Table:
+    """Aligned rows for people, written as they come: verdict, probability, tiles, image."""
+
+    def __init__(self) -> None:
+        self.thresholds: Thresholds | None = None
+        self.detector = ""
+
+    def write(self, result: Detection | ImageError) -> None:
+        if isinstance(result, ImageError):
+            typer.echo(f"{'not scored':<20}  {'':>5}  {result}")
+            return
+        self.thresholds, self.detector = result.thresholds, result.detector
+        if result.verdict is None or result.probability is None:
+            typer.echo(f"{'not calibrated':<20}  logit {result.logit:+.3f}  {result.source}")
+            return
+        words = typer.style(
+            f"{result.verdict.words:<20}",
+            fg={Verdict.AI_GENERATED: "red", Verdict.REAL: "green"}.get(result.verdict, "yellow"),
+        )
+        typer.echo(f"{words}  {percent(result.probability):>5}  {result.source}")
+
+    def close(self) -> None:
+        if not self.detector:
+            return
+        remark("")
+        if self.thresholds is None:
+            remark(f"{self.detector} is not calibrated: a higher logit means more likely AI-generated, no more.")
+            return
+        remark(
+            f"Probability of being AI-generated, by {self.detector}: AI-generated above "
+            f"{percent(self.thresholds.ai)}, photograph below {percent(self.thresholds.real)}, uncertain between."
+        )
+        remark("A likelihood, not a proof: new generators, edits and heavy compression mislead it. See MODEL_CARD.md.")
+
+
+class JSONLines:
+    """One JSON object a line; a failed input is {"source": ..., "error": {"code": ..., "message": ...}}."""
+
+    def write(self, result: Detection | ImageError) -> None:
+        import json
+
+        if isinstance(result, ImageError):
+            failure = {"source": result.source, "error": {"code": result.code, "message": result.reason}}
+            typer.echo(json.dumps(failure))
+        else:
+            typer.echo(result.model_dump_json())
+
+    def close(self) -> None:
+        pass
+
+
+class CSVRows:
+    """A header and one row an input; a failed input fills `error_code` and `error`."""
+
+    COLUMNS = (
+        "source", "verdict", "probability", "logit", "tiles", "width", "height", "detector", "error_code", "error",
+    )  # fmt: skip
+
+    def __init__(self) -> None:
+        self.rows = csv.DictWriter(sys.stdout, self.COLUMNS, extrasaction="ignore", lineterminator="\n")
+        self.rows.writeheader()
+
+    def write(self, result: Detection | ImageError) -> None:
+        if isinstance(result, ImageError):
+            self.rows.writerow({"source": result.source, "error_code": result.code, "error": result.reason})
+        else:
+            self.rows.writerow(result.model_dump(mode="json"))
+
+    def close(self) -> None:
+        sys.stdout.flush()
+
+
+def rate(per_second: float | None) -> str:
+    """How fast it goes, as a person reads it: "12.3/s", or "4.1 s each" where it is slow; "" if it is not known."""
+    if not per_second:
+        return ""
+    return f"{per_second:.1f}/s" if per_second >= 1 else f"{1 / per_second:.1f} s each"
+
+
+def with_progress(results: Iterable[Any], description: str, total: int | None = None) -> Iterator[Any]:
+    """Pass `results` on under a progress bar on stderr, which is gone in the end; nothing if it is no terminal.
+
+    It shows how many are done, how many a second, and the time spent and remaining.
+    """
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        ProgressColumn,
+        Task,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+    from rich.text import Text
+
+    class Rate(ProgressColumn):
+        def render(self, task: Task) -> Text:
+            return Text(rate(task.finished_speed or task.speed))
+
+    console = Console(stderr=True)
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        Rate(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        yield from progress.track(results, total=total, description=description)

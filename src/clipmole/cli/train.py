@@ -1,0 +1,140 @@
+"""`clipmole train`, `presets` and `compare`: labelled images in, adapters and tables out."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from clipmole.cli.options import (
+    DataArgument,
+    FakeFolders,
+    RealFolders,
+    app,
+    command_line,
+    data_source,
+    name_scorers,
+    remark,
+)
+from clipmole.cli.render import with_progress
+
+
+@app.command()
+def train(
+    config: Annotated[str, typer.Option("--config", "-c", help="A preset (see clipmole presets) or a TOML file.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The adapter directory to write.")],
+    data: DataArgument = None,
+    real: RealFolders = None,
+    fake: FakeFolders = None,
+    per_class: Annotated[
+        int | None, typer.Option(min=2, help="Training images of each class of the layout, drawn by the seed.")
+    ] = None,
+    skip_unreadable: Annotated[
+        bool, typer.Option("--skip-unreadable", help="Leave out images that cannot be read, and list them.")
+    ] = False,
+    unpack_to: Annotated[str | None, typer.Option(help="Folder for images that cannot be read in place.")] = None,
+    unpack_gib: Annotated[float | None, typer.Option(min=0.001, help="Most GiB to unpack. Default: 20.")] = None,
+    backbone: Annotated[str | None, typer.Option(help="Instead of the backbone that the config names.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Instead of the seed that the config names.")] = None,
+    cache_dir: Annotated[
+        Path | None, typer.Option(help="Of the prefix cache. Default: $CLIPMOLE_CACHE or ~/.cache/clipmole.")
+    ] = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Begin anew where an unfinished run would go on.")] = False,
+) -> None:
+    """Train a detector on labelled images and write its adapter directory; a run that was killed goes on.
+
+    `accelerate launch -m clipmole.cli train ...` trains in several processes.
+    """
+    source = data_source(data, real, fake) if data is not None or real or fake else None
+    from clipmole.config import TrainConfig
+    from clipmole.preset import load_train_config
+    from clipmole.train import train as run
+
+    settings = load_train_config(config)
+    options = {
+        "backbone": backbone,
+        "seed": seed,
+        "per_class": per_class,
+        "skip_unreadable": skip_unreadable or None,
+        "unpack_to": unpack_to,
+        "unpack_gib": unpack_gib,
+    }
+    changes = {key: value for key, value in options.items() if value is not None}
+    settings = TrainConfig.parse(settings.model_dump() | changes, "options")
+    run(settings, out, data=source, track=with_progress, say=remark, cache_dir=cache_dir, fresh=fresh)
+    if int(os.environ.get("RANK", "0")) == 0:  # the first of several processes writes
+        remark(f"wrote {out}")
+        typer.echo(str(out))
+
+
+@app.command()
+def presets(
+    name: Annotated[str | None, typer.Argument(help="Print this one, to read it or to begin a file with.")] = None,
+) -> None:
+    """List the training presets, or print one."""
+    from clipmole.preset import preset_names, preset_text
+
+    if name is not None:
+        typer.echo(preset_text(name), nl=False)
+        return
+    width = max(map(len, preset_names()))
+    for each in preset_names():
+        typer.echo(f"{each:{width}}  {preset_text(each).splitlines()[0].removeprefix('# ')}")
+
+
+@app.command()
+def compare(
+    context: typer.Context,
+    data: Annotated[str, typer.Option(help="Labelled images with the splits train, val and, if there, calibration.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The folder for the tables; a killed comparison goes on.")],
+    plan: Annotated[Path | None, typer.Option(help="A TOML file that says what to compare.")] = None,
+    config: Annotated[
+        list[str] | None, typer.Option("--config", "-c", help="Or two or more presets or TOML files; NAME=FILE names.")
+    ] = None,
+    test_data: Annotated[
+        Path | None, typer.Option(help="Labelled images to report on. Default: those of --data.")
+    ] = None,
+    split: Annotated[
+        list[str] | None, typer.Option(help="Reported, instead of the plan's; with --config test.")
+    ] = None,
+    seeds: Annotated[int | None, typer.Option(min=1, help="How many, instead of the plan's; with --config 3.")] = None,
+    rate: Annotated[
+        list[float] | None, typer.Option(help="Learning rates to choose from on val, instead of the plan's.")
+    ] = None,
+    runs: Annotated[
+        Path | None,
+        typer.Option(help="The folder of trained runs; several comparisons may share it. Default: OUT/runs."),
+    ] = None,
+    backbone: Annotated[str | None, typer.Option(help="Instead of the backbones that the configurations name.")] = None,
+    resamples: Annotated[int, typer.Option(min=1, help="Of the bootstrap.")] = 1000,
+) -> None:
+    """Train several configurations over several seeds on the same data, and compare them."""
+    if (plan is None) == (not config):
+        raise typer.BadParameter("give --plan or two or more --config")
+
+    from clipmole.plan import load_plan, plan_of
+
+    given = {"splits": tuple(split or ()), "seeds": tuple(range(seeds or 0)), "rates": tuple(rate or ())}
+    changes = {key: value for key, value in given.items() if value}
+    if plan is not None:
+        chosen = load_plan(plan)
+        chosen = type(chosen).parse(chosen.model_dump() | changes, "options")
+    else:
+        chosen = plan_of(name_scorers(config or [], "--config"), **changes)
+    from clipmole.compare import compare as run
+
+    run(
+        chosen,
+        data,
+        out,
+        test_data=test_data,
+        backbone=backbone,
+        runs=runs,
+        resamples=resamples,
+        command=command_line(context),
+        track=with_progress,
+        say=remark,
+    )
+    typer.echo(str(out / f"{chosen.name}.md"))
