@@ -49,9 +49,9 @@ export const RARE =
 export const capital = (text) => text[0].toUpperCase() + text.slice(1);
 
 /** A score with its sign; what rounds to nothing has none. */
-export function signed(value) {
-  const text = Math.abs(value).toFixed(2);
-  return `${text === "0.00" ? "" : value < 0 ? "−" : "+"}${text}`;
+export function signed(value, digits = 2) {
+  const text = Math.abs(value).toFixed(digits);
+  return `${Number(text) === 0 ? "" : value < 0 ? "−" : "+"}${text}`;
 }
 
 export function bytes(count) {
