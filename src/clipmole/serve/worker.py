@@ -14,7 +14,6 @@ it may be of the image. It knows nothing of HTTP and of who sent the image; a na
 
 from __future__ import annotations
 
-import importlib
 import json
 import os
 import resource
@@ -28,6 +27,7 @@ from clipmole.config import PreprocessConfig
 from clipmole.errors import ImageError
 from clipmole.images import ImageLimits, load_image
 from clipmole.preprocess import preprocess
+from clipmole.provenance import read_provenance
 
 FRAME = struct.Struct(">IQ")
 NAME = "image"
@@ -69,17 +69,8 @@ def decode(
         return {"error": {"code": "too_large", "message": reason}}, []
     header = {"width": image.width, "height": image.height, "tiles": len(tiles), "provenance": None}
     if request["provenance"]:
-        header["provenance"] = _provenance(data)
+        header["provenance"] = read_provenance(data, limits=limits).model_dump(mode="json")
     return header, [tiles.data.cast("B"), *([pixels.data.cast("B")] if pixels is not None else [])]
-
-
-def _provenance(data: bytes) -> Any:
-    """What the file's metadata say, as JSON; None where that cannot be read."""
-    try:
-        module = importlib.import_module("clipmole.provenance")
-    except ImportError:
-        return None
-    return module.read_provenance(data).model_dump(mode="json")
 
 
 def confine(memory: int) -> None:
