@@ -179,7 +179,8 @@ class Service:
             return Result(name=name, error=ImageErrorDetail(code="internal", message=message))
         if evidence == "none":
             detection = detection.model_copy(update={"tile_logits": None, "tile_boxes": None})
-        return Result(name=name, detection=detection, evidence=shown, provenance=image.provenance)
+        found = image.provenance and image.provenance.model_copy(update={"source": name})
+        return Result(name=name, detection=detection, evidence=shown, provenance=found)
 
     async def _decode(self, upload: Upload, provenance: bool, pixels: bool) -> Decoded:
         assert self.pool is not None

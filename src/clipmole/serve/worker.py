@@ -28,6 +28,7 @@ from clipmole.errors import ImageError
 from clipmole.images import ImageLimits, load_image
 from clipmole.preprocess import preprocess
 from clipmole.provenance import read_provenance
+from clipmole.provenance.findings import Provenance
 
 FRAME = struct.Struct(">IQ")
 NAME = "image"
@@ -69,8 +70,17 @@ def decode(
         return {"error": {"code": "too_large", "message": reason}}, []
     header = {"width": image.width, "height": image.height, "tiles": len(tiles), "provenance": None}
     if request["provenance"]:
-        header["provenance"] = read_provenance(data, limits=limits).model_dump(mode="json")
+        header["provenance"] = _provenance(data, limits)
     return header, [tiles.data.cast("B"), *([pixels.data.cast("B")] if pixels is not None else [])]
+
+
+def _provenance(data: bytes, limits: ImageLimits) -> dict[str, Any]:
+    """What the metadata say, as JSON; that they could not be read costs nobody the detection."""
+    try:
+        found = read_provenance(data, limits=limits)
+    except Exception as error:
+        found = Provenance(source=NAME, format="", not_checked=(f"all metadata: {type(error).__name__}",))
+    return found.model_dump(mode="json")
 
 
 def confine(memory: int) -> None:
