@@ -1,8 +1,8 @@
 """Crops of several requests -> detections, together on the detector.
 
 In: decoded images, one by one, from anybody. Out: a `Detection` for each. While one batch is in the network the next
-one gathers; images that are on their way are waited for, but not long. Everything that uses the network runs in one thread, one thing
-at a time. It knows nothing of HTTP, uploads and processes.
+one gathers; images that are on their way are waited for, but not long. Everything that uses the network runs in one
+thread, one thing at a time. It knows nothing of HTTP, uploads and processes.
 """
 
 from __future__ import annotations

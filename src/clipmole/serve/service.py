@@ -17,6 +17,7 @@ from clipmole.detect import Detector
 from clipmole.errors import ConfigError
 from clipmole.evidence import Evidence, TileEvidence, explain
 from clipmole.images import IMAGE_EXTENSIONS
+from clipmole.records import Detection
 from clipmole.serve.answers import (
     CalibrationInfo,
     DetectorAnswer,

@@ -68,7 +68,7 @@ def decode(
     except MemoryError:
         reason = "needs more memory to decode than one image may take; make it smaller"
         return {"error": {"code": "too_large", "message": reason}}, []
-    header = {"width": image.width, "height": image.height, "tiles": len(tiles), "provenance": None}
+    header: dict[str, Any] = {"width": image.width, "height": image.height, "tiles": len(tiles), "provenance": None}
     if request["provenance"]:
         header["provenance"] = _provenance(data, limits)
     return header, [tiles.data.cast("B"), *([pixels.data.cast("B")] if pixels is not None else [])]
