@@ -406,3 +406,24 @@ def _decoding(name: str, what: str) -> Iterator[None]:
 def _line(text: str) -> str:
     """`text` as one line that any terminal can print: what is not printable, escaped as Python would."""
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+def open_image(
+    source: str | os.PathLike[str] | bytes, name: str | None = None, limits: ImageLimits = DEFAULT_LIMITS
+) -> tuple[bytes, str, ImageFile.ImageFile | None]:
+    """A file's bytes, its format, and it opened but not decoded; None if its header cannot be read.
+
+    For who reads metadata. Raises `ImageError` as `load_image` does, but not for damaged content.
+    """
+    name = _line(source_name(source) if name is None else name) or "''"
+    data = source if isinstance(source, bytes) else _read(source, name, limits)
+    if len(data) > limits.max_bytes:
+        raise _too_many_bytes(len(data), name, limits)
+    found = _format(data[:_HEAD])
+    if found is None:
+        reason = f"not an image format clipmole reads ({_FORMATS})" if data else "is empty (0 bytes)"
+        raise ImageUnreadable(name, reason)
+    try:
+        return data, found, _reader(found, name)(io.BytesIO(data))
+    except Exception:  # hostile headers fail in many ways
+        return data, found, None

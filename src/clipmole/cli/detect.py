@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
-from typing import Annotated
+from collections import deque
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -13,6 +14,36 @@ from clipmole.cli.options import BackboneName, DetectorName, Precision, app, rem
 from clipmole.cli.render import CSVRows, JSONLines, Table, with_progress
 from clipmole.errors import ImageError
 from clipmole.records import Detection
+
+if TYPE_CHECKING:
+    from clipmole.images import ImageSource
+    from clipmole.provenance import Provenance
+
+
+class _Metadata:
+    """Keeps what goes into the detector until its result comes out, to read its metadata then."""
+
+    def __init__(self, images: Iterable[ImageSource | ImageError]) -> None:
+        self.images = images
+        self.waiting: deque[ImageSource | ImageError] = deque()
+
+    def passed(self) -> Iterator[ImageSource | ImageError]:
+        for image in self.images:
+            self.waiting.append(image)
+            yield image
+
+    def next(self, result: Detection | ImageError) -> Provenance | None:
+        """The metadata of the image of the next result; None if it is not scored or not a file's bytes."""
+        from clipmole.provenance import read_provenance
+
+        image = self.waiting.popleft()
+        if isinstance(result, ImageError) or not isinstance(image, str | bytes):
+            return None
+        try:
+            return read_provenance(image)
+        except ImageError as error:  # gone or replaced since
+            remark(f"metadata not read: {error}")
+            return None
 
 
 @app.command()
@@ -27,6 +58,9 @@ def detect(
     json: Annotated[bool, typer.Option("--json", help="JSON lines.")] = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="CSV with a header.")] = False,
     tiles: Annotated[bool, typer.Option("--tiles", help="With --json: each crop's logit and place as well.")] = False,
+    provenance: Annotated[
+        bool, typer.Option("--provenance", help="Also what the metadata say, apart from the score.")
+    ] = False,
     batch_size: Annotated[int, typer.Option(min=1, help="Most crops in one forward pass.")] = 32,
     device: Annotated[str, typer.Option(help="cpu, cuda, ...")] = "cpu",
     precision: Annotated[
@@ -49,8 +83,10 @@ def detect(
     loaded = Detector.from_pretrained(
         detector, backbone=backbone, device=device, precision=precision.value, batch_size=batch_size
     )
-    writer = JSONLines() if json else CSVRows() if as_csv else Table()
-    results: Iterable[Detection | ImageError] = loaded.stream(sources(inputs), tiles=tiles)
+    writer = JSONLines() if json else CSVRows(provenance) if as_csv else Table()
+    found = sources(inputs)
+    findings = _Metadata(found) if provenance else None
+    results: Iterable[Detection | ImageError] = loaded.stream(findings.passed() if findings else found, tiles=tiles)
     if not sys.stdout.isatty():
         results = with_progress(results, "scoring")
     done = failed = 0
@@ -60,7 +96,7 @@ def detect(
             failed += 1
             if not isinstance(writer, Table):
                 remark(f"not scored: {result}")
-        writer.write(result)
+        writer.write(result, findings.next(result) if findings else None)
     writer.close()
     if failed:
         remark(f"{failed} of {done} inputs could not be scored.")

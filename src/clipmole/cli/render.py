@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import sys
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -13,10 +13,24 @@ from clipmole.cli.options import remark
 from clipmole.errors import ImageError
 from clipmole.records import Detection, Thresholds, Verdict
 
+if TYPE_CHECKING:
+    from clipmole.provenance import Provenance
+
 
 def percent(probability: float) -> str:
     """A probability as a person reads it, never rounded to certainty."""
     return f"{min(99, max(1, round(100 * probability)))} %"
+
+
+def provenance_lines(provenance: Provenance) -> Iterator[str]:
+    """What the metadata say, a line a finding, and what could not be checked."""
+    for finding in provenance.findings:
+        toward = "" if finding.points_to == "neither" else f" ({finding.strength}: {finding.points_to})"
+        yield f"metadata: {finding.title}{toward}" + (f": {finding.detail}" if finding.detail else "")
+    if not provenance.findings:
+        yield "metadata: nothing that says where it comes from, which proves nothing"
+    for line in provenance.not_checked:
+        yield f"metadata not checked: {line}"
 
 
 class Table:
@@ -25,20 +39,25 @@ class Table:
     def __init__(self) -> None:
         self.thresholds: Thresholds | None = None
         self.detector = ""
+        self.caution = ""  # of the metadata, if they were asked for
 
-    def write(self, result: Detection | ImageError) -> None:
+    def write(self, result: Detection | ImageError, provenance: Provenance | None = None) -> None:
         if isinstance(result, ImageError):
             typer.echo(f"{'not scored':<20}  {'':>5}  {result}")
             return
         self.thresholds, self.detector = result.thresholds, result.detector
         if result.verdict is None or result.probability is None:
             typer.echo(f"{'not calibrated':<20}  logit {result.logit:+.3f}  {result.source}")
-            return
-        words = typer.style(
-            f"{result.verdict.words:<20}",
-            fg={Verdict.AI_GENERATED: "red", Verdict.REAL: "green"}.get(result.verdict, "yellow"),
-        )
-        typer.echo(f"{words}  {percent(result.probability):>5}  {result.source}")
+        else:
+            words = typer.style(
+                f"{result.verdict.words:<20}",
+                fg={Verdict.AI_GENERATED: "red", Verdict.REAL: "green"}.get(result.verdict, "yellow"),
+            )
+            typer.echo(f"{words}  {percent(result.probability):>5}  {result.source}")
+        if provenance is not None:
+            self.caution = provenance.caution
+            for line in provenance_lines(provenance):
+                typer.echo(f"{'':<4}{line}")
 
     def close(self) -> None:
         if not self.detector:
@@ -46,25 +65,31 @@ class Table:
         remark("")
         if self.thresholds is None:
             remark(f"{self.detector} is not calibrated: a higher logit means more likely AI-generated, no more.")
-            return
-        remark(
-            f"Probability of being AI-generated, by {self.detector}: AI-generated above "
-            f"{percent(self.thresholds.ai)}, photograph below {percent(self.thresholds.real)}, uncertain between."
-        )
-        remark("A likelihood, not a proof: new generators, edits and heavy compression mislead it. See MODEL_CARD.md.")
+        else:
+            remark(
+                f"Probability of being AI-generated, by {self.detector}: AI-generated above "
+                f"{percent(self.thresholds.ai)}, photograph below {percent(self.thresholds.real)}, uncertain between."
+            )
+            remark(
+                "A likelihood, not a proof: new generators, edits and heavy compression mislead it. See MODEL_CARD.md."
+            )
+        if self.caution:
+            remark(self.caution)
 
 
 class JSONLines:
     """One JSON object a line; a failed input is {"source": ..., "error": {"code": ..., "message": ...}}."""
 
-    def write(self, result: Detection | ImageError) -> None:
+    def write(self, result: Detection | ImageError, provenance: Provenance | None = None) -> None:
         import json
 
         if isinstance(result, ImageError):
             failure = {"source": result.source, "error": {"code": result.code, "message": result.reason}}
             typer.echo(json.dumps(failure))
-        else:
+        elif provenance is None:
             typer.echo(result.model_dump_json())
+        else:
+            typer.echo(f'{result.model_dump_json()[:-1]},"provenance":{provenance.model_dump_json()}}}')
 
     def close(self) -> None:
         pass
@@ -77,15 +102,17 @@ class CSVRows:
         "source", "verdict", "probability", "logit", "tiles", "width", "height", "detector", "error_code", "error",
     )  # fmt: skip
 
-    def __init__(self) -> None:
-        self.rows = csv.DictWriter(sys.stdout, self.COLUMNS, extrasaction="ignore", lineterminator="\n")
+    def __init__(self, provenance: bool = False) -> None:
+        columns = (*self.COLUMNS, *(["provenance"] if provenance else []))
+        self.rows = csv.DictWriter(sys.stdout, columns, extrasaction="ignore", lineterminator="\n")
         self.rows.writeheader()
 
-    def write(self, result: Detection | ImageError) -> None:
+    def write(self, result: Detection | ImageError, provenance: Provenance | None = None) -> None:
         if isinstance(result, ImageError):
             self.rows.writerow({"source": result.source, "error_code": result.code, "error": result.reason})
         else:
-            self.rows.writerow(result.model_dump(mode="json"))
+            said = "; ".join(f.title for f in provenance.findings) if provenance else ""
+            self.rows.writerow(result.model_dump(mode="json") | {"provenance": said})
 
     def close(self) -> None:
         sys.stdout.flush()

@@ -9,6 +9,8 @@ from typing import Any, Literal
 
 from pydantic import ConfigDict, Field
 
+from clipmole.evidence import Evidence
+from clipmole.provenance.findings import Provenance
 from clipmole.records import Detection, Record, Thresholds
 from clipmole.serve.problems import IMAGE_CODES, STATUS
 
@@ -89,8 +91,8 @@ class Result(Record):
     name: str
     detection: Detection | None = None
     error: ImageErrorDetail | None = None
-    evidence: dict[str, Any] | None = None
-    provenance: dict[str, Any] | None = None
+    evidence: Evidence | None = None
+    provenance: Provenance | None = None
 
 
 class DetectAnswer(Record):
@@ -158,6 +160,7 @@ class LimitsInfo(Record):
     max_request_bytes: int
     max_pixels: int
     max_images: int
+    max_token_images: int
     extensions: tuple[str, ...]
 
 

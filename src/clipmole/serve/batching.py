@@ -1,8 +1,8 @@
 """Crops of several requests -> detections, together on the detector.
 
 In: decoded images, one by one, from anybody. Out: a `Detection` for each. While one batch is in the network the next
-one gathers; an image alone waits `batch_wait` at most. Everything that uses the network runs in one thread, one thing
-at a time. It knows nothing of HTTP, uploads and processes.
+one gathers; images that are on their way are waited for, but not long. Everything that uses the network runs in one
+thread, one thing at a time. It knows nothing of HTTP, uploads and processes.
 """
 
 from __future__ import annotations
@@ -33,13 +33,16 @@ class Batcher:
     """Puts images together on one detector.
 
     Args:
-        wait: seconds that a batch may wait for more images.
+        wait: seconds that a batch may wait for images that are on their way.
+        coming: whether there are any.
         scored: called after each batch with its number of crops.
     """
 
-    def __init__(self, detector: Detector, wait: float, scored: Callable[[int], None]) -> None:
+    def __init__(
+        self, detector: Detector, wait: float, coming: Callable[[], bool], scored: Callable[[int], None]
+    ) -> None:
         self.detector = detector
-        self._wait, self._scored = wait, scored
+        self._wait, self._coming, self._scored = wait, coming, scored
         self._queue: asyncio.Queue[_Waiting] = asyncio.Queue()
         self._thread = ThreadPoolExecutor(1, "clipmole-model")
         self._task: asyncio.Task[None] | None = None
@@ -92,6 +95,8 @@ class Batcher:
         crops, deadline = 0, None
         loop = asyncio.get_running_loop()
         while crops < self.detector.batch_size:
+            if batch and self._queue.empty() and not self._coming():
+                break
             try:
                 async with asyncio.timeout_at(deadline):
                     waiting = await self._queue.get()

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clipmole.config import PreprocessConfig
+from clipmole.provenance.findings import Provenance
 from clipmole.serve.problems import ImageProblem
 from clipmole.serve.settings import ServeSettings
 from clipmole.serve.worker import FRAME
@@ -38,14 +39,14 @@ class Decoded:
         width, height: of the upright image, pixels.
         tiles: crops (n, 3, S, S) uint8.
         pixels: (height, width, 3) uint8, if they were asked for.
-        provenance: what the metadata say, as JSON, if it was asked for.
+        provenance: what the metadata say, if it was asked for.
     """
 
     width: int
     height: int
     tiles: NDArray[np.uint8]
     pixels: NDArray[np.uint8] | None
-    provenance: dict[str, Any] | None
+    provenance: Provenance | None
 
 
 class DecodePool:
@@ -140,7 +141,7 @@ class DecodePool:
             height,
             np.frombuffer(payload, np.uint8, end).reshape(shape),
             np.frombuffer(payload, np.uint8, -1, end).reshape(height, width, 3) if pixels else None,
-            answer["provenance"],
+            answer["provenance"] and Provenance.model_validate(answer["provenance"]),
         )
 
     async def _spawn(self) -> None:

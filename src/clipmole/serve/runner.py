@@ -55,10 +55,18 @@ def serve(
 
 def bind(host: str, port: int) -> socket.socket:
     """A socket that listens. Raises `ConfigError` if there is none at that address."""
+    listener = None
     try:
-        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        return socket.create_server((host, port), family=family, backlog=_BACKLOG)
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, proto=socket.IPPROTO_TCP)[0]
+        # asyncio sends small pieces at once (TCP_NODELAY) only on a socket that says it is TCP.
+        listener = socket.socket(family, kind, protocol)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen(_BACKLOG)
+        return listener
     except (OSError, OverflowError) as error:
+        if listener is not None:
+            listener.close()
         reason = getattr(error, "strerror", None) or error
         raise ConfigError(f"{host}, port {port}: cannot listen there: {reason}; try another --port") from error
 

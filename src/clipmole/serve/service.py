@@ -12,10 +12,12 @@ import math
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from typing import Any
 
 from clipmole.detect import Detector
+from clipmole.errors import ConfigError
+from clipmole.evidence import Evidence, TileEvidence, explain
 from clipmole.images import IMAGE_EXTENSIONS
+from clipmole.records import Detection
 from clipmole.serve.answers import (
     CalibrationInfo,
     DetectorAnswer,
@@ -61,7 +63,7 @@ class Service:
         self.memory = Memory(settings.max_buffered_bytes)
         self.state = "loading"
         self.failure: BaseException | None = None
-        self.requests = self.pending = 0
+        self.requests = self.pending = self._decoding = 0
         self._seconds = _FIRST_SECONDS  # an image takes, by the last ones
         self._detector: Detector | None = None
         self.pool: DecodePool | None = None
@@ -79,7 +81,9 @@ class Service:
                 self.settings, self._detector.preprocess, lambda reason: self.metrics.restarts.labels(reason).inc()
             )
             await self.pool.start()
-            self.batcher = Batcher(self._detector, self.settings.batch_wait, self.metrics.batch_crops.observe)
+            self.batcher = Batcher(
+                self._detector, self.settings.batch_wait, lambda: self._decoding > 0, self.metrics.batch_crops.observe
+            )
             self.batcher.start()
         except BaseException as error:
             self.state, self.failure = "failed", error
@@ -123,6 +127,10 @@ class Service:
 
         One request has only a few images on their way at a time, so that others get their turn.
         """
+        if evidence == "tokens" and len(uploads) > self.settings.max_token_images:
+            raise Problem(
+                "too_many_images", f"evidence=tokens takes {self.settings.max_token_images} images at most in a request"
+            )
         if self.pending + len(uploads) > self.settings.max_queue:
             raise Problem("busy", "as many images are waiting as may; try again later", self._later())
         self.pending += len(uploads)
@@ -159,25 +167,46 @@ class Service:
                 raise ImageProblem(
                     "too_large", f"more than the {self.settings.max_image_bytes:,} bytes that one image may have"
                 )
-            with _timed(self.metrics.decode_seconds.observe):
-                image = await self.pool.decode(bytes(upload.data), provenance=provenance, pixels=evidence == "tokens")
-            upload.data.clear()
+            image = await self._decode(upload, provenance, pixels=evidence == "tokens")
             detection = await self.batcher.detect(name, image)
-            shown = await self._evidence(image, evidence)
+            shown = await self._evidence(detection, image, evidence)
         except ImageProblem as problem:
             return Result(name=name, error=ImageErrorDetail(code=problem.code, message=problem.message))
+        except Problem:
+            raise
         except Exception as error:
             log.error("image failed: %s", where(error))
             message = "a mistake of the server; the log says where"
             return Result(name=name, error=ImageErrorDetail(code="internal", message=message))
         if evidence == "none":
             detection = detection.model_copy(update={"tile_logits": None, "tile_boxes": None})
-        return Result(name=name, detection=detection, evidence=shown, provenance=image.provenance)
+        found = image.provenance and image.provenance.model_copy(update={"source": name})
+        return Result(name=name, detection=detection, evidence=shown, provenance=found)
 
-    async def _evidence(self, image: Decoded, kind: EvidenceKind) -> dict[str, Any] | None:
-        """What the score rests on, as JSON; None if it was not asked for or cannot be told."""
-        del image, kind
-        return None
+    async def _decode(self, upload: Upload, provenance: bool, pixels: bool) -> Decoded:
+        assert self.pool is not None
+        began = time.monotonic()
+        self._decoding += 1
+        try:
+            return await self.pool.decode(bytes(upload.data), provenance=provenance, pixels=pixels)
+        finally:
+            self._decoding -= 1
+            upload.data.clear()
+            self.metrics.decode_seconds.observe(time.monotonic() - began)
+
+    async def _evidence(self, detection: Detection, image: Decoded, kind: EvidenceKind) -> Evidence | None:
+        """What the score rests on; None if it was not asked for."""
+        if kind == "none":
+            return None
+        assert self.batcher is not None
+        if image.pixels is None:
+            return evidence_by_tile(self.detector, detection)
+        detector, pixels = self.detector, image.pixels
+        try:
+            evidence = await self.batcher.alone(lambda: explain(detector, pixels, tokens=True))
+        except ConfigError as error:  # of a detector that has no gradients
+            raise Problem("invalid_query", f"evidence=tokens: {error}") from error
+        return evidence.model_copy(update={"source": detection.source})
 
     def _observe(self, result: Result, seconds: float) -> None:
         self.metrics.image_seconds.observe(seconds)
@@ -213,6 +242,7 @@ class Service:
                 max_request_bytes=settings.max_request_bytes,
                 max_pixels=settings.max_pixels,
                 max_images=settings.max_images,
+                max_token_images=settings.max_token_images,
                 extensions=tuple(sorted(IMAGE_EXTENSIONS)),
             ),
             crop_size=detector.preprocess.crop_size,
@@ -220,6 +250,23 @@ class Service:
             backbone=f"ViT, {tower.depth} blocks of width {tower.width}, patches of {tower.patch_size} px",
             limitations=LIMITATIONS,
         )
+
+
+def evidence_by_tile(detector: Detector, detection: Detection) -> Evidence:
+    """What `explain` says without tokens, of a detection that has its tiles already."""
+    assert detection.tile_boxes is not None
+    assert detection.tile_logits is not None
+    tiles = zip(detection.tile_boxes, detection.tile_logits, strict=True)
+    return Evidence(
+        source=detection.source,
+        detector=detection.detector,
+        width=detection.width,
+        height=detection.height,
+        logit=detection.logit,
+        tiles=tuple(TileEvidence(box=box, logit=logit) for box, logit in tiles),
+        patch_size=detector.network.tower.config.patch_size,
+        expert_ranks=tuple(detector.network.config.expert_ranks),
+    )
 
 
 def _outcome(result: Result) -> str:

@@ -32,6 +32,7 @@ class ServeSettings(Config):
     max_buffered_bytes: int = Field(512 * MIB, gt=0, description="of all uploads that are held at one time")
     max_pixels: int = Field(64_000_000, gt=0, description="width x height of one image")
     max_images: int = Field(32, gt=0, description="in one request")
+    max_token_images: int = Field(4, gt=0, description="in one request with evidence=tokens, which takes long")
     max_requests: int = Field(64, gt=0, description="being read or answered at one time")
     max_queue: int = Field(128, gt=0, description="images accepted and not yet answered")
     max_connections: int = Field(512, gt=0, description="open at one time")

@@ -14,7 +14,6 @@ it may be of the image. It knows nothing of HTTP and of who sent the image; a na
 
 from __future__ import annotations
 
-import importlib
 import json
 import os
 import resource
@@ -28,6 +27,8 @@ from clipmole.config import PreprocessConfig
 from clipmole.errors import ImageError
 from clipmole.images import ImageLimits, load_image
 from clipmole.preprocess import preprocess
+from clipmole.provenance import read_provenance
+from clipmole.provenance.findings import Provenance
 
 FRAME = struct.Struct(">IQ")
 NAME = "image"
@@ -67,19 +68,19 @@ def decode(
     except MemoryError:
         reason = "needs more memory to decode than one image may take; make it smaller"
         return {"error": {"code": "too_large", "message": reason}}, []
-    header = {"width": image.width, "height": image.height, "tiles": len(tiles), "provenance": None}
+    header: dict[str, Any] = {"width": image.width, "height": image.height, "tiles": len(tiles), "provenance": None}
     if request["provenance"]:
-        header["provenance"] = _provenance(data)
+        header["provenance"] = _provenance(data, limits)
     return header, [tiles.data.cast("B"), *([pixels.data.cast("B")] if pixels is not None else [])]
 
 
-def _provenance(data: bytes) -> Any:
-    """What the file's metadata say, as JSON; None where that cannot be read."""
+def _provenance(data: bytes, limits: ImageLimits) -> dict[str, Any]:
+    """What the metadata say, as JSON; that they could not be read costs nobody the detection."""
     try:
-        module = importlib.import_module("clipmole.provenance")
-    except ImportError:
-        return None
-    return module.read_provenance(data).model_dump(mode="json")
+        found = read_provenance(data, limits=limits)
+    except Exception as error:
+        found = Provenance(source=NAME, format="", not_checked=(f"all metadata: {type(error).__name__}",))
+    return found.model_dump(mode="json")
 
 
 def confine(memory: int) -> None:

@@ -1,0 +1,161 @@
+"""Where in an image a detector's logit comes from: tiles, patches, experts.
+
+In: a detector and an image source. Out: an `Evidence` record that turns into JSON. It knows nothing of how it is
+drawn, and nothing of metadata (`provenance`).
+
+What a map does not prove: it describes the detector, not the image. A bright patch is one that this network's
+logit leans on; it need not be generated, and a generated patch need not be bright. Measured with
+benchmarks/evidence_map.py.
+"""
+
+from __future__ import annotations
+
+import torch
+from pydantic import Field
+
+from clipmole.attribution import gates_of, gradient_times_input
+from clipmole.detect import Box, Detector
+from clipmole.errors import ConfigError
+from clipmole.images import ImageSource, load_image, source_name
+from clipmole.models.detector import MoLEDetector
+from clipmole.preprocess import crop_boxes, preprocess
+from clipmole.records import Record
+
+CAUTION = (
+    "A map shows what this detector's logit leans on, not which parts of the image are generated. A bright patch "
+    "can be real and a dark one generated; do not quote it as proof of a local edit."
+)
+METHOD = "gradient times input of each patch's token before the first adapted block"
+
+
+class BlockRouting(Record):
+    """What the router of one adapted block did with the patches of a tile.
+
+    Attributes:
+        block: index of the block in the tower, from 0.
+        mean_gates: mean gate of each expert over the patches; they sum to 1.
+        experts: of each patch (rows, columns) the expert with the largest gate, from 0.
+    """
+
+    block: int = Field(ge=0)
+    mean_gates: tuple[float, ...]
+    experts: tuple[tuple[int, ...], ...]
+
+
+class TileEvidence(Record):
+    """One crop of the image.
+
+    Attributes:
+        box: (left, top, right, bottom) within the image, pixels.
+        logit: of this crop alone, positive towards AI-generated.
+        grid_box: (left, top, right, bottom) of the grid of patches, pixels of the image; where the image is smaller
+            than a crop it was mirrored, and the grid reaches beyond its borders.
+        attribution: logit units by patch (rows, columns), positive towards AI-generated; None unless asked for.
+        routing: one entry an adapted block with experts; () unless asked for, or if the detector has none.
+    """
+
+    box: Box
+    logit: float
+    grid_box: Box | None = None
+    attribution: tuple[tuple[float, ...], ...] | None = None
+    routing: tuple[BlockRouting, ...] = ()
+
+
+class Evidence(Record):
+    """Where the logit of an image comes from.
+
+    Attributes:
+        source, detector, width, height, logit: as in `Detection`.
+        tiles: the crops; the image's logit is the mean of theirs.
+        patch_size: side of a patch, pixels.
+        expert_ranks: rank of each expert, in the order of the gates; () if the detector has none.
+        method: how `attribution` was computed; None unless asked for.
+        caution: what a map does not prove.
+    """
+
+    source: str
+    detector: str
+    width: int
+    height: int
+    logit: float
+    tiles: tuple[TileEvidence, ...]
+    patch_size: int
+    expert_ranks: tuple[int, ...] = ()
+    method: str | None = None
+    caution: str = CAUTION
+
+
+def explain(detector: Detector, source: ImageSource, tokens: bool = False) -> Evidence:
+    """The logit of an image by tile; with `tokens` also by patch, and which expert took which patch.
+
+    The logits are the detector's own; attributions are computed in float32 whatever its precision. It works on a
+    detector with or without a calibration or adapted blocks. Not to be called while another thread uses the
+    detector.
+
+    Raises `ImageError`, and `ConfigError` if `tokens` are asked of a detector that does not run on torch.
+    """
+    image = load_image(source)
+    detection = detector.detect(image, tiles=True)
+    assert detection.tile_logits is not None
+    assert detection.tile_boxes is not None
+    tiles = [
+        TileEvidence(box=box, logit=logit)
+        for box, logit in zip(detection.tile_boxes, detection.tile_logits, strict=True)
+    ]
+    network = torch_network(detector) if tokens else None
+    if network is not None:
+        size = detector.preprocess.crop_size
+        left, top = max(0, size - image.width) // 2, max(0, size - image.height) // 2  # mirrored borders
+        corners = [(x - left, y - top) for x, y in crop_boxes(image.width, image.height, detector.preprocess)]
+        crops = torch.from_numpy(preprocess(image, detector.preprocess)).to(detector.device)
+        tiles = [
+            _with_tokens(tile, corner, network, crops[i : i + 1])
+            for i, (tile, corner) in enumerate(zip(tiles, corners, strict=True))
+        ]
+    config = detector.network.tower.config
+    return Evidence(
+        source=source_name(source),
+        detector=detection.detector,
+        width=detection.width,
+        height=detection.height,
+        logit=detection.logit,
+        tiles=tuple(tiles),
+        patch_size=config.patch_size,
+        expert_ranks=tuple(detector.network.config.expert_ranks),
+        method=METHOD if tokens else None,
+    )
+
+
+def torch_network(detector: Detector) -> MoLEDetector:
+    """The detector's network, if it runs on torch, where gradients can be had; else `ConfigError`."""
+    runtime = getattr(detector, "runtime", "torch")
+    if runtime != "torch":
+        raise ConfigError(
+            f"runtime={runtime}: evidence by token needs gradients; load the detector with runtime='torch'"
+        )
+    return detector.network
+
+
+def _with_tokens(
+    tile: TileEvidence, corner: tuple[int, int], network: MoLEDetector, crop: torch.Tensor
+) -> TileEvidence:
+    """`tile` with its attributions and routing; `crop` (1, 3, S, S) starts at `corner` of the image."""
+    shares = gradient_times_input(network, crop)[0]
+    side = network.tower.config.patch_size
+    rows, columns = shares.shape
+    routing = tuple(
+        BlockRouting(
+            block=block,
+            mean_gates=tuple(gates[0].flatten(0, 1).mean(0).tolist()),
+            experts=tuple(tuple(row) for row in gates[0].argmax(-1).tolist()),
+        )
+        for block, gates in gates_of(network, crop).items()
+    )
+    x, y = corner
+    return tile.model_copy(
+        update={
+            "grid_box": (x, y, x + columns * side, y + rows * side),
+            "attribution": tuple(tuple(row) for row in shares.tolist()),
+            "routing": routing,
+        }
+    )
