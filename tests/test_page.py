@@ -395,7 +395,7 @@ def test_numbers_behind_the_words(visit: Callable[..., Any]) -> None:
     shares = in_page(page, "words.js", "[0, 0.004, 0.01, 0.184, 0.5, 0.994, 1, null].map(m.percent)")
     assert shares == ["under 1 %", "under 1 %", "1 %", "18 %", "50 %", "over 99 %", "over 99 %", "–"]
     tiles = [{"box": [0, 0, 20, 10], "logit": 3}, {"box": [10, 0, 30, 10], "logit": -1}]
-    found = in_page(page, "map.js", f"m.cells({json.dumps(tiles)})")
+    found = in_page(page, "geometry.js", f"m.cells({json.dumps(tiles)})")
     assert found == [[0, 0, 10, 10, 3], [10, 0, 20, 10, 1], [20, 0, 30, 10, -1]]
     fields = in_page(page, "save.js", "m.csv([{file: {name: '@SUM(A1), \"b\"\\n'}, result: null, error: null}])")
     assert fields.splitlines()[1] + "\n" + fields.splitlines()[2] == '"\'@SUM(A1), ""b""\n",,,,,,,,,,'

@@ -263,7 +263,7 @@ on($("clear"), "click", clear);
 on($("retry"), "click", connect);
 on($("token-form"), "submit", (event) => { event.preventDefault(); useToken($("token").value); $("token").value = ""; connect(); });
 for (const button of document.querySelectorAll("[data-save]"))
-  on(button, "click", () => save(sorted().filter(finished), button.dataset.save, items[0].about));
+  on(button, "click", () => { const ready = sorted().filter(finished); if (ready.length) save(ready, button.dataset.save, ready[0].about); });
 for (const head of document.querySelectorAll("[data-sort]"))
   on(head.firstChild, "click", () => { order = { by: head.dataset.sort, down: order.by === head.dataset.sort && !order.down }; draw(); });
 connect();

@@ -33,11 +33,11 @@ export function meaning(detection, calibration) {
 export function caution(detection, calibration) {
   const { verdict } = detection;
   if (verdict === "real") {
-    const miss = calibration ? ` On the calibration data at most ${share(calibration.max_miss)} of the generated images did; of newer generators it can be most.` : "";
+    const miss = calibration ? ` On the calibration data at most ${share(calibration.max_miss)} of the generated images got it; of newer generators most may.` : "";
     return `This is no clearance: generated images get this verdict too.${miss}`;
   }
   if (verdict === "ai_generated") {
-    const alarm = calibration ? ` On the calibration data at most ${share(calibration.max_false_alarm)} of the photographs did.` : "";
+    const alarm = calibration ? ` On the calibration data at most ${share(calibration.max_false_alarm)} of the photographs got it.` : "";
     return `This is no proof: photographs get this verdict too.${alarm} Do not accuse anybody with it.`;
   }
   return verdict === "uncertain" ? "The detector cannot tell. That is an answer too: look for other evidence." : "";
