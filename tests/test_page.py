@@ -25,14 +25,15 @@ playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright
 axe_module = pytest.importorskip("axe_playwright_python.sync_playwright", reason="needs axe-playwright-python")
 
 import uvicorn  # noqa: E402
+from tiny import CALIBRATION, PREPROCESS, encoded, picture, tiny_network  # noqa: E402
 
 from clipmole.detect import Detector  # noqa: E402
+from clipmole.evidence import explain  # noqa: E402
 from clipmole.serve.app import create_app  # noqa: E402
 from clipmole.serve.connection import protocol_class  # noqa: E402
 from clipmole.serve.runner import bind  # noqa: E402
 from clipmole.serve.service import Service  # noqa: E402
 from clipmole.serve.settings import ServeSettings  # noqa: E402
-from tiny import CALIBRATION, PREPROCESS, encoded, picture, tiny_network  # noqa: E402
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs a Chromium on the PATH, such as Debian's")
@@ -187,8 +188,19 @@ def test_one_image_of_the_embedded_detector(visit: Callable[..., Any]) -> None:
         expect(page.locator("#limits li")).to_have_count(4)
         card.get_by_text("The map in numbers").click()
         scores = card.locator(".map tbody tr td:last-child").all_text_contents()
-        assert [float(text.replace("−", "-")) for text in scores] == pytest.approx(said.tile_logits, abs=0.0051)
+        assert [float(text.replace("\u2212", "-")) for text in scores] == pytest.approx(said.tile_logits, abs=0.0051)
+        page.get_by_label("Patches").check()
+        first = card.locator(".map tbody tr:first-child td")
+        expect(first).to_have_count(4)
+        evidence = explain(detector, EXAMPLES / "astronaut.png", tokens=True)
+        values = np.array([tile.attribution for tile in evidence.tiles])  # (crops, rows, columns)
+        crop, row, column = np.unravel_index(np.abs(values).argmax(), values.shape)
+        expect(card.locator(".map tbody tr:first-child th")).to_have_text(f"Crop {crop + 1}")
+        shown = [text.replace("\u2212", "-") for text in first.all_text_contents()]
+        assert shown[:2] == [str(row + 1), str(column + 1)]
+        assert float(shown[3]) == pytest.approx(values[crop, row, column], abs=0.00051)
         report = json.loads(saved(page, page.get_by_role("button", name="Save JSON")))
+        assert len(report["evidence"]["tiles"][0]["attribution"]) == values.shape[1]
         assert report["detection"]["logit"] == pytest.approx(said.logit, abs=1e-4)
         assert report["sha256"] == hashlib.sha256((EXAMPLES / "astronaut.png").read_bytes()).hexdigest()
         assert report["file"] == "astronaut.png"
@@ -375,7 +387,7 @@ def test_patches_and_router_on_request(visit: Callable[..., Any]) -> None:
     page.get_by_text("The map in numbers").click()
     rows = page.locator(".map tbody tr")
     expect(rows.nth(0)).to_contain_text("+0.500")
-    assert rows.nth(0).locator("td").all_text_contents() == ["1", "1", "0–16 × 0–16", "+0.500"]
+    assert rows.nth(0).locator("td").all_text_contents() == ["1", "1", "0\u201316 \u00d7 0\u201316", "+0.500"]
     page.get_by_label("Router").check()
     page.get_by_text("The map in numbers").click()
     expect(page.locator(".legend")).to_contain_text("expert 2 (rank 4)")
@@ -384,7 +396,6 @@ def test_patches_and_router_on_request(visit: Callable[..., Any]) -> None:
     canvas = page.locator("canvas")
     box = canvas.bounding_box()
     canvas.hover(position={"x": 4, "y": 4})
-    expect(page.locator(".readout")).to_have_text("At " + page.locator(".readout").inner_text()[3:])
     expect(page.locator(".readout")).to_contain_text("crop 1, row 1, column 1: expert 1")
     canvas.hover(position={"x": box["width"] - 4, "y": 4})
     expect(page.locator(".readout")).to_contain_text("crop 2, row 1, column 2: expert 2")
@@ -393,7 +404,7 @@ def test_patches_and_router_on_request(visit: Callable[..., Any]) -> None:
 def test_numbers_behind_the_words(visit: Callable[..., Any]) -> None:
     page = visit()
     shares = in_page(page, "words.js", "[0, 0.004, 0.01, 0.184, 0.5, 0.994, 1, null].map(m.percent)")
-    assert shares == ["under 1 %", "under 1 %", "1 %", "18 %", "50 %", "over 99 %", "over 99 %", "–"]
+    assert shares == ["under 1 %", "under 1 %", "1 %", "18 %", "50 %", "over 99 %", "over 99 %", "\u2013"]
     tiles = [{"box": [0, 0, 20, 10], "logit": 3}, {"box": [10, 0, 30, 10], "logit": -1}]
     found = in_page(page, "geometry.js", f"m.cells({json.dumps(tiles)})")
     assert found == [[0, 0, 10, 10, 3], [10, 0, 20, 10, 1], [20, 0, 30, 10, -1]]

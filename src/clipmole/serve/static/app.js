@@ -54,6 +54,7 @@ function notice(text) {
 function add(files) {
   if (detector) $("banner").hidden = true;
   for (const file of files) items.push({ id: given++, file, state: "waiting", sent: 0, note: "", tries: 0 });
+  say(files.length === 1 ? "One image is being looked at." : `${files.length} images are being looked at.`);
   draw();
   next();
 }
@@ -234,6 +235,7 @@ function again(item) {
   opened = null;
   $("card").replaceChildren();
   draw();
+  $("list-title").focus();
   next();
 }
 

@@ -64,9 +64,9 @@ export class EvidenceMap {
     this.build();
   }
 
-  /** What is shown, for `show` of another map of the same image. */
+  /** What is shown, for `show` of another map of the same image; there the whole of it. */
   get choice() {
-    return { kind: this.kind, zoom: this.zoom, block: this.block };
+    return { kind: this.kind, block: this.block };
   }
 
   get view() {
@@ -86,7 +86,7 @@ export class EvidenceMap {
     this.blocks = h("select", { change: () => this.show({ block: Number(this.blocks.value) }) });
     this.blockLabel = h("label", { hidden: true }, "Block ", this.blocks);
     this.whole = h("button", { type: "button", hidden: true, click: () => this.show({ zoom: null }) }, "Whole image");
-    const name = `map-${this.item.id}`;
+    const name = `map-${this.item.id}`, many = this.tiles.length;
     const seen = cells(this.tiles).reduce((sum, cell) => sum + area(cell), 0) / (detection.width * detection.height);
     const much = seen > 0.995 ? "all" : seen < 0.01 ? "under 1 %" : `${Math.round(100 * seen)} %`;
     this.element = h("figure", { class: "map" },
@@ -97,11 +97,12 @@ export class EvidenceMap {
         this.whole),
       this.status, this.canvas, this.readout, this.legend,
       h("figcaption", {},
-        h("p", {}, `Looked at: ${this.tiles.length} ${this.tiles.length === 1 ? "crop" : "crops"} at the image's own size, ${much} of the image. What lies outside counts for nothing; where crops overlap, the colour is their mean. The image's score, ${signed(detection.logit)}, is the mean of its crops'.`),
+        h("p", {}, many === 1 ? `Looked at: one crop at the image's own size, ${much} of the image.`
+          : `Looked at: ${many} crops at the image's own size, ${much} of the image. What lies outside counts for nothing; where crops overlap, the colour is their mean. The image's score, ${signed(detection.logit)}, is the mean of its crops'.`),
         this.undrawable = h("p", { hidden: true }, "This browser cannot draw the file, so the crops stand without the picture."),
         h("p", {}, evidence?.caution ?? "The map shows what this detector's score leans on, not which parts of the image are generated.")),
       details);
-    new ResizeObserver(() => this.draw()).observe(this.element);
+    new ResizeObserver(() => this.element.clientWidth !== this.room && this.draw()).observe(this.element);
     this.ready = pictureOf(this.item.file, detection.width, detection.height).then((picture) => {
       this.picture = picture;
       this.undrawable.hidden = picture !== null;
@@ -160,9 +161,9 @@ export class EvidenceMap {
 
   draw() {
     const [left, top, right, bottom] = this.view;
-    const room = this.element.clientWidth, tall = Math.max(320, window.innerHeight * 0.7);
-    if (!room) return;
-    const scale = Math.min(room / (right - left), tall / (bottom - top));
+    this.room = this.element.clientWidth;
+    if (!this.room) return;
+    const tall = Math.max(320, window.innerHeight * 0.7), scale = Math.min(this.room / (right - left), tall / (bottom - top));
     const width = Math.max(1, Math.round((right - left) * scale)), height = Math.max(1, Math.round((bottom - top) * scale));
     this.canvas.style.width = `${width}px`;
     this.canvas.style.height = `${height}px`;
@@ -243,7 +244,7 @@ export class EvidenceMap {
     if (this.kind === "patches") {
       const all = this.tiles.flatMap((tile, i) => patches(tile, tile.attribution).map((patch) => [i, ...patch]));
       all.sort((a, b) => Math.abs(b[3]) - Math.abs(a[3]));
-      return grid("The ten patches that count most", ["Patch", "Row", "Column", "Pixels", "Leans"],
+      return grid("The ten patches that count most", ["Patch", "Row", "Column", "Pixels", "Leaning"],
         all.slice(0, 10).map(([i, row, column, value, box]) => [button(i), String(row + 1), String(column + 1), place(box.map(Math.round)), fine(value)]), [1, 2, 4]);
     }
     return grid("Crops", ["Crop", "Pixels", "Score"],
