@@ -74,12 +74,14 @@ export function card(item, again, save) {
   const { detection, provenance } = item.result, { calibration } = item.about;
   const verdict = verdictOf(detection), map = new EvidenceMap(item);
   const keep = h("input", { type: "checkbox" });
+  const strong = provenance?.findings.find(({ strength, points_to: points }) => strength === "strong" && points !== "neither");
   const element = h("article", { class: `card ${detection.verdict ?? "none"}`, "aria-labelledby": "card-title" },
     h("h2", { id: "card-title", tabindex: "-1" }, nameOf(item)),
     h("p", { class: "verdict" }, h("span", { "aria-hidden": "true" }, verdict.sign), h("span", {}, capital(verdict.words)),
       detection.probability === null ? null : h("span", { class: "percent" }, percent(detection.probability))),
     detection.thresholds ? gauge(detection) : null,
     h("p", { class: "meaning" }, meaning(detection, calibration)),
+    strong ? h("p", { class: "banner" }, "Apart from this score, the metadata of the file say something, below: ", h("bdi", {}, strong.title), ".") : null,
     h("p", {}, caution(detection, calibration), detection.probability === null ? null : ` ${RARE}`),
     h("div", { class: "buttons", "data-screen": "" },
       h("button", { type: "button", click: () => save("html", { picture: keep.checked, view: map.choice }) }, "Save report"),

@@ -54,7 +54,7 @@ async function page(items, detector, options) {
     body.append(made.element);
   }
   body.append(h("section", {}, h("h2", {}, "What this detector does not know"), limits(detector)));
-  const style = await (await fetch("static/page.css")).text();
+  const style = [...document.styleSheets[0].cssRules].map(({ cssText }) => cssText).join("\n");
   return `<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">`
     + `<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'; img-src data:">`
     + `<title>clipmole report</title><style>\n${style}</style></head>${body.outerHTML}</html>\n`;
