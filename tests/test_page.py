@@ -443,7 +443,22 @@ def test_token_busy_and_a_server_that_goes_away(visit: Callable[..., Any]) -> No
         serving.stop()
 
 
-def test_static_files_are_in_the_package() -> None:
+REFUSED = """(act) => new Promise((resolve) => {
+  addEventListener("securitypolicyviolation", (event) => resolve([event.effectiveDirective, window.ran ?? null]));
+  if (act === "fetch") fetch("http://127.0.0.1:9/").catch(() => null);
+  else document.body.append(Object.assign(document.createElement("script"), { textContent: "window.ran = true" }));
+})"""
+
+
+@pytest.mark.parametrize(("act", "directive"), [("script", "script-src-elem"), ("fetch", "connect-src")])
+def test_the_browser_enforces_the_policy(browser: Any, server: Serving, act: str, directive: str) -> None:
+    page = browser.new_page()
+    page.goto(server.url)
+    assert page.evaluate(REFUSED, act) == [directive, None]
+    page.close()
+
+
+def test_static_files_hold_nothing_inline_and_name_nothing_elsewhere() -> None:
     folder = Path(__file__).resolve().parents[1] / "src" / "clipmole" / "serve" / "static"
     text = (folder / "index.html").read_text()
     tags = Tags(text)
