@@ -154,7 +154,7 @@ def test_a_failure_of_the_network_is_an_error_of_its_batch_and_not_the_end(caplo
         detector = server.service.detector
         finish = detector._finish
 
-        def broken(*arguments: object) -> object:
+        def broken(*_: object) -> object:
             raise RuntimeError("secret words")
 
         detector._finish = broken  # type: ignore[method-assign, assignment]

@@ -74,6 +74,8 @@ def create_app(service: Service, *, token: str | None = None, hosts: tuple[str, 
         redoc_url=None,
         separate_input_output_schemas=False,
     )
+    if token is not None:
+        _describe_token(app)
     app.include_router(_detection(service, secured=token is not None))
     app.include_router(_operation(service))
     if STATIC.is_dir():
@@ -84,6 +86,18 @@ def create_app(service: Service, *, token: str | None = None, hosts: tuple[str, 
     app.add_exception_handler(ClientDisconnect, _disconnected)
     app.add_exception_handler(Exception, _internal)
     return Guard(app, service.metrics, token, hosts)
+
+
+def _describe_token(app: FastAPI) -> None:
+    """Let OpenAPI say that there is a token; `Guard` asks for it."""
+    describe = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        schema = describe()
+        schema.setdefault("components", {})["securitySchemes"] = {"bearer": {"type": "http", "scheme": "bearer"}}
+        return schema
+
+    app.openapi = openapi  # type: ignore[method-assign]
 
 
 def _detection(service: Service, *, secured: bool) -> APIRouter:
