@@ -85,7 +85,7 @@ def hostile() -> dict[str, tuple[bytes, str | None]]:
         "animation": (animation.getvalue(), None),
         "TIFF that points at itself": (b"II*\0" + struct.pack("<IHHHIII", 8, 1, 256, 4, 1, 8, 8), "unreadable"),
         "BMP of a claimed size": (b"BM" + bmp, "too_large"),
-        "RIFF of nothing": (b"RIFF\xff\xff\xff\xffWEBPVP8X" + b"\xff" * 40, "unreadable"),
+        "RIFF of nothing": (b"RIFF\xff\xff\xff\xffWEBPVP8X" + b"\xff" * 40, "too_large"),
         "AVIF of nothing": (b"\0\0\0\x1cftypavif\0\0\0\0avifmif1" + b"\0" * 60, "unreadable"),
     }  # fmt: skip
 
