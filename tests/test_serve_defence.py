@@ -294,6 +294,7 @@ def test_names_of_other_hosts_and_pages_of_other_sites_are_refused(server: Runni
     for host in ("evil.example", "127.0.0.1.evil.example:80", "localhost.evil.example"):
         response = server.client.get("/v1/detectors", headers={"Host": host})
         assert (response.status_code, response.json()["error"]["code"]) == (421, "wrong_host")
+        assert server.client.get("/readyz", headers={"Host": host}).status_code == 200
     for host in ("localhost", f"127.0.0.1:{server.port}", "LOCALHOST:1", "[::1]:8000"):
         assert server.client.get("/v1/detectors", headers={"Host": host}).status_code == 200
     for headers in ({"Origin": "https://evil.example"}, {"Origin": "null"}, {"Sec-Fetch-Site": "cross-site"}):

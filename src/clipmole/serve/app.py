@@ -162,7 +162,7 @@ def _operation(service: Service) -> APIRouter:
             raise Problem("not_found", "this installation has no page; the API is described by /openapi.json")
         return FileResponse(STATIC / "index.html")
 
-    @router.get("/healthz", operation_id="healthz", summary="Does the process answer?", responses=_errors(421))
+    @router.get("/healthz", operation_id="healthz", summary="Does the process answer?")
     async def healthz() -> Health:
         return Health(status="ok")
 
@@ -171,7 +171,7 @@ def _operation(service: Service) -> APIRouter:
         operation_id="readyz",
         summary="Are requests taken? 503 while the detector is loaded and while the server stops.",
         response_model=Health,
-        responses=_errors(421) | {503: {"model": Health, "description": "Loading or stopping."}},
+        responses={503: {"model": Health, "description": "Loading or stopping."}},
     )
     async def readyz() -> Response:
         ready = service.state == "ready"
