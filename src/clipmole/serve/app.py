@@ -112,7 +112,7 @@ def _detection(service: Service, *, secured: bool) -> APIRouter:
         summary="Score one or several images",
         response_model=DetectAnswer,
         responses=errors,
-        openapi_extra=_multipart() | {"security": security},
+        openapi_extra=_multipart(service.settings.max_images) | {"security": security},
     )
     async def detect(request: Request, evidence: Evidence = "none", provenance: Provenance = False) -> Response:
         """One result an image, in the order they were sent; an image that cannot be scored has an `error`."""
@@ -218,8 +218,8 @@ def _errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
     return {status: {"model": Refusal, "description": _REFUSALS[status]} for status in statuses}
 
 
-def _multipart() -> dict[str, Any]:
-    files = {"type": "array", "items": {"type": "string", "format": "binary"}, "minItems": 1}
+def _multipart(most: int) -> dict[str, Any]:
+    files = {"type": "array", "items": {"type": "string", "format": "binary"}, "minItems": 1, "maxItems": most}
     schema = {
         "type": "object",
         "properties": {FIELD: files},
