@@ -322,8 +322,7 @@ def soak(arguments: argparse.Namespace) -> dict[str, Any]:
         watcher.join()
     finally:
         code = server.stop()
-    settled = [sample for sample in samples if sample[0] >= arguments.seconds / 3]
-    slope = statistics.linear_regression([s[0] for s in settled], [s[1] for s in settled]).slope
+    thirds = [[s[1] for s in samples if int(3 * s[0] / arguments.seconds) == third] for third in range(3)]
     p50, p95, p99 = np.percentile(tally.seconds, [50, 95, 99]).tolist()
     return {
         "seconds": seconds,
@@ -337,9 +336,8 @@ def soak(arguments: argparse.Namespace) -> dict[str, Any]:
         "lost": tally.lost,
         "largest_difference": tally.largest,
         "reasons": tally.reasons,
-        "mib_per_hour": slope * 3600,
-        "mib_after_a_third": settled[0][1],
-        "mib_at_the_end": settled[-1][1],
+        "mib_mean_by_thirds": [statistics.mean(third) for third in thirds],
+        "mib_most_by_thirds": [max(third) for third in thirds],
         "files_open": [samples[0][2], samples[-1][2]],
         "samples": [[round(at), round(mib, 1), files] for at, mib, files in samples],
         "exit_code": code,
@@ -364,19 +362,22 @@ def load_markdown(result: dict[str, Any]) -> str:
 
 
 def soak_markdown(result: dict[str, Any]) -> str:
+    means, most = (
+        ", ".join(f"{mib:.0f}" for mib in result[key]) for key in ("mib_mean_by_thirds", "mib_most_by_thirds")
+    )
     return (
         f"Embedded detector, {result['seconds'] / 60:.0f} minutes, {result['answers']} answers to {result['clients']} "
         f"clients: {result['wrong']} wrong, {result['lost']} lost. p50 {result['p50']:.2f} s, p95 {result['p95']:.2f} "
-        f"s, p99 {result['p99']:.2f} s. Memory of the server and its decoding processes: "
-        f"{result['mib_after_a_third']:.0f} MiB after a third of the time, {result['mib_at_the_end']:.0f} MiB at the "
-        f"end ({result['mib_per_hour']:+.1f} MiB an hour); open files {result['files_open'][0]} and "
-        f"{result['files_open'][1]}. {foot(result)}\n"
+        f"s, p99 {result['p99']:.2f} s. Memory of the server and its decoding processes, mean of the first, second and "
+        f"last third of the time: {means} MiB; most: {most} MiB. Open files {result['files_open'][0]} at the start, "
+        f"{result['files_open'][1]} at the end. {foot(result)}\n"
     )
 
 
 def foot(result: dict[str, Any]) -> str:
     where = result["environment"]
-    return f"{where['date']}, {where['cpu']}, {where['threads']} threads, torch {where['torch']}."
+    note = f"{result['note']} " if result.get("note") else ""
+    return f"{note}{where['date']}, {where['cpu']}, {where['threads']} threads, torch {where['torch']}."
 
 
 def main() -> None:
@@ -388,6 +389,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=24)
     parser.add_argument("--rate", type=float, default=2.0, help="requests a second of a soak")
     parser.add_argument("--threads", type=int, default=0, help="of the network; 0: as many as PyTorch takes")
+    parser.add_argument("--note", default="", help="a caveat to print with the result")
     parser.add_argument("--out", type=Path, help="folder for the results as JSON and Markdown")
     arguments = parser.parse_args()
     if arguments.what == "server":
@@ -397,6 +399,7 @@ def main() -> None:
     given = [a for a in sys.argv[1:] if not a.startswith("--out") and a != str(arguments.out)]
     recipe = {
         "command": shlex.join(["python", "benchmarks/serve_load.py", *given]),
+        "note": arguments.note,
         "environment": environment() | {"threads": arguments.threads or torch.get_num_threads()},
     }
     if arguments.what == "load":

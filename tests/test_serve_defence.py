@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import signal
@@ -60,6 +61,7 @@ def hostile() -> dict[str, tuple[bytes, str | None]]:
     frames[0].save(animation, "GIF", save_all=True, append_images=frames[1:])
     jpeg = encoded(picture(1), "JPEG")
     svg = b'<svg xmlns="http://www.w3.org/2000/svg"><image href="http://127.0.0.1:1/x"/><script>alert(1)</script></svg>'
+    bmp = struct.pack("<IHHIIiiHHIIIIII", 100, 0, 0, 54, 40, 30_000, 30_000, 1, 24, *[0] * 6)
     return {
         "empty": (b"", "unreadable"),
         "text": (b"not an image\n" * 50, "unreadable"),
@@ -81,9 +83,9 @@ def hostile() -> dict[str, tuple[bytes, str | None]]:
         "JPEG and HTML": (jpeg + b"<script>alert(1)</script>", None),
         "GIF of JavaScript": (b"GIF89a=1;alert(1)//" + b"\0" * 50, "unreadable"),
         "animation": (animation.getvalue(), None),
-        "TIFF that points at itself": (b"II*\0\x08\0\0\0\x01\0\x00\x01\x04\0\x01\0\0\0\x08\0\0\0\x08\0\0\0", "unreadable"),
-        "BMP of a claimed size": (b"BM" + struct.pack("<IHHIIiiHHIIIIII", 100, 0, 0, 54, 40, 30_000, 30_000, 1, 24, *[0] * 6), "too_large"),
-        "RIFF of nothing": (b"RIFF\xff\xff\xff\xffWEBPVP8X" + b"\xff" * 40, "unreadable"),
+        "TIFF that points at itself": (b"II*\0" + struct.pack("<IHHHIII", 8, 1, 256, 4, 1, 8, 8), "unreadable"),
+        "BMP of a claimed size": (b"BM" + bmp, "too_large"),
+        "RIFF of nothing": (b"RIFF\xff\xff\xff\xffWEBPVP8X" + b"\xff" * 40, "too_large"),
         "AVIF of nothing": (b"\0\0\0\x1cftypavif\0\0\0\0avifmif1" + b"\0" * 60, "unreadable"),
     }  # fmt: skip
 
@@ -200,11 +202,8 @@ def test_broken_forms(server: Running, body: bytes, code: str) -> None:
 
 
 def test_what_is_no_http_gets_one_answer_and_is_closed(server: Running) -> None:
-    for data in (
-        b"\x16\x03\x01\x02\0\x01\0\x01\xfc\x03\x03" + b"\0" * 50 + b"\r\n\r\n",
-        b"GET\r\n\r\n",
-        b"\0" * 70_000,
-    ):
+    of_tls = b"\x16\x03\x01\x02\0\x01\0\x01\xfc\x03\x03" + b"\0" * 50 + b"\r\n\r\n"
+    for data in (of_tls, b"GET\r\n\r\n", b"\0" * 70_000):
         answer = server.raw(data)
         assert answer.startswith(b"HTTP/1.1 400 ")
         assert b'"bad_request"' in answer
@@ -269,7 +268,7 @@ def test_a_client_that_does_not_read_is_let_go() -> None:
             connection.connect(("127.0.0.1", server.port))
             connection.settimeout(5)
             began = time.monotonic()
-            with pytest.raises(OSError, match=r".*"):
+            with contextlib.suppress(OSError):
                 while time.monotonic() - began < 15:
                     connection.sendall(asked * 100)
         assert time.monotonic() - began < 10
@@ -295,6 +294,7 @@ def test_names_of_other_hosts_and_pages_of_other_sites_are_refused(server: Runni
     for host in ("evil.example", "127.0.0.1.evil.example:80", "localhost.evil.example"):
         response = server.client.get("/v1/detectors", headers={"Host": host})
         assert (response.status_code, response.json()["error"]["code"]) == (421, "wrong_host")
+        assert server.client.get("/readyz", headers={"Host": host}).status_code == 200
     for host in ("localhost", f"127.0.0.1:{server.port}", "LOCALHOST:1", "[::1]:8000"):
         assert server.client.get("/v1/detectors", headers={"Host": host}).status_code == 200
     for headers in ({"Origin": "https://evil.example"}, {"Origin": "null"}, {"Sec-Fetch-Site": "cross-site"}):

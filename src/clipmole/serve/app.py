@@ -74,6 +74,8 @@ def create_app(service: Service, *, token: str | None = None, hosts: tuple[str, 
         redoc_url=None,
         separate_input_output_schemas=False,
     )
+    if token is not None:
+        _describe_token(app)
     app.include_router(_detection(service, secured=token is not None))
     app.include_router(_operation(service))
     if STATIC.is_dir():
@@ -84,6 +86,18 @@ def create_app(service: Service, *, token: str | None = None, hosts: tuple[str, 
     app.add_exception_handler(ClientDisconnect, _disconnected)
     app.add_exception_handler(Exception, _internal)
     return Guard(app, service.metrics, token, hosts)
+
+
+def _describe_token(app: FastAPI) -> None:
+    """Let OpenAPI say that there is a token; `Guard` asks for it."""
+    describe = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        schema = describe()
+        schema.setdefault("components", {})["securitySchemes"] = {"bearer": {"type": "http", "scheme": "bearer"}}
+        return schema
+
+    app.openapi = openapi  # type: ignore[method-assign]
 
 
 def _detection(service: Service, *, secured: bool) -> APIRouter:
@@ -98,7 +112,7 @@ def _detection(service: Service, *, secured: bool) -> APIRouter:
         summary="Score one or several images",
         response_model=DetectAnswer,
         responses=errors,
-        openapi_extra=_multipart() | {"security": security},
+        openapi_extra=_multipart(service.settings.max_images) | {"security": security},
     )
     async def detect(request: Request, evidence: Evidence = "none", provenance: Provenance = False) -> Response:
         """One result an image, in the order they were sent; an image that cannot be scored has an `error`."""
@@ -148,7 +162,7 @@ def _operation(service: Service) -> APIRouter:
             raise Problem("not_found", "this installation has no page; the API is described by /openapi.json")
         return FileResponse(STATIC / "index.html")
 
-    @router.get("/healthz", operation_id="healthz", summary="Does the process answer?", responses=_errors(421))
+    @router.get("/healthz", operation_id="healthz", summary="Does the process answer?")
     async def healthz() -> Health:
         return Health(status="ok")
 
@@ -157,7 +171,7 @@ def _operation(service: Service) -> APIRouter:
         operation_id="readyz",
         summary="Are requests taken? 503 while the detector is loaded and while the server stops.",
         response_model=Health,
-        responses=_errors(421) | {503: {"model": Health, "description": "Loading or stopping."}},
+        responses={503: {"model": Health, "description": "Loading or stopping."}},
     )
     async def readyz() -> Response:
         ready = service.state == "ready"
@@ -204,8 +218,8 @@ def _errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
     return {status: {"model": Refusal, "description": _REFUSALS[status]} for status in statuses}
 
 
-def _multipart() -> dict[str, Any]:
-    files = {"type": "array", "items": {"type": "string", "format": "binary"}, "minItems": 1}
+def _multipart(most: int) -> dict[str, Any]:
+    files = {"type": "array", "items": {"type": "string", "format": "binary"}, "minItems": 1, "maxItems": most}
     schema = {
         "type": "object",
         "properties": {FIELD: files},

@@ -31,6 +31,7 @@ class _Connection(H11Protocol):
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
+        self.access_log = False  # uvicorn's shows addresses and paths; `guard` has its own
         self._head: asyncio.TimerHandle | None = None
         self._write: asyncio.TimerHandle | None = None
 

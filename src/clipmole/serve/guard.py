@@ -47,6 +47,7 @@ SECURITY_HEADERS = {
     "Permissions-Policy": "camera=(), geolocation=(), microphone=(), payment=(), usb=()",
 }
 PROTECTED = ("/v1/", "/metrics")
+PROBES = ("/healthz", "/readyz")  # asked by supervisors under an address of their own; they tell nothing
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _ROUTES = ("/v1/detect", "/v1/detect/bytes", "/v1/detectors", "/healthz", "/readyz", "/metrics", "/openapi.json", "/")
 
@@ -86,7 +87,7 @@ class Guard:
     def _admit(self, headers: Headers, scope: Scope) -> None:
         """Raise `Problem` for a request that is not meant for this server, or not allowed to be made."""
         host = headers.get("host", "")
-        if self._hosts and _name(host) not in self._hosts:
+        if self._hosts and _name(host) not in self._hosts and scope["path"] not in PROBES:
             raise Problem("wrong_host", "the request names a host that this server is not; see --allowed-host")
         origin = headers.get("origin")
         foreign = origin is not None and urlsplit(origin).netloc.lower() != host.lower()

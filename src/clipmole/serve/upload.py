@@ -207,7 +207,8 @@ async def _refusals_arrive(request: Request) -> AsyncIterator[None]:
     except Problem as problem:
         if problem.code != "slow_body" and "expect" not in request.headers:
             got = 0
-            with contextlib.suppress(TimeoutError, ClientDisconnect):
+            # RuntimeError: the body was read to its end already.
+            with contextlib.suppress(TimeoutError, ClientDisconnect, RuntimeError):
                 async with asyncio.timeout(_DRAIN_SECONDS):
                     async for piece in request.stream():
                         got += len(piece)
