@@ -80,7 +80,7 @@ const fail = (item, code, message) => Object.assign(item, { state: "failed", err
 async function look(item, signal) {
   Object.assign(item, { state: "sending", sent: 0, error: null, about: detector });
   const { max_image_bytes: most } = detector.limits, { file } = item;
-  if (file.size > most) return fail(item, "too_large", `It has ${bytes(file.size)}; this server takes at most ${bytes(most)} an image.`);
+  if (file.size > most) return fail(item, "too_large", `It has ${file.size.toLocaleString("en")} bytes; this server takes at most ${most.toLocaleString("en")} an image.`);
   try { await file.slice(0, 1).arrayBuffer(); }
   catch { return fail(item, "folder", "It cannot be read here: a folder, or a file that was moved or changed."); }
   refresh(item);

@@ -152,7 +152,7 @@ export class EvidenceMap {
     const full = this.largest(), own = (tile, values, paint) => patches(tile, values)
       .filter(([, , , box]) => nearest(shown, ...middle(box)) === tile).map(([, , value, box]) => [box, ...paint(value)]);
     if (this.kind === "patches")
-      return shown.flatMap((tile) => own(tile, tile.attribution, (value) => [colour(value / full), Math.abs(value) > full / 3 ? fine(value) : "", true]));
+      return shown.flatMap((tile) => own(tile, tile.attribution, (value) => [colour(value / full), Math.abs(value) > full / 3 ? fine(value).replace("0.", ".") : "", true]));
     return shown.filter(({ routing }) => routing.length).flatMap((tile) =>
       own(tile, tile.routing[this.block].experts, (expert) => [EXPERTS[expert % EXPERTS.length], String(expert + 1), false]));
   }
