@@ -245,6 +245,9 @@ def test_several_images_good_and_bad(visit: Callable[..., Any], detector: Detect
     assert by_name["big.png"]["error"] == "too_large"
     parsed = json.loads(saved(page, page.get_by_role("button", name="JSON", exact=True)))
     assert {one["file"] for one in parsed} == {*logits, "cut.png", "big.png"}
+    tags = Tags(saved(page, page.get_by_role("button", name="Report", exact=True)).decode())
+    assert len(tags.all("article")) == 7
+    assert len(tags.all("img")) == 5  # a map each, of those that have a score
 
     rows.get_by_role("button", name="scan.tiff").click()
     expect(page.locator("#card-title")).to_be_focused()
