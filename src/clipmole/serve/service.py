@@ -82,7 +82,11 @@ class Service:
             )
             await self.pool.start()
             self.batcher = Batcher(
-                self._detector, self.settings.batch_wait, lambda: self._decoding > 0, self.metrics.batch_crops.observe
+                self._detector,
+                self.settings.batch_wait,
+                lambda: self._decoding > 0,
+                lambda: self.pending,
+                self.metrics.batch_crops.observe,
             )
             self.batcher.start()
         except BaseException as error:
