@@ -213,6 +213,20 @@ def test_keywords_with_underscores_and_compressed_texts_are_read() -> None:
             assert only(data).key == "PNG text invokeai_metadata"
 
 
+@pytest.mark.parametrize(
+    "comment",
+    [
+        b"UNICODE\0" + WEBUI.encode("utf-16"),
+        b"UNICODE\0" + WEBUI.encode("utf-8"),
+        bytes(8) + WEBUI.encode(),
+        WEBUI.encode(),
+        b"JIS\0\0\0\0\0" + WEBUI.encode("iso2022_jp"),
+    ],
+)
+def test_a_user_comment_is_read_in_whatever_code_it_is_written(comment: bytes) -> None:
+    assert only(saved(exif=exif({}, {0x9286: comment}))).detail == one_line(WEBUI)
+
+
 def test_black_forest_labs_tags_are_no_camera() -> None:
     tags = {0x0131: "AI generated;txt2img;flux", 0x010F: "Black Forest Labs", 0x0110: "flux.1-dev"}
     found = read_provenance(saved(exif=exif(tags))).findings

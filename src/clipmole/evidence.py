@@ -13,7 +13,7 @@ from __future__ import annotations
 import torch
 from pydantic import Field
 
-from clipmole.attribution import gates_of, gradient_times_input
+from clipmole.attribution import DEFAULT_METHOD, attribute, gates_of
 from clipmole.detect import Box, Detector
 from clipmole.errors import ConfigError
 from clipmole.images import ImageSource, load_image, source_name
@@ -25,7 +25,6 @@ CAUTION = (
     "A map shows what this detector's logit leans on, not which parts of the image are generated. A bright patch "
     "can be real and a dark one generated; do not quote it as proof of a local edit."
 )
-METHOD = "gradient times input of each patch's token before the first adapted block"
 
 
 class BlockRouting(Record):
@@ -67,8 +66,8 @@ class Evidence(Record):
     Attributes:
         source, detector, width, height, logit: as in `Detection`.
         tiles: the crops; the image's logit is the mean of theirs.
-        patch_size: side of a patch, pixels.
-        expert_ranks: rank of each expert, in the order of the gates; () if the detector has none.
+        patch_size: side of a patch, pixels; None if the detector runs on a graph without its network.
+        expert_ranks: rank of each expert, in the order of the gates; () if it has none, or likewise.
         method: how `attribution` was computed; None unless asked for.
         caution: what a map does not prove.
     """
@@ -79,7 +78,7 @@ class Evidence(Record):
     height: int
     logit: float
     tiles: tuple[TileEvidence, ...]
-    patch_size: int
+    patch_size: int | None
     expert_ranks: tuple[int, ...] = ()
     method: str | None = None
     caution: str = CAUTION
@@ -94,6 +93,11 @@ def explain(detector: Detector, source: ImageSource, tokens: bool = False) -> Ev
 
     Raises `ImageError`, and `ConfigError` if `tokens` are asked of a detector that does not run on torch.
     """
+    network = _network(detector)
+    if tokens and network is None:
+        raise ConfigError(
+            f"{detector.name}: evidence by patch needs gradients, which its runtime lacks; load it with runtime='torch'"
+        )
     image = load_image(source)
     detection = detector.detect(image, tiles=True)
     assert detection.tile_logits is not None
@@ -102,8 +106,7 @@ def explain(detector: Detector, source: ImageSource, tokens: bool = False) -> Ev
         TileEvidence(box=box, logit=logit)
         for box, logit in zip(detection.tile_boxes, detection.tile_logits, strict=True)
     ]
-    network = torch_network(detector) if tokens else None
-    if network is not None:
+    if tokens and network is not None:
         size = detector.preprocess.crop_size
         left, top = max(0, size - image.width) // 2, max(0, size - image.height) // 2  # mirrored borders
         corners = [(x - left, y - top) for x, y in crop_boxes(image.width, image.height, detector.preprocess)]
@@ -112,7 +115,6 @@ def explain(detector: Detector, source: ImageSource, tokens: bool = False) -> Ev
             _with_tokens(tile, corner, network, crops[i : i + 1])
             for i, (tile, corner) in enumerate(zip(tiles, corners, strict=True))
         ]
-    config = detector.network.tower.config
     return Evidence(
         source=source_name(source),
         detector=detection.detector,
@@ -120,27 +122,25 @@ def explain(detector: Detector, source: ImageSource, tokens: bool = False) -> Ev
         height=detection.height,
         logit=detection.logit,
         tiles=tuple(tiles),
-        patch_size=config.patch_size,
-        expert_ranks=tuple(detector.network.config.expert_ranks),
-        method=METHOD if tokens else None,
+        patch_size=network.tower.config.patch_size if network else None,
+        expert_ranks=network.config.expert_ranks if network else (),
+        method=DEFAULT_METHOD if tokens else None,
     )
 
 
-def torch_network(detector: Detector) -> MoLEDetector:
-    """The detector's network, if it runs on torch, where gradients can be had; else `ConfigError`."""
-    runtime = getattr(detector, "runtime", "torch")
-    if runtime != "torch":
-        raise ConfigError(
-            f"runtime={runtime}: evidence by token needs gradients; load the detector with runtime='torch'"
-        )
-    return detector.network
+def _network(detector: Detector) -> MoLEDetector | None:
+    """The detector's network in PyTorch; None if it runs on a graph alone, of which no gradients can be had."""
+    try:
+        return detector.network
+    except ConfigError:
+        return None
 
 
 def _with_tokens(
     tile: TileEvidence, corner: tuple[int, int], network: MoLEDetector, crop: torch.Tensor
 ) -> TileEvidence:
     """`tile` with its attributions and routing; `crop` (1, 3, S, S) starts at `corner` of the image."""
-    shares = gradient_times_input(network, crop)[0]
+    shares = attribute(network, crop)[0]
     side = network.tower.config.patch_size
     rows, columns = shares.shape
     routing = tuple(

@@ -219,16 +219,20 @@ def _exif_value(name: str, value: Any) -> Any:
 
 
 def _user_comment(value: bytes) -> str:
-    """The text after the 8 bytes that name its character code; UTF-16 in the byte order that makes sense."""
+    """The text after the 8 bytes that name its character code; not every program keeps to the code it names."""
     code, body = value[:8], value[8:]
     if code == b"UNICODE\0":
-        big = body[:2] == b"\xfe\xff" or (body[:2] != b"\xff\xfe" and body[::2].count(0) > body[1::2].count(0))
-        text = body.decode("utf-16-be" if big else "utf-16-le", "replace").lstrip("\ufeff\ufffe")
-        if text.isascii() or "\0" in body[:64].decode("latin-1"):
-            return text.strip("\0 ")
-        return body.decode("utf-8", "replace").strip("\0 ") if _is_utf8(body) else text.strip("\0 ")
-    known = code in _CHARSETS or code == bytes(8)
-    return (body if known else value).decode(_CHARSETS.get(code, "utf-8"), "replace").strip("\0 ")
+        if body[:2] in (b"\xfe\xff", b"\xff\xfe"):
+            encoding = "utf-16"
+        elif 0 not in body and _is_utf8(body):
+            encoding = "utf-8"
+        else:
+            encoding = "utf-16-be" if body[::2].count(0) > body[1::2].count(0) else "utf-16-le"
+    elif code in _CHARSETS or code == bytes(8):
+        encoding = _CHARSETS.get(code, "utf-8")
+    else:
+        encoding, body = "utf-8", value
+    return body.decode(encoding, "replace").strip("\0 ")
 
 
 def _is_utf8(body: bytes) -> bool:

@@ -1,8 +1,9 @@
 """Crops of several requests -> detections, together on the detector.
 
 In: decoded images, one by one, from anybody. Out: a `Detection` for each. While one batch is in the network the next
-one gathers; images that are on their way are waited for, but not long. Everything that uses the network runs in one
-thread, one thing at a time. It knows nothing of HTTP, uploads and processes.
+one gathers; images that are on their way are waited for, but not long. A batch leaves about half of all accepted
+images to the next one: if it took them all, the network would stand still while their clients send others. Everything
+that uses the network runs in one thread, one thing at a time. It knows nothing of HTTP, uploads and processes.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from clipmole.preprocess import crop_boxes
 from clipmole.records import Detection
 from clipmole.serve.decoding import Decoded
 
+_FEW = 4  # images that are not divided between two batches
 Answer = TypeVar("Answer")
 
 
@@ -35,14 +37,20 @@ class Batcher:
     Args:
         wait: seconds that a batch may wait for images that are on their way.
         coming: whether there are any.
+        accepted: images that are accepted and not yet answered.
         scored: called after each batch with its number of crops.
     """
 
     def __init__(
-        self, detector: Detector, wait: float, coming: Callable[[], bool], scored: Callable[[int], None]
+        self,
+        detector: Detector,
+        wait: float,
+        coming: Callable[[], bool],
+        accepted: Callable[[], int],
+        scored: Callable[[int], None],
     ) -> None:
         self.detector = detector
-        self._wait, self._coming, self._scored = wait, coming, scored
+        self._wait, self._coming, self._accepted, self._scored = wait, coming, accepted, scored
         self._queue: asyncio.Queue[_Waiting] = asyncio.Queue()
         self._thread = ThreadPoolExecutor(1, "clipmole-model")
         self._task: asyncio.Task[None] | None = None
@@ -94,7 +102,7 @@ class Batcher:
         batch: list[_Waiting] = []
         crops, deadline = 0, None
         loop = asyncio.get_running_loop()
-        while crops < self.detector.batch_size:
+        while crops < self.detector.batch_size and len(batch) < max(_FEW, (self._accepted() + 1) // 2):
             if batch and self._queue.empty() and not self._coming():
                 break
             try:

@@ -17,6 +17,7 @@ from clipmole.detect import Detector
 from clipmole.errors import ConfigError
 from clipmole.evidence import Evidence, TileEvidence, explain
 from clipmole.images import IMAGE_EXTENSIONS
+from clipmole.models.detector import MoLEDetector
 from clipmole.records import Detection
 from clipmole.serve.answers import (
     CalibrationInfo,
@@ -82,7 +83,11 @@ class Service:
             )
             await self.pool.start()
             self.batcher = Batcher(
-                self._detector, self.settings.batch_wait, lambda: self._decoding > 0, self.metrics.batch_crops.observe
+                self._detector,
+                self.settings.batch_wait,
+                lambda: self._decoding > 0,
+                lambda: self.pending,
+                self.metrics.batch_crops.observe,
             )
             self.batcher.start()
         except BaseException as error:
@@ -220,7 +225,8 @@ class Service:
     def describe(self) -> DetectorAnswer:
         """The detector, as /v1/detectors shows it."""
         detector, settings = self.detector, self.settings
-        tower = detector.network.tower.config
+        network = network_of(detector)
+        tower = network.tower.config if network else None
         calibration = detector.calibration
         return DetectorAnswer(
             name=detector.name.partition("@")[0],
@@ -247,7 +253,9 @@ class Service:
             ),
             crop_size=detector.preprocess.crop_size,
             max_tiles=detector.preprocess.max_tiles if detector.preprocess.mode == "tiles" else 1,
-            backbone=f"ViT, {tower.depth} blocks of width {tower.width}, patches of {tower.patch_size} px",
+            backbone=f"ViT, {tower.depth} blocks of width {tower.width}, patches of {tower.patch_size} px"
+            if tower
+            else "an exported graph",
             limitations=LIMITATIONS,
         )
 
@@ -256,6 +264,7 @@ def evidence_by_tile(detector: Detector, detection: Detection) -> Evidence:
     """What `explain` says without tokens, of a detection that has its tiles already."""
     assert detection.tile_boxes is not None
     assert detection.tile_logits is not None
+    network = network_of(detector)
     tiles = zip(detection.tile_boxes, detection.tile_logits, strict=True)
     return Evidence(
         source=detection.source,
@@ -264,9 +273,17 @@ def evidence_by_tile(detector: Detector, detection: Detection) -> Evidence:
         height=detection.height,
         logit=detection.logit,
         tiles=tuple(TileEvidence(box=box, logit=logit) for box, logit in tiles),
-        patch_size=detector.network.tower.config.patch_size,
-        expert_ranks=tuple(detector.network.config.expert_ranks),
+        patch_size=network.tower.config.patch_size if network else None,
+        expert_ranks=network.config.expert_ranks if network else (),
     )
+
+
+def network_of(detector: Detector) -> MoLEDetector | None:
+    """The detector's network in PyTorch; None if it runs on an exported graph alone."""
+    try:
+        return detector.network
+    except ConfigError:
+        return None
 
 
 def _outcome(result: Result) -> str:
