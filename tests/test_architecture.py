@@ -104,6 +104,20 @@ ORDER = [
     "clipmole.evaluate",
     "clipmole.runs",
     "clipmole.compare",
+    "clipmole.serve",
+    "clipmole.serve.settings",
+    "clipmole.serve.problems",
+    "clipmole.serve.worker",
+    "clipmole.serve.decoding",
+    "clipmole.serve.batching",
+    "clipmole.serve.upload",
+    "clipmole.serve.answers",
+    "clipmole.serve.metrics",
+    "clipmole.serve.service",
+    "clipmole.serve.guard",
+    "clipmole.serve.connection",
+    "clipmole.serve.app",
+    "clipmole.serve.runner",
     "clipmole.cli.options",
     "clipmole.cli.inputs",
     "clipmole.cli.render",
@@ -114,6 +128,7 @@ ORDER = [
     "clipmole.cli.adapters",
     "clipmole.cli.export",
     "clipmole.cli.benchmark",
+    "clipmole.cli.serve",
     "clipmole.cli",
     "clipmole.cli.__main__",
 ]
@@ -153,7 +168,7 @@ def test_imports_point_down_the_order(name: str) -> None:
     assert not upward, f"{name} imports {sorted(upward)}, which stand after it"
 
 
-@pytest.mark.parametrize("name", [name for name in ORDER if not name.startswith("clipmole.cli")])
+@pytest.mark.parametrize("name", [name for name in ORDER if not name.startswith(("clipmole.cli", "clipmole.serve"))])
 def test_the_core_does_not_import_the_doors_libraries(name: str) -> None:
     # Others' classifiers, graphs, and the speed of all of them are doors of their own.
     graphs = {"openvino", "nncf", "onnx", "onnxruntime", "onnxscript"}

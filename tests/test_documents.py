@@ -52,7 +52,7 @@ def test_the_transcript_is_what_the_command_prints() -> None:
 
 def test_the_readme_shows_these_commands() -> None:
     assert {name for name, _ in commands_of(README)} == {
-        "detect", "data check", "train", "compare", "push", "import-univfd", "evaluate", "calibrate",
+        "detect", "data check", "train", "compare", "push", "import-univfd", "evaluate", "calibrate", "serve",
     }  # fmt: skip
 
 

@@ -1,0 +1,107 @@
+"""`clipmole serve`: a page and an HTTP API on a socket."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from clipmole.cli.options import BackboneName, DetectorName, Precision, app, remark
+from clipmole.errors import ConfigError, MissingDependency
+
+TOKEN_VARIABLE = "CLIPMOLE_TOKEN"
+TOKEN_CHARACTERS = 16  # fewer can be guessed
+MIB = 2**20
+
+
+@app.command()
+def serve(
+    detector: DetectorName = "embedded",
+    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 is all.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
+    backbone: BackboneName = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Most crops in one forward pass.")] = 32,
+    device: Annotated[str, typer.Option(help="cpu, cuda, ...")] = "cpu",
+    precision: Annotated[
+        Precision, typer.Option(help="bfloat16 is faster and slightly less exact.")
+    ] = Precision.FLOAT32,
+    workers: Annotated[int | None, typer.Option(min=1, help="Decoding processes. Default: one a core, 2 to 4.")] = None,
+    max_image_mib: Annotated[int, typer.Option(min=1, help="Of one image file.")] = 40,
+    max_request_mib: Annotated[int, typer.Option(min=1, help="Of one request.")] = 128,
+    max_megapixels: Annotated[int, typer.Option(min=1, help="Of one image.")] = 64,
+    max_images: Annotated[int, typer.Option(min=1, help="In one request.")] = 32,
+    max_requests: Annotated[int, typer.Option(min=1, help="At one time; more are told to come back.")] = 64,
+    max_queue: Annotated[int, typer.Option(min=1, help="Images that wait; more are told to come back.")] = 128,
+    shutdown_seconds: Annotated[float, typer.Option(min=1, help="To finish what was accepted.")] = 60,
+    token_file: Annotated[
+        Path | None, typer.Option(help=f"A file with the token that clients must send. Or ${TOKEN_VARIABLE}.")
+    ] = None,
+    allowed_host: Annotated[
+        list[str] | None,
+        typer.Option(help="A name that clients use for this server; give it for each. Default on loopback: localhost."),
+    ] = None,
+) -> None:
+    """Serve the page and the HTTP API: drop an image, or post one and get JSON."""
+    try:
+        import fastapi  # noqa: F401
+        import prometheus_client  # noqa: F401
+        import python_multipart  # noqa: F401
+        import uvicorn  # noqa: F401
+    except ImportError as error:
+        raise MissingDependency(error.name or "fastapi", "serve") from error
+
+    from clipmole.serve.settings import ServeSettings
+
+    given = {
+        "max_image_bytes": max_image_mib * MIB,
+        "max_request_bytes": max(max_request_mib, max_image_mib) * MIB,
+        "max_pixels": max_megapixels * 1_000_000,
+        "max_images": max_images,
+        "max_requests": max_requests,
+        "max_queue": max(max_queue, max_images),
+        "shutdown_seconds": shutdown_seconds,
+        "allowed_hosts": tuple(allowed_host or ()),
+    }
+    if workers is not None:
+        given["workers"] = workers
+    settings = ServeSettings.parse(given, "options")
+    token = read_token(token_file)
+
+    from clipmole.detect import Detector
+    from clipmole.serve.guard import is_loopback
+    from clipmole.serve.runner import log_to_stderr
+    from clipmole.serve.runner import serve as run
+
+    if token is None and not is_loopback(host):
+        remark(f"anybody who can reach {host} may use this server; --token-file restricts it")
+    log_to_stderr()
+    run(
+        lambda: Detector.from_pretrained(
+            detector, backbone=backbone, device=device, precision=precision.value, batch_size=batch_size
+        ),
+        settings,
+        host=host,
+        port=port,
+        token=token,
+        say=remark,
+    )
+
+
+def read_token(file: Path | None) -> str | None:
+    """The token in the file, or in the environment; None if neither names one. Raises `ConfigError`."""
+    if file is None:
+        token, place = os.environ.get(TOKEN_VARIABLE), f"${TOKEN_VARIABLE}"
+        if token is None:
+            return None
+    else:
+        place = str(file)
+        try:
+            token = file.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{place}: cannot be read: {getattr(error, 'strerror', 'not text')}") from error
+    token = token.strip()
+    if len(token) < TOKEN_CHARACTERS or not token.isascii() or not token.isprintable() or " " in token:
+        raise ConfigError(f"{place}: a token has {TOKEN_CHARACTERS} ASCII characters or more and no blank")
+    return token

@@ -1,0 +1,309 @@
+"""What answers a request once its body is here: admission, decoding, the network, evidence.
+
+In: `Upload`s. Out: a `Result` each, in order. It knows nothing of HTTP.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import math
+import time
+import traceback
+from collections.abc import Callable, Iterator
+
+from clipmole.detect import Detector
+from clipmole.errors import ConfigError
+from clipmole.evidence import Evidence, TileEvidence, explain
+from clipmole.images import IMAGE_EXTENSIONS
+from clipmole.models.detector import MoLEDetector
+from clipmole.records import Detection
+from clipmole.serve.answers import (
+    CalibrationInfo,
+    DetectorAnswer,
+    EvidenceKind,
+    ImageErrorDetail,
+    LimitsInfo,
+    Result,
+)
+from clipmole.serve.batching import Batcher
+from clipmole.serve.decoding import Decoded, DecodePool
+from clipmole.serve.metrics import Metrics
+from clipmole.serve.problems import ImageProblem, Problem
+from clipmole.serve.settings import ServeSettings
+from clipmole.serve.upload import Memory, Upload
+
+log = logging.getLogger("clipmole.serve")
+
+LIMITATIONS = (
+    "A likelihood, not a proof: nobody should be accused because of it.",
+    "Generators newer than the training images, edits of a part of an image, resized images, screenshots and heavy "
+    "compression mislead it.",
+    "It can be misled on purpose.",
+    "The probability is meant for as many generated images as photographs; where generated images are rarer, more "
+    "alarms are false.",
+)
+_FIRST_SECONDS = 1.0  # an image is taken to need, before one was seen
+
+
+class Service:
+    """One detector that answers many.
+
+    Args:
+        load: makes the detector, in a thread of its own while the server answers /healthz already.
+
+    Attributes:
+        state: "loading", "ready", "draining" or "failed".
+        failure: what went wrong if it failed.
+    """
+
+    def __init__(self, settings: ServeSettings, load: Callable[[], Detector]) -> None:
+        self.settings, self._load = settings, load
+        self.metrics = Metrics()
+        self.memory = Memory(settings.max_buffered_bytes)
+        self.state = "loading"
+        self.failure: BaseException | None = None
+        self.requests = self.pending = self._decoding = 0
+        self._seconds = _FIRST_SECONDS  # an image takes, by the last ones
+        self._detector: Detector | None = None
+        self.pool: DecodePool | None = None
+        self.batcher: Batcher | None = None
+        self.metrics.watch("clipmole_ready", "1 if requests are taken.", lambda: self.state == "ready")
+        self.metrics.watch("clipmole_requests_in_flight", "Requests being read or answered.", lambda: self.requests)
+        self.metrics.watch("clipmole_queue_images", "Images accepted and not yet answered.", lambda: self.pending)
+        self.metrics.watch("clipmole_held_bytes", "Bytes of uploads that are held.", lambda: self.memory.held)
+
+    async def start(self) -> None:
+        """Load the detector and start the decoding processes. Raises what `load` raises."""
+        try:
+            self._detector = await asyncio.to_thread(self._load)
+            self.pool = DecodePool(
+                self.settings, self._detector.preprocess, lambda reason: self.metrics.restarts.labels(reason).inc()
+            )
+            await self.pool.start()
+            self.batcher = Batcher(
+                self._detector,
+                self.settings.batch_wait,
+                lambda: self._decoding > 0,
+                lambda: self.pending,
+                self.metrics.batch_crops.observe,
+            )
+            self.batcher.start()
+        except BaseException as error:
+            self.state, self.failure = "failed", error
+            raise
+        if self.state == "loading":
+            self.state = "ready"
+
+    def drain(self) -> None:
+        """Take no more requests; those that were taken are answered."""
+        self.state = "draining"
+
+    async def close(self) -> None:
+        """End the processes."""
+        if self.batcher is not None:
+            await self.batcher.close()
+        if self.pool is not None:
+            await self.pool.close()
+
+    @property
+    def detector(self) -> Detector:
+        """The detector. Raises `Problem` "not_ready" before it is loaded."""
+        if self._detector is None:
+            raise Problem("not_ready", "the detector is being loaded; try again in a moment", retry_after=2)
+        return self._detector
+
+    @contextlib.contextmanager
+    def request(self) -> Iterator[None]:
+        """Around the reading and answering of one request. Raises `Problem` if no more may be taken."""
+        if self.state != "ready":
+            raise Problem("not_ready", f"the server is {self.state}; try again in a moment", retry_after=2)
+        if self.requests >= self.settings.max_requests:
+            raise Problem("busy", "as many requests as the server may answer at once; try again later", self._later())
+        self.requests += 1
+        try:
+            yield
+        finally:
+            self.requests -= 1
+
+    async def detect(self, uploads: list[Upload], evidence: EvidenceKind, provenance: bool) -> list[Result]:
+        """A result each, in order. Raises `Problem` if the queue is full, or it takes too long.
+
+        One request has only a few images on their way at a time, so that others get their turn.
+        """
+        if evidence == "tokens" and len(uploads) > self.settings.max_token_images:
+            raise Problem(
+                "too_many_images", f"evidence=tokens takes {self.settings.max_token_images} images at most in a request"
+            )
+        if self.pending + len(uploads) > self.settings.max_queue:
+            raise Problem("busy", "as many images are waiting as may; try again later", self._later())
+        self.pending += len(uploads)
+        left = len(uploads)
+        turns = asyncio.Semaphore(2 * self.settings.workers)
+
+        async def one(upload: Upload) -> Result:
+            nonlocal left
+            async with turns:
+                began = time.monotonic()
+                result = await self._one(upload, evidence, provenance)
+                self._observe(result, time.monotonic() - began)
+            self.pending -= 1
+            left -= 1
+            return result
+
+        tasks = [asyncio.create_task(one(upload)) for upload in uploads]
+        try:
+            async with asyncio.timeout(self.settings.answer_seconds):
+                return await asyncio.gather(*tasks)
+        except TimeoutError:
+            raise Problem("timeout", "the answer took too long; send fewer images", self._later()) from None
+        finally:
+            for task in tasks:
+                task.cancel()
+            self.pending -= left
+
+    async def _one(self, upload: Upload, evidence: EvidenceKind, provenance: bool) -> Result:
+        assert self.pool is not None
+        assert self.batcher is not None
+        name = upload.name
+        try:
+            if upload.too_large:
+                raise ImageProblem(
+                    "too_large", f"more than the {self.settings.max_image_bytes:,} bytes that one image may have"
+                )
+            image = await self._decode(upload, provenance, pixels=evidence == "tokens")
+            detection = await self.batcher.detect(name, image)
+            shown = await self._evidence(detection, image, evidence)
+        except ImageProblem as problem:
+            return Result(name=name, error=ImageErrorDetail(code=problem.code, message=problem.message))
+        except Problem:
+            raise
+        except Exception as error:
+            log.error("image failed: %s", where(error))
+            message = "a mistake of the server; the log says where"
+            return Result(name=name, error=ImageErrorDetail(code="internal", message=message))
+        if evidence == "none":
+            detection = detection.model_copy(update={"tile_logits": None, "tile_boxes": None})
+        found = image.provenance and image.provenance.model_copy(update={"source": name})
+        return Result(name=name, detection=detection, evidence=shown, provenance=found)
+
+    async def _decode(self, upload: Upload, provenance: bool, pixels: bool) -> Decoded:
+        assert self.pool is not None
+        began = time.monotonic()
+        self._decoding += 1
+        try:
+            return await self.pool.decode(bytes(upload.data), provenance=provenance, pixels=pixels)
+        finally:
+            self._decoding -= 1
+            upload.data.clear()
+            self.metrics.decode_seconds.observe(time.monotonic() - began)
+
+    async def _evidence(self, detection: Detection, image: Decoded, kind: EvidenceKind) -> Evidence | None:
+        """What the score rests on; None if it was not asked for."""
+        if kind == "none":
+            return None
+        assert self.batcher is not None
+        if image.pixels is None:
+            return evidence_by_tile(self.detector, detection)
+        detector, pixels = self.detector, image.pixels
+        try:
+            evidence = await self.batcher.alone(lambda: explain(detector, pixels, tokens=True))
+        except ConfigError as error:  # of a detector that has no gradients
+            raise Problem("invalid_query", f"evidence=tokens: {error}") from error
+        return evidence.model_copy(update={"source": detection.source})
+
+    def _observe(self, result: Result, seconds: float) -> None:
+        self.metrics.image_seconds.observe(seconds)
+        self.metrics.images.labels(_outcome(result)).inc()
+        self._seconds += 0.1 * (seconds - self._seconds)
+
+    def _later(self) -> int:
+        """Seconds after which there may be room: about what half the images that wait will take."""
+        return max(1, min(60, math.ceil(self._seconds)))
+
+    def describe(self) -> DetectorAnswer:
+        """The detector, as /v1/detectors shows it."""
+        detector, settings = self.detector, self.settings
+        network = network_of(detector)
+        tower = network.tower.config if network else None
+        calibration = detector.calibration
+        return DetectorAnswer(
+            name=detector.name.partition("@")[0],
+            detector=detector.name,
+            default=True,
+            calibration=calibration
+            and CalibrationInfo(
+                thresholds=calibration.thresholds,
+                max_false_alarm=calibration.max_false_alarm,
+                max_miss=calibration.max_miss,
+                real=calibration.real,
+                generated=calibration.ai,
+                own_photographs=calibration.own_photographs,
+                slope=calibration.slope,
+                intercept=calibration.intercept,
+            ),
+            limits=LimitsInfo(
+                max_image_bytes=settings.max_image_bytes,
+                max_request_bytes=settings.max_request_bytes,
+                max_pixels=settings.max_pixels,
+                max_images=settings.max_images,
+                max_token_images=settings.max_token_images,
+                extensions=tuple(sorted(IMAGE_EXTENSIONS)),
+            ),
+            crop_size=detector.preprocess.crop_size,
+            max_tiles=detector.preprocess.max_tiles if detector.preprocess.mode == "tiles" else 1,
+            backbone=f"ViT, {tower.depth} blocks of width {tower.width}, patches of {tower.patch_size} px"
+            if tower
+            else "an exported graph",
+            limitations=LIMITATIONS,
+        )
+
+
+def evidence_by_tile(detector: Detector, detection: Detection) -> Evidence:
+    """What `explain` says without tokens, of a detection that has its tiles already."""
+    assert detection.tile_boxes is not None
+    assert detection.tile_logits is not None
+    network = network_of(detector)
+    tiles = zip(detection.tile_boxes, detection.tile_logits, strict=True)
+    return Evidence(
+        source=detection.source,
+        detector=detection.detector,
+        width=detection.width,
+        height=detection.height,
+        logit=detection.logit,
+        tiles=tuple(TileEvidence(box=box, logit=logit) for box, logit in tiles),
+        patch_size=network.tower.config.patch_size if network else None,
+        expert_ranks=network.config.expert_ranks if network else (),
+    )
+
+
+def network_of(detector: Detector) -> MoLEDetector | None:
+    """The detector's network in PyTorch; None if it runs on an exported graph alone."""
+    try:
+        return detector.network
+    except ConfigError:
+        return None
+
+
+def _outcome(result: Result) -> str:
+    if result.error is not None:
+        return result.error.code
+    assert result.detection is not None
+    return str(result.detection.verdict or "uncalibrated")
+
+
+@contextlib.contextmanager
+def _timed(observe: Callable[[float], None]) -> Iterator[None]:
+    began = time.monotonic()
+    yield
+    observe(time.monotonic() - began)
+
+
+def where(error: BaseException) -> str:
+    """An error as the log may show it: its kind and the places it went through, but not its text.
+
+    The text may quote what the client sent.
+    """
+    places = traceback.extract_tb(error.__traceback__)[-4:]
+    return f"{type(error).__name__} at " + " < ".join(f"{p.name}:{p.lineno}" for p in reversed(places))

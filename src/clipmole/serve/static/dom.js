@@ -1,0 +1,26 @@
+// Builds elements. Text only ever becomes text nodes: a file name cannot become markup.
+
+/** An element with attributes (functions become listeners; null and false are left out) and children. */
+export function h(tag, attributes = {}, ...children) {
+  const element = document.createElement(tag);
+  for (const [name, value] of Object.entries(attributes)) {
+    if (typeof value === "function") element.addEventListener(name, value);
+    else if (value !== null && value !== false && value !== undefined) element.setAttribute(name, value === true ? "" : value);
+  }
+  element.append(...children.flat().filter((child) => child !== null && child !== undefined));
+  return element;
+}
+
+/** A file name. Marks that turn the direction of writing show as such: exe.png is not to be read as gnp.exe. */
+export const nameOf = ({ file }) => h("bdi", {}, file.name.replace(/[\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]/g, "\ufffd") || "pasted image");
+
+/** A table from a caption, heads and rows of cells (text or nodes); `numbers` names the right-aligned columns. */
+export function grid(caption, heads, rows, numbers = []) {
+  const kind = (column) => (numbers.includes(column) ? "number" : null);
+  return h("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": caption },
+    h("table", {},
+      h("caption", {}, caption),
+      h("thead", {}, h("tr", {}, heads.map((text, i) => h("th", { scope: "col", class: kind(i) }, text)))),
+      h("tbody", {}, rows.map((row) => h("tr", {}, row.map((cell, i) =>
+        i ? h("td", { class: kind(i) }, cell) : h("th", { scope: "row" }, cell)))))));
+}

@@ -1,0 +1,120 @@
+"""A decoding process: the bytes of an image in, its crops out, under limits of memory and time.
+
+Run as `python -m clipmole.serve.worker`, with a JSON object of settings on the command line. Frames on stdin are
+answered by frames on stdout, one at a time, in order:
+
+    frame     two lengths (big-endian, 4 and 8 bytes), a JSON header, a payload
+    request   {"provenance", "pixels"} and the file's bytes
+    answer    {"width", "height", "tiles", "provenance"} and the crops (tiles, 3, S, S) uint8, then the pixels
+              (height, width, 3) uint8 if they were asked for; or {"error": {"code", "message"}} and nothing
+
+It imports no torch, opens no network, writes no file, and ends when stdin does. What libraries print is dropped:
+it may be of the image. It knows nothing of HTTP and of who sent the image; a name never comes here.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import struct
+import sys
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from clipmole.config import PreprocessConfig
+from clipmole.errors import ImageError
+from clipmole.images import ImageLimits, load_image
+from clipmole.preprocess import preprocess
+from clipmole.provenance import read_provenance
+from clipmole.provenance.findings import Provenance
+
+FRAME = struct.Struct(">IQ")
+NAME = "image"
+
+
+def read_frame(source: BinaryIO) -> tuple[dict[str, Any], bytes] | None:
+    """The next header and payload; None at the end."""
+    head = source.read(FRAME.size)
+    if len(head) < FRAME.size:
+        return None
+    header, payload = FRAME.unpack(head)
+    return json.loads(source.read(header)), source.read(payload)
+
+
+def write_frame(target: BinaryIO, header: dict[str, Any], *payloads: bytes | memoryview) -> None:
+    """Write a header and the payloads, one after the other."""
+    text = json.dumps(header).encode()
+    target.write(FRAME.pack(len(text), sum(len(payload) for payload in payloads)) + text)
+    for payload in payloads:
+        target.write(payload)
+    target.flush()
+
+
+def decode(
+    data: bytes, config: PreprocessConfig, limits: ImageLimits, request: dict[str, Any]
+) -> tuple[dict[str, Any], list[bytes | memoryview]]:
+    """The answer's header and payloads."""
+    try:
+        image = load_image(data, name=NAME, limits=limits)
+        tiles = preprocess(image, config)
+        pixels = np.ascontiguousarray(image) if request["pixels"] else None
+    except ImageError as error:
+        if isinstance(error.__cause__, MemoryError):
+            reason = "needs more memory to decode than one image may take; make it smaller"
+            return {"error": {"code": "too_large", "message": reason}}, []
+        return {"error": {"code": error.code, "message": error.reason}}, []
+    except MemoryError:
+        reason = "needs more memory to decode than one image may take; make it smaller"
+        return {"error": {"code": "too_large", "message": reason}}, []
+    header: dict[str, Any] = {"width": image.width, "height": image.height, "tiles": len(tiles), "provenance": None}
+    if request["provenance"]:
+        header["provenance"] = _provenance(data, limits)
+    return header, [tiles.data.cast("B"), *([pixels.data.cast("B")] if pixels is not None else [])]
+
+
+def _provenance(data: bytes, limits: ImageLimits) -> dict[str, Any]:
+    """What the metadata say, as JSON; that they could not be read costs nobody the detection."""
+    try:
+        found = read_provenance(data, limits=limits)
+    except Exception as error:
+        found = Provenance(source=NAME, format="", not_checked=(f"all metadata: {type(error).__name__}",))
+    return found.model_dump(mode="json")
+
+
+def confine(memory: int) -> None:
+    """No more than `memory` bytes of address space, no file written, no core dump."""
+    resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
+def allow_time(seconds: int) -> None:
+    """From now on at most about `seconds` of processor time, then SIGXCPU, which ends the process."""
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    resource.setrlimit(resource.RLIMIT_CPU, (int(used.ru_utime + used.ru_stime) + 1 + seconds, resource.RLIM_INFINITY))
+
+
+def main() -> None:
+    settings = json.loads(sys.argv[1])
+    source, target = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
+    nowhere = os.open(os.devnull, os.O_RDWR)
+    for descriptor in (0, 1, 2):
+        os.dup2(nowhere, descriptor)
+    config = PreprocessConfig.model_validate(settings["preprocess"])
+    limits = ImageLimits(max_bytes=settings["max_bytes"], max_pixels=settings["max_pixels"])
+    confine(settings["memory"])
+    write_frame(target, {"ready": True})
+    while (frame := read_frame(source)) is not None:
+        request, data = frame
+        allow_time(settings["cpu_seconds"])
+        write_frame(target, *_flat(decode(data, config, limits, request)))
+
+
+def _flat(answer: tuple[dict[str, Any], list[bytes | memoryview]]) -> tuple[Any, ...]:
+    return (answer[0], *answer[1])
+
+
+if __name__ == "__main__":
+    main()
