@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-DOCUMENTS = ("README.md", "MODEL_CARD.md", "docs/detect.md", "docs/performance.md", "docs/serve.md")
+DOCUMENTS = ("README.md", "MODEL_CARD.md", "docs/evidence.md", "docs/detect.md", "docs/performance.md", "docs/serve.md")
 QUOTE = re.compile(r"(<!-- file: (?P<path>\S+) -->\n).*?(<!-- /file -->)", re.DOTALL)
 
 

@@ -152,17 +152,17 @@ def test_a_detector_that_cannot_be_loaded_ends_the_server() -> None:
 def test_a_failure_of_the_network_is_an_error_of_its_batch_and_not_the_end(caplog: pytest.LogCaptureFixture) -> None:
     with running() as server:
         detector = server.service.detector
-        finish = detector._finish
+        finish = detector.finish
 
         def broken(*_: object) -> object:
             raise RuntimeError("secret words")
 
-        detector._finish = broken  # type: ignore[method-assign, assignment]
+        detector.finish = broken  # type: ignore[method-assign, assignment]
         result = server.post(("a.png", GOOD)).json()["results"][0]
         assert result["error"]["code"] == "internal"
         assert "secret" not in result["error"]["message"] + caplog.text
         assert "RuntimeError at broken" in caplog.text
-        detector._finish = finish  # type: ignore[method-assign]
+        detector.finish = finish  # type: ignore[method-assign]
         assert server.post(("a.png", GOOD)).json()["results"][0]["detection"]
 
 

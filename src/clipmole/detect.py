@@ -39,7 +39,7 @@ MOST_WORKERS = 8  # by default: each may hold a decoded image, 50 to 800 MB
 
 
 @dataclass(frozen=True)
-class _Prepared:
+class Prepared:
     """One decoded image: its crops (n, 3, S, S) uint8 and where they lie."""
 
     source: str
@@ -70,9 +70,9 @@ class Timings:
         return Timings, ()  # a copy of a detector, in another process perhaps, counts its own
 
 
-def _weight(item: _Prepared | ImageError) -> int:
+def _weight(item: Prepared | ImageError) -> int:
     """Crops of an image; an error counts as one, so that endless errors are bounded too."""
-    return len(item.tiles) if isinstance(item, _Prepared) else 1
+    return len(item.tiles) if isinstance(item, Prepared) else 1
 
 
 def _split(crops: list[NDArray[np.uint8]], count: int) -> tuple[NDArray[np.uint8], list[NDArray[np.uint8]]]:
@@ -254,9 +254,9 @@ class Detector:
         workers = 0 if one else self.workers
         prepared = ahead(self._prepare, images, workers=workers, limit=self.batch_size, weigh=_weight)
         with closing(prepared):
-            yield from self._finish(prepared, tiles)
+            yield from self.finish(prepared, tiles)
 
-    def _prepare(self, source: ImageSource | ImageError) -> _Prepared | ImageError:
+    def _prepare(self, source: ImageSource | ImageError) -> Prepared | ImageError:
         """Decode and cut one image; safe from many threads. What is an error already stays what it is."""
         if isinstance(source, ImageError):
             return source
@@ -266,25 +266,32 @@ class Detector:
             except ImageError as error:
                 return error
             tiles = preprocess(image, self.preprocess)
-        size, (width, height) = self.preprocess.crop_size, size_of(image)
+        return self.prepared(source_name(source), *size_of(image), tiles)
+
+    def prepared(self, source: str, width: int, height: int, tiles: NDArray[np.uint8]) -> Prepared:
+        """What `finish` takes, of the crops that `preprocess` cut from an image of this size, here or elsewhere."""
+        size = self.preprocess.crop_size
         left, top = max(0, size - width) // 2, max(0, size - height) // 2  # mirrored borders
         boxes = tuple(
             (max(0, x - left), max(0, y - top), min(width, x - left + size), min(height, y - top + size))
             for x, y in crop_boxes(width, height, self.preprocess)
         )
-        return _Prepared(source_name(source), width, height, tiles, boxes)
+        return Prepared(source, width, height, tiles, boxes)
 
-    def _finish(
-        self, prepared: Iterable[_Prepared | ImageError | None], tiles: bool
+    def finish(
+        self, prepared: Iterable[Prepared | ImageError | None], tiles: bool = False
     ) -> Iterator[Detection | ImageError]:
-        """Results of what is prepared, in order; None among it says that nothing more is coming for now."""
-        waiting: deque[_Prepared | ImageError] = deque()  # not given out yet
+        """Results of what is prepared, in order: the second half of `stream`, for who decodes elsewhere.
+
+        None among `prepared` says that nothing more is coming for now.
+        """
+        waiting: deque[Prepared | ImageError] = deque()  # not given out yet
         crops: list[NDArray[np.uint8]] = []  # of these, not scored yet
         logits = np.zeros(0, dtype=np.float32)  # of these, scored
         for item in chain(prepared, [None]):
             if item is not None:
                 waiting.append(item)
-            if isinstance(item, _Prepared):
+            if isinstance(item, Prepared):
                 crops.append(item.tiles)
             least = self.batch_size if item is not None else 1
             while sum(map(len, crops)) >= least:
@@ -303,7 +310,7 @@ class Detector:
         """Crops (n, 3, S, S) uint8 -> logits (n,), in forward passes of at most `batch_size`."""
         return self.runtime.logits(crops, self.batch_size)
 
-    def _detection(self, item: _Prepared, logits: NDArray[np.float32], tiles: bool) -> Detection:
+    def _detection(self, item: Prepared, logits: NDArray[np.float32], tiles: bool) -> Detection:
         logit = float(logits.mean(dtype=np.float64))
         calibration = self.calibration
         return Detection(

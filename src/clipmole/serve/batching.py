@@ -15,8 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TypeVar
 
-from clipmole.detect import Detector, _Prepared
-from clipmole.preprocess import crop_boxes
+from clipmole.detect import Detector
 from clipmole.records import Detection
 from clipmole.serve.decoding import Decoded
 
@@ -120,21 +119,5 @@ class Batcher:
 
 def score(detector: Detector, batch: Sequence[_Waiting]) -> list[Detection]:
     """The detections of a batch, as `Detector.detect_batch(..., tiles=True)` gives them."""
-    prepared = [_prepared(detector, waiting) for waiting in batch]
-    return [result for result in detector._finish(list(prepared), True) if isinstance(result, Detection)]
-
-
-def _prepared(detector: Detector, waiting: _Waiting) -> _Prepared:
-    """As `Detector._prepare` makes it of a file."""
-    image, size = waiting.image, detector.preprocess.crop_size
-    left, top = max(0, size - image.width) // 2, max(0, size - image.height) // 2
-    boxes = tuple(
-        (
-            max(0, x - left),
-            max(0, y - top),
-            min(image.width, x - left + size),
-            min(image.height, y - top + size),
-        )
-        for x, y in crop_boxes(image.width, image.height, detector.preprocess)
-    )
-    return _Prepared(waiting.name, image.width, image.height, image.tiles, boxes)
+    prepared = [detector.prepared(each.name, each.image.width, each.image.height, each.image.tiles) for each in batch]
+    return [result for result in detector.finish(prepared, True) if isinstance(result, Detection)]

@@ -25,8 +25,8 @@ import numpy as np
 
 from clipmole.config import PreprocessConfig
 from clipmole.errors import ImageError
-from clipmole.images import ImageLimits, load_image
-from clipmole.preprocess import preprocess
+from clipmole.images import ImageLimits, load_pixels
+from clipmole.preprocess import preprocess, size_of
 from clipmole.provenance import read_provenance
 from clipmole.provenance.findings import Provenance
 
@@ -57,7 +57,7 @@ def decode(
 ) -> tuple[dict[str, Any], list[bytes | memoryview]]:
     """The answer's header and payloads."""
     try:
-        image = load_image(data, name=NAME, limits=limits)
+        image = load_pixels(data, name=NAME, limits=limits)
         tiles = preprocess(image, config)
         pixels = np.ascontiguousarray(image) if request["pixels"] else None
     except ImageError as error:
@@ -68,7 +68,8 @@ def decode(
     except MemoryError:
         reason = "needs more memory to decode than one image may take; make it smaller"
         return {"error": {"code": "too_large", "message": reason}}, []
-    header: dict[str, Any] = {"width": image.width, "height": image.height, "tiles": len(tiles), "provenance": None}
+    width, height = size_of(image)
+    header: dict[str, Any] = {"width": width, "height": height, "tiles": len(tiles), "provenance": None}
     if request["provenance"]:
         header["provenance"] = _provenance(data, limits)
     return header, [tiles.data.cast("B"), *([pixels.data.cast("B")] if pixels is not None else [])]

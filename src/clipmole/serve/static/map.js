@@ -211,7 +211,7 @@ export class EvidenceMap {
   explain() {
     const words = {
       crops: `Score of each crop; ${signed(this.middle)} is the colourless middle${this.middle ? ", where the probability is one half" : ""}`,
-      patches: `What the score of a crop leans on, patch by patch: direction and relative size, no sum (${this.item.result.evidence?.method ?? ""})`,
+      patches: `What the score of a crop leans on, patch by patch, in units of the score (${this.item.result.evidence?.method ?? ""})`,
       router: "The expert with the largest gate, patch by patch",
     };
     this.canvas.setAttribute("aria-label", `Evidence map. ${words[this.kind]}. The numbers are in the table that follows.`);
