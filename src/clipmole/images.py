@@ -185,7 +185,7 @@ def _read(path: str | os.PathLike[str], name: str, limits: ImageLimits) -> bytes
             if status.st_size > limits.max_bytes:
                 raise _too_many_bytes(status.st_size, name, limits)
             head = file.read(_HEAD)
-            if _format(head) is None:
+            if image_format(head) is None:
                 return head
             file.seek(0)
             return file.read()
@@ -200,8 +200,9 @@ def _read(path: str | os.PathLike[str], name: str, limits: ImageLimits) -> bytes
         raise ImageNotFound(name, "no file can have such a name; check the path") from error
 
 
-def _format(head: bytes) -> str | None:
-    """The format whose signature `head`, the first `_HEAD` bytes, carries; None: none that is read."""
+def image_format(data: bytes) -> str | None:
+    """The format whose signature a file's first bytes carry, such as "JPEG"; None: none that is read."""
+    head = data[:_HEAD]
     for signature, found in _SIGNATURES:
         if head.startswith(signature):
             return found
@@ -257,7 +258,7 @@ def _decode(data: bytes, name: str, limits: ImageLimits) -> Image.Image:
         raise ImageUnreadable(name, "is empty (0 bytes); fetch or export it again")
     if len(data) > limits.max_bytes:
         raise _too_many_bytes(len(data), name, limits)
-    found = _format(data[:_HEAD])
+    found = image_format(data)
     if found is None:
         raise ImageUnreadable(name, f"not an image format clipmole reads ({_FORMATS})")
     reader = _reader(found, name)

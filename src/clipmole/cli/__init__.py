@@ -24,6 +24,7 @@ from clipmole.cli import train as _train  # noqa: F401
 from clipmole.cli import evaluate as _evaluate  # noqa: F401
 from clipmole.cli import data as _data  # noqa: F401
 from clipmole.cli import adapters as _adapters  # noqa: F401
+from clipmole.cli import scan as _scan  # noqa: F401
 # isort: on
 
 
