@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,11 +26,12 @@ from clipmole.scan.scorer import Scorer, Step
 from clipmole.scan.settings import ScanSettings
 from clipmole.scan.units import Unit
 
-RETRIES = 5  # of a chunk whose worker died
+BEGUN = 6  # workers that may begin a chunk, where each dies
 QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_BACKEND_LOG_LEVEL": "fatal",
 }
 
 
@@ -55,9 +57,18 @@ class Desk:
     def __init__(self, folder: Path) -> None:
         self.listings = Listings(folder)
         self.firsts = Firsts()
+        self.begun: Counter[int] = Counter()
 
     def units(self, chunk: int) -> list[Unit]:
-        return self.listings.units(chunk)
+        """The units of a chunk that a worker begins; Ray Data itself would give it to new workers for ever."""
+        units = self.listings.units(chunk)
+        self.begun[chunk] += 1
+        if self.begun[chunk] > BEGUN:
+            raise DataError(
+                f"{BEGUN} workers died over the images from {units[0].place} to {units[-1].place}; one may need "
+                "more memory than there is: leave it out, or give the same command again to go on"
+            )
+        return units
 
     def claim(self, asked: Sequence[tuple[str, str]]) -> list[str | None]:
         return self.firsts.claim(asked)
@@ -188,8 +199,6 @@ def score_on_ray(
         concurrency=cluster.workers,
         num_cpus=cluster.cpus,
         num_gpus=cluster.gpus or None,
-        max_restarts=-1,
-        max_task_retries=RETRIES,
     )
     try:
         for result in made.iter_rows():

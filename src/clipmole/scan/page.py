@@ -161,7 +161,7 @@ def write_page(folder: Path, out: Path | None = None, *, gallery: bool = True, s
         Section("recipe", "Recipe", [Code(json.dumps({k: v for k, v in facts.items() if k != "counts"}, indent=2))]),
     ]
     lead: list[Block] = [
-        f"{overview.all.rows:,} images, {overview.bytes / 2**30:,.2f} GiB, looked at by {configuration['detector']}."
+        f"{overview.all.rows:,} images, {overview.bytes / 1e6:,.1f} MB, looked at by {configuration['detector']}."
     ]
     if not facts.get("finished"):
         lead.append(Note("This scan is not finished; give its command again to go on."))
