@@ -154,7 +154,7 @@ def measure(shape: str, images: int, repeats: int, batch: int) -> dict[str, Any]
         "range": {name: [min(values), max(values)] for name, values in seconds.items()},
         "speedup": {name: statistics.median(values) for name, values in ratios.items()},
         "speedup_range": {name: [min(values), max(values)] for name, values in ratios.items()},
-        # Of 18 epochs on 6 views, as in configs/vit-tiny-mole.toml, the first passes counted.
+        # Of 18 epochs on 6 views, the first passes counted.
         "speedup_over_bfloat16_with_first_passes": 18
         * median["bfloat16"]
         / (18 * median["cached"] + 6 * median["first pass"]),

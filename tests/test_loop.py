@@ -142,6 +142,12 @@ def test_attention_with_a_gradient_is_the_same_in_bfloat16_but_for_rounding() ->
         mixed = attend(q.clone().requires_grad_(grad), k, v)
         assert mixed.dtype == torch.bfloat16
         assert (mixed.double() - expected).abs().max() < 0.02
+    exact = [t.double().requires_grad_() for t in (q, k, v)]
+    (torch.softmax(exact[0] @ exact[1].transpose(-1, -2) / 8**0.5, -1) @ exact[2]).square().sum().backward()
+    rounded = [t.clone().requires_grad_() for t in (q, k, v)]
+    attend(*rounded).float().square().sum().backward()
+    for ours, true in zip(rounded, exact, strict=True):
+        assert float((ours.grad.double() - true.grad).norm() / true.grad.norm()) < 0.02
 
 
 def test_a_length_of_time_is_said_as_a_person_says_it() -> None:

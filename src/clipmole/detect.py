@@ -6,8 +6,12 @@ here: command line, validation, evaluation. It knows nothing of how results are 
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
+from itertools import chain
+from operator import length_hint
 from pathlib import Path
 from typing import Literal, Self
 
@@ -18,13 +22,15 @@ from numpy.typing import NDArray
 from clipmole.calibration import Calibration
 from clipmole.config import PreprocessConfig
 from clipmole.errors import ConfigError, ImageError
-from clipmole.images import ImageSource, load_image, source_name
+from clipmole.images import ImageSource, load_pixels, source_name
 from clipmole.models.checkpoint import load_adapter
 from clipmole.models.detector import MoLEDetector
-from clipmole.preprocess import crop_boxes, preprocess
+from clipmole.pipeline import ahead, cores
+from clipmole.preprocess import crop_boxes, preprocess, size_of
 from clipmole.records import Detection
 
 Box = tuple[int, int, int, int]
+MOST_WORKERS = 8  # by default: each may hold a decoded image, 50 to 800 MB
 
 
 @dataclass(frozen=True)
@@ -38,6 +44,23 @@ class _Prepared:
     boxes: tuple[Box, ...]
 
 
+def _weight(item: _Prepared | ImageError) -> int:
+    """Crops of an image; an error counts as one, so that endless errors are bounded too."""
+    return len(item.tiles) if isinstance(item, _Prepared) else 1
+
+
+def _split(crops: list[NDArray[np.uint8]], count: int) -> tuple[NDArray[np.uint8], list[NDArray[np.uint8]]]:
+    """The first `count` crops in one array (all, if they are fewer), and those that are left."""
+    taken: list[NDArray[np.uint8]] = []
+    for place, part in enumerate(crops):
+        taken.append(part[:count])
+        count -= len(taken[-1])
+        if count == 0:
+            rest = part[len(taken[-1]) :]
+            return np.concatenate(taken), [*([rest] if len(rest) else []), *crops[place + 1 :]]
+    return np.concatenate(taken), []
+
+
 class Detector:
     """Scores images with one network, one preprocessing and, if there is one, one calibration.
 
@@ -49,6 +72,8 @@ class Detector:
         device: "cpu", "cuda", ...
         precision: arithmetic of the network; bfloat16 is faster and differs in the third digit.
         batch_size: most crops in one forward pass. Logits do not depend on it beyond float rounding.
+        workers: threads that decode and cut images ahead of the network; 0: none; None: one a core, at most
+            `MOST_WORKERS`. They change no number.
     """
 
     def __init__(
@@ -61,9 +86,12 @@ class Detector:
         device: str = "cpu",
         precision: Literal["float32", "bfloat16"] = "float32",
         batch_size: int = 32,
+        workers: int | None = None,
     ) -> None:
         if batch_size < 1:
             raise ConfigError(f"batch_size={batch_size}: at least one crop is needed")
+        if workers is not None and workers < 0:
+            raise ConfigError(f"workers={workers}: give a number of threads, or 0 for none")
         try:
             self.device = torch.device(device)
             self.network = network.to(self.device).eval()
@@ -74,6 +102,7 @@ class Detector:
         self.name = name
         self.precision = precision
         self.batch_size = batch_size
+        self.workers = min(cores(), MOST_WORKERS) if workers is None else workers
 
     @classmethod
     def from_pretrained(
@@ -86,6 +115,7 @@ class Detector:
         device: str = "cpu",
         precision: Literal["float32", "bfloat16"] = "float32",
         batch_size: int = 32,
+        workers: int | None = None,
     ) -> Self:
         """Load a detector with its backbone, preprocessing and calibration.
 
@@ -106,6 +136,7 @@ class Detector:
             device=device,
             precision=precision,
             batch_size=batch_size,
+            workers=workers,
         )
 
     def score(self, images: Iterable[ImageSource]) -> NDArray[np.float32]:
@@ -130,50 +161,56 @@ class Detector:
     ) -> Iterator[Detection | ImageError]:
         """One result an image, in order, an `ImageError` standing for an image that cannot be scored.
 
-        An `ImageError` among `images` (an input that was not even found) comes out at its place. Holds the
-        crops of about one batch, however many images there are.
+        An `ImageError` among `images` (an input that was not even found) comes out at its place. `workers` threads
+        decode ahead of the network; they also draw from `images`, one at a time. Forward passes are filled across
+        images, unless `images` keeps them waiting: then what is there is scored. Holds the crops of about two
+        batches and a decoded image a worker, however many images there are. Closing it early ends the threads.
         """
-        waiting: list[_Prepared | ImageError] = []
-        crops = 0
-        for image in images:
-            item = image if isinstance(image, ImageError) else self._prepare(image)
-            waiting.append(item)
-            crops += len(item.tiles) if isinstance(item, _Prepared) else 0
-            if crops >= self.batch_size:
-                yield from self._finish(waiting, tiles)
-                waiting, crops = [], 0
-        yield from self._finish(waiting, tiles)
+        one = length_hint(images, 2) < 2  # nothing to be ahead of
+        workers = 0 if one else self.workers
+        prepared = ahead(self._prepare, images, workers=workers, limit=self.batch_size, weigh=_weight)
+        with closing(prepared):
+            yield from self._finish(prepared, tiles)
 
-    def _prepare(self, source: ImageSource) -> _Prepared | ImageError:
+    def _prepare(self, source: ImageSource | ImageError) -> _Prepared | ImageError:
+        """Decode and cut one image; safe from many threads. What is an error already stays what it is."""
+        if isinstance(source, ImageError):
+            return source
         try:
-            image = load_image(source)
+            image = load_pixels(source)
         except ImageError as error:
             return error
-        size = self.preprocess.crop_size
-        left, top = max(0, size - image.width) // 2, max(0, size - image.height) // 2  # mirrored borders
+        size, (width, height) = self.preprocess.crop_size, size_of(image)
+        left, top = max(0, size - width) // 2, max(0, size - height) // 2  # mirrored borders
         boxes = tuple(
-            (
-                max(0, x - left),
-                max(0, y - top),
-                min(image.width, x - left + size),
-                min(image.height, y - top + size),
-            )
-            for x, y in crop_boxes(image.width, image.height, self.preprocess)
+            (max(0, x - left), max(0, y - top), min(width, x - left + size), min(height, y - top + size))
+            for x, y in crop_boxes(width, height, self.preprocess)
         )
-        tiles = preprocess(image, self.preprocess)
-        return _Prepared(source_name(source), image.width, image.height, tiles, boxes)
+        return _Prepared(source_name(source), width, height, preprocess(image, self.preprocess), boxes)
 
-    def _finish(self, waiting: list[_Prepared | ImageError], tiles: bool) -> Iterator[Detection | ImageError]:
-        crops = [item.tiles for item in waiting if isinstance(item, _Prepared)]
-        logits = self._logits(np.concatenate(crops)) if crops else np.zeros(0, dtype=np.float32)
-        start = 0
-        for item in waiting:
-            if isinstance(item, ImageError):
-                yield item
-                continue
-            own = logits[start : start + len(item.tiles)]
-            start += len(item.tiles)
-            yield self._detection(item, own, tiles)
+    def _finish(
+        self, prepared: Iterable[_Prepared | ImageError | None], tiles: bool
+    ) -> Iterator[Detection | ImageError]:
+        """Results of what is prepared, in order; None among it says that nothing more is coming for now."""
+        waiting: deque[_Prepared | ImageError] = deque()  # not given out yet
+        crops: list[NDArray[np.uint8]] = []  # of these, not scored yet
+        logits = np.zeros(0, dtype=np.float32)  # of these, scored
+        for item in chain(prepared, [None]):
+            if item is not None:
+                waiting.append(item)
+            if isinstance(item, _Prepared):
+                crops.append(item.tiles)
+            least = self.batch_size if item is not None else 1
+            while sum(map(len, crops)) >= least:
+                batch, crops = _split(crops, self.batch_size)
+                logits = np.concatenate([logits, self._logits(batch)])
+            while waiting and (isinstance(waiting[0], ImageError) or len(waiting[0].tiles) <= len(logits)):
+                first = waiting.popleft()
+                if isinstance(first, ImageError):
+                    yield first
+                    continue
+                own, logits = logits[: len(first.tiles)], logits[len(first.tiles) :]
+                yield self._detection(first, own, tiles)
 
     @torch.inference_mode()
     def _logits(self, crops: NDArray[np.uint8]) -> NDArray[np.float32]:

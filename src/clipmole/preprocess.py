@@ -1,6 +1,6 @@
 """RGB image -> native-resolution crops, by a configuration that is saved with the weights.
 
-In: an RGB `PIL.Image.Image` and a `PreprocessConfig`. Out: uint8 (tiles, 3, S, S), S the crop size. Nothing
+In: an RGB `PIL.Image.Image` or array and a `PreprocessConfig`. Out: uint8 (tiles, 3, S, S), S the crop size. Nothing
 is resized or interpolated, since that destroys the traces that are looked for. Normalisation belongs to the
 tower, combining the logits of the tiles to the detector. It knows nothing of files or models.
 
@@ -47,19 +47,32 @@ def crop_boxes(width: int, height: int, config: PreprocessConfig) -> list[tuple[
     return boxes if len(boxes) > 1 else centre
 
 
-def preprocess(image: Image.Image, config: PreprocessConfig) -> NDArray[np.uint8]:
+def size_of(image: Image.Image | NDArray[np.uint8]) -> tuple[int, int]:
+    """(width, height) of an image or of an array (H, W, 3)."""
+    return image.size if isinstance(image, Image.Image) else (image.shape[1], image.shape[0])
+
+
+def preprocess(image: Image.Image | NDArray[np.uint8], config: PreprocessConfig) -> NDArray[np.uint8]:
     """Cut the crops: (tiles, 3, S, S) uint8, C-contiguous, in the order of `crop_boxes`.
 
-    Raises `ValueError` if the image is not RGB; `images.load_image` gives RGB.
+    `image` is an RGB image or an array (H, W, 3) uint8 of any strides: what `images.load_pixels` gives. Raises
+    `ValueError` if it is neither.
     """
-    if image.mode != "RGB":
-        raise ValueError(f"preprocess takes an image of mode RGB, not {image.mode}; load_image gives one")
-    size, (width, height) = config.crop_size, image.size
+    if isinstance(image, Image.Image):
+        if image.mode != "RGB":
+            raise ValueError(f"preprocess takes an image of mode RGB, not {image.mode}; load_image gives one")
+    elif image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+        raise ValueError(f"preprocess takes an array (H, W, 3) of uint8, not {image.shape} of {image.dtype}")
+    size, (width, height) = config.crop_size, size_of(image)
     boxes = crop_boxes(width, height, config)
     tiles = np.empty((len(boxes), 3, size, size), dtype=np.uint8)
     for tile, (left, top) in zip(tiles, boxes, strict=True):
-        crop = image.crop((left, top, min(left + size, width), min(top + size, height)))
-        tile[...] = pad_to(np.asarray(crop), size).transpose(2, 0, 1)  # (S, S, 3) -> (3, S, S)
+        right, bottom = min(left + size, width), min(top + size, height)
+        if isinstance(image, Image.Image):
+            crop = np.asarray(image.crop((left, top, right, bottom)))
+        else:
+            crop = image[top:bottom, left:right]
+        tile[...] = pad_to(crop, size).transpose(2, 0, 1)  # (S, S, 3) -> (3, S, S)
     return tiles
 
 

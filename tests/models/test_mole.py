@@ -211,3 +211,27 @@ def test_linear_probe_with_univfd_head_is_a_matrix_product(shared_dir: Path) -> 
         logits = detector(crops)
     assert features.shape == (2, 768)
     assert torch.allclose(logits, features @ head["weight"][0] + head["bias"], atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [MoLEConfig(), MoLEConfig(expert_ranks=()), MoLEConfig(shared_rank=0, expert_ranks=())],
+    ids=["mole", "lora", "probe"],
+)
+@pytest.mark.parametrize("keep_gates", [False, True])
+def test_leaving_out_the_last_blocks_patches_changes_nothing(config: MoLEConfig, keep_gates: bool) -> None:
+    torch.manual_seed(0)
+    detector = MoLEDetector(ViT(TINY), config).double().eval()
+    torch.nn.init.normal_(detector.tower.position_embedding)
+    for layer in detector.mole_layers:
+        torch.nn.init.normal_(layer.lora_B)
+    detector.keep_gates(True)
+    crops = torch.rand(3, 3, 32, 32, dtype=torch.float64)
+    expected = detector.head(detector.tower((crops - detector.mean) / detector.std)).squeeze(-1)
+    gates = [g.clone() for g in detector.gates()]
+    detector.keep_gates(keep_gates)
+    assert (detector(crops) - expected).abs().max() < 1e-12
+    assert len(detector.gates()) == (len(gates) if keep_gates else 0)
+    for kept, whole in zip(detector.gates(), gates, strict=False):  # the last block's too are of all tokens
+        assert kept.shape == (3, 5, 3)
+        assert (kept - whole).abs().max() < 1e-12

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from clipmole.config import TowerConfig
-from clipmole.models.vit import MLP, Attention, Block, LayerScale, QuickGELU, ViT
+from clipmole.models.vit import MLP, Attention, Block, LayerScale, Linear, QuickGELU, ViT
 
 TINY = TowerConfig(image_size=32, patch_size=8, width=24, depth=3, heads=3, mlp_width=40)
 CLIP = TINY.model_copy(update={"activation": "quick_gelu", "pre_norm": True, "patch_bias": False, "projection_dim": 10})
@@ -167,3 +167,43 @@ def test_a_stem_is_convolutions_of_stride_2_before_a_smaller_patch() -> None:
 def test_a_stem_that_does_not_divide_the_patch_is_refused(stem: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match="stem"):
         TowerConfig(image_size=32, patch_size=8, width=16, depth=1, heads=2, mlp_width=32, stem=stem)
+
+
+@pytest.mark.parametrize("outputs", [1, 3])
+def test_a_block_asked_for_the_first_tokens_gives_what_it_gives_for_all(outputs: int) -> None:
+    block = random_tower(DINOV2).blocks[0]
+    tokens = torch.randn(2, 5, 24, dtype=torch.float64)
+    first = block(tokens, outputs)
+    assert first.shape == (2, outputs, 24)
+    assert (first - block(tokens)[:, :outputs]).abs().max() < 1e-12
+
+
+def test_a_frozen_layer_is_cast_once_and_gives_what_autocast_gives_bit_for_bit() -> None:
+    torch.manual_seed(0)
+    plain = torch.nn.Linear(24, 48)
+    layer = Linear(24, 48).requires_grad_(False)
+    layer.load_state_dict(plain.state_dict())
+    x = torch.randn(7, 24)
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(layer(x), plain(x))
+        kept = layer._cast
+        assert torch.equal(layer(x), plain(x))
+        assert layer._cast is kept
+    assert torch.equal(layer(x), plain(x))  # without autocast the weights are as they were
+    x.requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):  # a cast that was made for inference serves training as well
+        layer(x).sum().backward()
+        assert layer._cast is kept
+    assert torch.equal(x.grad, plain.weight.bfloat16().sum(0).expand(7, 24).float())
+    with torch.no_grad():
+        layer.weight.mul_(2)
+        plain.weight.mul_(2)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert torch.equal(layer(x), plain(x))
+
+
+def test_a_layer_in_training_is_not_kept() -> None:
+    layer = Linear(24, 48)
+    with torch.autocast("cpu", torch.bfloat16):
+        layer(torch.randn(7, 24))
+    assert layer._cast is None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -12,7 +12,9 @@ from clipmole.cli.inputs import read_list, sources
 from clipmole.cli.options import BackboneName, DetectorName, Precision, app, remark
 from clipmole.cli.render import CSVRows, JSONLines, Table, with_progress
 from clipmole.errors import ImageError
-from clipmole.records import Detection
+
+if TYPE_CHECKING:
+    from clipmole.records import Detection
 
 
 @app.command()
@@ -28,6 +30,9 @@ def detect(
     as_csv: Annotated[bool, typer.Option("--csv", help="CSV with a header.")] = False,
     tiles: Annotated[bool, typer.Option("--tiles", help="With --json: each crop's logit and place as well.")] = False,
     batch_size: Annotated[int, typer.Option(min=1, help="Most crops in one forward pass.")] = 32,
+    workers: Annotated[
+        int | None, typer.Option(min=0, help="Threads that decode ahead of the network. Default: one a core, up to 8.")
+    ] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, ...")] = "cpu",
     precision: Annotated[
         Precision, typer.Option(help="bfloat16 is faster and slightly less exact.")
@@ -47,7 +52,12 @@ def detect(
     from clipmole.detect import Detector
 
     loaded = Detector.from_pretrained(
-        detector, backbone=backbone, device=device, precision=precision.value, batch_size=batch_size
+        detector,
+        backbone=backbone,
+        device=device,
+        precision=precision.value,
+        batch_size=batch_size,
+        workers=workers,
     )
     writer = JSONLines() if json else CSVRows() if as_csv else Table()
     results: Iterable[Detection | ImageError] = loaded.stream(sources(inputs), tiles=tiles)

@@ -5,13 +5,15 @@ from __future__ import annotations
 import csv
 import sys
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from clipmole.cli.options import remark
 from clipmole.errors import ImageError
-from clipmole.records import Detection, Thresholds, Verdict
+
+if TYPE_CHECKING:  # pydantic takes a third of the time of --help
+    from clipmole.records import Detection, Thresholds
 
 
 def percent(probability: float) -> str:
@@ -36,7 +38,7 @@ class Table:
             return
         words = typer.style(
             f"{result.verdict.words:<20}",
-            fg={Verdict.AI_GENERATED: "red", Verdict.REAL: "green"}.get(result.verdict, "yellow"),
+            fg={"ai_generated": "red", "real": "green"}.get(result.verdict.value, "yellow"),
         )
         typer.echo(f"{words}  {percent(result.probability):>5}  {result.source}")
 

@@ -6,11 +6,13 @@ It knows nothing of files, probabilities or verdicts.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from clipmole.config import MoLEConfig
-from clipmole.models.mole import add_mole, balance_loss
+from clipmole.models.mole import MoLE, add_mole, balance_loss
 from clipmole.models.vit import ViT
 
 
@@ -51,18 +53,43 @@ class MoLEDetector(nn.Module):
         """What training changes and an adapter file holds: LoRAs, routers, head (and the tower, if full)."""
         return {name: p for name, p in self.named_parameters() if p.requires_grad}
 
+    def embed(self, crops: Tensor) -> Tensor:
+        """Crops (B, 3, H, W) -> tokens (B, T, d) before the first block."""
+        pixels = crops.to(self.mean.dtype) / 255 if crops.dtype == torch.uint8 else crops
+        return self.tower.embed((pixels - self.mean) / self.std)
+
     def prefix(self, crops: Tensor) -> Tensor:
         """Crops (B, 3, H, W) -> tokens (B, T, d) before the first adapted block."""
-        pixels = crops.to(self.mean.dtype) / 255 if crops.dtype == torch.uint8 else crops
-        return self.tower.run_blocks(self.tower.embed((pixels - self.mean) / self.std), 0, self.first_adapted_block)
+        return self.tower.run_blocks(self.embed(crops), 0, self.first_adapted_block)
 
     def suffix(self, tokens: Tensor) -> Tensor:
         """Tokens (B, T, d) before the first adapted block -> logits (B,)."""
-        feature = self.tower.feature(self.tower.run_blocks(tokens, self.first_adapted_block))
-        return self.head(feature).squeeze(-1)  # type: ignore[no-any-return]
+        return self.logits(tokens, self.first_adapted_block)
 
     def forward(self, crops: Tensor) -> Tensor:
-        return self.suffix(self.prefix(crops))
+        return self.logits(self.embed(crops), 0)
+
+    def logits(self, tokens: Tensor, start: int) -> Tensor:
+        """Tokens (B, T, d) before block `start` -> logits (B,).
+
+        Of the last block only what becomes of the class token is computed, since nothing else is read of it.
+        """
+        last = self.tower.config.depth - 1
+        if start <= last:
+            tokens = self._last_block(self.tower.run_blocks(tokens, start, last))
+        return self.head(self.tower.feature(tokens)).squeeze(-1)  # type: ignore[no-any-return]
+
+    def _last_block(self, tokens: Tensor) -> Tensor:
+        """Tokens (B, T, d) -> the class token after the last block (B, 1, d); gates that are kept are of all tokens."""
+        block: Any = self.tower.blocks[-1]
+        layer = block.mlp
+        if not (isinstance(layer, MoLE) and layer.router is not None and layer.keep_gates):
+            return block(tokens, 1)  # type: ignore[no-any-return]
+        tokens = block.mix(tokens)
+        gates = layer.router(block.norm2(tokens))
+        tokens = block.transform(tokens[:, :1])
+        layer.gates = gates
+        return tokens
 
     def keep_gates(self, keep: bool) -> None:
         """Have every forward pass keep its gates for `gates` and `balance_loss`, or stop keeping them."""

@@ -84,6 +84,8 @@ class MoLE(nn.Module):
         self.gates: Tensor | None = None
 
     def forward(self, x: Tensor) -> Tensor:
+        if torch.is_autocast_enabled(x.device.type):  # once, not in each of the products below
+            x = x.to(torch.get_autocast_dtype(x.device.type))
         h = x @ self.lora_A.T  # (..., R)
         weight = self.column_scale
         if self.router is not None:
