@@ -198,7 +198,7 @@ def load_pixels(
         return load_image(source, name=name, limits=limits)
     name = _line(source_name(source) if name is None else name) or "''"
     data = source if isinstance(source, bytes) else _read(source, name, limits)
-    pixels = _jpeg_pixels(data, name, limits) if _format(data[:_HEAD]) == "JPEG" else None
+    pixels = _jpeg_pixels(data, name, limits) if image_format(data) == "JPEG" else None
     return load_image(data, name=name, limits=limits) if pixels is None else pixels
 
 

@@ -11,7 +11,6 @@ import contextlib
 import hashlib
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from itertools import islice
@@ -21,6 +20,7 @@ from clipmole.audit.files import looks
 from clipmole.detect import Detector
 from clipmole.errors import DataError, ImageError
 from clipmole.images import image_format, load_image
+from clipmole.pipeline import ahead
 from clipmole.scan.places import ImageNotRead, read_place
 from clipmole.scan.rows import Row, scored
 from clipmole.scan.units import Entry
@@ -102,30 +102,18 @@ class Scorer:
 
     def _claimed(self, entries: Iterator[tuple[int, Entry | None]]) -> Iterator[tuple[int, _Read | Row | None]]:
         """What is read, the copies among it without their bytes."""
-        read = self._fetched(entries)
+
+        def fetch(step: tuple[int, Entry | None]) -> tuple[int, _Read | None]:
+            return step[0], None if step[1] is None else self._fetch(step[1])
+
+        fetched = ahead(fetch, entries, workers=self.readers, limit=2 * self.readers)
+        read = (item for item in fetched if item is not None)
         while some := list(islice(read, CLAIMED)):
             asked = [(item.row.sha256, item.row.source) for _, item in some if item is not None and item.row.sha256]
             owners = dict(zip((source for _, source in asked), self.claims.claim(asked), strict=True))
             for chunk, item in some:
                 owner = None if item is None else owners.get(item.row.source)
                 yield chunk, item if item is None or owner is None else replace(item.row, duplicate_of=owner)
-
-    def _fetched(self, entries: Iterator[tuple[int, Entry | None]]) -> Iterator[tuple[int, _Read | None]]:
-        """What is read, in order, by several threads at once."""
-        ahead: deque[tuple[int, Future[_Read] | None]] = deque()
-        with ThreadPoolExecutor(self.readers, "fetch") as pool:
-            try:
-                for chunk, entry in entries:
-                    ahead.append((chunk, None if entry is None else pool.submit(self._fetch, entry)))
-                    if len(ahead) > 2 * self.readers:
-                        first, future = ahead.popleft()
-                        yield first, None if future is None else future.result()
-                for first, future in ahead:
-                    yield first, None if future is None else future.result()
-            finally:
-                for _, future in ahead:
-                    if future is not None:
-                        future.cancel()
 
     def _fetch(self, entry: Entry) -> _Read:
         """The bytes of an entry, or why there are none, and what can be said of it without looking at it."""
