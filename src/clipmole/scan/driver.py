@@ -214,10 +214,10 @@ def _configuration(settings: ScanSettings, detector: Detector) -> dict[str, Any]
 def _begun(out: Path, configuration: dict[str, Any]) -> dict[str, Any]:
     """What `scan.json` of an earlier run says; {} if there is none. Raises `ConfigError` if that was another scan."""
     path = out / SCAN
+    if not any(out.glob("listing-*.parquet")):
+        return {}  # there was nothing to scan, or it was killed before it began
     if not path.exists():
-        if any(out.glob("listing-*.parquet")):
-            raise DataError(f"{out}: holds listings and no {SCAN}; name another --out, or delete that folder")
-        return {}
+        raise DataError(f"{out}: holds listings and no {SCAN}; name another --out, or delete that folder")
     try:
         before: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         then, version = before["configuration"], before["format"]
