@@ -17,7 +17,9 @@ from clipmole.cli import app
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 DOCUMENTS = [ROOT / "README.md", ROOT / "benchmarks" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-COMMAND = re.compile(r"(?:^|/|\| )clipmole (data check|[a-z-]+)([^#\n>]*(?:\\\n[^#\n>]*)*)", re.MULTILINE)
+COMMAND = re.compile(
+    r"(?:^|/|\| )clipmole (data check|scan report|scan groups|[a-z-]+)([^#\n>]*(?:\\\n[^#\n>]*)*)", re.MULTILINE
+)
 
 
 def commands_of(document: str) -> list[tuple[str, str]]:
@@ -51,6 +53,7 @@ def test_the_transcript_is_what_the_command_prints() -> None:
 def test_the_readme_shows_these_commands() -> None:
     assert {name for name, _ in commands_of(README)} == {
         "detect", "data check", "train", "compare", "push", "import-univfd", "evaluate", "calibrate",
+        "scan", "scan report",
     }  # fmt: skip
 
 
