@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from datetime import datetime
 from enum import StrEnum
@@ -123,6 +124,8 @@ def scan(
         "part_rows": part_rows,
         "look_alikes": look_alikes,
     }
+    if os.path.isdir(detector):  # workers may be started elsewhere
+        detector = os.path.abspath(detector)
     load = partial(
         Detector.from_pretrained,
         detector,
@@ -133,8 +136,6 @@ def scan(
     )
     cluster = None
     if engine is Engine.RAY:
-        import os
-
         span = _workers(workers) if workers else (1, max(1, (os.cpu_count() or 1) // worker_cpus))
         cluster = Cluster(address, span, worker_cpus, float(device.startswith("cuda")))
     counts = run(ScanSettings.parse(values, "options"), out, load, cluster=cluster, track=with_progress, say=remark)

@@ -14,16 +14,18 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import IO, Any, cast
 
-from clipmole.errors import DataError, ImageError, ImageNotFound, ImageTooLarge, ImageUnreadable, MissingDependency
+from clipmole.errors import (
+    DataError,
+    ImageError,
+    ImageNotFound,
+    ImageNotRead,
+    ImageTooLarge,
+    ImageUnreadable,
+    MissingDependency,
+)
 from clipmole.images import DEFAULT_LIMITS
 
 MODIFIED = ("mtime", "LastModified", "last_modified", "updated", "created")  # what file systems call it
-
-
-class ImageNotRead(ImageError):
-    """The file is there, and its bytes could not be fetched: a network, a disk."""
-
-    code = "not_read"
 
 
 @dataclass(frozen=True)

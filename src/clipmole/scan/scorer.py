@@ -18,10 +18,10 @@ from typing import Protocol
 
 from clipmole.audit.files import looks
 from clipmole.detect import Detector
-from clipmole.errors import DataError, ImageError
+from clipmole.errors import DataError, ImageError, ImageNotRead
 from clipmole.images import image_format, load_image
 from clipmole.pipeline import ahead
-from clipmole.scan.places import ImageNotRead, read_place
+from clipmole.scan.places import read_place
 from clipmole.scan.rows import Row, scored
 from clipmole.scan.units import Entry
 

@@ -19,10 +19,10 @@ from typing import Any, Literal
 from urllib.parse import parse_qsl, urlencode
 
 from clipmole.data.huggingface import PREFIX, image_column, load_splits, read_query
-from clipmole.errors import ClipmoleError, DataError, ImageError, ImageUnreadable, MissingDependency
+from clipmole.errors import ClipmoleError, DataError, ImageError, ImageNotRead, ImageUnreadable, MissingDependency
 from clipmole.images import DEFAULT_LIMITS, IMAGE_EXTENSIONS
 from clipmole.progress import silent
-from clipmole.scan.places import ImageNotRead, one_line, open_place, too_large
+from clipmole.scan.places import one_line, open_place, too_large
 from clipmole.scan.settings import ScanSettings
 
 TAR = re.compile(r"\.(tar|tar\.gz|tgz)$", re.IGNORECASE)
