@@ -117,8 +117,8 @@ def markdown(rows: list[dict[str, Any]], images: int, row_bytes: float, recipe: 
         "",
         f"For {images:,} images. Parts: {images * row_bytes / 1e9:,.0f} GB ({row_bytes:.0f} bytes a row, 32 of them "
         f"the digest, which nothing makes smaller). Index of copies: {images * 200 / 1e9:,.0f} GB in all. Listing "
-        f"single files of a bucket: {images / LISTED:,.0f} requests. One crop in place of all (`center_crop`) divides the "
-        "network's share by their number.",
+        f"single files of a bucket: {images / LISTED:,.0f} requests. One crop in place of all (`center_crop`) divides "
+        "the network's share by their number.",
         "",
         f"`benchmarks/scan_cost.py`; {shown}.",
         "",

@@ -14,7 +14,7 @@ import hashlib
 import os
 import sqlite3
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, fields, replace
+from dataclasses import fields, replace
 from itertools import groupby, islice
 from pathlib import Path
 from typing import Any, cast
@@ -109,7 +109,8 @@ def write_listing(folder: Path, settings: ScanSettings) -> int:
         with part.open("wb") as file:
             with parquet.ParquetWriter(file, columns) as writer:
                 for chunk in _chunks(_limited(_new(settings, seen), settings), settings.part_rows):
-                    writer.write_table(pa.Table.from_pylist([asdict(unit) for unit, _ in chunk], columns))
+                    units = {name: [getattr(unit, name) for unit, _ in chunk] for name in columns.names}
+                    writer.write_table(pa.table(units, columns))
                     added += len(chunk)
                     for _, count in chunk:
                         images = None if images is None or count is None else images + count

@@ -6,7 +6,7 @@ It knows nothing of how rows come to be.
 from __future__ import annotations
 
 import builtins
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -104,7 +104,8 @@ def to_table(rows: list[Row]) -> pa.Table:
     """A table of rows."""
     import pyarrow as pa
 
-    return pa.Table.from_pylist([asdict(row) for row in rows], schema())
+    columns = schema()
+    return pa.table({name: [getattr(row, name) for row in rows] for name in columns.names}, columns)
 
 
 def from_table(table: pa.Table) -> list[Row]:
