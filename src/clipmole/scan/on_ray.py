@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import logging
 import os
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,12 +20,13 @@ from clipmole.errors import ClipmoleError, ConfigError, DataError, MissingDepend
 from clipmole.scan.firsts import Firsts
 from clipmole.scan.listing import Listings
 from clipmole.scan.local import entries_of
+from clipmole.scan.places import one_line
 from clipmole.scan.rows import Row, from_table, to_table
 from clipmole.scan.scorer import Scorer, Step
 from clipmole.scan.settings import ScanSettings
 from clipmole.scan.units import Unit
 
-BEGUN = 6  # workers that may begin a chunk, where each dies
+ROUNDS = 3  # in which no chunk is finished, before a scan stops
 QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
@@ -57,18 +57,9 @@ class Desk:
     def __init__(self, folder: Path) -> None:
         self.listings = Listings(folder)
         self.firsts = Firsts()
-        self.begun: Counter[int] = Counter()
 
     def units(self, chunk: int) -> list[Unit]:
-        """The units of a chunk that a worker begins; Ray Data itself would give it to new workers for ever."""
-        units = self.listings.units(chunk)
-        self.begun[chunk] += 1
-        if self.begun[chunk] > BEGUN:
-            raise DataError(
-                f"{BEGUN} workers died over the images from {units[0].place} to {units[-1].place}; one may need "
-                "more memory than there is: leave it out, or give the same command again to go on"
-            )
-        return units
+        return self.listings.units(chunk)
 
     def claim(self, asked: Sequence[tuple[str, str]]) -> list[str | None]:
         return self.firsts.claim(asked)
@@ -120,18 +111,28 @@ class Worker:
         self.scorer = Scorer(load(), self.desk, look_alikes=settings.look_alikes)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """{"chunk": (1,), "skip": (1,)} -> {"chunk": (1,), "rows": (1,) bytes of an Arrow stream}."""
+        """{"chunk": (1,), "skip": (1,)} -> {"chunk", "error", "rows": bytes of an Arrow stream}, (1,) each."""
         import numpy as np
-        import pyarrow as pa
 
         chunk, skip = int(batch["chunk"][0]), int(batch["skip"][0])
+        error, rows = "", b""
+        try:
+            rows = self._score(chunk, skip)
+        except ClipmoleError as problem:
+            error = str(problem)
+        except Exception as problem:  # a result, since Ray Data would give the chunk to others again and again
+            error = f"a worker failed: {type(problem).__name__}: {one_line(problem)}"
+        return {"chunk": np.array([chunk]), "error": np.array([error]), "rows": np.array([rows], dtype=object)}
+
+    def _score(self, chunk: int, skip: int) -> bytes:
+        import pyarrow as pa
+
         steps = self.scorer.rows(entries_of(chunk, self.desk.units(chunk), self.settings, skip))
         table = to_table([row for _, row in steps if row is not None])
         with pa.BufferOutputStream() as memory:
             with pa.ipc.new_stream(memory, table.schema) as stream:
                 stream.write_table(table)
-            rows = memory.getvalue().to_pybytes()
-        return {"chunk": np.array([chunk]), "rows": np.array([rows], dtype=object)}
+            return bytes(memory.getvalue().to_pybytes())
 
 
 def connect(cluster: Cluster) -> None:
@@ -161,9 +162,6 @@ def connect(cluster: Cluster) -> None:
         )
     for name in ("ray", "ray.data"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
 
 
 def open_desk(folder: Path) -> AtDesk:
@@ -180,41 +178,63 @@ def score_on_ray(
 ) -> Iterator[Step]:
     """Rows of the missing chunks, a chunk whole at a time.
 
+    A chunk whose worker died, or whose rows were lost with their node, comes again in a next round: were it left to Ray
+    Data, it would wait for the same worker to be started anew, for which there may be no room.
+
     Args:
         load: makes the detector in each worker; can be pickled.
         missing: chunk -> rows of it that are there.
 
-    Raises `DataError` where workers fail, and what they raise on purpose.
+    Raises `DataError` where workers fail, and where round after round none finishes a chunk.
     """
     import pyarrow as pa
     import ray
 
-    work = [{"chunk": chunk, "skip": skip} for chunk, skip in missing.items()]
-    if not work:
-        return
-    made = ray.data.from_items(work, override_num_blocks=len(work)).map_batches(
+    left, idle, reason = dict(missing), 0, ""
+    while left:
+        there = len(left)
+        try:
+            for result in _round(load, settings, left, desk, cluster).iter_rows():
+                if result["error"]:
+                    raise DataError(result["error"])
+                chunk = int(result["chunk"])
+                for row in from_table(pa.ipc.open_stream(result["rows"]).read_all()):
+                    yield chunk, row
+                yield chunk, None
+                del left[chunk]
+        except ray.exceptions.RayError as error:
+            reason = one_line(error)
+        idle = idle + 1 if len(left) == there else 0
+        if idle == ROUNDS:
+            units = desk.units(next(iter(left)))
+            raise DataError(
+                f"workers died {ROUNDS} times over the images from {units[0].place} to {units[-1].place}, and perhaps "
+                f"others; one may need more memory than there is: leave it out, or give the same command again. {reason}"
+            )
+
+
+def _round(
+    load: Callable[[], Detector], settings: ScanSettings, chunks: Mapping[int, int], desk: AtDesk, cluster: Cluster
+) -> Any:
+    """What Ray Data makes of the chunks; those whose worker dies are not among it."""
+    import ray
+
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    context.max_errored_blocks = -1
+    work = [{"chunk": chunk, "skip": skip} for chunk, skip in chunks.items()]
+    return ray.data.from_items(work, override_num_blocks=len(work)).map_batches(
         Worker,
         fn_constructor_args=(load, settings, desk.desk, max(1, cluster.cpus)),
         batch_size=1,
-        concurrency=cluster.workers,
+        concurrency=(min(cluster.workers[0], len(work)), min(cluster.workers[1], len(work))),
         num_cpus=cluster.cpus,
         num_gpus=cluster.gpus or None,
+        ray_remote_args_fn=_fragile,
     )
-    try:
-        for result in made.iter_rows():
-            for row in from_table(pa.ipc.open_stream(result["rows"]).read_all()):
-                yield result["chunk"], row
-            yield result["chunk"], None
-    except ray.exceptions.RayError as error:
-        raise _plain(error) from error
 
 
-def _plain(error: BaseException) -> ClipmoleError:
-    """What a worker raised on purpose; else one line."""
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, ClipmoleError) and not type(cause).__name__.startswith("RayTaskError"):
-            return cause
-        cause = getattr(cause, "cause", None) or cause.__cause__
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    return DataError(f"Ray's workers failed: {lines[-1].strip()[:300] if lines else type(error).__name__}")
+def _fragile() -> dict[str, int]:
+    """A worker that died is replaced; what it had in hand fails."""
+    return {"max_restarts": -1, "max_task_retries": 0}
