@@ -209,7 +209,8 @@ def score_on_ray(
             units = desk.units(next(iter(left)))
             raise DataError(
                 f"workers died {ROUNDS} times over the images from {units[0].place} to {units[-1].place}, and perhaps "
-                f"others; one may need more memory than there is: leave it out, or give the same command again. {reason}"
+                "others; one may need more memory than there is: leave it out, or give the same command again; "
+                f"{reason or 'Ray did not say why'}"
             )
 
 
