@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import sqlite3
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import UTC, datetime
@@ -69,7 +70,13 @@ def scan(
         with writing(out):
             _write(out, before | {"format": FORMAT, "finished": False, "configuration": configuration})
         began, clock = datetime.now(UTC).replace(microsecond=0), time.perf_counter()
-        rows = _bring_up(settings, out, load, detector, cluster, track, say)
+        try:
+            rows = _bring_up(settings, out, load, detector, cluster, track, say)
+        except sqlite3.Error as error:
+            raise DataError(
+                f"the index of contents cannot be kept in the temporary folder: {error}; free space there, or name "
+                "another with SQLITE_TMPDIR, and give the same command again to go on"
+            ) from error
         counts = count_rows(out)
         run = {
             "began": began.isoformat(),

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import os
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -225,15 +226,17 @@ def _round(
     context.print_on_execution_start = False
     context.max_errored_blocks = -1
     work = [{"chunk": chunk, "skip": skip} for chunk, skip in chunks.items()]
-    return ray.data.from_items(work, override_num_blocks=len(work)).map_batches(
-        Worker,
-        fn_constructor_args=(load, settings, desk.desk, max(1, cluster.cpus)),
-        batch_size=1,
-        concurrency=(min(cluster.workers[0], len(work)), min(cluster.workers[1], len(work))),
-        num_cpus=cluster.cpus,
-        num_gpus=cluster.gpus or None,
-        ray_remote_args_fn=_fragile,
-    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # there is no other way yet to say how often a worker is given a task again
+        return ray.data.from_items(work, override_num_blocks=len(work)).map_batches(
+            Worker,
+            fn_constructor_args=(load, settings, desk.desk, max(1, cluster.cpus)),
+            batch_size=1,
+            concurrency=(min(cluster.workers[0], len(work)), min(cluster.workers[1], len(work))),
+            num_cpus=cluster.cpus,
+            num_gpus=cluster.gpus or None,
+            ray_remote_args_fn=_fragile,
+        )
 
 
 def _fragile() -> dict[str, int]:
