@@ -9,9 +9,10 @@ writes anew. The images are made on the spot and kept in DIR: JPEGs of 224 pixel
 with grain, 1,000 in a folder. `tiny` is a random network that is so small that reading and decoding set the pace: it
 shows the driver's memory and pace, not a share.
 
-    network      the same crops in the same forward passes, already decoded, in the driver's process on all cores:
-                 the mean of a run before the scan and one after it
-    rate         rows from the first to the last that reaches the driver
+    network      the same crops in the same forward passes, already decoded, in the driver's process on all cores; for
+                 Ray in as many processes of one core as there are workers. The mean of a run before and one after
+    rate         rows from the first to the last that reaches the driver; of Ray's, which come a chunk at a time, without
+                 a chunk of each worker, which may have been under way before
     with start   rows over the whole time of the command but the imports
     memory       resident memory of the driver when a tenth is done, and at the end
     going on     from calling the scan again to its first new row, the last part being gone; the detector's load is
@@ -25,8 +26,10 @@ import json
 import resource
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +50,8 @@ from clipmole.scan.settings import ScanSettings
 
 RESULT = Path(__file__).resolve().parent / "results" / "scan-scale"
 TINY = TowerConfig(image_size=224, patch_size=32, width=24, depth=2, heads=2, mlp_width=48)
-SIDE, BATCH, PART = 224, 32, 500
+SIDE, BATCH = 224, 32
+PART = {"local": 500, "ray": 100}
 
 
 def make_images(folder: Path, count: int, seed: int) -> list[str]:
@@ -86,6 +90,17 @@ def network_rate(detector: Detector, sources: list[str], seconds: float) -> floa
     return count / spent
 
 
+def _of_one_core(load: Callable[[], Detector], sources: list[str], seconds: float) -> float:
+    torch.set_num_threads(1)
+    return network_rate(load(), sources, seconds)
+
+
+def together(load: Callable[[], Detector], sources: list[str], seconds: float, processes: int) -> float:
+    """Images a second of the network alone in so many processes of one core at the same time."""
+    with ProcessPoolExecutor(processes, get_context("spawn")) as pool:
+        return sum(pool.map(_of_one_core, *zip(*[(load, sources, seconds)] * processes, strict=True)))
+
+
 def resident() -> float:
     """MiB that this process holds now."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
@@ -107,50 +122,56 @@ class Watch:
             now = time.perf_counter()
             self.rows += 1
             self.first = self.first or now
-            self.at_once += now - self.first < 0.5  # of the first chunk
+            self.at_once += now - self.first < 0.05  # of the first chunk
             if self.rows in (max(1, total // 10), total):
                 self.memory.append(resident())
             self.last = now
             yield row
 
-    @property
-    def rate(self) -> float:
-        """Rows after those that came first, by the time since then."""
-        return (self.rows - self.at_once) / (self.last - self.first)
+    def rate(self, under_way: int) -> float:
+        """Rows after those that came first, and without those under way then, by the time since then."""
+        return (self.rows - self.at_once - under_way) / (self.last - self.first)
 
 
 def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     """One point."""
     sources = make_images(arguments.images, arguments.count, arguments.seed)
     load = tiny_detector if arguments.detector == "tiny" else partial(Detector.from_pretrained, arguments.detector)
-    settings = ScanSettings(sources=tuple(sources), part_rows=PART)
+    settings = ScanSettings(sources=tuple(sources), part_rows=PART[arguments.engine])
     cluster = Cluster(workers=(arguments.workers, arguments.workers)) if arguments.engine == "ray" else None
     detector = load()
-    alone = [network_rate(detector, sources, arguments.seconds)]
+
+    def network() -> float:
+        if cluster is None:
+            return network_rate(detector, sources, arguments.seconds)
+        return together(load, sources, arguments.seconds, arguments.workers)
+
+    alone = [network()]
     with tempfile.TemporaryDirectory() as scratch:
         out = Path(scratch) / "scan"
         watch = Watch()
         counts = scan(settings, out, load, cluster=cluster, track=watch)
         whole = time.perf_counter() - watch.began
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        alone.append(network_rate(detector, sources, arguments.seconds))
+        alone.append(network())
         stored = sum(path.stat().st_size for path in (out / "parts").iterdir()) / counts.rows
         sorted((out / "parts").iterdir())[-1].unlink()
         again = Watch()
         scan(settings, out, load, cluster=cluster, track=again)
-        assert again.rows == (arguments.count % PART or PART)
+        assert again.rows == (arguments.count % settings.part_rows or settings.part_rows)
     assert counts.rows == arguments.count
     assert not counts.failed
     assert not counts.duplicates
-    network = sum(alone) / 2
+    mean = sum(alone) / 2
+    rate = watch.rate(0 if cluster is None else (arguments.workers - 1) * settings.part_rows)
     return {
         "images": arguments.count,
         "detector": arguments.detector,
         "engine": arguments.engine if cluster is None else f"ray, {arguments.workers} workers",
-        "network": round(network, 1),
+        "network": round(mean, 1),
         "network_runs": [round(each, 1) for each in alone],
-        "rate": round(watch.rate, 1),
-        "share": None if arguments.detector == "tiny" else round(watch.rate / network, 3),
+        "rate": round(rate, 1),
+        "share": None if arguments.detector == "tiny" else round(rate / mean, 3),
         "with_start": round(counts.rows / whole, 1),
         "seconds": round(whole, 1),
         "mib_at_a_tenth": round(watch.memory[0], 1),
