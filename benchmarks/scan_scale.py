@@ -11,8 +11,8 @@ shows the driver's memory and pace, not a share.
 
     network      the same crops in the same forward passes, already decoded, in the driver's process on all cores; for
                  Ray in as many processes of one core as there are workers. The mean of a run before and one after
-    rate         rows from the first to the last that reaches the driver; of Ray's, which come a chunk at a time, without
-                 a chunk of each worker, which may have been under way before
+    rate         rows from the first to the last that reaches the driver; of Ray's, which come a chunk at a time,
+                 without those that may have been under way before
     with start   rows over the whole time of the command but the imports
     memory       resident memory of the driver when a tenth is done, and at the end
     going on     from calling the scan again to its first new row, the last part being gone; the detector's load is

@@ -24,7 +24,7 @@ from clipmole.images import load_image
 from clipmole.progress import Say, silent
 from clipmole.records import Verdict
 from clipmole.report.mistakes import THUMBNAIL
-from clipmole.report.page import Block, Code, Drawings, Note, Section, Table, Value, element, html_page
+from clipmole.report.page import Block, Cell, Code, Drawings, Note, Section, Table, Value, element, html_page
 from clipmole.report.plots import even_axis, histogram
 from clipmole.scan.listing import SCAN, read_rows
 from clipmole.scan.places import read_place
@@ -181,7 +181,7 @@ def _share(count: int, of: int) -> Value:
 
 def _counts(overview: Overview) -> list[Block]:
     whole, scored = overview.all.rows, overview.all.rows - overview.all.errors
-    rows: list[Sequence[Any]] = [["Images", Value(f"{whole:,}")], ["Scored", _share(scored, whole)]]
+    rows: list[list[Cell]] = [["Images", Value(f"{whole:,}")], ["Scored", _share(scored, whole)]]
     if overview.calibrated:
         rows += [[verdict.words, _share(overview.all.verdicts[verdict.value], scored)] for verdict in Verdict]
     rows += [["Copies of others, scored once", _share(overview.duplicates, whole)]]
@@ -209,7 +209,7 @@ def _scores(overview: Overview, thresholds: dict[str, float] | None) -> list[Blo
 
 
 def _tallies(caption: str, tallies: dict[str, Tally], names: Sequence[str] | None = None) -> Table:
-    rows = []
+    rows: list[list[Cell]] = []
     for name in names if names is not None else sorted(tallies, key=lambda name: (-tallies[name].rows, name)):
         tally = tallies[name]
         scored = tally.rows - tally.errors
@@ -247,7 +247,7 @@ def _sizes(overview: Overview) -> Table:
 
 
 def _errors(overview: Overview) -> list[Block]:
-    rows = [
+    rows: list[list[Cell]] = [
         [code, reason, Value(f"{count:,}"), overview.errors[code, reason][0]]
         for (code, reason), count in overview.error_counts.most_common(30)
     ]
