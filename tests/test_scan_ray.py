@@ -40,6 +40,7 @@ def cluster() -> Iterator[Any]:
         os.environ.pop(name) if value is None else os.environ.update({name: value})
 
 
+@pytest.mark.slow
 def test_the_same_rows_though_a_node_is_killed(tmp_path: Path, cluster: Any) -> None:
     place = tmp_path / "images"
     paths = write_images(place, 60)
