@@ -231,6 +231,17 @@ def test_what_cannot_be_scored_is_a_row_with_a_code(tmp_path: Path, folder: Path
     assert again == rows
 
 
+def test_a_name_that_is_not_utf8(tmp_path: Path, images: dict[str, bytes]) -> None:
+    place = tmp_path / "images"
+    place.mkdir()
+    for name, data in ((b"a\xff.png", images["000.png"]), (b"b\xfe.png", b"no image")):
+        (place / os.fsdecode(name)).write_bytes(data)
+    rows = run(tmp_path / "scan", place)
+    assert [row["source"] for row in rows] == [f"{place}/a\\udcff.png", f"{place}/b\\udcfe.png"]
+    assert [row["error_code"] for row in rows] == [None, "unreadable"]
+    assert rows[0]["sha256"] == hashlib.sha256(images["000.png"]).hexdigest()
+
+
 def test_copies_are_scored_once_also_across_parts_and_runs(tmp_path: Path, images: dict[str, bytes]) -> None:
     place = tmp_path / "images"
     place.mkdir()

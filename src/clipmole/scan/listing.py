@@ -55,7 +55,10 @@ class Listings:
         for file in self.files:
             if chunk < file.num_row_groups:
                 rows = file.read_row_group(chunk).to_pylist()
-                return [Unit(**row | {"only": None if row["only"] is None else tuple(row["only"])}) for row in rows]
+                for row in rows:
+                    row["place"] = os.fsdecode(row["place"])
+                    row["only"] = None if row["only"] is None else tuple(row["only"])
+                return [Unit(**row) for row in rows]
             chunk -= file.num_row_groups
         raise IndexError(chunk)
 
@@ -92,7 +95,7 @@ def write_listing(folder: Path, settings: ScanSettings) -> int:
     text = pa.string()
     kinds = {
         "kind": text,
-        "place": text,
+        "place": pa.binary(),  # names of files need not be UTF-8
         "size": pa.int64(),
         "only": pa.list_(text),
         "first": pa.int64(),
@@ -110,6 +113,7 @@ def write_listing(folder: Path, settings: ScanSettings) -> int:
             with parquet.ParquetWriter(file, columns) as writer:
                 for chunk in _chunks(_limited(_new(settings, seen), settings), settings.part_rows):
                     units = {name: [getattr(unit, name) for unit, _ in chunk] for name in columns.names}
+                    units["place"] = list(map(os.fsencode, units["place"]))
                     writer.write_table(pa.table(units, columns))
                     added += len(chunk)
                     for _, count in chunk:

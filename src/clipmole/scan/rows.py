@@ -69,7 +69,7 @@ def scored(row: Row, result: Detection | ImageError) -> Row:
     """The row with what the detector says of it."""
     now = datetime.now(UTC).replace(microsecond=0)
     if isinstance(result, ImageError):
-        return replace(row, error_code=result.code, error=result.reason, time=now)
+        return replace(row, error_code=result.code, error=in_utf8(result.reason), time=now)
     return replace(
         row,
         logit=result.logit,
@@ -80,6 +80,11 @@ def scored(row: Row, result: Detection | ImageError) -> Row:
         height=result.height,
         time=now,
     )
+
+
+def in_utf8(text: str) -> str:
+    """`text` with bytes of a file's name that are not UTF-8 written out, as \\udcff."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def schema() -> pa.Schema:

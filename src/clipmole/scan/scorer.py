@@ -22,7 +22,7 @@ from clipmole.errors import DataError, ImageError, ImageNotRead
 from clipmole.images import image_format, load_image
 from clipmole.pipeline import ahead
 from clipmole.scan.places import read_place
-from clipmole.scan.rows import Row, scored
+from clipmole.scan.rows import Row, in_utf8, scored
 from clipmole.scan.units import Entry
 
 READERS = 8  # threads that fetch bytes
@@ -124,9 +124,9 @@ class Scorer:
             except ImageError as error:
                 data = error
         row = Row(
-            source=entry.source,
-            container=entry.container,
-            member=entry.member,
+            source=in_utf8(entry.source),
+            container=None if entry.container is None else in_utf8(entry.container),
+            member=None if entry.member is None else in_utf8(entry.member),
             sha256=hashlib.sha256(data).hexdigest() if isinstance(data, bytes) else None,
             logit=None,
             probability=None,
