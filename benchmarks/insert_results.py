@@ -14,7 +14,15 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-DOCUMENTS = ("README.md", "MODEL_CARD.md", "docs/evidence.md", "docs/detect.md", "docs/performance.md", "docs/serve.md")
+DOCUMENTS = (
+    "README.md",
+    "MODEL_CARD.md",
+    "docs/detect.md",
+    "docs/evidence.md",
+    "docs/performance.md",
+    "docs/scan.md",
+    "docs/serve.md",
+)
 QUOTE = re.compile(r"(<!-- file: (?P<path>\S+) -->\n).*?(<!-- /file -->)", re.DOTALL)
 
 
@@ -24,7 +32,7 @@ def filled(text: str) -> str:
     def quote(match: re.Match[str]) -> str:
         path = ROOT / match["path"]
         content = path.read_text(encoding="utf-8").rstrip("\n") + "\n"
-        kind = {".py": "python"}.get(path.suffix, "text")
+        kind = {".py": "python", ".sql": "sql"}.get(path.suffix, "text")
         block = content if path.suffix == ".md" else f"```{kind}\n{content}```\n"
         return f"{match[1]}{block}{match[3]}"
 

@@ -18,7 +18,8 @@ ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 DOCUMENTS = [ROOT / "README.md", ROOT / "benchmarks" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 COMMAND = re.compile(
-    r"(?:^|/|\| )clipmole (data check|benchmark speed|[a-z-]+)([^#\n>]*(?:\\\n[^#\n>]*)*)", re.MULTILINE
+    r"(?:^|/|\| )clipmole (data check|benchmark speed|scan report|scan groups|[a-z-]+)([^#\n>]*(?:\\\n[^#\n>]*)*)",
+    re.MULTILINE,
 )
 
 
@@ -53,6 +54,7 @@ def test_the_transcript_is_what_the_command_prints() -> None:
 def test_the_readme_shows_these_commands() -> None:
     assert {name for name, _ in commands_of(README)} == {
         "detect", "data check", "train", "compare", "push", "import-univfd", "evaluate", "calibrate", "serve",
+        "scan", "scan report",
     }  # fmt: skip
 
 

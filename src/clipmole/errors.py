@@ -7,7 +7,8 @@
     ├── ImageError           one image cannot be scored; carries a stable `code`
     │   ├── ImageNotFound        "not_found"   no such file
     │   ├── ImageUnreadable      "unreadable"  empty, truncated, corrupt, or not an image
-    │   └── ImageTooLarge        "too_large"   more bytes or pixels than the limits allow
+    │   ├── ImageTooLarge        "too_large"   more bytes or pixels than the limits allow
+    │   └── ImageNotRead         "not_read"    its bytes cannot be fetched: a network, a disk
     ├── WeightsError         a backbone's weights
     │   ├── WeightsNotFound      not on disk, not in the cache, and no network to fetch them
     │   └── WeightsMismatch      missing, extra or misshapen tensors, or the wrong sha256
@@ -70,6 +71,12 @@ class ImageTooLarge(ImageError):
     """The image has more bytes or pixels than the limits allow (or claims to: a decompression bomb)."""
 
     code = "too_large"
+
+
+class ImageNotRead(ImageError):
+    """The file is there, and its bytes cannot be fetched: a network or a disk fails."""
+
+    code = "not_read"
 
 
 class WeightsError(ClipmoleError):

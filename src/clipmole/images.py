@@ -198,7 +198,7 @@ def load_pixels(
         return load_image(source, name=name, limits=limits)
     name = _line(source_name(source) if name is None else name) or "''"
     data = source if isinstance(source, bytes) else _read(source, name, limits)
-    pixels = _jpeg_pixels(data, name, limits) if _format(data[:_HEAD]) == "JPEG" else None
+    pixels = _jpeg_pixels(data, name, limits) if image_format(data) == "JPEG" else None
     return load_image(data, name=name, limits=limits) if pixels is None else pixels
 
 
@@ -228,7 +228,7 @@ def _read(path: str | os.PathLike[str], name: str, limits: ImageLimits) -> bytes
             if status.st_size > limits.max_bytes:
                 raise _too_many_bytes(status.st_size, name, limits)
             head = file.read(_HEAD)
-            if _format(head) is None:
+            if image_format(head) is None:
                 return head
             file.seek(0)
             return file.read()
@@ -243,8 +243,9 @@ def _read(path: str | os.PathLike[str], name: str, limits: ImageLimits) -> bytes
         raise ImageNotFound(name, "no file can have such a name; check the path") from error
 
 
-def _format(head: bytes) -> str | None:
-    """The format whose signature `head`, the first `_HEAD` bytes, carries; None: none that is read."""
+def image_format(data: bytes) -> str | None:
+    """The format whose signature a file's first bytes carry, such as "JPEG"; None: none that is read."""
+    head = data[:_HEAD]
     for signature, found in _SIGNATURES:
         if head.startswith(signature):
             return found
@@ -300,7 +301,7 @@ def _decode(data: bytes, name: str, limits: ImageLimits) -> Image.Image:
         raise ImageUnreadable(name, "is empty (0 bytes); fetch or export it again")
     if len(data) > limits.max_bytes:
         raise _too_many_bytes(len(data), name, limits)
-    found = _format(data[:_HEAD])
+    found = image_format(data)
     if found is None:
         raise ImageUnreadable(name, f"not an image format clipmole reads ({_FORMATS})")
     reader = _reader(found, name)
@@ -462,7 +463,7 @@ def open_image(
     data = source if isinstance(source, bytes) else _read(source, name, limits)
     if len(data) > limits.max_bytes:
         raise _too_many_bytes(len(data), name, limits)
-    found = _format(data[:_HEAD])
+    found = image_format(data)
     if found is None:
         reason = f"not an image format clipmole reads ({_FORMATS})" if data else "is empty (0 bytes)"
         raise ImageUnreadable(name, reason)

@@ -8,14 +8,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
-Track = Callable[[Iterable[Any], str, int], Iterable[Any]]
-"""(items, description, how many there are) -> the same items."""
+Track = Callable[[Iterable[Any], str, int | None], Iterable[Any]]
+"""(items, description, how many there are, None: not known) -> the same items."""
 
 Say = Callable[[str], None]
 """Gets a line for a person."""
 
 
-def untracked(items: Iterable[Any], _description: str, _total: int) -> Iterable[Any]:
+def untracked(items: Iterable[Any], _description: str, _total: int | None) -> Iterable[Any]:
     """No progress bar."""
     return items
 

@@ -84,13 +84,16 @@ def file_facts(sample: Sample) -> FileFacts:
     if sample.ignore_bottom_px >= image.height:
         problem = f"{sample.path}: {IGNORE} {sample.ignore_bottom_px} leaves nothing of {image.height} rows"
         return FileFacts(sha256, len(data), problem)
+    phash, thumbnail = looks(image)
+    kind, size, tables, subsampling = _header(data, image)
+    return FileFacts(sha256, len(data), "", kind, *size, tables, subsampling, phash, thumbnail)
+
+
+def looks(image: Image.Image) -> tuple[int | None, bytes]:
+    """Perceptual hash, None of an even image, and thumbnail of an RGB image."""
     grey = image.convert("L")
     small = np.asarray(grey.resize((HASHED, HASHED), Image.Resampling.BOX), dtype=np.float64)
-    thumbnail = grey.resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX).tobytes()
-    kind, size, tables, subsampling = _header(data, image)
-    return FileFacts(
-        sha256, len(data), "", kind, *size, tables, subsampling, perceptual_hash(small), thumbnail
-    )  # fmt: skip
+    return perceptual_hash(small), grey.resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX).tobytes()
 
 
 def _header(data: bytes, decoded: Image.Image) -> tuple[str, tuple[int, int], tuple[tuple[int, ...], ...], int]:

@@ -8,7 +8,6 @@ from typing import Annotated
 
 import typer
 
-from clipmole.cli.inputs import find_images
 from clipmole.cli.options import (
     BackboneName,
     CalibrationMethod,
@@ -121,6 +120,7 @@ def calibrate(
 
     from clipmole.calibrate import describe, recalibrate, recalibrate_on_photographs
     from clipmole.data import Unpacking, read_data
+    from clipmole.inputs import find_images
 
     how = Unpacking(say=remark)
     if real_only:

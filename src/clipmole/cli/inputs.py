@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import glob
 import io
 import os
 import sys
@@ -16,32 +15,6 @@ from clipmole.errors import ImageError, ImageNotFound
 
 if TYPE_CHECKING:
     from clipmole.images import ImageSource
-
-
-def find_images(paths: Iterable[str]) -> Iterator[str | ImageNotFound]:
-    """Paths of single images: files as given, folders searched in depth, patterns expanded, in sorted order.
-
-    In folders only files with a known image extension (any case) count; files given by name always do. What
-    matches nothing comes out as an `ImageNotFound`. Folders that are links are not followed.
-    """
-    from clipmole.images import IMAGE_EXTENSIONS
-
-    for path in paths:
-        if os.path.isdir(path):
-            found = False
-            for folder, subfolders, names in os.walk(path):
-                subfolders.sort()
-                for name in sorted(names):
-                    if os.path.splitext(name)[1].lower() in IMAGE_EXTENSIONS:
-                        found = True
-                        yield os.path.join(folder, name)
-            if not found:
-                yield ImageNotFound(path, "no images in this folder; name the files if their extensions are unusual")
-        elif not os.path.lexists(path) and glob.has_magic(path):
-            matches = sorted(glob.glob(path, recursive=True))
-            yield from (find_images(matches) if matches else [ImageNotFound(path, "nothing matches this pattern")])
-        else:
-            yield path
 
 
 def read_list(file: str) -> list[str]:
@@ -75,6 +48,8 @@ def listed_on_stdin() -> Iterator[str]:
 
 def sources(paths: Iterable[str], list_file: str | None = None) -> Iterator[ImageSource | ImageError]:
     """What `find_images` finds, '-' replaced by the bytes on stdin; after it what the list names ('-': on stdin)."""
+    from clipmole.inputs import find_images
+
     for path in find_images(paths):
         yield _stdin().read() if path == "-" else path
     if list_file == "-":

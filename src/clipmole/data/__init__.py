@@ -107,7 +107,7 @@ def _read(source: DataSource, unsplit: str, how: Unpacking) -> list[Sample]:
         name, query = read_query(text.removeprefix(PREFIX))
         return read_dataset(name, query, unsplit, how)
     if text.startswith(REMOTE):
-        return read_shards(text, _braces(text), unsplit, how)
+        return read_shards(text, braces(text), unsplit, how)
     if place.is_dir():
         return _read_folder(place, unsplit, how)
     return _read_files(text, unsplit, how)
@@ -152,7 +152,7 @@ def expand(pattern: str) -> list[str]:
     Raises `DataError` if something that was counted or listed is not there.
     """
     files: list[str] = []
-    for each in _braces(pattern):
+    for each in braces(pattern):
         found = sorted(glob.glob(each)) if glob.has_magic(each) else [each] * Path(each).exists()
         if not found and each != pattern:
             raise DataError(f"{pattern}: there is no {each}")
@@ -160,7 +160,8 @@ def expand(pattern: str) -> list[str]:
     return files
 
 
-def _braces(pattern: str) -> list[str]:
+def braces(pattern: str) -> list[str]:
+    """The names that a pattern counts and lists; itself if it has no braces."""
     match = re.search(r"\{([^{}]*)\}", pattern)
     if not match:
         return [pattern]
@@ -170,4 +171,4 @@ def _braces(pattern: str) -> list[str]:
         inner = [str(number).zfill(len(first)) for number in range(int(first), int(last) + 1)]
     else:
         inner = match.group(1).split(",")
-    return [text for part in inner for text in _braces(pattern[: match.start()] + part + pattern[match.end() :])]
+    return [text for part in inner for text in braces(pattern[: match.start()] + part + pattern[match.end() :])]

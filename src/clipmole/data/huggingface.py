@@ -20,6 +20,7 @@ from clipmole.data.samples import CAMERA, UNNAMED
 from clipmole.data.unpack import Unpacking, unpack
 from clipmole.data.words import SPLITS, read_label, without_lone_train
 from clipmole.errors import DataError, MissingDependency
+from clipmole.progress import Say
 from clipmole.records import ByteRange, Sample
 
 PREFIX = "hf:"
@@ -70,7 +71,7 @@ def read_dataset(name: str, query: Query, unsplit: str, how: Unpacking) -> list[
 
     Raises `DataError` if it cannot be had, or has no such columns; `MissingDependency` without the library.
     """
-    parts = _load(name, query, how)
+    parts = load_splits(name, query, how.say)
     samples: list[Sample] = []
     for split, part in parts.items():
         columns = _columns(name, part, query)
@@ -95,8 +96,11 @@ def read_dataset(name: str, query: Query, unsplit: str, how: Unpacking) -> list[
     return without_lone_train(samples, unsplit)
 
 
-def _load(name: str, query: Query, how: Unpacking) -> Mapping[str, Any]:
-    """The data set's splits."""
+def load_splits(name: str, query: Query, say: Say) -> Mapping[str, Any]:
+    """The data set's splits, or the one that the query names.
+
+    Raises `DataError` if it cannot be had or has no such split; `MissingDependency` without the library.
+    """
     try:
         import datasets
     except ImportError as error:
@@ -106,7 +110,7 @@ def _load(name: str, query: Query, how: Unpacking) -> Mapping[str, Any]:
         if is_saved(Path(name)):
             loaded = datasets.load_from_disk(name)
         else:
-            how.say(
+            say(
                 f"{name}: streamed from where it is published"
                 if query.streaming
                 else f"{name}: datasets keeps a whole copy in its cache {datasets.config.HF_DATASETS_CACHE}; "
@@ -123,8 +127,8 @@ def _load(name: str, query: Query, how: Unpacking) -> Mapping[str, Any]:
     return parts
 
 
-def _columns(name: str, part: Any, query: Query) -> dict[str, str]:
-    """What -> its column. Images are set to stay undecoded."""
+def image_column(name: str, part: Any, query: Query) -> str:
+    """The column of a split that holds its images. Raises `DataError` if that is not clear."""
     import datasets
 
     features = part.features or {}
@@ -135,6 +139,13 @@ def _columns(name: str, part: Any, query: Query) -> dict[str, str]:
             f"{name}: its columns of images are {', '.join(images) or 'none'} of {', '.join(features)}; "
             "say which holds them: ?image=..."
         )
+    return image
+
+
+def _columns(name: str, part: Any, query: Query) -> dict[str, str]:
+    """What -> its column. Images are set to stay undecoded."""
+    features = part.features or {}
+    image = image_column(name, part, query)
     if query.label not in features:
         raise DataError(f"{name}: has no column {query.label!r}, only {', '.join(features)}; say which: ?label=...")
     optional = {

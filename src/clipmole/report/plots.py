@@ -136,23 +136,49 @@ def mirrored_histogram(
     y = Axis("share of the class", -tallest, tallest, [(0, "0")])
     svg = _canvas(WIDTH, HEIGHT, label)
     _axes(svg, x, y)
-    width = (x.high - x.low) / len(up)
-    for values, sign in ((up, 1), (down, -1)):
-        points = [_xy(x, y, x.low, 0)]
-        for i, value in enumerate(values):
-            points += [_xy(x, y, x.low + (i + k) * width, sign * value) for k in (0, 1)]
-        points.append(_xy(x, y, x.high, 0))
-        kind = "open" if sign == 1 else "full"
-        svg.append(element("path", d=_path(points) + "Z", class_=f"{kind} c{index % COLOURS}"))
+    for values, kind in ((up, "open"), ([-value for value in down], "full")):
+        svg.append(_steps(values, x, y, f"{kind} c{index % COLOURS}"))
+    _mark(svg, x, y, lines)
+    svg.append(element("text", words[0], x=WIDTH - RIGHT - 4, y=TOP + 14, class_="end strong"))
+    svg.append(element("text", words[1], x=LEFT + 5, y=HEIGHT - BOTTOM - 7, class_="start strong"))
+    return svg
+
+
+def histogram(
+    values: Sequence[float], x: Axis, height: str, label: str, *, lines: Sequence[tuple[float, str]] = ()
+) -> Element:
+    """Counts in equally wide bins over `x`.
+
+    Args:
+        height: what is counted.
+        lines: places on `x` that are marked, each with a text.
+    """
+    y = even_axis(height, 0, max([*values, 1]), percent=False)
+    svg = _canvas(WIDTH, HEIGHT, label)
+    _axes(svg, x, y)
+    svg.append(_steps(values, x, y, "open c0"))
+    _mark(svg, x, y, lines)
+    return svg
+
+
+def _steps(values: Sequence[float], x: Axis, y: Axis, kind: str) -> Element:
+    """The outline of equally wide bins over `x`, from 0."""
+    width = (x.high - x.low) / len(values)
+    points = [_xy(x, y, x.low, 0)]
+    for i, value in enumerate(values):
+        points += [_xy(x, y, x.low + (i + k) * width, value) for k in (0, 1)]
+    points.append(_xy(x, y, x.high, 0))
+    return element("path", d=_path(points) + "Z", class_=kind)
+
+
+def _mark(svg: Element, x: Axis, y: Axis, lines: Sequence[tuple[float, str]]) -> None:
+    """Upright lines at places on `x`, each with its text; that of the first stands to its left."""
     for place, text in lines:
         if x.low < place < x.high:
             across = _xy(x, y, place, 0)[0]
             svg.append(element("path", d=f"M{_n(across)} {TOP}V{HEIGHT - BOTTOM}", class_="mark"))
             first = place == min(p for p, _ in lines)
             svg.append(element("text", text, x=_n(across), y=TOP - 5, class_="end" if first else "start"))
-    svg.append(element("text", words[0], x=WIDTH - RIGHT - 4, y=TOP + 14, class_="end strong"))
-    svg.append(element("text", words[1], x=LEFT + 5, y=HEIGHT - BOTTOM - 7, class_="start strong"))
-    return svg
 
 
 def strip(

@@ -1,0 +1,173 @@
+"""`clipmole scan`: many images in, a Parquet data set out; `clipmole scan report` and `groups`: of what came out."""
+
+from __future__ import annotations
+
+import os
+import re
+from datetime import datetime
+from enum import StrEnum
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from clipmole.cli.options import BackboneName, DetectorName, Precision, app, remark
+from clipmole.cli.render import with_progress
+
+SCAN = "SOURCES"  # what the command is called that is meant where no other is named
+
+
+class _ScanGroup(TyperGroup):
+    """`clipmole scan SOURCE ...` scans, unless the first word is one of the other commands."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        known = [name for name in self.commands if name != SCAN]
+        return super().parse_args(ctx, args if args and args[0] in known else [SCAN, *args])
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        name, command, rest = super().resolve_command(ctx, args)
+        return ("" if name == SCAN else name), command, rest
+
+
+scan_app = typer.Typer(cls=_ScanGroup, help="Score millions of images into a Parquet data set; goes on where it was.")
+app.add_typer(scan_app, name="scan")
+
+
+class Engine(StrEnum):
+    """Who does the work."""
+
+    LOCAL = "local"
+    RAY = "ray"
+
+
+def _workers(text: str) -> tuple[int, int]:
+    """(2, 2) of "2", (1, 8) of "1:8"."""
+    match = re.fullmatch(r"(\d+)(?::(\d+))?", text)
+    least, most = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
+    if not 1 <= least <= most:
+        raise typer.BadParameter(
+            f"{text}: give a number such as 4, or fewest and most such as 1:8", param_hint="--workers"
+        )
+    return least, most
+
+
+@scan_app.command(SCAN)
+def scan(
+    sources: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="Folders, files, quoted patterns, shards (.tar), tables (.parquet), addresses (s3://, gs://, ...), "
+            "hf:owner/name, or the folder of an earlier scan."
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="The folder to write; a scan that is there goes on.")
+    ] = None,
+    list_file: Annotated[Path | None, typer.Option("--list", help="A file with a source a line.")] = None,
+    detector: DetectorName = "embedded",
+    backbone: BackboneName = None,
+    engine: Annotated[Engine, typer.Option(help="This process, or Ray's workers.")] = Engine.LOCAL,
+    address: Annotated[
+        str | None, typer.Option(help="With ray: of a running cluster, or auto. Default: one is started here.")
+    ] = None,
+    workers: Annotated[str | None, typer.Option(help="With ray: how many, or fewest:most. Default: 1:CPUs.")] = None,
+    worker_cpus: Annotated[int, typer.Option(min=1, help="With ray: CPU cores of a worker.")] = 1,
+    since: Annotated[
+        datetime | None,
+        typer.Option(help="Only files changed then or later.", formats=["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S"]),
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="The first so many images only.")] = None,
+    sample: Annotated[float | None, typer.Option(help="A share of the images, such as 0.01, drawn by --seed.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of --sample.")] = 0,
+    where: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Of an earlier scan, rows with COLUMN=VALUE[,VALUE], !=, <, <=, > or >=; several must all hold."
+        ),
+    ] = None,
+    look_alikes: Annotated[
+        bool, typer.Option("--look-alikes", help="Keep what `clipmole scan groups` needs; decodes each image twice.")
+    ] = False,
+    part_rows: Annotated[int, typer.Option(min=1, help="Rows of a part: what a kill costs at most.")] = 1000,
+    batch_size: Annotated[int, typer.Option(min=1, help="Most crops in one forward pass.")] = 32,
+    device: Annotated[str, typer.Option(help="cpu, cuda, ...")] = "cpu",
+    precision: Annotated[
+        Precision, typer.Option(help="bfloat16 is faster and slightly less exact.")
+    ] = Precision.FLOAT32,
+) -> None:
+    """Score millions of images into a Parquet data set; a scan that was killed goes on when it is given again.
+
+    `clipmole scan report DIR` makes a page of what came out, `clipmole scan groups DIR` finds look-alikes.
+    """
+    if not sources and list_file is None:
+        raise typer.BadParameter("no images: give folders, files, shards, tables, addresses or --list")
+    if out is None:
+        raise typer.BadParameter("give the folder to write: --out DIR")
+    if engine is Engine.LOCAL and (address or workers):
+        raise typer.BadParameter("--address and --workers need --engine ray")
+
+    from clipmole.detect import Detector
+    from clipmole.scan.driver import scan as run
+    from clipmole.scan.on_ray import Cluster
+    from clipmole.scan.settings import ScanSettings
+
+    values = {
+        "sources": tuple(sources or ()),
+        "list_file": None if list_file is None else str(list_file),
+        "where": tuple(where or ()),
+        "since": since,
+        "limit": limit,
+        "sample": sample,
+        "seed": seed,
+        "part_rows": part_rows,
+        "look_alikes": look_alikes,
+    }
+    if os.path.isdir(detector):  # workers may be started elsewhere
+        detector = os.path.abspath(detector)
+    load = partial(
+        Detector.from_pretrained,
+        detector,
+        backbone=backbone,
+        device=device,
+        precision=precision.value,
+        batch_size=batch_size,
+    )
+    cluster = None
+    if engine is Engine.RAY:
+        span = _workers(workers) if workers else (1, max(1, (os.cpu_count() or 1) // worker_cpus))
+        cluster = Cluster(address, span, worker_cpus, float(device.startswith("cuda")))
+    counts = run(ScanSettings.parse(values, "options"), out, load, cluster=cluster, track=with_progress, say=remark)
+    words = ", ".join(f"{count:,} {name}" for name, count in sorted(counts.verdicts.items()))
+    remark(f"{counts.rows:,} images: {words or 'no verdicts'}; {counts.duplicates:,} copies of others")
+    typer.echo(str(out))
+    if counts.failed:
+        remark(f"{counts.failed:,} of {counts.rows:,} could not be scored; their rows say why.")
+        raise typer.Exit(1)
+
+
+@scan_app.command("report")
+def report(
+    folder: Annotated[Path, typer.Argument(help="The folder of a scan.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="The page to write. Default: FOLDER/report.html.")
+    ] = None,
+    gallery: Annotated[bool, typer.Option(help="Show images, read again from where they are.")] = True,
+) -> None:
+    """Make a page of a scan: counts, scores, folders, formats, sizes, errors, and images."""
+    from clipmole.scan.page import write_page
+
+    typer.echo(str(write_page(folder, out, gallery=gallery, say=remark)))
+
+
+@scan_app.command("groups")
+def groups(
+    folder: Annotated[Path, typer.Argument(help="The folder of a scan that kept --look-alikes.")],
+) -> None:
+    """Find images that look the same, re-encoded, resized or retouched: FOLDER/groups.parquet."""
+    from clipmole.scan.groups import write_groups
+
+    path, count, images = write_groups(folder)
+    remark(f"{images:,} images in {count:,} groups")
+    typer.echo(str(path))

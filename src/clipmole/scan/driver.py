@@ -1,0 +1,245 @@
+"""Sources, settings, a detector and an engine -> a scan's folder: listings, parts, `scan.json`.
+
+In: `ScanSettings` and how to load the detector. Out: `parts/`, a Parquet data set of one row an image, and `scan.json`
+with counts and configuration. Given again it does what is missing, and if nothing is, looks for new images. A part is
+there whole or not at all, and which images are in it is a function of the listing alone: so a kill at any moment loses
+no row and makes none twice. It knows nothing of pages or terminals.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sqlite3
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Protocol
+
+from clipmole.detect import Detector
+from clipmole.environment import environment
+from clipmole.errors import ConfigError, DataError
+from clipmole.files import write_texts
+from clipmole.progress import Say, Track, silent, untracked
+from clipmole.scan import on_ray
+from clipmole.scan.firsts import Firsts, is_filled
+from clipmole.scan.listing import SCAN, Listings, absolute, write_listing
+from clipmole.scan.local import score_here
+from clipmole.scan.parts import Parts, Progress, locked, writing
+from clipmole.scan.rows import Row
+from clipmole.scan.scorer import Step
+from clipmole.scan.settings import ScanSettings
+from clipmole.scan.summary import Counts, count_rows
+
+FORMAT = 1
+
+
+class Known(Protocol):
+    """`Firsts`, here or at the desk."""
+
+    def put(self, rows: list[Row]) -> None: ...
+    def fill(self, rows: list[Row]) -> list[Row]: ...
+
+
+def scan(
+    settings: ScanSettings,
+    out: Path,
+    load: Callable[[], Detector],
+    *,
+    cluster: on_ray.Cluster | None = None,
+    track: Track = untracked,
+    say: Say = silent,
+) -> Counts:
+    """Score what the settings name and the folder does not hold yet.
+
+    Args:
+        out: the folder; a scan that is there goes on.
+        load: makes the detector; workers of a cluster call it too, so it must be possible to pickle it.
+        cluster: None: score in this process.
+
+    Returns what the folder holds then. Raises `ConfigError` if it holds a scan of other images or by another detector,
+    `DataError` if a source is wrong or the folder cannot be written; what is written stays valid.
+    """
+    settings = _placed(settings)
+    detector = load()
+    configuration = _configuration(settings, detector)
+    with locked(out):
+        before = _begun(out, configuration)
+        with writing(out):
+            _write(out, before | {"format": FORMAT, "finished": False, "configuration": configuration})
+        began, clock = datetime.now(UTC).replace(microsecond=0), time.perf_counter()
+        try:
+            rows = _bring_up(settings, out, load, detector, cluster, track, say)
+        except sqlite3.Error as error:
+            raise DataError(
+                f"the index of contents cannot be kept in the temporary folder: {error}; free space there, or name "
+                "another with SQLITE_TMPDIR, and give the same command again to go on"
+            ) from error
+        counts = count_rows(out)
+        run = {
+            "began": began.isoformat(),
+            "engine": "local" if cluster is None else "ray",
+            "rows": rows,
+            "seconds": round(time.perf_counter() - clock, 3),
+        }
+        runs = [*before.get("runs", []), *([run] if rows else [])]
+        facts = {"format": FORMAT, "finished": True, "configuration": configuration, **counts.facts(), "runs": runs}
+        with writing(out):
+            _write(out, facts | {"versions": environment()})
+    return counts
+
+
+def _bring_up(
+    settings: ScanSettings,
+    out: Path,
+    load: Callable[[], Detector],
+    detector: Detector,
+    cluster: on_ray.Cluster | None,
+    track: Track,
+    say: Say,
+) -> int:
+    """Score what is missing; returns how many rows that were."""
+    parts, listings = Parts(out), Listings(out)
+    done = parts.done()
+    missing = _missing(done, listings)
+    there = sum(progress.rows for progress in done.values())
+    if not missing:
+        again = bool(listings.files)
+        if again and settings.limit is not None:
+            return 0  # the first so many are there
+        with writing(out):
+            added = write_listing(out, settings)
+        if again:
+            say(f"{out}: was complete; {added or 'no'} new sources since")
+        listings = Listings(out)
+        missing = _missing(done, listings)
+    elif there:
+        say(f"{out}: {there:,} rows are there, going on")
+    if not missing:
+        return 0
+    known: Firsts | on_ray.AtDesk
+    if cluster is None:
+        known = Firsts()
+    else:
+        on_ray.connect(cluster)
+        known = on_ray.open_desk(out)
+    for rows in parts.rows():
+        known.put(rows)
+    if isinstance(known, Firsts):
+        steps = score_here(detector, settings, listings, missing, known)
+    else:
+        assert cluster is not None
+        steps = on_ray.score_on_ray(load, settings, missing, known, cluster)
+    begun = {chunk: progress.parts for chunk, progress in done.items() if not progress.ended}
+    writer = Writer(parts, known, settings.part_rows, begun)
+    total = None if listings.images is None else max(0, listings.images - there)
+    return sum(1 for _ in track(writer.written(steps), "scoring", total))
+
+
+def _missing(done: Mapping[int, Progress], listings: Listings) -> dict[int, int]:
+    """Chunk -> rows of it that are there, of chunks that are not complete."""
+    return {
+        chunk: done[chunk].rows if chunk in done else 0
+        for chunk in range(listings.chunks)
+        if chunk not in done or not done[chunk].ended
+    }
+
+
+class Writer:
+    """Rows of chunks -> parts; a part with copies of images waits until the firsts of them are known."""
+
+    def __init__(self, parts: Parts, known: Known, part_rows: int, begun: dict[int, int]) -> None:
+        self.parts = parts
+        self.known = known
+        self.part_rows = part_rows
+        self.next = begun  # chunk -> number of its next part
+        self.rows: dict[int, list[Row]] = {}  # of the part that is being filled
+        self.waiting: list[tuple[int, int, list[Row], bool]] = []
+
+    def written(self, steps: Iterable[Step]) -> Iterator[Row]:
+        """Write the rows of `steps` and pass them on. Raises `DataError` if they cannot be written."""
+        for chunk, row in steps:
+            rows = self.rows.setdefault(chunk, [])
+            if row is None or len(rows) == self.part_rows:
+                self._part(chunk, ended=row is None)
+            if row is not None:
+                self.rows[chunk].append(row)
+                yield row
+        if self.rows or self.waiting:
+            raise DataError(f"{self.parts.folder}: some chunks did not end; give the same command again to go on")
+
+    def _part(self, chunk: int, ended: bool) -> None:
+        rows = self.rows.pop(chunk)
+        number = self.next.get(chunk, 0)
+        if ended:
+            self.next.pop(chunk, None)
+        else:
+            self.next[chunk], self.rows[chunk] = number + 1, []
+        self.known.put([row for row in rows if row.duplicate_of is None])
+        self.waiting.append((chunk, number, rows, ended))
+        self._settle()
+
+    def _settle(self) -> None:
+        """Write the parts that lack nothing; those of a chunk in their order."""
+        waiting, self.waiting = self.waiting, []
+        held = set()
+        for chunk, number, rows, ended in waiting:
+            filled = self.known.fill(rows)
+            if chunk in held or not all(map(is_filled, filled)):
+                held.add(chunk)
+                self.waiting.append((chunk, number, filled, ended))
+            else:
+                self.parts.write(chunk, number, filled, ended)
+
+
+def _placed(settings: ScanSettings) -> ScanSettings:
+    """The settings with absolute paths, that mean the same wherever the command or a worker is started."""
+    changes: dict[str, Any] = {"sources": tuple(map(absolute, settings.sources))}
+    if settings.list_file is not None:
+        path = os.path.abspath(settings.list_file)
+        try:
+            with open(path, "rb") as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+        except OSError as error:
+            raise DataError(f"{path}: cannot be read: {error.strerror}") from error
+        changes |= {"list_file": path, "list_sha256": digest}
+    return settings.model_copy(update=changes)
+
+
+def _configuration(settings: ScanSettings, detector: Detector) -> dict[str, Any]:
+    calibration = detector.calibration
+    return {
+        **settings.model_dump(mode="json"),
+        "detector": detector.name,
+        "precision": detector.precision,
+        "thresholds": None if calibration is None else calibration.thresholds.model_dump(),
+    }
+
+
+def _begun(out: Path, configuration: dict[str, Any]) -> dict[str, Any]:
+    """What `scan.json` of an earlier run says; {} if there is none. Raises `ConfigError` if that was another scan."""
+    path = out / SCAN
+    if not any(out.glob("listing-*.parquet")):
+        return {}  # there was nothing to scan, or it was killed before it began
+    if not path.exists():
+        raise DataError(f"{out}: holds listings and no {SCAN}; name another --out, or delete that folder")
+    try:
+        before: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        then, version = before["configuration"], before["format"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path}: is damaged; name another --out, or delete that folder") from error
+    if version != FORMAT:
+        raise ConfigError(f"{path}: is of format {version}, this clipmole writes {FORMAT}; name another --out")
+    for key, value in configuration.items():
+        if then.get(key) != value:
+            raise ConfigError(
+                f"{out}: was begun with {key}={then.get(key)}, and now it is {value}; the two must not be mixed: "
+                "give the same again to go on, or name another --out"
+            )
+    return {"runs": before.get("runs", [])}
+
+
+def _write(out: Path, facts: dict[str, Any]) -> None:
+    write_texts(out, {SCAN: json.dumps(facts, indent=2) + "\n"})

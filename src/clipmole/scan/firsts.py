@@ -1,0 +1,78 @@
+"""Contents that were seen -> the image that is scored for all with the same bytes.
+
+In: digests with the source that asks. Out: whether to score it, and afterwards what was found. Kept in a temporary
+database on the disk (in the folder that SQLITE_TMPDIR names, else /var/tmp or /tmp), which is gone with the process:
+about 200 bytes a distinct image there, and at most 64 MiB in memory. Safe from many threads. It knows nothing of
+engines or files.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+
+from clipmole.scan.rows import RESULT, Row
+
+COLUMNS = ", ".join(RESULT)
+
+
+class Firsts:
+    """The first image of each content."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.base = sqlite3.connect("", check_same_thread=False, isolation_level=None)
+        self.base.execute("PRAGMA journal_mode = OFF")
+        self.base.execute("PRAGMA synchronous = OFF")
+        self.base.execute("PRAGMA cache_size = -65536")
+        self.base.execute(
+            f"CREATE TABLE firsts (digest BLOB PRIMARY KEY, source TEXT, known INTEGER, {COLUMNS}) WITHOUT ROWID"
+        )
+
+    def claim(self, asked: Sequence[tuple[str, str]]) -> list[str | None]:
+        """For each (sha256, source): None if it is to be scored, else the source that is scored for it.
+
+        Asked again by the same source, the answer is the same: a worker that died is replaced by one that asks anew.
+        """
+        answers: list[str | None] = []
+        with self.lock:
+            for sha256, source in asked:
+                digest = bytes.fromhex(sha256)
+                self.base.execute(
+                    "INSERT OR IGNORE INTO firsts (digest, source, known) VALUES (?, ?, 0)", (digest, source)
+                )
+                (owner,) = self.base.execute("SELECT source FROM firsts WHERE digest = ?", (digest,)).fetchone()
+                answers.append(None if owner == source else owner)
+        return answers
+
+    def put(self, rows: Iterable[Row]) -> None:
+        """Keep what was found of images, or of copies of them."""
+        values = [
+            (bytes.fromhex(row.sha256), row.duplicate_of or row.source, *(getattr(row, name) for name in RESULT))
+            for row in rows
+            if row.sha256 is not None
+        ]
+        marks = ", ".join("?" * len(RESULT))
+        with self.lock:
+            self.base.execute("BEGIN")
+            self.base.executemany(f"INSERT OR REPLACE INTO firsts VALUES (?, ?, 1, {marks})", values)
+            self.base.execute("COMMIT")
+
+    def fill(self, rows: Sequence[Row]) -> list[Row]:
+        """The rows, those of copies with what was found of the first, where that is known by now."""
+        filled = []
+        with self.lock:
+            for row in rows:
+                found = None
+                if row.duplicate_of is not None and not is_filled(row):
+                    query = f"SELECT {COLUMNS} FROM firsts WHERE digest = ? AND known"
+                    found = self.base.execute(query, (bytes.fromhex(row.sha256 or ""),)).fetchone()
+                filled.append(replace(row, **dict(zip(RESULT, found, strict=True))) if found else row)
+        return filled
+
+
+def is_filled(row: Row) -> bool:
+    """Whether a row says what was found."""
+    return row.logit is not None or row.error_code is not None

@@ -1,0 +1,331 @@
+"""What a scan was given -> a list of units on the disk, in chunks; everything else is a function of it.
+
+In: `ScanSettings`. Out: Parquet files `listing-0000.parquet`, ... whose row groups are chunks: some files, or one
+shard, table or run of rows. A chunk is the piece of work that an engine gets, and its rows are written as parts that
+bear its number. A listing appears when it is whole; a later one holds what the earlier ones do not. Memory does not
+grow with the number of images, but for the names of one folder. It opens no image.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import glob
+import hashlib
+import os
+import sqlite3
+from collections.abc import Iterable, Iterator
+from dataclasses import fields, replace
+from itertools import groupby, islice
+from pathlib import Path
+from typing import Any, cast
+
+from clipmole.data import braces
+from clipmole.data.huggingface import PREFIX, is_saved
+from clipmole.errors import ConfigError, DataError, ImageNotFound
+from clipmole.images import IMAGE_EXTENSIONS
+from clipmole.inputs import find_images
+from clipmole.scan.places import File, files_below, is_address, local_file
+from clipmole.scan.rows import schema
+from clipmole.scan.settings import ScanSettings, row_filter
+from clipmole.scan.units import TABLE, TAR, Unit, count_members, data_set_units, entries, table_columns, table_paths
+
+NAME = "listing-{:04d}.parquet"
+SCAN = "scan.json"  # in the folder of a scan
+PARTS = "parts"
+
+
+class Listings:
+    """The listings in a scan's folder.
+
+    Attributes:
+        chunks: how many there are.
+        images: how many images they hold; None: not known, for a shard or a data set does not say.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        from pyarrow import parquet
+
+        self.files = [parquet.ParquetFile(path) for path in sorted(folder.glob("listing-*.parquet"))]
+        self.chunks = sum(file.num_row_groups for file in self.files)
+        known = [file.metadata.metadata.get(b"images", b"") for file in self.files]
+        self.images = sum(map(int, known)) if all(known) else None
+
+    def units(self, chunk: int) -> list[Unit]:
+        """The units of a chunk."""
+        for file in self.files:
+            if chunk < file.num_row_groups:
+                rows = file.read_row_group(chunk).to_pylist()
+                for row in rows:
+                    row["place"] = os.fsdecode(row["place"])
+                    row["only"] = None if row["only"] is None else tuple(row["only"])
+                return [Unit(**row) for row in rows]
+            chunk -= file.num_row_groups
+        raise IndexError(chunk)
+
+    def all_units(self) -> Iterator[Unit]:
+        for chunk in range(self.chunks):
+            yield from self.units(chunk)
+
+
+class _Seen:
+    """Names that came before, on the disk: 16 bytes each of a temporary database."""
+
+    def __init__(self) -> None:
+        self.base = sqlite3.connect("", isolation_level=None)
+        self.base.execute("PRAGMA journal_mode = OFF")
+        self.base.execute("PRAGMA synchronous = OFF")
+        self.base.execute("CREATE TABLE seen (name BLOB PRIMARY KEY) WITHOUT ROWID")
+
+    def new(self, unit: Unit) -> bool:
+        """Whether a unit did not come before; from now on it has."""
+        key = f"{unit.place}\0{unit.first}\0{unit.only}".encode(errors="surrogateescape")
+        name = hashlib.blake2b(key, digest_size=16).digest()
+        return self.base.execute("INSERT OR IGNORE INTO seen VALUES (?)", (name,)).rowcount == 1
+
+
+def write_listing(folder: Path, settings: ScanSettings) -> int:
+    """List what the sources hold and the earlier listings in `folder` do not; returns how many units were added.
+
+    Raises `DataError` and `ConfigError` naming the source that is wrong, `OSError` if it cannot be written. Nothing
+    is left of a listing that was not finished.
+    """
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    text = pa.string()
+    kinds = {
+        "kind": text,
+        "place": pa.binary(),  # names of files need not be UTF-8
+        "size": pa.int64(),
+        "only": pa.list_(text),
+        "first": pa.int64(),
+        "last": pa.int64(),
+    }
+    columns = pa.schema({**kinds, "take": pa.int64()})
+    assert [field.name for field in fields(Unit)] == columns.names
+    seen, before = _Seen(), Listings(folder)
+    for unit in before.all_units():
+        seen.new(unit)
+    part = folder / f".listing-{os.getpid()}"
+    added, images = 0, cast("int | None", 0)
+    try:
+        with part.open("wb") as file:
+            with parquet.ParquetWriter(file, columns) as writer:
+                for chunk in _chunks(_limited(_new(settings, seen), settings), settings.part_rows):
+                    units = {name: [getattr(unit, name) for unit, _ in chunk] for name in columns.names}
+                    units["place"] = list(map(os.fsencode, units["place"]))
+                    writer.write_table(pa.table(units, columns))
+                    added += len(chunk)
+                    for _, count in chunk:
+                        images = None if images is None or count is None else images + count
+                writer.add_key_value_metadata({"images": "" if images is None else str(images)})
+            file.flush()
+            os.fsync(file.fileno())
+        if added or not before.files:
+            os.replace(part, folder / NAME.format(len(before.files)))
+    finally:
+        part.unlink(missing_ok=True)
+    return added
+
+
+def _new(settings: ScanSettings, seen: _Seen) -> Iterator[Unit]:
+    for source in settings.sources:
+        yield from filter(seen.new, _drawn(_of_source(source, settings), settings))
+    if settings.list_file is not None:
+        with _list_file(settings.list_file) as lines:
+            listed = (unit for line in lines for unit in _of_listed(line, settings))
+            yield from filter(seen.new, _drawn(listed, settings))
+
+
+def _drawn(units: Iterable[Unit], settings: ScanSettings) -> Iterator[Unit]:
+    return (unit for unit in units if unit.kind != "file" or settings.draws(unit.place))
+
+
+def _limited(units: Iterable[Unit], settings: ScanSettings) -> Iterator[tuple[Unit, int | None]]:
+    """Units with the images they hold, None where that is not known; no more images than the limit."""
+    left = settings.limit
+    for unit in units:
+        count = _count(unit, settings)
+        if left is None:
+            yield unit, count
+            continue
+        if count is None:
+            count = sum(1 for _ in islice(entries(unit, settings), left))
+        count = min(count, left)
+        yield replace(unit, take=count) if unit.kind != "file" else unit, count
+        left -= count
+        if left == 0:
+            return
+
+
+def _count(unit: Unit, settings: ScanSettings) -> int | None:
+    if unit.kind == "file":
+        return 1
+    if settings.sample is not None:
+        return None
+    if unit.only is not None:
+        return len(unit.only)
+    if unit.kind == "rows":
+        return None if unit.last is None else unit.last - (unit.first or 0)
+    if unit.kind == "table":
+        return table_columns(unit.place)[2]
+    return None if is_address(unit.place) else count_members(unit.place)
+
+
+def _chunks(units: Iterable[tuple[Unit, int | None]], rows: int) -> Iterator[list[tuple[Unit, int | None]]]:
+    """Files by the number that makes a part; what holds many images by itself."""
+    files: list[tuple[Unit, int | None]] = []
+    for unit, count in units:
+        if unit.kind != "file":
+            yield [(unit, count)]
+            continue
+        files.append((unit, count))
+        if len(files) == rows:
+            yield files
+            files = []
+    if files:
+        yield files
+
+
+@contextlib.contextmanager
+def _list_file(path: str) -> Iterator[Iterator[str]]:
+    """The lines of a list file, or what stands between its NULs, one at a time."""
+    try:
+        with open(path, "rb") as file:
+            nul = b"\0" in file.read(65536)
+            file.seek(0)
+            pieces = _split(file, b"\0") if nul else (line.rstrip(b"\r\n") for line in file)
+            yield (os.fsdecode(piece) for piece in pieces if piece.strip())
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}") from error
+
+
+def _split(file: Any, end: bytes) -> Iterator[bytes]:
+    rest = b""
+    while block := file.read(65536):
+        *whole, rest = (rest + block).split(end)
+        yield from whole
+    yield rest
+
+
+def _of_source(source: str, settings: ScanSettings) -> Iterator[Unit]:
+    """Units of one source. Raises `DataError` if there is nothing."""
+    if settings.where and not (Path(source) / SCAN).is_file():
+        raise ConfigError(f"{source}: is no scan; --where takes rows of an earlier scan, so give its folder")
+    if source.startswith(PREFIX) or (not is_address(source) and is_saved(Path(source))):
+        if settings.since is not None:
+            raise ConfigError(f"{source}: a data set does not say when an image was changed; leave --since out")
+        yield from data_set_units(source if source.startswith(PREFIX) else PREFIX + source, settings.part_rows)
+    elif is_address(source):
+        for each in braces(source):
+            yield from _recent(_gathered(each, files_below(each), not glob.has_magic(each)), settings)
+    elif (Path(source) / SCAN).is_file():
+        yield from _scanned(Path(source), settings)
+    else:
+        for each in [source] if os.path.lexists(source) else braces(source):
+            yield from _recent(_gathered(each, _local(each), os.path.isdir(each)), settings)
+
+
+def absolute(source: str) -> str:
+    """A local path or pattern from the root on; what is an address or a data set as it is."""
+    return source if is_address(source) or source.startswith(PREFIX) else os.path.abspath(source)
+
+
+def _of_listed(line: str, settings: ScanSettings) -> Iterator[Unit]:
+    """Units of a line of a list: a single file, which need not be there; else as any source."""
+    line = absolute(line)
+    single = os.path.splitext(line)[1].lower() in IMAGE_EXTENSIONS and not glob.has_magic(line)
+    if settings.since is None and (
+        single or not (is_address(line) or os.path.isdir(line) or TAR.search(line) or TABLE.search(line))
+    ):
+        yield Unit("file", line)
+    else:
+        yield from _of_source(line, settings)
+
+
+def _local(source: str) -> Iterator[File]:
+    """Files of a local file, folder or pattern; in a folder without images its shards and tables."""
+    for found in find_images([source]):
+        if isinstance(found, ImageNotFound):
+            if not os.path.isdir(found.source):
+                raise DataError(f"{found}; nothing was scanned")
+            names = sorted(glob.glob(os.path.join(glob.escape(found.source), "**"), recursive=True))
+            shards = [name for name in names if TAR.search(name) or TABLE.search(name)]
+            if not shards:
+                raise DataError(f"{found.source}: holds no images, shards (.tar) or tables (.parquet)")
+            yield from map(local_file, shards)
+        elif os.path.lexists(found):
+            yield local_file(found)
+        else:
+            raise DataError(f"{found}: there is no such file or folder; check the path")
+
+
+def _gathered(source: str, files: Iterable[File], folder: bool) -> Iterator[tuple[Unit, File]]:
+    """Units of files. Of a folder's: its images; its shards and tables only where it holds no image."""
+    aside: list[File] = []
+    found = False
+    for file in files:
+        if TAR.search(file.place) or TABLE.search(file.place):
+            aside.append(file)
+        elif not folder or os.path.splitext(file.place)[1].lower() in IMAGE_EXTENSIONS:
+            found = True
+            yield Unit("file", file.place, file.size), file
+    if folder and found:
+        return
+    for file in aside:
+        yield from _of_container(file)
+    if not found and not aside:
+        raise DataError(f"{source}: holds no images, shards (.tar) or tables (.parquet)")
+
+
+def _of_container(file: File) -> Iterator[tuple[Unit, File]]:
+    if TAR.search(file.place):
+        yield Unit("tar", file.place, file.size), file
+        return
+    held, paths, _ = table_columns(file.place)
+    if held is not None:
+        yield Unit("table", file.place, file.size), file
+    elif paths is not None:
+        for path in table_paths(file.place, paths):
+            yield Unit("file", path), local_file(path) if not is_address(path) else file
+
+
+def _recent(units: Iterable[tuple[Unit, File]], settings: ScanSettings) -> Iterator[Unit]:
+    """The units whose files are as new as asked for."""
+    for unit, file in units:
+        if settings.since is not None:
+            if file.modified is None:
+                raise ConfigError(f"{file.place}: it is not known when it was changed; leave --since out")
+            if file.modified < settings.since:
+                continue
+        yield unit
+
+
+def _scanned(folder: Path, settings: ScanSettings) -> Iterator[Unit]:
+    """The images of an earlier scan's rows."""
+    if settings.since is not None:
+        raise ConfigError(f"{folder}: --since does not go with an earlier scan; give --where time>=...")
+    chosen = row_filter(settings.where)
+    for container, rows in groupby(
+        read_rows(folder, chosen, ["source", "container", "member", "bytes"]), lambda row: row["container"]
+    ):
+        if container is None:
+            for row in rows:
+                yield Unit("file", row["source"], row["bytes"])
+            continue
+        while members := tuple(row["member"] for row in islice(rows, settings.part_rows) if row["member"] is not None):
+            yield Unit.of_container(container, members)
+
+
+def read_rows(folder: Path, chosen: Any = None, columns: list[str] | None = None) -> Iterator[dict[str, Any]]:
+    """Rows of a scan, part after part, those that a filter of pyarrow's chooses."""
+    from pyarrow import dataset
+
+    paths = [str(path) for path in sorted((folder / PARTS).glob("part-*.parquet"))]
+    if not paths:
+        return
+    table = dataset.dataset(paths, schema=schema(), format="parquet")
+    for batch in table.to_batches(
+        filter=chosen, columns=columns, batch_size=1000, fragment_readahead=1, batch_readahead=1
+    ):
+        yield from batch.to_pylist()

@@ -1,0 +1,127 @@
+"""Rows -> Parquet files in a scan's folder, each there whole or not at all.
+
+In: rows of a chunk, in their order. Out: `parts/part-0000012-000-end.parquet`: of chunk 12 the first part, which is
+its last. Names say all that a restart has to know. Whatever happens while a part is written, what is there stays valid.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from clipmole.errors import DataError
+from clipmole.scan.listing import PARTS
+from clipmole.scan.rows import Row, from_table, to_table
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+PART = re.compile(r"part-(\d+)-(\d+)(-end)?\.parquet")
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a chunk is: parts that are there, rows in them, and whether that is all."""
+
+    parts: int = 0
+    rows: int = 0
+    ended: bool = False
+
+
+class Parts:
+    """The parts in a scan's folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.place = folder / PARTS
+
+    def paths(self) -> list[Path]:
+        """All parts, in the order of their chunks."""
+        return sorted(path for path in self.place.glob("part-*.parquet") if PART.fullmatch(path.name))
+
+    def done(self) -> dict[int, Progress]:
+        """Chunk -> how far it is; of chunks with a part. Clears away what a kill left half-written."""
+        from pyarrow import parquet
+
+        for left in self.place.glob(".part-*"):
+            left.unlink()
+        found: dict[int, Progress] = {}
+        for path in self.paths():
+            match = PART.fullmatch(path.name)
+            assert match
+            chunk, ended = int(match[1]), match[3] is not None
+            before = found.get(chunk, Progress())
+            rows = before.rows + parquet.read_metadata(path).num_rows
+            found[chunk] = Progress(before.parts + 1, rows, before.ended or ended)
+        return found
+
+    def rows(self) -> Iterator[list[Row]]:
+        """Rows of each part."""
+        from pyarrow import parquet
+
+        for path in self.paths():
+            yield from_table(parquet.read_table(path))
+
+    def write(self, chunk: int, part: int, rows: list[Row], ended: bool) -> None:
+        """Write a part; one that is there already is the same. Raises `DataError` if it cannot be written."""
+        name = f"part-{chunk:07d}-{part:03d}{'-end' if ended else ''}.parquet"
+        write_parquet(to_table(rows), self.place / name)
+
+
+def write_parquet(table: pa.Table, path: Path) -> None:
+    """The whole file or none, on the disk when this returns. Raises `DataError` if it cannot be written."""
+    from pyarrow import BufferOutputStream, parquet
+
+    memory = BufferOutputStream()
+    parquet.write_table(table, memory, compression="zstd")
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    with writing(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with aside.open("wb") as file:
+                file.write(memory.getvalue())
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(aside, path)
+        except OSError:
+            aside.unlink(missing_ok=True)
+            raise
+        directory = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)
+
+
+@contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """Turn a full disk into one clear line."""
+    try:
+        yield
+    except OSError as error:
+        raise DataError(
+            f"{folder}: cannot be written: {error.strerror or error}; what is there is whole: free space and give "
+            "the same command again to go on"
+        ) from error
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold a scan's folder against a second scan; the lock ends with the process."""
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        file = (folder / ".lock").open("w")
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise DataError(f"{folder}: another scan is writing here; wait for it, or name another --out") from error
+        except OSError:  # a file system without locks
+            pass
+        yield

@@ -1,0 +1,148 @@
+"""Images to be -> rows, by a `Detector`: the same class whatever engine calls it.
+
+In: entries, chunk after chunk, None at the end of each. Out: their rows in the same order, and the ends. Bytes are
+fetched by threads ahead of the detector. An image whose bytes another one has is not scored: its row says which.
+It knows nothing of listings, parts or other workers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from itertools import islice
+from typing import Protocol
+
+from clipmole.audit.files import looks
+from clipmole.detect import Detector
+from clipmole.errors import DataError, ImageError, ImageNotRead
+from clipmole.images import image_format, load_image
+from clipmole.pipeline import ahead
+from clipmole.scan.places import read_place
+from clipmole.scan.rows import Row, in_utf8, scored
+from clipmole.scan.units import Entry
+
+READERS = 8  # threads that fetch bytes
+CLAIMED = 16  # images whose contents are asked about at once
+FAILURES = 100  # files in a row that cannot be fetched: the network is gone, not the files
+
+
+class Claims(Protocol):
+    """Who scores an image of given bytes; `Firsts`, or what stands for it in another process."""
+
+    def claim(self, asked: Sequence[tuple[str, str]]) -> list[str | None]:
+        """For each (sha256, source): None if it is to be scored, else the source that is scored for it."""
+        ...
+
+
+Step = tuple[int, Row | None]
+"""A chunk and one of its rows; None: it has no more."""
+
+
+class _Told(ImageError):
+    """Takes the place of what is not to be scored on its way through the detector."""
+
+    def __init__(self) -> None:
+        super().__init__("", "")
+
+
+@dataclass(frozen=True, slots=True)
+class _Read:
+    """A row that lacks its score, and its bytes."""
+
+    row: Row
+    data: bytes | ImageError
+
+
+class Scorer:
+    """Scores entries with one detector.
+
+    Args:
+        claims: who scores an image that is there several times.
+        readers: threads that fetch bytes.
+        look_alikes: also decode each image for a perceptual hash and a thumbnail.
+    """
+
+    def __init__(
+        self, detector: Detector, claims: Claims, *, readers: int = READERS, look_alikes: bool = False
+    ) -> None:
+        self.detector = detector
+        self.claims = claims
+        self.readers = readers
+        self.look_alikes = look_alikes
+
+    def rows(self, entries: Iterable[tuple[int, Entry | None]]) -> Iterator[Step]:
+        """A row an entry, in order; a row that is the copy of another says which, and no more.
+
+        Raises `DataError` where no file can be fetched any more, and whatever `entries` raises.
+        """
+        waiting: deque[tuple[int, Row | None, bool]] = deque()
+        failures = 0
+
+        def images() -> Iterator[bytes | ImageError]:
+            for chunk, item in self._claimed(iter(entries)):
+                to_score = isinstance(item, _Read)
+                waiting.append((chunk, item.row if isinstance(item, _Read) else item, to_score))
+                yield item.data if isinstance(item, _Read) else _Told()
+
+        for result in self.detector.stream(images()):
+            chunk, row, to_score = waiting.popleft()
+            if to_score and row is not None:
+                row = scored(row, result)
+                failures = failures + 1 if row.error_code == ImageNotRead.code else 0
+                if failures >= FAILURES:
+                    raise DataError(
+                        f"{FAILURES} files in a row could not be fetched, the last: {row.source}: {row.error}; mend "
+                        "that and give the same command again to go on"
+                    )
+            yield chunk, row
+
+    def _claimed(self, entries: Iterator[tuple[int, Entry | None]]) -> Iterator[tuple[int, _Read | Row | None]]:
+        """What is read, the copies among it without their bytes."""
+
+        def fetch(step: tuple[int, Entry | None]) -> tuple[int, _Read | None]:
+            return step[0], None if step[1] is None else self._fetch(step[1])
+
+        fetched = ahead(fetch, entries, workers=self.readers, limit=2 * self.readers)
+        read = (item for item in fetched if item is not None)
+        while some := list(islice(read, CLAIMED)):
+            asked = [(item.row.sha256, item.row.source) for _, item in some if item is not None and item.row.sha256]
+            owners = dict(zip((source for _, source in asked), self.claims.claim(asked), strict=True))
+            for chunk, item in some:
+                owner = None if item is None else owners.get(item.row.source)
+                yield chunk, item if item is None or owner is None else replace(item.row, duplicate_of=owner)
+
+    def _fetch(self, entry: Entry) -> _Read:
+        """The bytes of an entry, or why there are none, and what can be said of it without looking at it."""
+        data = entry.data
+        if data is None:
+            try:
+                data = read_place(entry.source, entry.size)
+            except ImageError as error:
+                data = error
+        row = Row(
+            source=in_utf8(entry.source),
+            container=None if entry.container is None else in_utf8(entry.container),
+            member=None if entry.member is None else in_utf8(entry.member),
+            sha256=hashlib.sha256(data).hexdigest() if isinstance(data, bytes) else None,
+            logit=None,
+            probability=None,
+            verdict=None,
+            tiles=None,
+            width=None,
+            height=None,
+            bytes=len(data) if isinstance(data, bytes) else entry.size,
+            format=image_format(data) if isinstance(data, bytes) else None,
+            error_code=None,
+            error=None,
+            detector=self.detector.name,
+            time=datetime.now(UTC).replace(microsecond=0),
+        )
+        if self.look_alikes and isinstance(data, bytes):
+            with contextlib.suppress(ImageError):  # the detector says so
+                phash, thumbnail = looks(load_image(data))
+                row = replace(row, phash=None if phash is None else f"{phash:016x}", thumbnail=thumbnail)
+        return _Read(row, data)
