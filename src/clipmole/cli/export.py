@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from clipmole.cli.inputs import find_images
 from clipmole.cli.options import BackboneName, Precision, app, remark
 from clipmole.errors import ImageError
 
@@ -79,6 +78,8 @@ def export(
 
 def _images(paths: list[str] | None) -> Iterable[ImageSource]:
     """What was named, one by one; the first that is not there is raised."""
+    from clipmole.inputs import find_images
+
     for path in find_images(paths or []):
         if isinstance(path, ImageError):
             raise path
