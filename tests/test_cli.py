@@ -98,7 +98,10 @@ def test_a_list_on_stdin_is_scored_as_it_comes(detector: list[str], photos: Path
 
 
 def test_ctrl_c_ends_a_wait_for_stdin(detector: list[str], photos: Path) -> None:
-    command = [sys.executable, "-m", "clipmole.cli", "detect", "--list", "-", "--json", *detector]
+    # What a shell starts in the background ignores SIGINT, and so does what that starts.
+    heed = "signal.signal(signal.SIGINT, signal.default_int_handler)"
+    program = f"import signal, clipmole.cli; {heed}; clipmole.cli.main()"
+    command = [sys.executable, "-c", program, "detect", "--list", "-", "--json", *detector]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdin is not None
         assert process.stdout is not None

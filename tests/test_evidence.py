@@ -27,6 +27,7 @@ from clipmole.evidence import Evidence, explain
 from clipmole.models import vit
 from clipmole.models.detector import MoLEDetector
 from clipmole.preprocess import preprocess
+from clipmole.runtimes.pytorch import TorchRuntime
 
 PLAIN = MoLEConfig(shared_rank=0, expert_ranks=())
 LORA = MoLEConfig(expert_ranks=())
@@ -186,29 +187,9 @@ def test_gates_of_top_k_routers_have_zeros() -> None:
         assert ((gates == 0).sum(-1) == 2).all()
 
 
-class GraphOnly(Detector):
-    """A detector that runs on a graph: it has logits, and no network to ask."""
-
-    def __init__(self, graph: MoLEDetector) -> None:
-        self.graph = graph
-        super().__init__(graph, PREPROCESS, name="graph")
-
-    @property
-    def network(self) -> MoLEDetector:
-        raise ConfigError("a graph without a network")
-
-    @network.setter
-    def network(self, network: MoLEDetector) -> None:
-        pass
-
-    def _logits(self, crops: np.ndarray) -> np.ndarray:  # type: ignore[type-arg]
-        with torch.no_grad():
-            return self.graph(torch.from_numpy(crops)).numpy()  # type: ignore[no-any-return]
-
-
 def test_without_gradients_tokens_are_refused_and_tiles_are_not() -> None:
     network = tiny_network()
-    detector = GraphOnly(network)
+    detector = Detector(None, PREPROCESS, name="graph", runtime=TorchRuntime(network, "cpu", "float32"))
     evidence = explain(detector, picture(0))
     assert evidence.tiles == explain(Detector(network, PREPROCESS), picture(0)).tiles
     assert (evidence.patch_size, evidence.expert_ranks) == (None, ())
