@@ -125,7 +125,9 @@ export class EvidenceMap {
         this.element.querySelector(`input[value=${this.kind}]`).checked = true;
         return;
       }
-      const routing = this.tiles[0].routing;
+    }
+    const { routing } = this.tiles[0];
+    if (kind !== "crops" && !this.blocks.options.length) {  // asked for now, or before this card was opened again
       this.blocks.replaceChildren(...routing.map(({ block }, i) => h("option", { value: i }, String(block + 1))));
       this.block = routing.length - 1;
       this.blocks.value = String(this.block);
