@@ -6,6 +6,7 @@ import io
 import json
 import logging
 import re
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -201,6 +202,9 @@ def test_the_log_has_codes_and_times_and_nothing_of_an_image(server: Running, ca
     with caplog.at_level(logging.DEBUG):
         server.post(("holiday-secret.png", FILES["image-0.png"]), ("other-secret.txt", b"secret words"))
         server.client.get("/secret-path?secret=1")
+        deadline = time.monotonic() + 20  # the line is written once the answer has gone out
+        while "GET other 404" not in caplog.text and time.monotonic() < deadline:
+            time.sleep(0.01)
     text = "\n".join(record.getMessage() for record in caplog.records if record.name != "httpx")
     assert "POST /v1/detect 200" in text
     assert "GET other 404 not_found" in text
