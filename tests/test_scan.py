@@ -524,3 +524,15 @@ def test_sources_that_are_not_there(tmp_path: Path) -> None:
         assert not list((tmp_path / "scan").glob("listing*"))
     with pytest.raises(DataError, match="cannot be opened"):
         run(tmp_path / "other", "nosuchprotocol://x")
+
+
+@pytest.mark.parametrize("arguments", [["scan", "images", "--out", "out"], ["scan", "report", "out"]])
+def test_without_pyarrow_one_line_names_the_extra_and_nothing_is_begun(arguments: list[str], tmp_path: Path) -> None:
+    write_images(tmp_path / "images", 1)
+    program = "import sys; sys.modules['pyarrow'] = None; import clipmole.cli; clipmole.cli.main()"
+    done = subprocess.run(
+        [sys.executable, "-c", program, *arguments], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert done.stderr == "clipmole: pyarrow is not installed; it comes with: pip install 'clipmole[scan]'\n"
+    assert not (tmp_path / "out").exists()

@@ -15,6 +15,7 @@ from typer.core import TyperGroup
 
 from clipmole.cli.options import BackboneName, DetectorName, Precision, app, remark
 from clipmole.cli.render import with_progress
+from clipmole.errors import MissingDependency
 
 SCAN = "SOURCES"  # what the command is called that is meant where no other is named
 
@@ -108,6 +109,7 @@ def scan(
     if engine is Engine.LOCAL and (address or workers):
         raise typer.BadParameter("--address and --workers need --engine ray")
 
+    _needs_tables()
     from clipmole.detect import Detector
     from clipmole.scan.driver import scan as run
     from clipmole.scan.on_ray import Cluster
@@ -156,6 +158,7 @@ def report(
     gallery: Annotated[bool, typer.Option(help="Show images, read again from where they are.")] = True,
 ) -> None:
     """Make a page of a scan: counts, scores, folders, formats, sizes, errors, and images."""
+    _needs_tables()
     from clipmole.scan.page import write_page
 
     typer.echo(str(write_page(folder, out, gallery=gallery, say=remark)))
@@ -166,8 +169,17 @@ def groups(
     folder: Annotated[Path, typer.Argument(help="The folder of a scan that kept --look-alikes.")],
 ) -> None:
     """Find images that look the same, re-encoded, resized or retouched: FOLDER/groups.parquet."""
+    _needs_tables()
     from clipmole.scan.groups import write_groups
 
     path, count, images = write_groups(folder)
     remark(f"{images:,} images in {count:,} groups")
     typer.echo(str(path))
+
+
+def _needs_tables() -> None:
+    """Raises `MissingDependency` where the library of the data set is not installed, before anything is begun."""
+    try:
+        import pyarrow  # noqa: F401
+    except ImportError as error:
+        raise MissingDependency("pyarrow", "scan") from error
