@@ -263,21 +263,7 @@ def load(arguments: argparse.Namespace) -> dict[str, Any]:
         for clients in arguments.clients:
             end = time.perf_counter() + arguments.seconds
             tally, seconds = run_clients(server.port, items, clients, lambda _, end=end: time.perf_counter() < end)
-            p50, p95, p99 = np.percentile(tally.seconds, [50, 95, 99]).tolist()
-            rows.append(
-                {
-                    "clients": clients,
-                    "answers": len(tally.seconds),
-                    "rate": len(tally.seconds) / seconds,
-                    "p50": p50,
-                    "p95": p95,
-                    "p99": p99,
-                    "wrong": tally.wrong,
-                    "lost": tally.lost,
-                    "largest_difference": tally.largest,
-                    "reasons": tally.reasons,
-                }
-            )
+            rows.append({"clients": clients, "rate": len(tally.seconds) / seconds} | summary(tally))
     finally:
         code = server.stop()
     rates.append(model_rate(shape, arguments.seconds / 2, threads))
@@ -290,6 +276,21 @@ def load(arguments: argparse.Namespace) -> dict[str, Any]:
         "share": [row["rate"] / rate for row in rows],
         "rows": rows,
         "exit_code": code,
+    }
+
+
+def summary(tally: Tally) -> dict[str, Any]:
+    """Answers, seconds of each, and what was wrong with them."""
+    p50, p95, p99 = np.percentile(tally.seconds, [50, 95, 99]).tolist()
+    return {
+        "answers": len(tally.seconds),
+        "p50": p50,
+        "p95": p95,
+        "p99": p99,
+        "wrong": tally.wrong,
+        "lost": tally.lost,
+        "largest_difference": tally.largest,
+        "reasons": tally.reasons,
     }
 
 
@@ -323,19 +324,11 @@ def soak(arguments: argparse.Namespace) -> dict[str, Any]:
     finally:
         code = server.stop()
     thirds = [[s[1] for s in samples if int(3 * s[0] / arguments.seconds) == third] for third in range(3)]
-    p50, p95, p99 = np.percentile(tally.seconds, [50, 95, 99]).tolist()
     return {
         "seconds": seconds,
         "rate_asked": arguments.rate,
         "clients": arguments.clients,
-        "answers": len(tally.seconds),
-        "p50": p50,
-        "p95": p95,
-        "p99": p99,
-        "wrong": tally.wrong,
-        "lost": tally.lost,
-        "largest_difference": tally.largest,
-        "reasons": tally.reasons,
+        **summary(tally),
         "mib_mean_by_thirds": [statistics.mean(third) for third in thirds],
         "mib_most_by_thirds": [max(third) for third in thirds],
         "files_open": [samples[0][2], samples[-1][2]],

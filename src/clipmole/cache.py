@@ -29,6 +29,7 @@ from torch import Tensor
 
 from clipmole.config import TrainConfig
 from clipmole.errors import ConfigError, DataError
+from clipmole.files import cache_folder
 from clipmole.models.detector import MoLEDetector
 from clipmole.progress import Track
 from clipmole.records import Sample
@@ -43,7 +44,7 @@ GIB = 2**30
 
 def default_folder() -> Path:
     """`$CLIPMOLE_CACHE/prefix`, else `~/.cache/clipmole/prefix`."""
-    return Path(os.environ.get("CLIPMOLE_CACHE") or Path.home() / ".cache" / "clipmole") / "prefix"
+    return cache_folder("prefix")
 
 
 def prefix_digest(network: MoLEDetector, backbone_sha256: str, data: Sequence[str], config: TrainConfig) -> str:

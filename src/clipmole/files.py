@@ -1,4 +1,4 @@
-"""Text files that are written whole or not at all.
+"""Where clipmole keeps files of its own, and text files that are written whole or not at all.
 
 In: names and texts. Out: files in a folder. It knows nothing of what they say.
 """
@@ -9,6 +9,11 @@ import os
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
+
+
+def cache_folder(kind: str) -> Path:
+    """`$CLIPMOLE_CACHE/KIND`, else `~/.cache/clipmole/KIND`: what can be made again."""
+    return Path(os.environ.get("CLIPMOLE_CACHE") or Path.home() / ".cache" / "clipmole") / kind
 
 
 def write_texts(folder: Path, texts: Mapping[str, str]) -> None:

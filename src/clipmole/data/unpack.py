@@ -20,6 +20,7 @@ from typing import Any
 from PIL import Image
 
 from clipmole.errors import DataError
+from clipmole.files import cache_folder
 from clipmole.images import IMAGE_EXTENSIONS
 from clipmole.progress import Say, silent
 from clipmole.records import Sample
@@ -30,7 +31,7 @@ GIB = 2**30
 
 def default_folder() -> Path:
     """`$CLIPMOLE_CACHE/data`, else `~/.cache/clipmole/data`."""
-    return Path(os.environ.get("CLIPMOLE_CACHE") or Path.home() / ".cache" / "clipmole") / "data"
+    return cache_folder("data")
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ import torch
 from numpy.typing import NDArray
 
 from clipmole.errors import CheckpointError, ConfigError, MissingDependency
+from clipmole.files import cache_folder
 from clipmole.models.detector import MoLEDetector
 from clipmole.runtimes import Precision, Runtime, RuntimeName
 
@@ -35,7 +36,7 @@ OPSET = 18
 
 def default_folder() -> Path:
     """`$CLIPMOLE_CACHE/graphs`, else `~/.cache/clipmole/graphs`."""
-    return Path(os.environ.get("CLIPMOLE_CACHE") or Path.home() / ".cache" / "clipmole") / "graphs"
+    return cache_folder("graphs")
 
 
 def library(runtime: GraphRuntime) -> Any:
