@@ -111,6 +111,7 @@ def main() -> None:
     parser.add_argument("--paths", nargs="+", default=list(PATHS))
     parser.add_argument("--seconds", type=float, default=2.0)
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--device", default="cpu", help="cpu, or cuda for the paths of PyTorch")
     parser.add_argument("--bare", action="store_true", help="each path without the adapter too: adapter.md")
     parser.add_argument("--graphs", type=Path, help="folder where graphs are kept for a later run")
     parser.add_argument("--out", type=Path, help="folder of speed.json and speed.md")
@@ -121,6 +122,7 @@ def main() -> None:
         given.paths,
         seconds=given.seconds,
         repeats=given.repeats,
+        device=given.device,
         bare=given.bare,
         graphs=given.graphs,
         say=lambda line: print(line, file=sys.stderr, flush=True),

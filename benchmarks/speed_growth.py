@@ -58,7 +58,7 @@ def against_batch(shape: str, seconds: float, repeats: int) -> tuple[dict[str, C
     report = measure_speed([shape], BATCHES, PATHS, seconds=seconds, repeats=repeats, say=say)
     paths = dict.fromkeys(row.path for row in report.rows)
     speed = {p: [(r.batch, r.images_per_second) for r in report.rows if r.path == p] for p in paths}
-    memory = {p: [(r.batch, r.peak_rss / 2**20) for r in report.rows if r.path == p] for p in paths}
+    memory = {p: [(r.batch, r.peak_memory / 2**20) for r in report.rows if r.path == p] for p in paths}
     return speed, memory
 
 

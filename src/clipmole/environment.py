@@ -18,12 +18,13 @@ import clipmole
 
 
 def environment() -> dict[str, str | int]:
-    """Versions, hardware and date: what a figure needs beside it."""
+    """Versions, hardware and date: what a figure needs beside it; `gpu` where PyTorch has one."""
     cpu = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.is_file():
         names = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if "model name" in line]
         cpu = names[0] if names else cpu
+    gpu = {"gpu": torch.cuda.get_device_name()} if torch.cuda.is_available() else {}
     return {
         "clipmole": clipmole.__version__,
         "python": platform.python_version(),
@@ -34,4 +35,5 @@ def environment() -> dict[str, str | int]:
         "cpu": cpu,
         "threads": torch.get_num_threads(),
         "date": datetime.now(UTC).date().isoformat(),
+        **gpu,
     }

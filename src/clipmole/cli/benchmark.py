@@ -29,6 +29,7 @@ def speed(
     seconds: Annotated[float, typer.Option(min=0, help="Of one turn of a path.")] = 2.0,
     repeats: Annotated[int, typer.Option(min=1, help="Turns of each path.")] = 3,
     threads: Annotated[int | None, typer.Option(min=1, help="Of every path. Default: PyTorch's.")] = None,
+    device: Annotated[str, typer.Option(help="cpu, or cuda for the paths of PyTorch.")] = "cpu",
     bare: Annotated[bool, typer.Option("--bare", help="Each path without the MoLE adapter too.")] = False,
     quick: Annotated[bool, typer.Option("--quick", help="One short turn each, at batches 1 and 8.")] = False,
 ) -> None:
@@ -54,6 +55,7 @@ def speed(
         seconds=0.5 if quick else seconds,
         repeats=1 if quick else repeats,
         threads=threads,
+        device=device,
         bare=bare,
         say=remark,
     )

@@ -55,6 +55,14 @@ def exact_precision() -> str:
     return "medium" if product_error("medium") < EXACT else "highest"
 
 
+def usable(device: str) -> torch.device:
+    """The device of this name. Raises `ConfigError` if nothing can be computed there."""
+    try:
+        return torch.zeros(0, device=device).device
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(f"device={device}: cannot be used: {str(error).splitlines()[0]}") from error
+
+
 class TorchRuntime:
     """The network itself.
 
@@ -71,11 +79,11 @@ class TorchRuntime:
     ) -> None:
         if precision == "int8":
             raise ConfigError("precision=int8: is for exported graphs: clipmole export --int8")
+        self.device = usable(device)
         try:
-            self.device = torch.device(device)
             self.network = network.to(self.device).eval()
-        except (RuntimeError, AssertionError) as error:
-            raise ConfigError(f"device={device}: cannot be used: {str(error).splitlines()[0]}") from error
+        except RuntimeError as error:
+            raise ConfigError(f"device={device}: has no room for the network: {str(error).splitlines()[0]}") from error
         self.name: RuntimeName = "torch-compile" if compiled else "torch"
         self.precision: Precision = precision
         self.forward = _compiled(self.network, self.device) if compiled else self.network

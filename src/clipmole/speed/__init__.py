@@ -23,6 +23,7 @@ from clipmole.environment import environment
 from clipmole.errors import ClipmoleError
 from clipmole.operations import operations
 from clipmole.records import Record
+from clipmole.runtimes.pytorch import usable
 from clipmole.speed.paths import BASELINE, SpeedPath, adapter_of, available, is_graph, parse_path, tower_of
 
 PAUSE = 0.2  # seconds between turns: threads of the path before spin for a moment
@@ -35,7 +36,8 @@ class SpeedRow(Record):
         path: its name; `adapter` says whether the MoLE adapter is in it.
         images_per_second: over all forward passes that were timed, `forwards` in number.
         p50, p95: of the seconds that a forward pass took.
-        peak_rss: most memory of its process so far, bytes: weights, libraries, and batches up to this one.
+        peak_memory: most memory of its process so far, bytes: weights, libraries, and batches up to this one. On a
+            GPU the GPU's memory alone.
         gflops: 10^9 operations a second, by `operations`.
         share_of_peak: of the matrix-multiply peak in the same precision; None where none could be measured.
         over_baseline: images a second over those of the baseline; None if it was not in the run.
@@ -49,7 +51,7 @@ class SpeedRow(Record):
     p50: float
     p95: float
     forwards: int
-    peak_rss: int
+    peak_memory: int
     gflops: float
     share_of_peak: float | None
     over_baseline: float | None
@@ -121,6 +123,7 @@ def measure_speed(
     seconds: float = 2.0,
     repeats: int = 3,
     threads: int | None = None,
+    device: str = "cpu",
     bare: bool = False,
     graphs: Path | None = None,
     say: Callable[[str], None] = lambda _line: None,
@@ -134,12 +137,16 @@ def measure_speed(
         seconds: of one turn, in which at least one forward pass is timed.
         repeats: turns of each path at each shape and batch.
         threads: of every path; None: as many as PyTorch takes.
+        device: "cpu", or "cuda" for the paths of PyTorch; crops go there and logits come back in the time measured.
         bare: measure each path without the adapter too.
         graphs: folder where graphs are kept for a later run; None: they are made anew.
         say: told what is being done.
+
+    Raises `ConfigError` for names that there are not, and for a device that cannot be used.
     """
     wanted = [parse_path(name) for name in paths]
-    chosen, left_out = available(wanted)
+    usable(device)
+    chosen, left_out = available(wanted, device)
     chosen = [p for path in chosen for p in ([path, path.without_adapter()] if bare and path.ours else [path])]
     counts = {s: operations(tower_of(s), adapter_of(s), class_token_only=True) for s in shapes}
     rows: list[SpeedRow] = []
@@ -149,9 +156,10 @@ def measure_speed(
             kept = graphs or Path(stack.enter_context(tempfile.TemporaryDirectory()))
             folder = kept / Path(shape).stem
             folder.mkdir(parents=True, exist_ok=True)
-            workers, broken = _start(shape, chosen, folder, threads, stack, say)
+            task = {"shape": shape, "folder": str(folder), "threads": threads, "device": device}
+            workers, broken = _start(task, chosen, stack, say)
             left_out |= broken
-            machine = Worker({"path": "peak", "shape": shape, "threads": threads})
+            machine = Worker(task | {"path": "peak"})
             stack.callback(machine.close)
             machine.answer()
             for batch in batches:
@@ -164,24 +172,20 @@ def measure_speed(
         peaks=peaks,
         operations_per_image=counts,
         left_out=left_out,
-        settings={"seconds": seconds, "repeats": repeats, "batches": list(batches)},
+        settings={"seconds": seconds, "repeats": repeats, "batches": list(batches), "device": device},
         environment=environment() | ({"threads": threads} if threads else {}),
     )
 
 
 def _start(
-    shape: str,
-    chosen: Sequence[SpeedPath],
-    folder: Path,
-    threads: int | None,
-    stack: ExitStack,
-    say: Callable[[str], None],
+    common: dict[str, Any], chosen: Sequence[SpeedPath], stack: ExitStack, say: Callable[[str], None]
 ) -> tuple[dict[SpeedPath, Worker], dict[str, str]]:
     """A process for each path, loaded; graphs are made by processes that end before."""
+    shape = common["shape"]
     workers: dict[SpeedPath, Worker] = {}
     left_out: dict[str, str] = {}
     for path in chosen:
-        task = {"path": path.name, "adapter": path.adapter, "shape": shape, "folder": str(folder), "threads": threads}
+        task = common | {"path": path.name, "adapter": path.adapter}
         try:
             if is_graph(path):
                 say(f"{shape}: {path.label}: making the graph")
@@ -216,7 +220,7 @@ def _turns(
         for path, worker in workers.items():
             time.sleep(PAUSE)
             answer = worker.answer({"batch": batch, "seconds": seconds, "warm": turn == 0})
-            turns[path] = (turns[path][0] + answer["seconds"], answer["peak_rss"])
+            turns[path] = (turns[path][0] + answer["seconds"], answer["peak_memory"])
             speed = batch * len(answer["seconds"]) / sum(answer["seconds"])
             say(f"{worker.name}, batch {batch}, turn {turn + 1}: {speed:.1f} images/s")
     return turns, peaks
@@ -240,7 +244,7 @@ def _rows(shape: str, batch: int, turns: dict[SpeedPath, tuple[list[float], int]
                 p50=statistics.median(seconds),
                 p95=ordered[min(len(ordered) - 1, round(0.95 * (len(ordered) - 1)))],
                 forwards=len(seconds),
-                peak_rss=memory,
+                peak_memory=memory,
                 gflops=each * speeds[path] / 1e9,
                 share_of_peak=None,
                 over_baseline=speeds[path] / baseline if baseline else None,
@@ -264,5 +268,5 @@ def table(report: SpeedReport) -> list[str]:
         over = "" if row.over_baseline is None else f"{row.over_baseline:.2f}"
         cells = [row.shape, str(row.batch), path, f"{row.images_per_second:.1f}", over]
         cells += [f"{1000 * row.p50:.1f}", f"{1000 * row.p95:.1f}", f"{row.gflops:.0f}", share]
-        lines.append("| " + " | ".join([*cells, f"{row.peak_rss / 2**20:.0f}"]) + " |")
+        lines.append("| " + " | ".join([*cells, f"{row.peak_memory / 2**20:.0f}"]) + " |")
     return lines

@@ -81,14 +81,16 @@ def parse_path(name: str) -> SpeedPath:
     return SpeedPath(name, runtime, cast(Precision, precision), adapter=name != BASELINE)
 
 
-def available(paths: Sequence[SpeedPath]) -> tuple[list[SpeedPath], dict[str, str]]:
-    """The paths whose libraries are installed; why not, for the others."""
+def available(paths: Sequence[SpeedPath], device: str = "cpu") -> tuple[list[SpeedPath], dict[str, str]]:
+    """The paths whose libraries are installed and that compute on the device; why not, for the others."""
     missing = {
         path.name: str(MissingDependency(library, path.runtime))
         for path in paths
         for library in NEEDS.get(path.runtime, ())
         if find_spec(library) is None
     }
+    if device != "cpu":
+        missing |= {path.name: f"{path.runtime} computes on the cpu" for path in paths if is_graph(path)}
     return [path for path in paths if path.name not in missing], missing
 
 
@@ -140,16 +142,16 @@ def make_graph(path: SpeedPath, shape: str, folder: Path) -> None:
         quantise(graph, runtime, width, list(noise), graph_folder(path, folder) / graph.name)
 
 
-def open_path(path: SpeedPath, shape: str, folder: Path) -> Forward:
-    """A function from crops (n, 3, S, S) to logits (n,), in one forward pass."""
+def open_path(path: SpeedPath, shape: str, folder: Path, device: str = "cpu") -> Forward:
+    """A function from crops (n, 3, S, S) in the processor's memory to logits (n,) there, in one forward pass."""
     if path.runtime == "transformers":
-        return _transformers(tower_of(shape))
+        return _transformers(tower_of(shape), device)
     runtime: Runtime
     if is_graph(path):
         runtime = open_graph(graph_folder(path, folder), cast(GraphRuntime, path.runtime), path.precision)
     else:
         compiled = path.runtime == "torch-compile"
-        runtime = TorchRuntime(network_of(shape, path.adapter), "cpu", path.precision, compiled)
+        runtime = TorchRuntime(network_of(shape, path.adapter), device, path.precision, compiled)
     return lambda crops: runtime.logits(crops, len(crops))
 
 
@@ -159,7 +161,7 @@ def graph_folder(path: SpeedPath, folder: Path) -> Path:
     return folder / f"{path.runtime}-{kind}{'' if path.adapter else '-bare'}"
 
 
-def _transformers(tower: TowerConfig) -> Forward:
+def _transformers(tower: TowerConfig, device: str) -> Forward:
     """transformers' tower of the same geometry as it comes: CLIP's where there is a projection, else ViT's."""
     from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection, ViTConfig, ViTModel
 
@@ -177,11 +179,11 @@ def _transformers(tower: TowerConfig) -> Forward:
         model = CLIPVisionModelWithProjection(CLIPVisionConfig(**size, projection_dim=tower.projection_dim))
     else:  # the embedded detector's convolutional stem is not in it: one convolution of a patch stands for it
         model = ViTModel(ViTConfig(**size), add_pooling_layer=False)
-    model = model.eval()
-    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (tower.mean, tower.std))
+    model = model.eval().to(device)
+    mean, std = (torch.tensor(v, device=device).view(3, 1, 1) for v in (tower.mean, tower.std))
 
     def forward(crops: NDArray[np.uint8]) -> Any:
         with torch.no_grad():
-            return model(pixel_values=(torch.from_numpy(crops) / 255 - mean) / std)[0]
+            return model(pixel_values=(torch.from_numpy(crops).to(device) / 255 - mean) / std)[0].cpu()
 
     return forward

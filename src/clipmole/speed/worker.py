@@ -18,15 +18,18 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from clipmole.speed.paths import make_graph, open_path, parse_path, tower_of
 
 SIZES = (1024, 2048, 4096)
-ROWS = 1576  # of the activations: 8 images of 197 tokens
+ROWS = {"cpu": 1576, "cuda": 65792}  # of the activations: 8 images of 197 tokens, and 256 of 257
 
 
-def peak_rss() -> int:
-    """Most memory that this process has held, bytes."""
+def peak_memory(device: str) -> int:
+    """Most memory that this process has held, bytes: of the GPU where that computes."""
+    if device != "cpu":
+        return torch.cuda.max_memory_allocated(device)
     status = Path("/proc/self/status")
     if status.is_file():  # getrusage counts what the parent held when it started this process
         return next(int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith("VmHWM")) * 1024
@@ -45,34 +48,59 @@ def timed(call: Callable[[], Any], seconds: float) -> list[float]:
     return found
 
 
-def peaks(seconds: float) -> dict[str, float]:
+def peaks(seconds: float, device: str = "cpu") -> dict[str, float]:
     """10^9 operations a second of the fastest matrix product in each precision, over sizes and libraries."""
     best: dict[str, float] = {}
+    rows = ROWS[torch.device(device).type]
     for size in SIZES:
-        for precision, call in _products(size).items():
+        for precision, call in _products(rows, size, device).items():
             call()
-            fastest = min(timed(call, seconds))
+            fastest = min(timed(call, seconds) if device == "cpu" else timed_on_gpu(call, seconds))
             name = precision.partition(" ")[0]
-            best[name] = max(best.get(name, 0.0), 2 * ROWS * size * size / fastest / 1e9)
+            best[name] = max(best.get(name, 0.0), 2 * rows * size * size / fastest / 1e9)
     return best
 
 
-def _products(size: int) -> dict[str, Callable[[], Any]]:
-    """Products of activations (ROWS, size) and weights (size, size), as the layers of a network compute them."""
-    x, w = torch.randn(ROWS, size), torch.randn(size, size)
+def timed_on_gpu(call: Callable[[], Any], seconds: float) -> list[float]:
+    """Seconds of a call in each of some turns of ten, by the GPU's own clock; for about so many seconds."""
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+
+    def turn() -> float:
+        begin.record()
+        for _ in range(10):
+            call()
+        end.record()
+        end.synchronize()
+        return begin.elapsed_time(end) / 1e4
+
+    found: list[float] = []
+    timed(lambda: found.append(turn()), seconds)
+    return found
+
+
+def _products(rows: int, size: int, device: str) -> dict[str, Callable[[], Any]]:
+    """Products of activations (rows, size) and weights (size, size), as the layers of a network compute them."""
+    x, w = torch.randn(rows, size, device=device), torch.randn(size, size, device=device)
     x16, w16 = x.bfloat16(), w.bfloat16()
     calls: dict[str, Callable[[], Any]] = {
         "float32": lambda: torch.nn.functional.linear(x, w),
         "bfloat16": lambda: torch.nn.functional.linear(x16, w16),
     }
-    x8 = torch.randint(0, 255, (ROWS, size), dtype=torch.uint8)
+    return calls if device != "cpu" else calls | _packed_products(x, w, x16, w16)
+
+
+def _packed_products(x: Tensor, w: Tensor, x16: Tensor, w16: Tensor) -> dict[str, Callable[[], Any]]:
+    """The same on a CPU with weights packed before, in int8 too; those that this processor has."""
+    rows, size = x.shape
+    calls: dict[str, Callable[[], Any]] = {}
+    x8 = torch.randint(0, 255, (rows, size), dtype=torch.uint8)
     w8 = torch.randint(-127, 127, (size, size), dtype=torch.int8)
     try:
-        packed32 = torch.ops.mkldnn._reorder_linear_weight(w, ROWS)
+        packed32 = torch.ops.mkldnn._reorder_linear_weight(w, rows)
         calls["float32 prepacked"] = lambda: torch.ops.mkldnn._linear_pointwise(x, packed32, None, "none", [], "")
-        packed16 = torch.ops.mkldnn._reorder_linear_weight(w16, ROWS)
+        packed16 = torch.ops.mkldnn._reorder_linear_weight(w16, rows)
         calls["bfloat16 prepacked"] = lambda: torch.ops.mkldnn._linear_pointwise(x16, packed16, None, "none", [], "")
-        packed8 = torch.ops.onednn.qlinear_prepack(w8, [ROWS, size])
+        packed8 = torch.ops.onednn.qlinear_prepack(w8, [rows, size])
         scales, zeros = torch.full((size,), 0.01), torch.zeros(size, dtype=torch.int64)
         calls["int8"] = lambda: torch.ops.onednn.qlinear_pointwise(
             x8, 0.01, 0, packed8, scales, zeros, None, 1.0, 0, torch.float32, "none", [], ""
@@ -98,7 +126,7 @@ def main() -> None:
     if task["path"] == "peak":
         say({"ready": True})
         for line in sys.stdin:
-            say({"peaks": peaks(json.loads(line)["seconds"])})
+            say({"peaks": peaks(json.loads(line)["seconds"], task["device"])})
         return
     path = replace(parse_path(task["path"]), adapter=task["adapter"])
     folder = Path(task["folder"])
@@ -106,7 +134,7 @@ def main() -> None:
         make_graph(path, task["shape"], folder)
         say({"made": True})
         return
-    forward = open_path(path, task["shape"], folder)
+    forward = open_path(path, task["shape"], folder, task["device"])
     size = tower_of(task["shape"]).image_size
     rng = np.random.default_rng(0)
     say({"ready": True})
@@ -115,7 +143,8 @@ def main() -> None:
         crops = rng.integers(0, 256, (question["batch"], 3, size, size), dtype=np.uint8)
         if question["warm"]:
             forward(crops)
-        say({"seconds": timed(lambda: forward(crops), question["seconds"]), "peak_rss": peak_rss()})  # noqa: B023
+        seconds = timed(lambda: forward(crops), question["seconds"])  # noqa: B023
+        say({"seconds": seconds, "peak_memory": peak_memory(task["device"])})
 
 
 if __name__ == "__main__":
