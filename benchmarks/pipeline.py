@@ -1,6 +1,6 @@
 """A folder of mixed images against the network alone, in one run: how much decoding costs on top, and what is held.
 
-    python benchmarks/pipeline.py [--detector vit-b-16] [--precision bfloat16] [--workers 0 1 2] [--out DIR]
+    python benchmarks/pipeline.py [--detector vit-b-16] [--runtime openvino] [--precision bfloat16] [--workers 0 1 2]
     python benchmarks/pipeline.py --memory [--out DIR]
 
 The folder holds sets of three files made on the spot: a 12-megapixel JPEG (9 crops), a PNG of 512 pixels a side
@@ -44,6 +44,7 @@ from clipmole.environment import environment
 from clipmole.images import load_image, load_pixels
 from clipmole.models.detector import MoLEDetector
 from clipmole.models.vit import ViT
+from clipmole.runtimes.graph import convert, open_graph
 
 KINDS = {"12-megapixel JPEG": (4032, 3024, "JPEG"), "512 px PNG": (512, 512, "PNG"), "256 px WebP": (256, 256, "WEBP")}
 MEMORY_SETS = (4, 16, 64, 128)
@@ -73,15 +74,20 @@ def make_folder(folder: Path, sets: int) -> list[Path]:
     return paths
 
 
-def make_detector(name: str, precision: Any, batch_size: int) -> Detector:
+def make_detector(name: str, runtime: str, precision: Any, batch_size: int) -> Detector:
     if name == "embedded":
-        return Detector.from_pretrained(precision=precision, batch_size=batch_size)
+        return Detector.from_pretrained(runtime=runtime, precision=precision, batch_size=batch_size)  # type: ignore[arg-type]
     torch.manual_seed(0)
     tower = (
         TowerConfig(patch_size=32, width=64, depth=2, heads=1, mlp_width=128) if name == "tiny" else CLIP_TOWERS[name]
     )
     network = MoLEDetector(ViT(tower).eval(), MoLEConfig())
-    return Detector(network, PreprocessConfig(), name=name, precision=precision, batch_size=batch_size)
+    if runtime == "torch":
+        return Detector(network, PreprocessConfig(), name=name, precision=precision, batch_size=batch_size)
+    with tempfile.TemporaryDirectory() as folder:  # the graph is read whole before it goes
+        convert(network, tower.image_size, "openvino", Path(folder))
+        graph = open_graph(Path(folder), "openvino", precision)
+    return Detector(None, PreprocessConfig(), name=name, batch_size=batch_size, runtime=graph)
 
 
 def decode_milliseconds(paths: list[Path]) -> dict[str, dict[str, float]]:
@@ -135,7 +141,7 @@ def folder_run(detector: Detector, paths: list[Path], workers: int) -> tuple[flo
 
 
 def measure(arguments: argparse.Namespace) -> dict[str, Any]:
-    detector = make_detector(arguments.detector, arguments.precision, arguments.batch_size)
+    detector = make_detector(arguments.detector, arguments.runtime, arguments.precision, arguments.batch_size)
     with tempfile.TemporaryDirectory() as name:
         paths = make_folder(Path(name), 1)
         one = np.concatenate([detector._prepare(path).tiles for path in paths])  # type: ignore[union-attr]
@@ -160,6 +166,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     middle = statistics.median
     return {
         "detector": arguments.detector,
+        "runtime": arguments.runtime,
         "precision": arguments.precision,
         "batch": arguments.batch_size,
         "files": len(paths),
@@ -201,7 +208,7 @@ def memory(batch_size: int) -> list[dict[str, float]]:
 
 
 def score(folder: Path, sets: int, batch_size: int) -> dict[str, float]:
-    detector = make_detector("tiny", "float32", batch_size)
+    detector = make_detector("tiny", "torch", "float32", batch_size)
     paths = sorted(folder.iterdir())[: 3 * sets]
     assert sum(1 for _ in detector.stream(paths)) == 3 * sets
     # Not getrusage: its peak is at least that of the process that started this one.
@@ -236,8 +243,12 @@ def picture(spans: list[Any], title: str) -> str:
     return "\n".join([*lines, "</svg>"]) + "\n"
 
 
+def arithmetic(row: dict[str, Any]) -> str:
+    return f"{row['runtime']} {row['precision']}"
+
+
 def title(row: dict[str, Any]) -> str:
-    return f"{row['detector']}, {row['precision']}, batch {row['batch']}, {row['folder'][-1]['workers']} workers"
+    return f"{row['detector']}, {arithmetic(row)}, batch {row['batch']}, {row['folder'][-1]['workers']} workers"
 
 
 def markdown(result: dict[str, Any]) -> str:
@@ -257,7 +268,7 @@ def markdown(result: dict[str, Any]) -> str:
         for each in row["folder"]:
             low, high = (f"{value:.0%}" for value in each["of_network_range"])
             lines.append(
-                f"| {row['detector']}, {row['precision']} | {row['batch']} | {row['network_crops_per_second']:.1f} | "
+                f"| {row['detector']}, {arithmetic(row)} | {row['batch']} | {row['network_crops_per_second']:.1f} | "
                 f"{each['workers']} | {each['crops_per_second']:.1f} | {each['of_network']:.0%} [{low}, {high}] "
                 f"| {each['busy']:.0%} | {decode['pillow']:.0f}, {decode['used']:.0f} | {env['cpu']}, "
                 f"{env['threads']} threads, torch {env['torch']}, Pillow {env['pillow']}, {env['date']} |"
@@ -276,9 +287,9 @@ def write(out: Path, command: str, row: dict[str, Any] | None, held: list[dict[s
     path = out / "pipeline.json"
     result = json.loads(path.read_text()) if path.is_file() else {"rows": []}
     if row is not None:
-        key = (row["detector"], row["precision"])
-        rows = [each for each in result["rows"] if (each["detector"], each["precision"]) != key]
-        name = f"pipeline-{row['detector']}-{row['precision']}.svg"
+        key = ("detector", "runtime", "precision")
+        rows = [each for each in result["rows"] if [each[k] for k in key] != [row[k] for k in key]]
+        name = f"pipeline-{'-'.join(row[k] for k in key)}.svg"
         (out / name).write_text(picture(row["timeline"], title(row)))
         result["rows"] = [*rows, {"command": command} | {key: row[key] for key in row if key != "timeline"}]
     if held is not None:
@@ -290,6 +301,7 @@ def write(out: Path, command: str, row: dict[str, Any] | None, held: list[dict[s
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--detector", default="vit-b-16", choices=["embedded", "tiny", *CLIP_TOWERS])
+    parser.add_argument("--runtime", default="torch", choices=["torch", "openvino"])
     parser.add_argument("--precision", default="bfloat16", choices=["float32", "bfloat16"])
     parser.add_argument("--workers", type=int, nargs="+", default=[0, 1, 2], help="the timeline is of the last")
     parser.add_argument("--batch-size", type=int, default=32)

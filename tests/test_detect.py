@@ -15,6 +15,7 @@ from clipmole.errors import ConfigError, ImageError, ImageNotFound, ImageUnreada
 from clipmole.models.backbone import save_tower
 from clipmole.models.checkpoint import save_adapter
 from clipmole.preprocess import crop_boxes, preprocess
+from clipmole.records import Thresholds
 
 
 @pytest.fixture(scope="module")
@@ -156,6 +157,20 @@ def test_settings_that_cannot_be_are_refused() -> None:
         Detector(tiny_network(), PREPROCESS, batch_size=0)
     with pytest.raises(ConfigError, match="device=quantum"):
         Detector(tiny_network(), PREPROCESS, device="quantum")
+
+
+def test_bfloat16_near_a_threshold_is_scored_again_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    network, images = tiny_network(), [picture(i) for i in range(8)]
+    logits = Detector(network, PREPROCESS).score(images)
+    gaps = [min(abs(a - b) for j, b in enumerate(logits) if j != i) for i, a in enumerate(logits)]
+    near = int(np.argmax(gaps))
+    monkeypatch.setattr("clipmole.detect.RECHECK", gaps[near] / 2)
+    threshold = CALIBRATION.probability(float(logits[near]))
+    calibration = CALIBRATION.model_copy(update={"thresholds": Thresholds(real=threshold, ai=threshold)})
+    reduced = Detector(network, PREPROCESS, calibration, precision="bfloat16").score(images)
+    assert [i for i in range(8) if abs(reduced[i] - logits[i]) < 1e-5] == [near]
+    plain = Detector(network, PREPROCESS, precision="bfloat16").score(images)
+    assert (abs(plain - logits) > 1e-5).all()
 
 
 def test_center_crop_mode_takes_one_crop() -> None:

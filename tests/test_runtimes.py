@@ -107,7 +107,7 @@ def test_int8_is_near_and_leaves_router_adapter_and_head_alone(
     quantise(graph, runtime, 24, given, tmp_path / "int8" / GRAPH[runtime])
     logits = open_graph(tmp_path / "int8", runtime, "int8").logits(crops(5), 5)
     assert 1e-6 < np.abs(logits - exact).max() < 0.5 * np.abs(exact).max()
-    assert quantised_weights(tmp_path / "int8" / GRAPH[runtime], runtime) == 4 * 8  # qkv, out, fc1, fc2 of 8 blocks
+    assert quantised_weights(tmp_path / "int8" / GRAPH[runtime], runtime) == 3 * 8  # qkv, out and fc1 of 8 blocks
 
 
 def quantised_weights(graph: Path, runtime: str) -> int:
@@ -158,6 +158,17 @@ def test_openvino_in_bfloat16_says_so(adapter: tuple[Path, Path]) -> None:
     detector = Detector.from_pretrained(folder, backbone=backbone, runtime="openvino", precision="bfloat16")
     assert detector.name == f"{plain.name}, openvino bfloat16"
     assert detector.detect(picture(0)).detector == detector.name
+
+
+def test_bfloat16_has_an_exact_twin(network: MoLEDetector, exact: NDArray[np.float32], tmp_path: Path) -> None:
+    need("openvino")
+    convert(network, 32, "openvino", tmp_path)
+    for reduced in (open_graph(tmp_path, "openvino", "bfloat16"), TorchRuntime(network, precision="bfloat16")):
+        twin = reduced.exact()
+        assert twin is not None
+        assert twin.precision == "float32"
+        assert twin.logits(crops(5), 5) == pytest.approx(exact, abs=2e-5)
+        assert twin.exact() is None
 
 
 def test_what_cannot_be_is_refused(adapter: tuple[Path, Path], tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import chain
 from operator import length_hint
 from pathlib import Path
@@ -36,6 +37,7 @@ from clipmole.runtimes.pytorch import TorchRuntime
 
 Box = tuple[int, int, int, int]
 MOST_WORKERS = 8  # by default: each may hold a decoded image, 50 to 800 MB
+RECHECK = 0.25  # of a logit: differences that bfloat16 makes are mostly smaller, see docs/performance.md
 
 
 @dataclass(frozen=True)
@@ -96,7 +98,8 @@ class Detector:
         calibration: None gives logits without probabilities and verdicts.
         name: what detections call this detector.
         device: "cpu", "cuda", ...
-        precision: arithmetic of the network; bfloat16 is faster and differs in the third digit.
+        precision: arithmetic of the network; bfloat16 is faster and differs in the third digit. So that it changes no
+            verdict, an image whose logit lies within `RECHECK` of a threshold is scored again in float32.
         batch_size: most crops in one forward pass. Logits do not depend on it beyond float rounding.
         workers: threads that decode and cut images ahead of the network; 0: none; None: one a core, at most
             `MOST_WORKERS`. They change no number.
@@ -304,11 +307,26 @@ class Detector:
                     yield first
                     continue
                 own, logits = logits[: len(first.tiles)], logits[len(first.tiles) :]
-                yield self._detection(first, own, tiles)
+                yield self._detection(first, self._rechecked(first.tiles, own), tiles)
 
     def _logits(self, crops: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Crops (n, 3, S, S) uint8 -> logits (n,), in forward passes of at most `batch_size`."""
         return self.runtime.logits(crops, self.batch_size)
+
+    @cached_property
+    def _exact(self) -> Runtime | None:
+        """Scores in float32 where `runtime` computes in bfloat16; loaded at first need."""
+        return self.runtime.exact()
+
+    def _rechecked(self, crops: NDArray[np.uint8], logits: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Logits (n,) of an image's crops; in float32 where bfloat16 may have moved its verdict."""
+        if self.calibration is None or self.precision != "bfloat16":
+            return logits
+        mean = float(logits.mean(dtype=np.float64))
+        if self.calibration.verdict(mean - RECHECK) == self.calibration.verdict(mean + RECHECK):
+            return logits
+        with self.timings.of("network"):
+            return self._exact.logits(crops, self.batch_size) if self._exact else logits
 
     def _detection(self, item: Prepared, logits: NDArray[np.float32], tiles: bool) -> Detection:
         logit = float(logits.mean(dtype=np.float64))

@@ -34,6 +34,10 @@ class Runtime(Protocol):
         """Crops (n, 3, S, S), n >= 1 -> logits (n,), in forward passes of at most `batch_size` crops."""
         ...
 
+    def exact(self) -> Runtime | None:
+        """The same network in float32, of a runtime in bfloat16; None of others."""
+        ...
+
 
 def remark(runtime: Runtime) -> str:
     """What a detector's name says of its arithmetic: "" where it is float32."""

@@ -118,9 +118,10 @@ def quantise(
 ) -> Path:
     """Write an int8 version of a graph, beside it or to `target`.
 
-    In int8 are the frozen matrix products of the tower, which do nearly all of the work. Those with a side shorter
-    than a token is wide (`width`) keep their precision: routers, LoRAs, head, CLIP's projection; so does the patch
-    embedding, which sees the traces first.
+    In int8 are frozen matrix products of the tower, which do most of the work. Those with a side shorter than a token
+    is wide (`width`) keep their precision: routers, LoRAs, head, CLIP's projection; so does the patch embedding, which
+    sees the traces first, and the second product of each MLP, whose input, after the activation, has few large values
+    (in int8 it alone makes half of the error or more: docs/performance.md).
 
     Args:
         crops: each (1, 3, S, S) uint8, that show OpenVINO the ranges of the activations. ONNX Runtime takes the ranges
@@ -161,17 +162,25 @@ def _quantise_openvino(graph: Path, width: int, crops: Sequence[NDArray[np.uint8
 
 
 def _keeps_precision(op: Any, width: int) -> bool:
-    """Whether an operation of an OpenVINO graph stays as it is: convolutions, and products with a short side."""
+    """Whether an operation of an OpenVINO graph stays as it is: convolutions, and products with such a weight."""
     if op.get_type_name() == "Convolution":
         return True
     if op.get_type_name() != "MatMul":
         return False
-    shapes = [op.input(i).get_partial_shape() for i in range(2)]
-    sides = [d.get_length() for s in shapes[1:] for d in list(s)[-2:] if d.is_static]
     weight = op.input_value(1).get_node()
     while weight.get_type_name() in ("Convert", "Transpose", "Reshape") and weight.get_input_size():
         weight = weight.input_value(0).get_node()
-    return weight.get_type_name() == "Constant" and min(sides, default=0) < width
+    if weight.get_type_name() != "Constant":
+        return False
+    inner, outer = op.input(1).get_shape()
+    if op.get_attributes()["transpose_b"]:
+        inner, outer = outer, inner
+    return _is_sensitive(inner, outer, width)
+
+
+def _is_sensitive(inner: int, outer: int, width: int) -> bool:
+    """Whether a product with a weight (inner, outer) stays as it is: a short side, or the second one of an MLP."""
+    return min(inner, outer) < width or inner > outer
 
 
 def _quantise_onnx(graph: Path, width: int, target: Path) -> None:
@@ -183,12 +192,13 @@ def _quantise_onnx(graph: Path, width: int, target: Path) -> None:
 
     model = onnx.load(graph)
     sizes = {weight.name: list(weight.dims) for weight in model.graph.initializer}
-    kept = [
-        node.name
-        for node in model.graph.node
-        if node.op_type in ("MatMul", "Gemm")
-        and any(len(sizes.get(name, ())) == 2 and min(sizes[name]) < width for name in node.input)
-    ]
+    kept = []
+    for node in model.graph.node:
+        size = sizes.get(node.input[1], []) if node.op_type in ("MatMul", "Gemm") else []
+        if any(attribute.name == "transB" and attribute.i for attribute in node.attribute):
+            size = size[::-1]
+        if len(size) == 2 and _is_sensitive(size[0], size[1], width):
+            kept.append(node.name)
     kept += [f"{name}_MatMul" for name in kept]  # what the quantiser calls a Gemm that it has taken apart
     root = logging.getLogger()
     level = root.level
@@ -211,34 +221,29 @@ class OpenVINORuntime:
 
     Args:
         graph: the .xml file.
-        precision: int8 says that the graph is quantised.
-        rest: arithmetic of what is not quantised in an int8 graph; else that of all is `precision`.
+        precision: int8 says that the graph is quantised; what is not in it is computed in bfloat16 where the
+            processor has that, else in float32.
         compiled: folder where OpenVINO keeps what it compiled for this processor; None: nowhere.
     """
 
     name: RuntimeName = "openvino"
     device = torch.device("cpu")
 
-    def __init__(
-        self,
-        graph: Path,
-        precision: Precision,
-        compiled: Path | None = None,
-        rest: Literal["float32", "bfloat16"] = "float32",
-    ) -> None:
-        openvino = library("openvino")
+    def __init__(self, graph: Path, precision: Precision, compiled: Path | None = None) -> None:
+        core = library("openvino").Core()
         self.precision: Precision = precision
-        self.made_of = (graph, precision, compiled, rest)
-        arithmetic = rest if precision == "int8" else precision
+        self.made_of = (graph, precision, compiled)
+        has_bfloat16 = "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+        reduced = precision == "bfloat16" or (precision == "int8" and has_bfloat16)
         settings: dict[str, Any] = {
-            "INFERENCE_PRECISION_HINT": {"float32": "f32", "bfloat16": "bf16"}[arithmetic],
+            "INFERENCE_PRECISION_HINT": "bf16" if reduced else "f32",
             "INFERENCE_NUM_THREADS": torch.get_num_threads(),
             "PERFORMANCE_HINT": "LATENCY",
         }
         if compiled is not None:
             settings["CACHE_DIR"] = str(compiled)
         try:
-            self.request = openvino.Core().compile_model(graph, "CPU", settings).create_infer_request()
+            self.request = core.compile_model(graph, "CPU", settings).create_infer_request()
         except RuntimeError as error:
             reason = str(error).strip().splitlines()[-1]
             raise CheckpointError(f"{graph}: cannot be run by OpenVINO: {reason}; export it again") from error
@@ -249,6 +254,11 @@ class OpenVINORuntime:
     def logits(self, crops: NDArray[np.uint8], batch_size: int) -> NDArray[np.float32]:
         """Crops (n, 3, S, S) -> logits (n,), in forward passes of at most `batch_size` crops."""
         return _in_batches(crops, batch_size, lambda batch: self.request.infer([batch], share_inputs=True)[0])
+
+    def exact(self) -> OpenVINORuntime | None:
+        """The same graph in float32; None unless this is bfloat16."""
+        graph, _, compiled = self.made_of
+        return OpenVINORuntime(graph, "float32", compiled) if self.precision == "bfloat16" else None
 
 
 class ONNXRuntime:
@@ -283,6 +293,9 @@ class ONNXRuntime:
     def logits(self, crops: NDArray[np.uint8], batch_size: int) -> NDArray[np.float32]:
         """Crops (n, 3, S, S) -> logits (n,), in forward passes of at most `batch_size` crops."""
         return _in_batches(crops, batch_size, lambda batch: self.session.run(None, {"crops": batch})[0])
+
+    def exact(self) -> None:
+        """None: it does not compute in bfloat16."""
 
 
 def _in_batches(

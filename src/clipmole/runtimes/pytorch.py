@@ -109,6 +109,10 @@ class TorchRuntime:
                 parts.append(self.forward(here)[: len(batch)].float())
         return torch.cat(parts).cpu().numpy()
 
+    def exact(self) -> TorchRuntime | None:
+        """The same network, its weights shared, in float32; None unless this is bfloat16."""
+        return TorchRuntime(self.network, str(self.device)) if self.precision == "bfloat16" else None
+
     def padded(self, batch: Tensor) -> Tensor:
         """The batch; for a compiled network filled up with its last crop to a power of two."""
         missing = (1 << (len(batch) - 1).bit_length()) - len(batch) if self.name == "torch-compile" else 0

@@ -63,7 +63,7 @@ def peaks(seconds: float, device: str = "cpu") -> dict[str, float]:
 
 def timed_on_gpu(call: Callable[[], Any], seconds: float) -> list[float]:
     """Seconds of a call in each of some turns of ten, by the GPU's own clock; for about so many seconds."""
-    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
 
     def turn() -> float:
         begin.record()
@@ -71,7 +71,7 @@ def timed_on_gpu(call: Callable[[], Any], seconds: float) -> list[float]:
             call()
         end.record()
         end.synchronize()
-        return begin.elapsed_time(end) / 1e4
+        return float(begin.elapsed_time(end)) / 1e4
 
     found: list[float] = []
     timed(lambda: found.append(turn()), seconds)
