@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import logging
@@ -48,6 +49,7 @@ def test_an_image_has_the_logit_that_the_detector_gives_it(server: Running, tmp_
         form = server.post((name, data)).json()["results"][0]
         assert form["detection"] == detection | {"source": name}
         assert form["name"] == name
+        assert form["sha256"] == sent["result"]["sha256"] == hashlib.sha256(data).hexdigest()
         assert sent["detector"] == "tiny"
 
 
@@ -64,7 +66,7 @@ def test_many_images_come_back_in_order_each_with_its_own_answer(server: Running
     failed = results[names.index("notes.txt")]
     assert failed["error"]["code"] == "unreadable"
     assert failed["error"]["message"].startswith("not an image format clipmole reads")
-    assert failed["detection"] is failed["evidence"] is failed["provenance"] is None
+    assert failed["sha256"] is failed["detection"] is failed["evidence"] is failed["provenance"] is None
     DetectAnswer.model_validate_json(response.text)
 
 
@@ -124,6 +126,7 @@ def test_detectors_says_what_runs_and_what_it_takes(server: Running) -> None:
     assert detector["calibration"]["thresholds"] == {"real": 0.3, "ai": 0.7}
     assert detector["calibration"]["max_false_alarm"] == CALIBRATION.max_false_alarm
     assert (detector["calibration"]["real"], detector["calibration"]["generated"]) == (50, 50)
+    assert detector["evidence"] == ["none", "tiles", "tokens"]
     assert detector["crop_size"] == 32
     assert detector["max_tiles"] == 4
     assert detector["limits"]["max_images"] == 32

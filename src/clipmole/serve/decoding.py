@@ -37,6 +37,7 @@ class Decoded:
 
     Attributes:
         width, height: of the upright image, pixels.
+        sha256: of the file's bytes, hexadecimal.
         tiles: crops (n, 3, S, S) uint8.
         pixels: (height, width, 3) uint8, if they were asked for.
         provenance: what the metadata say, if it was asked for.
@@ -44,6 +45,7 @@ class Decoded:
 
     width: int
     height: int
+    sha256: str
     tiles: NDArray[np.uint8]
     pixels: NDArray[np.uint8] | None
     provenance: Provenance | None
@@ -139,6 +141,7 @@ class DecodePool:
         return Decoded(
             width,
             height,
+            answer["sha256"],
             np.frombuffer(payload, np.uint8, end).reshape(shape),
             np.frombuffer(payload, np.uint8, -1, end).reshape(height, width, 3) if pixels else None,
             answer["provenance"] and Provenance.model_validate(answer["provenance"]),

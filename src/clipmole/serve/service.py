@@ -114,6 +114,11 @@ class Service:
             raise Problem("not_ready", "the detector is being loaded; try again in a moment", retry_after=2)
         return self._detector
 
+    @property
+    def evidence(self) -> tuple[EvidenceKind, ...]:
+        """What may be asked for; by patch only of a detector that has its network. Raises `Problem` as `detector`."""
+        return ("none", "tiles", "tokens") if network_of(self.detector) else ("none", "tiles")
+
     @contextlib.contextmanager
     def request(self) -> Iterator[None]:
         """Around the reading and answering of one request. Raises `Problem` if no more may be taken."""
@@ -132,6 +137,12 @@ class Service:
 
         One request has only a few images on their way at a time, so that others get their turn.
         """
+        if evidence not in self.evidence:
+            raise Problem(
+                "evidence_unavailable",
+                "evidence=tokens: this server's detector runs on a graph, of which nothing can be had by patch; "
+                "ask for evidence=tiles",
+            )
         if evidence == "tokens" and len(uploads) > self.settings.max_token_images:
             raise Problem(
                 "too_many_images", f"evidence=tokens takes {self.settings.max_token_images} images at most in a request"
@@ -177,8 +188,6 @@ class Service:
             shown = await self._evidence(detection, image, evidence)
         except ImageProblem as problem:
             return Result(name=name, error=ImageErrorDetail(code=problem.code, message=problem.message))
-        except Problem:
-            raise
         except Exception as error:
             log.error("image failed: %s", where(error))
             message = "a mistake of the server; the log says where"
@@ -186,7 +195,7 @@ class Service:
         if evidence == "none":
             detection = detection.model_copy(update={"tile_logits": None, "tile_boxes": None})
         found = image.provenance and image.provenance.model_copy(update={"source": name})
-        return Result(name=name, detection=detection, evidence=shown, provenance=found)
+        return Result(name=name, sha256=image.sha256, detection=detection, evidence=shown, provenance=found)
 
     async def _decode(self, upload: Upload, provenance: bool, pixels: bool) -> Decoded:
         assert self.pool is not None
@@ -207,10 +216,7 @@ class Service:
         if image.pixels is None:
             return evidence_by_tile(self.detector, detection)
         detector, pixels = self.detector, image.pixels
-        try:
-            evidence = await self.batcher.alone(lambda: explain(detector, pixels, tokens=True))
-        except ConfigError as error:  # of a detector that has no gradients
-            raise Problem("invalid_query", f"evidence=tokens: {error}") from error
+        evidence = await self.batcher.alone(lambda: explain(detector, pixels, tokens=True))
         return evidence.model_copy(update={"source": detection.source})
 
     def _observe(self, result: Result, seconds: float) -> None:
@@ -251,6 +257,7 @@ class Service:
                 max_token_images=settings.max_token_images,
                 extensions=tuple(sorted(IMAGE_EXTENSIONS)),
             ),
+            evidence=self.evidence,
             crop_size=detector.preprocess.crop_size,
             max_tiles=detector.preprocess.max_tiles if detector.preprocess.mode == "tiles" else 1,
             backbone=f"ViT, {tower.depth} blocks of width {tower.width}, patches of {tower.patch_size} px"
@@ -291,13 +298,6 @@ def _outcome(result: Result) -> str:
         return result.error.code
     assert result.detection is not None
     return str(result.detection.verdict or "uncalibrated")
-
-
-@contextlib.contextmanager
-def _timed(observe: Callable[[float], None]) -> Iterator[None]:
-    began = time.monotonic()
-    yield
-    observe(time.monotonic() - began)
 
 
 def where(error: BaseException) -> str:

@@ -5,7 +5,7 @@ answered by frames on stdout, one at a time, in order:
 
     frame     two lengths (big-endian, 4 and 8 bytes), a JSON header, a payload
     request   {"provenance", "pixels"} and the file's bytes
-    answer    {"width", "height", "tiles", "provenance"} and the crops (tiles, 3, S, S) uint8, then the pixels
+    answer    {"width", "height", "tiles", "sha256", "provenance"} and the crops (tiles, 3, S, S) uint8, then the pixels
               (height, width, 3) uint8 if they were asked for; or {"error": {"code", "message"}} and nothing
 
 It imports no torch, opens no network, writes no file, and ends when stdin does. What libraries print is dropped:
@@ -14,6 +14,7 @@ it may be of the image. It knows nothing of HTTP and of who sent the image; a na
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import resource
@@ -70,6 +71,7 @@ def decode(
         return {"error": {"code": "too_large", "message": reason}}, []
     width, height = size_of(image)
     header: dict[str, Any] = {"width": width, "height": height, "tiles": len(tiles), "provenance": None}
+    header["sha256"] = hashlib.sha256(data).hexdigest()
     if request["provenance"]:
         header["provenance"] = _provenance(data, limits)
     return header, [tiles.data.cast("B"), *([pixels.data.cast("B")] if pixels is not None else [])]
