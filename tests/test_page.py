@@ -25,8 +25,10 @@ playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright
 axe_module = pytest.importorskip("axe_playwright_python.sync_playwright", reason="needs axe-playwright-python")
 
 import uvicorn  # noqa: E402
+from serving import graph_detector  # noqa: E402
 from tiny import CALIBRATION, PREPROCESS, encoded, picture, tiny_network  # noqa: E402
 
+from clipmole.config import MoLEConfig  # noqa: E402
 from clipmole.detect import Detector  # noqa: E402
 from clipmole.evidence import explain  # noqa: E402
 from clipmole.serve.app import create_app  # noqa: E402
@@ -410,6 +412,19 @@ def test_patches_and_router_on_request(visit: Callable[..., Any]) -> None:
     expect(page.locator(".readout")).to_contain_text("crop 1, row 1, column 1: expert 1")
     view.hover(position={"x": box["width"] - 4, "y": 4})
     expect(page.locator(".readout")).to_contain_text("crop 2, row 1, column 2: expert 2")
+
+
+def test_a_graph_and_a_detector_without_experts_are_not_asked_for_what_they_lack(visit: Callable[..., Any]) -> None:
+    linear = Detector(tiny_network(config=MoLEConfig(expert_ranks=())), PREPROCESS, CALIBRATION, "no experts")
+    for detector, offered in ((graph_detector(), []), (linear, ["Crops", "Patches"])):
+        serving = Serving(detector)
+        try:
+            page = visit(serving.url)
+            choose(page, file("one.png", encoded(picture(1))))
+            expect(page.locator(".view .cell").first).to_be_visible()
+            assert page.locator("fieldset label:visible").all_text_contents() == offered
+        finally:
+            serving.stop()
 
 
 def test_numbers_behind_the_words(visit: Callable[..., Any]) -> None:

@@ -21,7 +21,7 @@ from PIL.PngImagePlugin import PngInfo
 from tiny import CALIBRATION, encoded, picture
 
 pytest.importorskip("fastapi")
-from serving import Running, running, tiny_detector, until
+from serving import Running, graph_detector, running, tiny_detector, until
 
 from clipmole.evidence import explain
 from clipmole.serve.answers import BytesAnswer, DetectAnswer
@@ -105,6 +105,26 @@ def test_evidence_is_what_explain_says(server: Running) -> None:
     assert by_token["tiles"][0]["routing"][0]["block"] == deep.tiles[0].routing[0].block
     plain = server.post(("a.png", data)).json()["results"][0]
     assert plain["evidence"] is plain["detection"]["tile_logits"] is None
+
+
+def test_a_graph_has_evidence_by_tile_alone_and_says_so() -> None:
+    data = FILES["image-5.png"]
+    with running(graph_detector) as server:
+        (described,) = server.client.get("/v1/detectors").json()["detectors"]
+        assert described["evidence"] == ["none", "tiles"]
+        assert described["backbone"] == "an exported graph"
+        for response in (
+            server.post(("a.png", data), evidence="tokens"),
+            server.client.post("/v1/detect/bytes", content=data, params={"evidence": "tokens"}),
+        ):
+            assert response.status_code == STATUS["evidence_unavailable"] == 422
+            assert response.json()["error"]["code"] == "evidence_unavailable"
+            assert "evidence=tiles" in response.json()["error"]["message"]
+        by_tile = server.post(("a.png", data), evidence="tiles").json()["results"][0]["evidence"]
+        own = explain(graph_detector(), data)
+        assert by_tile == json.loads(own.model_copy(update={"source": "a.png"}).model_dump_json())
+        assert by_tile["logit"] == tiny_detector().detect(data).logit
+        assert server.service.pending == server.service.memory.held == 0
 
 
 def test_provenance_is_apart_from_the_score(server: Running) -> None:
