@@ -161,6 +161,7 @@ def test_detectors_says_what_runs_and_what_it_takes(server: Running) -> None:
         ("GET", "/v1/detect", 405, "method_not_allowed"),
         ("OPTIONS", "/v1/detect", 405, "method_not_allowed"),  # no CORS: other origins may not ask
         ("GET", "/docs", 404, "not_found"),
+        ("GET", "/healthz/", 404, "not_found"),
         ("GET", "/redoc", 404, "not_found"),
         ("GET", "/static/..%2f..%2fapp.py", 404, "not_found"),
         ("POST", "/v1/detect?evidence=all", 422, "invalid_query"),

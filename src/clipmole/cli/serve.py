@@ -10,8 +10,8 @@ import typer
 
 from clipmole.cli.options import BackboneName, DetectorName, Precision, RuntimeOption, app, remark
 from clipmole.errors import ConfigError, MissingDependency
+from clipmole.serve import TOKEN_VARIABLE
 
-TOKEN_VARIABLE = "CLIPMOLE_TOKEN"
 TOKEN_CHARACTERS = 16  # fewer can be guessed
 MIB = 2**20
 

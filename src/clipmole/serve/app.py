@@ -72,6 +72,7 @@ def create_app(service: Service, *, token: str | None = None, hosts: tuple[str, 
         description='A likelihood, not a proof. Errors are `{"error": {"code", "message"}, "request_id"}`.',
         docs_url=None,  # its pages load scripts from elsewhere
         redoc_url=None,
+        redirect_slashes=False,  # its redirect is no typed error
         separate_input_output_schemas=False,
     )
     if token is not None:

@@ -130,6 +130,8 @@ class Exchange:
         headers = Headers(scope=scope)
         self._unread = "transfer-encoding" in headers or headers.get("content-length", "0") != "0"
         self._api = not (scope["path"] == "/" or scope["path"].startswith("/static/"))
+        # Parts of a file are never wanted here, and many small parts cost much.
+        scope["headers"] = [(name, value) for name, value in scope["headers"] if name.lower() != b"range"]
         scope.setdefault("state", {})
         scope["state"]["exchange"] = self
 

@@ -14,10 +14,8 @@ import traceback
 from collections.abc import Callable, Iterator
 
 from clipmole.detect import Detector
-from clipmole.errors import ConfigError
-from clipmole.evidence import Evidence, TileEvidence, explain
+from clipmole.evidence import Evidence, explain_crops, network_of
 from clipmole.images import IMAGE_EXTENSIONS
-from clipmole.models.detector import MoLEDetector
 from clipmole.records import Detection
 from clipmole.serve.answers import (
     CalibrationInfo,
@@ -183,7 +181,7 @@ class Service:
                 raise ImageProblem(
                     "too_large", f"more than the {self.settings.max_image_bytes:,} bytes that one image may have"
                 )
-            image = await self._decode(upload, provenance, pixels=evidence == "tokens")
+            image = await self._decode(upload, provenance)
             detection = await self.batcher.detect(name, image)
             shown = await self._evidence(detection, image, evidence)
         except ImageProblem as problem:
@@ -197,12 +195,12 @@ class Service:
         found = image.provenance and image.provenance.model_copy(update={"source": name})
         return Result(name=name, sha256=image.sha256, detection=detection, evidence=shown, provenance=found)
 
-    async def _decode(self, upload: Upload, provenance: bool, pixels: bool) -> Decoded:
+    async def _decode(self, upload: Upload, provenance: bool) -> Decoded:
         assert self.pool is not None
         began = time.monotonic()
         self._decoding += 1
         try:
-            return await self.pool.decode(bytes(upload.data), provenance=provenance, pixels=pixels)
+            return await self.pool.decode(bytes(upload.data), provenance=provenance)
         finally:
             self._decoding -= 1
             upload.data.clear()
@@ -212,12 +210,10 @@ class Service:
         """What the score rests on; None if it was not asked for."""
         if kind == "none":
             return None
+        if kind == "tiles":
+            return explain_crops(self.detector, detection)
         assert self.batcher is not None
-        if image.pixels is None:
-            return evidence_by_tile(self.detector, detection)
-        detector, pixels = self.detector, image.pixels
-        evidence = await self.batcher.alone(lambda: explain(detector, pixels, tokens=True))
-        return evidence.model_copy(update={"source": detection.source})
+        return await self.batcher.alone(lambda: explain_crops(self.detector, detection, image.tiles))
 
     def _observe(self, result: Result, seconds: float) -> None:
         self.metrics.image_seconds.observe(seconds)
@@ -265,32 +261,6 @@ class Service:
             else "an exported graph",
             limitations=LIMITATIONS,
         )
-
-
-def evidence_by_tile(detector: Detector, detection: Detection) -> Evidence:
-    """What `explain` says without tokens, of a detection that has its tiles already."""
-    assert detection.tile_boxes is not None
-    assert detection.tile_logits is not None
-    network = network_of(detector)
-    tiles = zip(detection.tile_boxes, detection.tile_logits, strict=True)
-    return Evidence(
-        source=detection.source,
-        detector=detection.detector,
-        width=detection.width,
-        height=detection.height,
-        logit=detection.logit,
-        tiles=tuple(TileEvidence(box=box, logit=logit) for box, logit in tiles),
-        patch_size=network.tower.config.patch_size if network else None,
-        expert_ranks=network.config.expert_ranks if network else (),
-    )
-
-
-def network_of(detector: Detector) -> MoLEDetector | None:
-    """The detector's network in PyTorch; None if it runs on an exported graph alone."""
-    try:
-        return detector.network
-    except ConfigError:
-        return None
 
 
 def _outcome(result: Result) -> str:
