@@ -336,7 +336,12 @@ def test_names_of_other_hosts_and_pages_of_other_sites_are_refused(server: Runni
         assert server.client.get("/readyz", headers={"Host": host}).status_code == 200
     for host in ("localhost", f"127.0.0.1:{server.port}", "LOCALHOST:1", "[::1]:8000"):
         assert server.client.get("/v1/detectors", headers={"Host": host}).status_code == 200
-    for headers in ({"Origin": "https://evil.example"}, {"Origin": "null"}, {"Sec-Fetch-Site": "cross-site"}):
+    for headers in (
+        {"Origin": "https://evil.example"},
+        {"Origin": "null"},
+        {"Origin": "http://[::1"},
+        {"Sec-Fetch-Site": "cross-site"},
+    ):
         response = server.client.post("/v1/detect/bytes", content=GOOD, headers=headers)
         assert (response.status_code, response.json()["error"]["code"]) == (403, "cross_origin")
     own = {"Origin": f"http://127.0.0.1:{server.port}", "Sec-Fetch-Site": "same-origin"}

@@ -88,6 +88,8 @@ def test_the_command_line_and_the_server_say_the_same_and_a_signal_loses_nothing
             files = [("images", ("a.jpg", image.read_bytes()))] * 2
             return httpx.post(url, files=files, timeout=60).json()["results"][1]["detection"]["logit"]
 
+        headers = {"Content-Type": "multipart/form-data; boundary=edge"}
+        assert httpx.post(url, content=b"--edgy secret", headers=headers).status_code == 400
         workers = children(process.pid)
         assert len(workers) >= 2
         with ThreadPoolExecutor(8) as pool:
@@ -102,6 +104,8 @@ def test_the_command_line_and_the_server_say_the_same_and_a_signal_loses_nothing
             httpx.get(metrics)
     assert sum("POST /v1/detect 200" in line for line in lines) == 9
     assert not any("rocket" in line or "Traceback" in line for line in lines)
+    log = [line for line in lines if not line.startswith(("listening on ", "ready: "))]
+    assert all(re.search(r" INFO \S+ (GET|POST) /\S+ \d+ \S+ \d+ ms$", line.rstrip()) for line in log), log
 
 
 @pytest.fixture(scope="module")
