@@ -59,11 +59,7 @@ function notice(text, code = detector ? "" : $("banner").dataset.code) {
 
 function add(files) {
   if (detector) $("banner").hidden = true;
-  for (const file of files) {
-    const item = { file, row: h("tr") };
-    items.push(item);
-    renew(item);
-  }
+  for (const file of files) items.push(renew({ file, row: h("tr") }));
   say(files.length === 1 ? "One image is being looked at." : `${files.length} images are being looked at.`);
   arrange();
   next();
@@ -126,7 +122,7 @@ async function recover(item, error, signal) {
 
 // --- answers out --------------------------------------------------------------------------------------------------
 
-/** Change an item and show it in its row. */
+/** Change an item and show it in its row; gives the item. */
 function update(item, change) {
   const { file, row, state, sent, result, error } = Object.assign(item, change);
   const found = result?.detection, findings = result?.provenance.findings.length, { sign, words } = verdictOf(found);
@@ -142,6 +138,7 @@ function update(item, change) {
     h("td", { class: "number" }, found ? percent(found.probability) : ""),
     h("td", { class: "number wide" }, found ? `${found.width} × ${found.height}` : ""),
     h("td", { class: "number wide" }, findings ?? ""));
+  return item;
 }
 
 /** A small picture, if this browser can draw the file; it is read when it comes into view. */

@@ -15,8 +15,11 @@ function download(name, type, text) {
 const plain = (name) => name.replace(/[^\w.-]+/g, "_").replace(/^[.]+/, "").slice(0, 80) || "image";
 
 /** The answer of the server, with the name and time that only the page knows. */
-const record = ({ file, at, request, result, error }) =>
-  ({ file: file.name, bytes: file.size, at, request_id: request, ...result, error: error && { code: error.code, message: error.message } });
+const record = ({ file, at = null, request = null, result, error }) => ({
+  file: file.name, bytes: file.size, sha256: result?.sha256 ?? null, at, request_id: request,
+  detection: result?.detection ?? null, evidence: result?.evidence ?? null, provenance: result?.provenance ?? null,
+  error: error && { code: error.code, message: error.message },
+});
 
 /** One field: quoted where it must be; text that a spreadsheet would take for a formula gets an apostrophe. */
 function field(value) {
@@ -77,6 +80,7 @@ ${style}</style></head>${body.outerHTML}</html>
 
 /** Download `items` as "csv", "json" or "html". */
 export async function save(items, kind, options = {}) {
+  if (!items.length) return;
   const one = items.length === 1, name = `clipmole-${one ? plain(items[0].file.name) : `${items.length}-images`}.${kind}`;
   if (kind === "csv") download(name, "text/csv", csv(items));
   else if (kind === "json") download(name, "application/json", JSON.stringify(one ? record(items[0]) : items.map(record), null, 2));
