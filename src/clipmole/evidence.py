@@ -95,12 +95,12 @@ def explain(detector: Detector, source: ImageSource, tokens: bool = False) -> Ev
 
     Raises `ImageError`, and `ConfigError` if `tokens` are asked of a detector that does not run on torch.
     """
-    image = load_image(source)
-    crops = preprocess(image, detector.preprocess) if tokens else None
     if tokens and network_of(detector) is None:
         raise ConfigError(
             f"{detector.name}: evidence by patch needs gradients, which its runtime lacks; load it with runtime='torch'"
         )
+    image = load_image(source)
+    crops = preprocess(image, detector.preprocess) if tokens else None
     detection = detector.detect(image, tiles=True).model_copy(update={"source": source_name(source)})
     return explain_crops(detector, detection, crops)
 
