@@ -1,6 +1,7 @@
 # clipmole serve: the page and the API, on the CPU, as a user without rights.
 #
-#   docker build -t clipmole .     (--build-arg PIP_EXTRA_INDEX_URL=... where your index has no CPU build of torch)
+#   docker build -t clipmole .     (--build-arg PIP_EXTRA_INDEX_URL=... where your index has no CPU build of torch;
+#                                   --build-arg EXTRAS=serve,openvino for --runtime openvino)
 #   docker run --rm -p 127.0.0.1:8000:8000 --read-only --tmpfs /tmp --cap-drop ALL --security-opt no-new-privileges \
 #     --memory 8g -e CLIPMOLE_TOKEN=... clipmole --allowed-host localhost
 FROM python:3.12-slim AS build
@@ -8,14 +9,16 @@ WORKDIR /source
 COPY pyproject.toml README.md LICENSE constraints-cpu.txt ./
 COPY src ./src
 ARG PIP_EXTRA_INDEX_URL=""
+ARG EXTRAS=serve
 RUN python -m venv /opt/clipmole \
-    && /opt/clipmole/bin/pip install --no-cache-dir -c constraints-cpu.txt ".[serve]"
+    && /opt/clipmole/bin/pip install --no-cache-dir -c constraints-cpu.txt ".[$EXTRAS]"
 
 FROM python:3.12-slim
 COPY --from=build /opt/clipmole /opt/clipmole
 RUN useradd --system --uid 10001 --no-create-home --home-dir /nonexistent --shell /usr/sbin/nologin clipmole
 ENV PATH=/opt/clipmole/bin:$PATH \
     HF_HUB_OFFLINE=1 \
+    CLIPMOLE_CACHE=/tmp/clipmole \
     PYTHONDONTWRITEBYTECODE=1 \
     PYTHONUNBUFFERED=1
 USER 10001

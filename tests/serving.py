@@ -17,6 +17,7 @@ from tiny import CALIBRATION, PREPROCESS, tiny_network
 
 from clipmole.detect import Detector
 from clipmole.errors import ClipmoleError
+from clipmole.runtimes.pytorch import TorchRuntime
 from clipmole.serve import runner
 from clipmole.serve.app import create_app
 from clipmole.serve.guard import allowed_hosts
@@ -58,6 +59,11 @@ class Running:
 def tiny_detector() -> Detector:
     """The same tiny detector each time."""
     return Detector(tiny_network(), PREPROCESS, CALIBRATION, "tiny", batch_size=8)
+
+
+def graph_detector() -> Detector:
+    """The same weights as a detector without its network, as an export is one."""
+    return Detector(None, PREPROCESS, CALIBRATION, "tiny", batch_size=8, runtime=TorchRuntime(tiny_network(), "cpu"))
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import logging
@@ -20,7 +21,7 @@ from PIL.PngImagePlugin import PngInfo
 from tiny import CALIBRATION, encoded, picture
 
 pytest.importorskip("fastapi")
-from serving import Running, running, tiny_detector, until
+from serving import Running, graph_detector, running, tiny_detector, until
 
 from clipmole.evidence import explain
 from clipmole.serve.answers import BytesAnswer, DetectAnswer
@@ -48,6 +49,7 @@ def test_an_image_has_the_logit_that_the_detector_gives_it(server: Running, tmp_
         form = server.post((name, data)).json()["results"][0]
         assert form["detection"] == detection | {"source": name}
         assert form["name"] == name
+        assert form["sha256"] == sent["result"]["sha256"] == hashlib.sha256(data).hexdigest()
         assert sent["detector"] == "tiny"
 
 
@@ -64,7 +66,7 @@ def test_many_images_come_back_in_order_each_with_its_own_answer(server: Running
     failed = results[names.index("notes.txt")]
     assert failed["error"]["code"] == "unreadable"
     assert failed["error"]["message"].startswith("not an image format clipmole reads")
-    assert failed["detection"] is failed["evidence"] is failed["provenance"] is None
+    assert failed["sha256"] is failed["detection"] is failed["evidence"] is failed["provenance"] is None
     DetectAnswer.model_validate_json(response.text)
 
 
@@ -105,6 +107,26 @@ def test_evidence_is_what_explain_says(server: Running) -> None:
     assert plain["evidence"] is plain["detection"]["tile_logits"] is None
 
 
+def test_a_graph_has_evidence_by_tile_alone_and_says_so() -> None:
+    data = FILES["image-5.png"]
+    with running(graph_detector) as server:
+        (described,) = server.client.get("/v1/detectors").json()["detectors"]
+        assert described["evidence"] == ["none", "tiles"]
+        assert described["backbone"] == "an exported graph"
+        for response in (
+            server.post(("a.png", data), evidence="tokens"),
+            server.client.post("/v1/detect/bytes", content=data, params={"evidence": "tokens"}),
+        ):
+            assert response.status_code == STATUS["evidence_unavailable"] == 422
+            assert response.json()["error"]["code"] == "evidence_unavailable"
+            assert "evidence=tiles" in response.json()["error"]["message"]
+        by_tile = server.post(("a.png", data), evidence="tiles").json()["results"][0]["evidence"]
+        own = explain(graph_detector(), data)
+        assert by_tile == json.loads(own.model_copy(update={"source": "a.png"}).model_dump_json())
+        assert by_tile["logit"] == tiny_detector().detect(data).logit
+        assert server.service.pending == server.service.memory.held == 0
+
+
 def test_provenance_is_apart_from_the_score(server: Running) -> None:
     text = PngInfo()
     text.add_text("parameters", "a castle\nSteps: 20, Sampler: Euler a, CFG scale: 7, Seed: 1, Size: 48x40, Model: x")
@@ -124,6 +146,7 @@ def test_detectors_says_what_runs_and_what_it_takes(server: Running) -> None:
     assert detector["calibration"]["thresholds"] == {"real": 0.3, "ai": 0.7}
     assert detector["calibration"]["max_false_alarm"] == CALIBRATION.max_false_alarm
     assert (detector["calibration"]["real"], detector["calibration"]["generated"]) == (50, 50)
+    assert detector["evidence"] == ["none", "tiles", "tokens"]
     assert detector["crop_size"] == 32
     assert detector["max_tiles"] == 4
     assert detector["limits"]["max_images"] == 32
@@ -138,6 +161,7 @@ def test_detectors_says_what_runs_and_what_it_takes(server: Running) -> None:
         ("GET", "/v1/detect", 405, "method_not_allowed"),
         ("OPTIONS", "/v1/detect", 405, "method_not_allowed"),  # no CORS: other origins may not ask
         ("GET", "/docs", 404, "not_found"),
+        ("GET", "/healthz/", 404, "not_found"),
         ("GET", "/redoc", 404, "not_found"),
         ("GET", "/static/..%2f..%2fapp.py", 404, "not_found"),
         ("POST", "/v1/detect?evidence=all", 422, "invalid_query"),

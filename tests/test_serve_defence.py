@@ -19,6 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
+import numpy as np
 import pytest
 from PIL import Image
 from tiny import encoded, picture
@@ -26,6 +27,8 @@ from tiny import encoded, picture
 pytest.importorskip("fastapi")
 from serving import Running, running, tiny_detector, until
 
+from clipmole.records import Detection
+from clipmole.serve.decoding import Decoded
 from clipmole.serve.guard import allowed_hosts
 from clipmole.serve.settings import ServeSettings
 
@@ -275,6 +278,42 @@ def test_a_client_that_does_not_read_is_let_go() -> None:
         alive(server)
 
 
+def test_parts_of_a_file_are_not_given(server: Running) -> None:
+    ranges = "bytes=" + ",".join(f"{i}-" for i in range(2000))
+    response = server.client.get("/static/app.js", headers={"Range": ranges})
+    assert (response.status_code, "content-range" in response.headers) == (200, False)
+    assert response.content == server.client.get("/static/app.js").content
+
+
+def test_decoding_processes_are_not_told_the_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CLIPMOLE_TOKEN", TOKEN)
+    with running(workers=1) as server:
+        assert server.service.pool is not None
+        environment = Path(f"/proc/{server.service.pool.pids[0]}/environ").read_bytes()
+        assert b"PATH=" in environment
+        assert TOKEN.encode() not in environment
+
+
+def test_what_waits_for_evidence_holds_its_crops_and_not_the_image() -> None:
+    """One small file may be 64 million pixels; as many as the queue takes may wait for the network at one time."""
+    large = encoded(Image.new("RGB", (4000, 3000)))
+    crops = 3 * 4 * 32 * 32
+    seen: list[int] = []
+    with running() as server:
+        batcher = server.service.batcher
+        assert batcher is not None
+        detect = batcher.detect
+
+        async def watched(name: str, image: Decoded) -> Detection:
+            seen.append(sum(value.nbytes for value in vars(image).values() if isinstance(value, np.ndarray)))
+            return await detect(name, image)
+
+        batcher.detect = watched  # type: ignore[method-assign]
+        results = server.post(("a.png", large), ("b.png", large), evidence="tokens").json()["results"]
+    assert [len(result["evidence"]["tiles"]) for result in results] == [4, 4]
+    assert seen == [crops, crops]
+
+
 def test_a_token_is_asked_for_where_images_are_taken() -> None:
     with running(token=TOKEN) as server:
         for given in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": f"Basic {TOKEN}"}):
@@ -297,7 +336,12 @@ def test_names_of_other_hosts_and_pages_of_other_sites_are_refused(server: Runni
         assert server.client.get("/readyz", headers={"Host": host}).status_code == 200
     for host in ("localhost", f"127.0.0.1:{server.port}", "LOCALHOST:1", "[::1]:8000"):
         assert server.client.get("/v1/detectors", headers={"Host": host}).status_code == 200
-    for headers in ({"Origin": "https://evil.example"}, {"Origin": "null"}, {"Sec-Fetch-Site": "cross-site"}):
+    for headers in (
+        {"Origin": "https://evil.example"},
+        {"Origin": "null"},
+        {"Origin": "http://[::1"},
+        {"Sec-Fetch-Site": "cross-site"},
+    ):
         response = server.client.post("/v1/detect/bytes", content=GOOD, headers=headers)
         assert (response.status_code, response.json()["error"]["code"]) == (403, "cross_origin")
     own = {"Origin": f"http://127.0.0.1:{server.port}", "Sec-Fetch-Site": "same-origin"}

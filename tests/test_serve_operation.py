@@ -18,7 +18,8 @@ from pathlib import Path
 
 import httpx
 import pytest
-from tiny import encoded, picture
+import torch
+from tiny import CALIBRATION, PREPROCESS, encoded, picture, tiny_backbone, tiny_network
 
 pytest.importorskip("fastapi")
 from serving import running, tiny_detector, until
@@ -26,6 +27,9 @@ from serving import running, tiny_detector, until
 from clipmole.cli.serve import read_token
 from clipmole.detect import Detector
 from clipmole.errors import CheckpointError, ConfigError
+from clipmole.export import export_detector
+from clipmole.models.backbone import save_tower
+from clipmole.models.checkpoint import save_adapter
 from clipmole.serve.runner import bind
 from clipmole.serve.settings import ServeSettings
 
@@ -84,6 +88,8 @@ def test_the_command_line_and_the_server_say_the_same_and_a_signal_loses_nothing
             files = [("images", ("a.jpg", image.read_bytes()))] * 2
             return httpx.post(url, files=files, timeout=60).json()["results"][1]["detection"]["logit"]
 
+        headers = {"Content-Type": "multipart/form-data; boundary=edge"}
+        assert httpx.post(url, content=b"--edgy secret", headers=headers).status_code == 400
         workers = children(process.pid)
         assert len(workers) >= 2
         with ThreadPoolExecutor(8) as pool:
@@ -98,6 +104,57 @@ def test_the_command_line_and_the_server_say_the_same_and_a_signal_loses_nothing
             httpx.get(metrics)
     assert sum("POST /v1/detect 200" in line for line in lines) == 9
     assert not any("rocket" in line or "Traceback" in line for line in lines)
+    log = [line for line in lines if not line.startswith(("listening on ", "ready: "))]
+    assert all(re.search(r" INFO \S+ (GET|POST) /\S+ \d+ \S+ \d+ ms$", line.rstrip()) for line in log), log
+
+
+@pytest.fixture(scope="module")
+def adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An adapter directory, its backbone in the folder `tiny` beside it."""
+    folder = tmp_path_factory.mktemp("serve")
+    backbone = tiny_backbone()
+    save_tower(backbone.tower, folder / "tiny", torch.float32)
+    save_adapter(folder / "adapter", tiny_network(backbone), backbone, PREPROCESS, CALIBRATION)
+    return folder / "adapter"
+
+
+@pytest.mark.parametrize(("runtime", "library"), [("openvino", "openvino"), ("onnx", "onnxruntime")])
+def test_a_runtime_is_served_and_answers_as_the_command_line_does(
+    adapter: Path, tmp_path: Path, runtime: str, library: str
+) -> None:
+    pytest.importorskip(library, reason=f"needs {library}: pip install 'clipmole[{runtime}]'")
+    if runtime == "onnx":
+        pytest.importorskip("onnxscript")
+    image = tmp_path / "image.png"
+    image.write_bytes(GOOD)
+    options = ["--detector", str(adapter), "--backbone", str(adapter.parent / "tiny"), "--runtime", runtime]
+    cache = {"CLIPMOLE_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
+    with command(*options, **cache) as (process, port, _), httpx.Client(base_url=f"http://127.0.0.1:{port}") as client:
+        answer = client.post("/v1/detect/bytes", content=GOOD, timeout=60).json()
+        refused = client.post("/v1/detect/bytes", content=GOOD, params={"evidence": "tokens"})
+        assert refused.json()["error"]["code"] == "evidence_unavailable"
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 0
+    printed = subprocess.run(
+        [sys.executable, "-m", "clipmole.cli", "detect", "--json", *options, str(image)],
+        capture_output=True, text=True, check=True, env=os.environ | cache,
+    ).stdout  # fmt: skip
+    own = json.loads(printed)
+    assert answer["result"]["detection"] | {"source": ""} == own | {"source": ""}
+    assert own["logit"] == pytest.approx(
+        Detector.from_pretrained(adapter, backbone=adapter.parent / "tiny").score([image])[0], abs=1e-4
+    )
+
+
+def test_an_export_is_served_as_it_was_checked(adapter: Path, tmp_path: Path) -> None:
+    pytest.importorskip("openvino", reason="needs openvino: pip install 'clipmole[openvino]'")
+    pictures = [picture(i, 70, 50) for i in range(8)]
+    export_detector(adapter, tmp_path / "out", "openvino", lambda: iter(pictures), backbone=adapter.parent / "tiny")
+    with running(lambda: Detector.from_pretrained(tmp_path / "out")) as server:
+        logit = server.post(("a.png", GOOD)).json()["results"][0]["detection"]["logit"]
+        assert logit == pytest.approx(Detector.from_pretrained(tmp_path / "out").detect(GOOD).logit, abs=1e-5)
+        (described,) = server.client.get("/v1/detectors").json()["detectors"]
+        assert described["evidence"] == ["none", "tiles"]
 
 
 def test_what_cannot_start_says_why_in_one_line(tmp_path: Path) -> None:

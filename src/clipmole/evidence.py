@@ -10,7 +10,9 @@ benchmarks/evidence_map.py.
 
 from __future__ import annotations
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from pydantic import Field
 
 from clipmole.attribution import DEFAULT_METHOD, attribute, gates_of
@@ -19,7 +21,7 @@ from clipmole.errors import ConfigError
 from clipmole.images import ImageSource, load_image, source_name
 from clipmole.models.detector import MoLEDetector
 from clipmole.preprocess import crop_boxes, preprocess
-from clipmole.records import Record
+from clipmole.records import Detection, Record
 
 CAUTION = (
     "A map shows what this detector's logit leans on, not which parts of the image are generated. A bright patch "
@@ -93,30 +95,42 @@ def explain(detector: Detector, source: ImageSource, tokens: bool = False) -> Ev
 
     Raises `ImageError`, and `ConfigError` if `tokens` are asked of a detector that does not run on torch.
     """
-    network = _network(detector)
-    if tokens and network is None:
+    if tokens and network_of(detector) is None:
         raise ConfigError(
             f"{detector.name}: evidence by patch needs gradients, which its runtime lacks; load it with runtime='torch'"
         )
     image = load_image(source)
-    detection = detector.detect(image, tiles=True)
+    crops = preprocess(image, detector.preprocess) if tokens else None
+    detection = detector.detect(image, tiles=True).model_copy(update={"source": source_name(source)})
+    return explain_crops(detector, detection, crops)
+
+
+def explain_crops(detector: Detector, detection: Detection, crops: NDArray[np.uint8] | None = None) -> Evidence:
+    """What `explain` says of an image that is scored already.
+
+    Args:
+        detection: with the logit and the place of each crop.
+        crops: the crops themselves (n, 3, S, S) uint8, for evidence by patch; None: by tile alone.
+    """
     assert detection.tile_logits is not None
     assert detection.tile_boxes is not None
+    network = network_of(detector)
     tiles = [
         TileEvidence(box=box, logit=logit)
         for box, logit in zip(detection.tile_boxes, detection.tile_logits, strict=True)
     ]
-    if tokens and network is not None:
-        size = detector.preprocess.crop_size
-        left, top = max(0, size - image.width) // 2, max(0, size - image.height) // 2  # mirrored borders
-        corners = [(x - left, y - top) for x, y in crop_boxes(image.width, image.height, detector.preprocess)]
-        crops = torch.from_numpy(preprocess(image, detector.preprocess)).to(detector.device)
+    if crops is not None:
+        network = detector.network
+        width, height, size = detection.width, detection.height, detector.preprocess.crop_size
+        left, top = max(0, size - width) // 2, max(0, size - height) // 2  # mirrored borders
+        corners = [(x - left, y - top) for x, y in crop_boxes(width, height, detector.preprocess)]
+        batch = torch.tensor(crops).to(detector.device)
         tiles = [
-            _with_tokens(tile, corner, network, crops[i : i + 1])
+            _with_tokens(tile, corner, network, batch[i : i + 1])
             for i, (tile, corner) in enumerate(zip(tiles, corners, strict=True))
         ]
     return Evidence(
-        source=source_name(source),
+        source=detection.source,
         detector=detection.detector,
         width=detection.width,
         height=detection.height,
@@ -124,11 +138,11 @@ def explain(detector: Detector, source: ImageSource, tokens: bool = False) -> Ev
         tiles=tuple(tiles),
         patch_size=network.tower.config.patch_size if network else None,
         expert_ranks=network.config.expert_ranks if network else (),
-        method=DEFAULT_METHOD if tokens else None,
+        method=DEFAULT_METHOD if crops is not None else None,
     )
 
 
-def _network(detector: Detector) -> MoLEDetector | None:
+def network_of(detector: Detector) -> MoLEDetector | None:
     """The detector's network in PyTorch; None if it runs on a graph alone, of which no gradients can be had."""
     try:
         return detector.network

@@ -8,10 +8,10 @@ from typing import Annotated
 
 import typer
 
-from clipmole.cli.options import BackboneName, DetectorName, Precision, app, remark
+from clipmole.cli.options import BackboneName, DetectorName, Precision, RuntimeOption, app, remark
 from clipmole.errors import ConfigError, MissingDependency
+from clipmole.serve import TOKEN_VARIABLE
 
-TOKEN_VARIABLE = "CLIPMOLE_TOKEN"
 TOKEN_CHARACTERS = 16  # fewer can be guessed
 MIB = 2**20
 
@@ -25,8 +25,9 @@ def serve(
     batch_size: Annotated[int, typer.Option(min=1, help="Most crops in one forward pass.")] = 32,
     device: Annotated[str, typer.Option(help="cpu, cuda, ...")] = "cpu",
     precision: Annotated[
-        Precision, typer.Option(help="bfloat16 is faster and slightly less exact.")
-    ] = Precision.FLOAT32,
+        Precision | None, typer.Option(help="bfloat16 is faster and slightly less exact. Default: float32.")
+    ] = None,
+    runtime: RuntimeOption = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Decoding processes. Default: one a core, 2 to 4.")] = None,
     max_image_mib: Annotated[int, typer.Option(min=1, help="Of one image file.")] = 40,
     max_request_mib: Annotated[int, typer.Option(min=1, help="Of one request.")] = 128,
@@ -79,7 +80,12 @@ def serve(
     log_to_stderr()
     run(
         lambda: Detector.from_pretrained(
-            detector, backbone=backbone, device=device, precision=precision.value, batch_size=batch_size
+            detector,
+            backbone=backbone,
+            device=device,
+            precision=precision.value if precision else None,
+            batch_size=batch_size,
+            runtime=runtime.value if runtime else None,
         ),
         settings,
         host=host,

@@ -31,6 +31,7 @@ EXAMPLE_DETECTION: dict[str, Any] = {
 }
 EXAMPLE_RESULT: dict[str, Any] = {
     "name": "photo.jpg",
+    "sha256": "0f343b0931126a20f133d67c2b018a3b5e2b3a3d5b8e1a2d6b5b0c8c9d1e7f64",
     "detection": EXAMPLE_DETECTION,
     "error": None,
     "evidence": None,
@@ -38,6 +39,7 @@ EXAMPLE_RESULT: dict[str, Any] = {
 }
 EXAMPLE_FAILURE: dict[str, Any] = {
     "name": "notes.txt",
+    "sha256": None,
     "detection": None,
     "error": {
         "code": "unreadable",
@@ -81,6 +83,7 @@ class Result(Record):
 
     Attributes:
         name: of the file, as the client sent it, shortened and printable; "image-N" if it sent none.
+        sha256: of the file's bytes, hexadecimal; None if there is an error.
         detection: None if there is an error. Its `source` is `name`; it has tile logits and boxes if evidence was
             asked for.
         error: None if there is a detection.
@@ -89,6 +92,7 @@ class Result(Record):
     """
 
     name: str
+    sha256: str | None = None
     detection: Detection | None = None
     error: ImageErrorDetail | None = None
     evidence: Evidence | None = None
@@ -170,6 +174,7 @@ class DetectorAnswer(Record):
     Attributes:
         detector: name@digest, as in a detection.
         default: used if a request names none.
+        evidence: what `evidence` in a request may be; "tokens" needs a detector that runs on torch.
         crop_size: side of a crop, pixels.
         max_tiles: most crops of one image.
         backbone: what the network is, in words.
@@ -181,6 +186,7 @@ class DetectorAnswer(Record):
     default: bool
     calibration: CalibrationInfo | None
     limits: LimitsInfo
+    evidence: tuple[EvidenceKind, ...]
     crop_size: int
     max_tiles: int
     backbone: str

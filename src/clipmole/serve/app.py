@@ -42,7 +42,7 @@ _REFUSALS = {
     413: "More bytes or images than are admitted.",
     415: "Another content type is wanted.",
     421: "The Host header names another server.",
-    422: "A query parameter has a value that it cannot have.",
+    422: "A query parameter has a value that it cannot have, or that this detector cannot answer.",
     429: "As many requests or images as the server takes at once; Retry-After says when to try again.",
     500: "A mistake of the server.",
     503: "Loading, stopping, or too slow; Retry-After says when to try again.",
@@ -72,6 +72,7 @@ def create_app(service: Service, *, token: str | None = None, hosts: tuple[str, 
         description='A likelihood, not a proof. Errors are `{"error": {"code", "message"}, "request_id"}`.',
         docs_url=None,  # its pages load scripts from elsewhere
         redoc_url=None,
+        redirect_slashes=False,  # its redirect is no typed error
         separate_input_output_schemas=False,
     )
     if token is not None:

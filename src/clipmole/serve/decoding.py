@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -21,6 +22,7 @@ from numpy.typing import NDArray
 
 from clipmole.config import PreprocessConfig
 from clipmole.provenance.findings import Provenance
+from clipmole.serve import TOKEN_VARIABLE
 from clipmole.serve.problems import ImageProblem
 from clipmole.serve.settings import ServeSettings
 from clipmole.serve.worker import FRAME
@@ -37,15 +39,15 @@ class Decoded:
 
     Attributes:
         width, height: of the upright image, pixels.
+        sha256: of the file's bytes, hexadecimal.
         tiles: crops (n, 3, S, S) uint8.
-        pixels: (height, width, 3) uint8, if they were asked for.
         provenance: what the metadata say, if it was asked for.
     """
 
     width: int
     height: int
+    sha256: str
     tiles: NDArray[np.uint8]
-    pixels: NDArray[np.uint8] | None
     provenance: Provenance | None
 
 
@@ -65,7 +67,7 @@ class DecodePool:
         command: Sequence[str] = COMMAND,
     ) -> None:
         self.settings, self.crop_size = settings, preprocess.crop_size
-        self._most = 3 * (preprocess.max_tiles * preprocess.crop_size**2 + settings.max_pixels)  # bytes of an answer
+        self._most = 3 * preprocess.max_tiles * preprocess.crop_size**2  # bytes of an answer
         self._restarted = restarted
         self._command = (*command, json.dumps(_worker_settings(settings, preprocess)))
         self._idle: asyncio.Queue[asyncio.subprocess.Process] = asyncio.Queue()
@@ -91,13 +93,13 @@ class DecodePool:
         for process in list(self._processes):
             await self._kill(process)
 
-    async def decode(self, data: bytes, *, provenance: bool = False, pixels: bool = False) -> Decoded:
+    async def decode(self, data: bytes, *, provenance: bool = False) -> Decoded:
         """Decode one image; waits for a free process. Raises `ImageProblem`.
 
         If the caller is cancelled, the process first finishes in peace: it need not be replaced for that.
         """
         process = await self._idle.get()
-        task = asyncio.create_task(self._exchange(process, data, {"provenance": provenance, "pixels": pixels}))
+        task = asyncio.create_task(self._exchange(process, data, {"provenance": provenance}))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         task.add_done_callback(lambda done: done.cancelled() or done.exception())  # seen, even if nobody waits
@@ -117,7 +119,7 @@ class DecodePool:
             self._idle.put_nowait(process)
             if "error" in answer:
                 raise ImageProblem(answer["error"]["code"], answer["error"]["message"])
-            return self._decoded(answer, payload, request["pixels"])
+            return self._decoded(answer, payload)
         await self._kill(process)
         if process.returncode == -signal.SIGXCPU:
             reason = "timeout"
@@ -132,21 +134,20 @@ class DecodePool:
             )
         raise ImageProblem("decoder_crashed", "the decoder died of this image; export it again")
 
-    def _decoded(self, answer: dict[str, Any], payload: bytes, pixels: bool) -> Decoded:
+    def _decoded(self, answer: dict[str, Any], payload: bytes) -> Decoded:
         shape = (answer["tiles"], 3, self.crop_size, self.crop_size)
-        end = int(np.prod(shape))
-        width, height = answer["width"], answer["height"]
         return Decoded(
-            width,
-            height,
-            np.frombuffer(payload, np.uint8, end).reshape(shape),
-            np.frombuffer(payload, np.uint8, -1, end).reshape(height, width, 3) if pixels else None,
+            answer["width"],
+            answer["height"],
+            answer["sha256"],
+            np.frombuffer(payload, np.uint8).reshape(shape),
             answer["provenance"] and Provenance.model_validate(answer["provenance"]),
         )
 
     async def _spawn(self) -> None:
         process = await asyncio.create_subprocess_exec(
             *self._command,
+            env={name: value for name, value in os.environ.items() if name != TOKEN_VARIABLE},
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.DEVNULL,

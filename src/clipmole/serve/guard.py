@@ -14,7 +14,6 @@ import logging
 import re
 import secrets
 import time
-from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -90,7 +89,7 @@ class Guard:
         if self._hosts and _name(host) not in self._hosts and scope["path"] not in PROBES:
             raise Problem("wrong_host", "the request names a host that this server is not; see --allowed-host")
         origin = headers.get("origin")
-        foreign = origin is not None and urlsplit(origin).netloc.lower() != host.lower()
+        foreign = origin is not None and origin.partition("://")[2].lower() != host.lower()
         if scope["method"] not in ("GET", "HEAD", "OPTIONS") and (
             foreign or headers.get("sec-fetch-site", "same-origin") not in ("same-origin", "none")
         ):
@@ -130,6 +129,8 @@ class Exchange:
         headers = Headers(scope=scope)
         self._unread = "transfer-encoding" in headers or headers.get("content-length", "0") != "0"
         self._api = not (scope["path"] == "/" or scope["path"].startswith("/static/"))
+        # Parts of a file are never wanted here, and many small parts cost much.
+        scope["headers"] = [(name, value) for name, value in scope["headers"] if name.lower() != b"range"]
         scope.setdefault("state", {})
         scope["state"]["exchange"] = self
 

@@ -19,6 +19,7 @@ STATUS = {
     "unsupported_media_type": 415,
     "wrong_host": 421,
     "invalid_query": 422,
+    "evidence_unavailable": 422,
     "busy": 429,
     "internal": 500,
     "not_ready": 503,

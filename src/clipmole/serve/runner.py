@@ -128,3 +128,4 @@ def log_to_stderr() -> None:
         logger.addHandler(handler)
         logger.setLevel(level)
         logger.propagate = False
+    logging.getLogger("python_multipart").setLevel(logging.CRITICAL)  # its warnings quote what was sent

@@ -14,10 +14,8 @@ import traceback
 from collections.abc import Callable, Iterator
 
 from clipmole.detect import Detector
-from clipmole.errors import ConfigError
-from clipmole.evidence import Evidence, TileEvidence, explain
+from clipmole.evidence import Evidence, explain_crops, network_of
 from clipmole.images import IMAGE_EXTENSIONS
-from clipmole.models.detector import MoLEDetector
 from clipmole.records import Detection
 from clipmole.serve.answers import (
     CalibrationInfo,
@@ -114,6 +112,11 @@ class Service:
             raise Problem("not_ready", "the detector is being loaded; try again in a moment", retry_after=2)
         return self._detector
 
+    @property
+    def evidence(self) -> tuple[EvidenceKind, ...]:
+        """What may be asked for; by patch only of a detector that has its network. Raises `Problem` as `detector`."""
+        return ("none", "tiles", "tokens") if network_of(self.detector) else ("none", "tiles")
+
     @contextlib.contextmanager
     def request(self) -> Iterator[None]:
         """Around the reading and answering of one request. Raises `Problem` if no more may be taken."""
@@ -132,6 +135,12 @@ class Service:
 
         One request has only a few images on their way at a time, so that others get their turn.
         """
+        if evidence not in self.evidence:
+            raise Problem(
+                "evidence_unavailable",
+                "evidence=tokens: this server's detector runs on a graph, of which nothing can be had by patch; "
+                "ask for evidence=tiles",
+            )
         if evidence == "tokens" and len(uploads) > self.settings.max_token_images:
             raise Problem(
                 "too_many_images", f"evidence=tokens takes {self.settings.max_token_images} images at most in a request"
@@ -172,13 +181,11 @@ class Service:
                 raise ImageProblem(
                     "too_large", f"more than the {self.settings.max_image_bytes:,} bytes that one image may have"
                 )
-            image = await self._decode(upload, provenance, pixels=evidence == "tokens")
+            image = await self._decode(upload, provenance)
             detection = await self.batcher.detect(name, image)
             shown = await self._evidence(detection, image, evidence)
         except ImageProblem as problem:
             return Result(name=name, error=ImageErrorDetail(code=problem.code, message=problem.message))
-        except Problem:
-            raise
         except Exception as error:
             log.error("image failed: %s", where(error))
             message = "a mistake of the server; the log says where"
@@ -186,14 +193,14 @@ class Service:
         if evidence == "none":
             detection = detection.model_copy(update={"tile_logits": None, "tile_boxes": None})
         found = image.provenance and image.provenance.model_copy(update={"source": name})
-        return Result(name=name, detection=detection, evidence=shown, provenance=found)
+        return Result(name=name, sha256=image.sha256, detection=detection, evidence=shown, provenance=found)
 
-    async def _decode(self, upload: Upload, provenance: bool, pixels: bool) -> Decoded:
+    async def _decode(self, upload: Upload, provenance: bool) -> Decoded:
         assert self.pool is not None
         began = time.monotonic()
         self._decoding += 1
         try:
-            return await self.pool.decode(bytes(upload.data), provenance=provenance, pixels=pixels)
+            return await self.pool.decode(bytes(upload.data), provenance=provenance)
         finally:
             self._decoding -= 1
             upload.data.clear()
@@ -203,15 +210,10 @@ class Service:
         """What the score rests on; None if it was not asked for."""
         if kind == "none":
             return None
+        if kind == "tiles":
+            return explain_crops(self.detector, detection)
         assert self.batcher is not None
-        if image.pixels is None:
-            return evidence_by_tile(self.detector, detection)
-        detector, pixels = self.detector, image.pixels
-        try:
-            evidence = await self.batcher.alone(lambda: explain(detector, pixels, tokens=True))
-        except ConfigError as error:  # of a detector that has no gradients
-            raise Problem("invalid_query", f"evidence=tokens: {error}") from error
-        return evidence.model_copy(update={"source": detection.source})
+        return await self.batcher.alone(lambda: explain_crops(self.detector, detection, image.tiles))
 
     def _observe(self, result: Result, seconds: float) -> None:
         self.metrics.image_seconds.observe(seconds)
@@ -251,6 +253,7 @@ class Service:
                 max_token_images=settings.max_token_images,
                 extensions=tuple(sorted(IMAGE_EXTENSIONS)),
             ),
+            evidence=self.evidence,
             crop_size=detector.preprocess.crop_size,
             max_tiles=detector.preprocess.max_tiles if detector.preprocess.mode == "tiles" else 1,
             backbone=f"ViT, {tower.depth} blocks of width {tower.width}, patches of {tower.patch_size} px"
@@ -260,44 +263,11 @@ class Service:
         )
 
 
-def evidence_by_tile(detector: Detector, detection: Detection) -> Evidence:
-    """What `explain` says without tokens, of a detection that has its tiles already."""
-    assert detection.tile_boxes is not None
-    assert detection.tile_logits is not None
-    network = network_of(detector)
-    tiles = zip(detection.tile_boxes, detection.tile_logits, strict=True)
-    return Evidence(
-        source=detection.source,
-        detector=detection.detector,
-        width=detection.width,
-        height=detection.height,
-        logit=detection.logit,
-        tiles=tuple(TileEvidence(box=box, logit=logit) for box, logit in tiles),
-        patch_size=network.tower.config.patch_size if network else None,
-        expert_ranks=network.config.expert_ranks if network else (),
-    )
-
-
-def network_of(detector: Detector) -> MoLEDetector | None:
-    """The detector's network in PyTorch; None if it runs on an exported graph alone."""
-    try:
-        return detector.network
-    except ConfigError:
-        return None
-
-
 def _outcome(result: Result) -> str:
     if result.error is not None:
         return result.error.code
     assert result.detection is not None
     return str(result.detection.verdict or "uncalibrated")
-
-
-@contextlib.contextmanager
-def _timed(observe: Callable[[float], None]) -> Iterator[None]:
-    began = time.monotonic()
-    yield
-    observe(time.monotonic() - began)
 
 
 def where(error: BaseException) -> str:

@@ -4,9 +4,9 @@ Run as `python -m clipmole.serve.worker`, with a JSON object of settings on the 
 answered by frames on stdout, one at a time, in order:
 
     frame     two lengths (big-endian, 4 and 8 bytes), a JSON header, a payload
-    request   {"provenance", "pixels"} and the file's bytes
-    answer    {"width", "height", "tiles", "provenance"} and the crops (tiles, 3, S, S) uint8, then the pixels
-              (height, width, 3) uint8 if they were asked for; or {"error": {"code", "message"}} and nothing
+    request   {"provenance"} and the file's bytes
+    answer    {"width", "height", "tiles", "sha256", "provenance"} and the crops (tiles, 3, S, S) uint8;
+              or {"error": {"code", "message"}} and nothing
 
 It imports no torch, opens no network, writes no file, and ends when stdin does. What libraries print is dropped:
 it may be of the image. It knows nothing of HTTP and of who sent the image; a name never comes here.
@@ -14,14 +14,13 @@ it may be of the image. It knows nothing of HTTP and of who sent the image; a na
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import resource
 import struct
 import sys
 from typing import Any, BinaryIO
-
-import numpy as np
 
 from clipmole.config import PreprocessConfig
 from clipmole.errors import ImageError
@@ -43,36 +42,38 @@ def read_frame(source: BinaryIO) -> tuple[dict[str, Any], bytes] | None:
     return json.loads(source.read(header)), source.read(payload)
 
 
-def write_frame(target: BinaryIO, header: dict[str, Any], *payloads: bytes | memoryview) -> None:
-    """Write a header and the payloads, one after the other."""
+def write_frame(target: BinaryIO, header: dict[str, Any], payload: bytes | memoryview = b"") -> None:
+    """Write a header and the payload."""
     text = json.dumps(header).encode()
-    target.write(FRAME.pack(len(text), sum(len(payload) for payload in payloads)) + text)
-    for payload in payloads:
-        target.write(payload)
+    target.write(FRAME.pack(len(text), len(payload)) + text)
+    target.write(payload)
     target.flush()
 
 
 def decode(
     data: bytes, config: PreprocessConfig, limits: ImageLimits, request: dict[str, Any]
-) -> tuple[dict[str, Any], list[bytes | memoryview]]:
-    """The answer's header and payloads."""
+) -> tuple[dict[str, Any], bytes | memoryview]:
+    """The answer's header and payload."""
     try:
         image = load_pixels(data, name=NAME, limits=limits)
         tiles = preprocess(image, config)
-        pixels = np.ascontiguousarray(image) if request["pixels"] else None
     except ImageError as error:
         if isinstance(error.__cause__, MemoryError):
             reason = "needs more memory to decode than one image may take; make it smaller"
-            return {"error": {"code": "too_large", "message": reason}}, []
-        return {"error": {"code": error.code, "message": error.reason}}, []
+            return {"error": {"code": "too_large", "message": reason}}, b""
+        return {"error": {"code": error.code, "message": error.reason}}, b""
     except MemoryError:
         reason = "needs more memory to decode than one image may take; make it smaller"
-        return {"error": {"code": "too_large", "message": reason}}, []
+        return {"error": {"code": "too_large", "message": reason}}, b""
     width, height = size_of(image)
-    header: dict[str, Any] = {"width": width, "height": height, "tiles": len(tiles), "provenance": None}
-    if request["provenance"]:
-        header["provenance"] = _provenance(data, limits)
-    return header, [tiles.data.cast("B"), *([pixels.data.cast("B")] if pixels is not None else [])]
+    header = {
+        "width": width,
+        "height": height,
+        "tiles": len(tiles),
+        "sha256": hashlib.sha256(data).hexdigest(),
+        "provenance": _provenance(data, limits) if request["provenance"] else None,
+    }
+    return header, tiles.data.cast("B")
 
 
 def _provenance(data: bytes, limits: ImageLimits) -> dict[str, Any]:
@@ -110,11 +111,7 @@ def main() -> None:
     while (frame := read_frame(source)) is not None:
         request, data = frame
         allow_time(settings["cpu_seconds"])
-        write_frame(target, *_flat(decode(data, config, limits, request)))
-
-
-def _flat(answer: tuple[dict[str, Any], list[bytes | memoryview]]) -> tuple[Any, ...]:
-    return (answer[0], *answer[1])
+        write_frame(target, *decode(data, config, limits, request))
 
 
 if __name__ == "__main__":

@@ -1,10 +1,11 @@
 // Builds elements. Text only ever becomes text nodes: a file name cannot become markup.
 
-/** An element with attributes (functions become listeners; null and false are left out) and children. */
+/** An element with attributes and children. Functions become listeners, `style` is an object; null and false are left out. */
 export function h(tag, attributes = {}, ...children) {
   const element = document.createElement(tag);
   for (const [name, value] of Object.entries(attributes)) {
     if (typeof value === "function") element.addEventListener(name, value);
+    else if (name === "style") for (const property in value) element.style.setProperty(property, value[property]);
     else if (value !== null && value !== false && value !== undefined) element.setAttribute(name, value === true ? "" : value);
   }
   element.append(...children.flat().filter((child) => child !== null && child !== undefined));
@@ -12,15 +13,16 @@ export function h(tag, attributes = {}, ...children) {
 }
 
 /** A file name. Marks that turn the direction of writing show as such: exe.png is not to be read as gnp.exe. */
-export const nameOf = ({ file }) => h("bdi", {}, file.name.replace(/[\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]/g, "\ufffd") || "pasted image");
+export const nameOf = ({ file }) =>
+  h("bdi", {}, file.name.replace(/[\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]/g, "\ufffd") || "pasted image");
 
 /** A table from a caption, heads and rows of cells (text or nodes); `numbers` names the right-aligned columns. */
 export function grid(caption, heads, rows, numbers = []) {
   const kind = (column) => (numbers.includes(column) ? "number" : null);
+  const line = (row) => row.map((cell, i) => h(i ? "td" : "th", { class: kind(i), scope: i ? null : "row" }, cell));
   return h("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": caption },
     h("table", {},
       h("caption", {}, caption),
       h("thead", {}, h("tr", {}, heads.map((text, i) => h("th", { scope: "col", class: kind(i) }, text)))),
-      h("tbody", {}, rows.map((row) => h("tr", {}, row.map((cell, i) =>
-        i ? h("td", { class: kind(i) }, cell) : h("th", { scope: "row" }, cell)))))));
+      h("tbody", {}, rows.map((row) => h("tr", {}, line(row))))));
 }

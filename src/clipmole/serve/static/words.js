@@ -1,13 +1,12 @@
 // What the page says: verdicts, probabilities, errors. Knows nothing of the document or the network.
 
 export const VERDICTS = {
-  real: { words: "likely photograph", sign: "●", order: 0 },
-  uncertain: { words: "uncertain", sign: "◐", order: 1 },
-  ai_generated: { words: "likely AI-generated", sign: "▲", order: 2 },
+  real: { words: "likely photograph", sign: "●" },
+  uncertain: { words: "uncertain", sign: "◐" },
+  ai_generated: { words: "likely AI-generated", sign: "▲" },
 };
-const NO_VERDICT = { words: "no verdict", sign: "○", order: 1 };
 
-export const verdictOf = (detection) => VERDICTS[detection?.verdict] ?? NO_VERDICT;
+export const verdictOf = (detection) => VERDICTS[detection?.verdict] ?? { words: "no verdict", sign: "○" };
 
 const whole = (probability) => Math.min(99, Math.max(1, Math.round(100 * probability)));
 
@@ -33,7 +32,8 @@ export function meaning(detection, calibration) {
 export function caution(detection, calibration) {
   const { verdict } = detection;
   if (verdict === "real") {
-    const miss = calibration ? ` On the calibration data at most ${share(calibration.max_miss)} of the generated images got it; of newer generators most may.` : "";
+    const miss = !calibration ? ""
+      : ` On the calibration data at most ${share(calibration.max_miss)} of the generated images got it; of newer generators most may.`;
     return `This is no clearance: generated images get this verdict too.${miss}`;
   }
   if (verdict === "ai_generated") {
