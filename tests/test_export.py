@@ -90,6 +90,31 @@ def test_int8_says_so(adapter: Path, tmp_path: Path, runtime: GraphRuntime, monk
     assert Detector.from_pretrained(tmp_path / "out").name == f"{record.detector}, {runtime} int8"
 
 
+def test_int8_that_fails_with_fixed_ranges_takes_them_while_it_runs(
+    adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    need("openvino")
+    monkeypatch.setitem(export.LIMITS, "int8", export.Limits(average_precision=2.0, difference=10.0, changed=None))
+    failures = export.failures
+    outcomes = [["a logit differs"], []]
+    monkeypatch.setattr(export, "failures", lambda *given: [*failures(*given), *outcomes.pop(0)])
+    said: list[str] = []
+    record = export_detector(
+        adapter,
+        tmp_path / "out",
+        "openvino",
+        images,
+        precision="int8",
+        calibrate_on=IMAGES,
+        backbone=adapter.parent / "tiny",
+        say=said.append,
+    )
+    assert record.calibrated_on == 0
+    assert outcomes == []
+    assert "with fixed ranges a logit differs; taking them while it runs instead" in said
+    assert export.describe(record)[0].startswith(f"{record.detector} for openvino in int8 (dynamic), checked on 8")
+
+
 def test_a_broken_graph_is_not_written(adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     need("openvino")
 

@@ -60,6 +60,7 @@ class Export(Record):
         detector: name and digest of the detector it came from, as detections show it.
         digest: sha256 of that detector, whole.
         graph_sha256: of each file of the graph.
+        calibrated_on: crops that showed int8 the ranges of activations; 0: they are taken while it runs.
         made_with: versions of clipmole and the libraries.
     """
 

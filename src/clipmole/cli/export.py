@@ -30,9 +30,9 @@ def export(
     out: Annotated[Path, typer.Option("--out", "-o", help="The directory to write.")],
     to: Annotated[GraphTarget, typer.Option(help="Who is to run it.")] = GraphTarget.OPENVINO,
     precision: Annotated[Precision, typer.Option(help="Arithmetic; bfloat16: OpenVINO only.")] = Precision.FLOAT32,
-    int8: Annotated[bool, typer.Option("--int8", help="Quantise; OpenVINO needs --calibrate-on.")] = False,
+    int8: Annotated[bool, typer.Option("--int8", help="Quantise.")] = False,
     calibrate_on: Annotated[
-        list[str] | None, typer.Option(help="Images, folders or patterns that show int8 the ranges.")
+        list[str] | None, typer.Option(help="Images, folders or patterns that show OpenVINO's int8 its ranges: faster.")
     ] = None,
     check_on: Annotated[
         list[str] | None, typer.Option(help="Images, folders or patterns without labels to check on.")

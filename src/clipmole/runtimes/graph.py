@@ -32,6 +32,7 @@ from clipmole.runtimes import Precision, Runtime, RuntimeName
 GraphRuntime = Literal["openvino", "onnx"]
 GRAPH: dict[str, str] = {"openvino": "model.xml", "onnx": "model.onnx"}
 OPSET = 18
+GROUP = 64  # channels of a token that share a range, in OpenVINO's dynamic int8; divides the widths of all presets
 
 
 def default_folder() -> Path:
@@ -118,16 +119,18 @@ def quantise(
 ) -> Path:
     """Write an int8 version of a graph, beside it or to `target`.
 
-    In int8 are frozen matrix products of the tower, which do most of the work. Those with a side shorter than a token
-    is wide (`width`) keep their precision: routers, LoRAs, head, CLIP's projection; so does the patch embedding, which
-    sees the traces first, and the second product of each MLP, whose input, after the activation, has few large values
-    (in int8 it alone makes half of the error or more: docs/performance.md).
+    In int8 are the frozen matrix products of the tower, which do nearly all of the work. Those with a side shorter
+    than a token is wide (`width`) keep their precision: routers, LoRAs, head, CLIP's projection; so does the patch
+    embedding, which sees the traces first. ONNX Runtime, which has one range for all activations of a batch, also
+    keeps the second product of each MLP: its input, after the activation, has few large values and makes most of the
+    error (docs/performance.md).
 
     Args:
-        crops: each (1, 3, S, S) uint8, that show OpenVINO the ranges of the activations. ONNX Runtime takes the ranges
-            from each batch while it runs, and needs none.
+        crops: each (1, 3, S, S) uint8, that show OpenVINO the ranges of the activations, which are then fixed
+            (static). Without them ranges are taken while it runs (dynamic): slower, nearer to float32. ONNX Runtime
+            is always dynamic.
 
-    Raises `ConfigError` for OpenVINO without crops, and `MissingDependency`.
+    Raises `MissingDependency`.
     """
     place = target or graph.with_name(f"int8-{graph.name}")
     if runtime == "openvino":
@@ -138,8 +141,6 @@ def quantise(
 
 
 def _quantise_openvino(graph: Path, width: int, crops: Sequence[NDArray[np.uint8]], target: Path) -> None:
-    if not crops:
-        raise ConfigError("int8 for OpenVINO needs images that show the ranges of activations: --calibrate-on IMAGES")
     try:
         import nncf
     except ImportError as error:
@@ -149,20 +150,24 @@ def _quantise_openvino(graph: Path, width: int, crops: Sequence[NDArray[np.uint8
     nncf.set_log_level(logging.ERROR)
     model = openvino.Core().read_model(graph)
     kept = [op.get_friendly_name() for op in model.get_ordered_ops() if _keeps_precision(op, width)]
+    scope = nncf.IgnoredScope(names=kept)
     with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
-        quantised = nncf.quantize(
-            model,
-            nncf.Dataset(list(crops)),
-            model_type=nncf.ModelType.TRANSFORMER,
-            preset=nncf.QuantizationPreset.MIXED,
-            subset_size=len(crops),
-            ignored_scope=nncf.IgnoredScope(names=kept),
-        )
+        if crops:
+            quantised = nncf.quantize(
+                model,
+                nncf.Dataset(list(crops)),
+                model_type=nncf.ModelType.TRANSFORMER,
+                preset=nncf.QuantizationPreset.MIXED,
+                subset_size=len(crops),
+                ignored_scope=scope,
+            )
+        else:  # weights alone; OpenVINO quantises the activations (`GROUP`)
+            quantised = nncf.compress_weights(model, mode=nncf.CompressWeightsMode.INT8_ASYM, ignored_scope=scope)
     _save_openvino(quantised, target)
 
 
 def _keeps_precision(op: Any, width: int) -> bool:
-    """Whether an operation of an OpenVINO graph stays as it is: convolutions, and products with such a weight."""
+    """Whether an operation of an OpenVINO graph stays as it is: convolutions, and products with a short weight."""
     if op.get_type_name() == "Convolution":
         return True
     if op.get_type_name() != "MatMul":
@@ -172,15 +177,7 @@ def _keeps_precision(op: Any, width: int) -> bool:
         weight = weight.input_value(0).get_node()
     if weight.get_type_name() != "Constant":
         return False
-    inner, outer = op.input(1).get_shape()
-    if op.get_attributes()["transpose_b"]:
-        inner, outer = outer, inner
-    return _is_sensitive(inner, outer, width)
-
-
-def _is_sensitive(inner: int, outer: int, width: int) -> bool:
-    """Whether a product with a weight (inner, outer) stays as it is: a short side, or the second one of an MLP."""
-    return min(inner, outer) < width or inner > outer
+    return min(op.input(1).get_shape()) < width  # type: ignore[no-any-return]
 
 
 def _quantise_onnx(graph: Path, width: int, target: Path) -> None:
@@ -197,7 +194,7 @@ def _quantise_onnx(graph: Path, width: int, target: Path) -> None:
         size = sizes.get(node.input[1], []) if node.op_type in ("MatMul", "Gemm") else []
         if any(attribute.name == "transB" and attribute.i for attribute in node.attribute):
             size = size[::-1]
-        if len(size) == 2 and _is_sensitive(size[0], size[1], width):
+        if len(size) == 2 and (min(size) < width or size[0] > size[1]):
             kept.append(node.name)
     kept += [f"{name}_MatMul" for name in kept]  # what the quantiser calls a Gemm that it has taken apart
     root = logging.getLogger()
@@ -221,8 +218,8 @@ class OpenVINORuntime:
 
     Args:
         graph: the .xml file.
-        precision: int8 says that the graph is quantised; what is not in it is computed in bfloat16 where the
-            processor has that, else in float32.
+        precision: int8 says that the graph is quantised; the rest of it is computed in bfloat16 where the processor
+            has that, else in float32.
         compiled: folder where OpenVINO keeps what it compiled for this processor; None: nowhere.
     """
 
@@ -240,6 +237,8 @@ class OpenVINORuntime:
             "INFERENCE_NUM_THREADS": torch.get_num_threads(),
             "PERFORMANCE_HINT": "LATENCY",
         }
+        if precision == "int8":
+            settings["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = GROUP
         if compiled is not None:
             settings["CACHE_DIR"] = str(compiled)
         try:

@@ -40,6 +40,7 @@ PATHS = (
     "openvino-float32",
     "openvino-bfloat16",
     "openvino-int8",
+    "openvino-dynamic-int8",
     "onnx-float32",
     "onnx-int8",
 )
@@ -51,12 +52,13 @@ Forward = Callable[[NDArray[np.uint8]], Any]
 
 @dataclass(frozen=True)
 class SpeedPath:
-    """A path of `PATHS`, with or without the MoLE adapter."""
+    """A path of `PATHS`, with or without the MoLE adapter; `dynamic`: int8 of OpenVINO with ranges taken as it runs."""
 
     name: str
     runtime: str
     precision: Precision
     adapter: bool = True
+    dynamic: bool = False
 
     @property
     def ours(self) -> bool:
@@ -78,7 +80,9 @@ def parse_path(name: str) -> SpeedPath:
     if name not in PATHS:
         raise ConfigError(f"paths: {name!r} is none of {', '.join(PATHS)}")
     runtime, precision = name.rsplit("-", 1)
-    return SpeedPath(name, runtime, cast(Precision, precision), adapter=name != BASELINE)
+    dynamic = runtime.endswith("-dynamic")
+    runtime = runtime.removesuffix("-dynamic")
+    return SpeedPath(name, runtime, cast(Precision, precision), adapter=name != BASELINE, dynamic=dynamic)
 
 
 def available(paths: Sequence[SpeedPath], device: str = "cpu") -> tuple[list[SpeedPath], dict[str, str]]:
@@ -129,7 +133,7 @@ def network_of(shape: str, adapter: bool) -> MoLEDetector:
 
 def make_graph(path: SpeedPath, shape: str, folder: Path) -> None:
     """Write the path's graph into `folder`, where there is none; float32 and bfloat16 run the same one."""
-    plain = replace(path, precision="float32")
+    plain = replace(path, precision="float32", dynamic=False)
     runtime = cast(GraphRuntime, path.runtime)
     size, width = tower_of(shape).image_size, tower_of(shape).width
     graph = graph_folder(plain, folder) / GRAPH[runtime]
@@ -139,7 +143,7 @@ def make_graph(path: SpeedPath, shape: str, folder: Path) -> None:
     if path.precision == "int8" and not (graph_folder(path, folder) / graph.name).exists():
         graph_folder(path, folder).mkdir(exist_ok=True)
         noise = np.random.default_rng(0).integers(0, 256, (4, 1, 3, size, size), dtype=np.uint8)
-        quantise(graph, runtime, width, list(noise), graph_folder(path, folder) / graph.name)
+        quantise(graph, runtime, width, [] if path.dynamic else list(noise), graph_folder(path, folder) / graph.name)
 
 
 def open_path(path: SpeedPath, shape: str, folder: Path, device: str = "cpu") -> Forward:
@@ -157,7 +161,7 @@ def open_path(path: SpeedPath, shape: str, folder: Path, device: str = "cpu") ->
 
 def graph_folder(path: SpeedPath, folder: Path) -> Path:
     """Where the path's graph is kept."""
-    kind = "int8" if path.precision == "int8" else "float"
+    kind = f"{'dynamic-' * path.dynamic}int8" if path.precision == "int8" else "float"
     return folder / f"{path.runtime}-{kind}{'' if path.adapter else '-bare'}"
 
 
