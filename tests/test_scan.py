@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import random
@@ -10,6 +11,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -28,6 +30,7 @@ from clipmole.cli import app
 from clipmole.errors import ConfigError, DataError
 from clipmole.scan.firsts import Firsts
 from clipmole.scan.listing import Listings
+from clipmole.scan.page import thumbnails
 from clipmole.scan.settings import ScanSettings
 
 pa = pytest.importorskip("pyarrow")
@@ -193,6 +196,7 @@ def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     s3fs.S3FileSystem.clear_instance_cache()
     s3fs.S3FileSystem().mkdir("pictures")
     yield "pictures"
+    s3fs.S3FileSystem().rm("pictures", recursive=True)  # the server's next start would find it
     stand_in.stop()
     s3fs.S3FileSystem.clear_instance_cache()
 
@@ -325,6 +329,91 @@ def test_since_limit_and_sample(tmp_path: Path, folder: Path, images: dict[str, 
     assert 70 < len(some) < 130  # 100 expected, standard deviation 8.7
     other = run(tmp_path / "other", many, sample=0.25, seed=2)
     assert {row["source"] for row in other} != {row["source"] for row in some}
+
+
+def test_since_leaves_what_is_not_there_a_row_with_a_code(tmp_path: Path, folder: Path, bucket: str) -> None:
+    import s3fs
+
+    s3fs.S3FileSystem().pipe_file(f"{bucket}/there.png", encoded(picture(60)))
+    (folder / "gone.png").symlink_to(folder / "nowhere.png")
+    table = tmp_path / "paths.parquet"
+    parquet.write_table(pa.table({"path": ["absent-2.png"]}), table)
+    listed = tmp_path / "list.txt"
+    listed.write_text(f"{folder}/000.png\n{folder}/absent.png\ns3://{bucket}/there.png\ns3://{bucket}/absent.png\n")
+    old = datetime(2021, 5, 1, tzinfo=UTC)
+    os.utime(folder / "000.png", (old.timestamp(),) * 2)
+    rows = run(tmp_path / "scan", folder, table, list_file=str(listed), since=old + timedelta(days=1))
+    codes = {row["source"]: row["error_code"] for row in rows}
+    assert len(rows) == len(codes) == 7 + 1 + 1 + 3
+    assert {source for source, code in codes.items() if code} == {
+        f"{folder}/gone.png", f"{folder}/absent.png", f"{tmp_path}/absent-2.png", f"s3://{bucket}/absent.png",
+    }  # fmt: skip
+    assert set(codes.values()) == {None, "not_found"}
+    assert codes[f"s3://{bucket}/there.png"] is None
+    assert f"{folder}/000.png" not in codes
+
+
+def test_lines_of_a_list_may_be_patterns_and_names_with_brackets(
+    tmp_path: Path, folder: Path, images: dict[str, bytes], logits: dict[str, float]
+) -> None:
+    shutil.copy(folder / "000.png", folder / "a[1].png")
+    listed = tmp_path / "list.txt"
+    listed.write_text(f"{folder}/00*.png\n{folder}/a[1].png\n{folder}/b[1].png\n{folder}/deep/*\n")
+    rows = {row["source"]: row for row in run(tmp_path / "scan", list_file=str(listed))}
+    assert rows.pop(f"{folder}/a[1].png")["duplicate_of"] == f"{folder}/000.png"
+    assert rows.pop(f"{folder}/b[1].png")["error_code"] == "not_found"
+    assert_same(list(rows.values()), logits)
+
+
+def test_members_of_one_name_are_told_apart_and_read_again(
+    tmp_path: Path, images: dict[str, bytes], logits: dict[str, float]
+) -> None:
+    one, two, three = (images[f"{i:03d}.png"] for i in range(3))
+    shard = tmp_path / "x.tar"
+    with tarfile.open(shard, "w") as tar:
+        for name, data in (("a.png", one), ("b.png", three), ("a.png", two), ("a.png", three)):
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    rows = {row["member"]: row for row in run(tmp_path / "scan", shard)}
+    assert {name: row["sha256"] for name, row in rows.items()} == {
+        name: hashlib.sha256(data).hexdigest()
+        for name, data in {"a.png": one, "b.png": three, "a.png#2": two, "a.png#3": three}.items()
+    }
+    assert rows["a.png#2"]["source"] == f"{shard}/a.png#2"
+    assert rows["a.png#2"]["logit"] == pytest.approx(logits["001.png"], abs=TOLERANCE)
+    where = (f"sha256={hashlib.sha256(two).hexdigest()}",)
+    (again,) = run(tmp_path / "again", tmp_path / "scan", where=where)
+    assert (again["source"], again["sha256"]) == (f"{shard}/a.png#2", hashlib.sha256(two).hexdigest())
+    found = thumbnails([rows["a.png#2"], rows["a.png"]])
+    assert all(found.values())
+    assert found[f"{shard}/a.png#2"] != found[f"{shard}/a.png"]
+
+
+def test_an_image_of_a_container_counts_once_however_it_is_named(tmp_path: Path, images: dict[str, bytes]) -> None:
+    shard = write_tar(tmp_path / "x.tar", images)
+    one, two = tmp_path / "one", tmp_path / "two"
+    run(one, shard)
+    run(two, shard, limit=5)
+    every = [f"{shard}/{name}" for name in images]
+    assert [row["source"] for row in run(tmp_path / "both", two, one)] == every
+    assert [row["source"] for row in run(tmp_path / "whole", shard, one)] == every
+    with pytest.raises(ConfigError, match=r"x\.tar: is given whole, and images of it by an earlier scan"):
+        run(tmp_path / "late", two, shard)
+
+
+def test_images_of_an_earlier_scan_that_are_gone_are_rows_with_a_code(tmp_path: Path, images: dict[str, bytes]) -> None:
+    shard, table = write_tar(tmp_path / "x.tar", images), tmp_path / "t.parquet"
+    parquet.write_table(pa.table({"image": list(images.values())}), table)
+    first = run(tmp_path / "first", shard, table, part_rows=3)
+    assert len(first) == 16
+    write_tar(shard, dict(list(images.items())[1:]))
+    table.unlink()
+    rows = run(tmp_path / "second", tmp_path / "first", part_rows=3)
+    assert [row["source"] for row in rows] == [row["source"] for row in first]
+    codes = {row["source"]: row["error_code"] for row in rows if row["error_code"]}
+    assert codes.pop(f"{shard}/000.png") == "not_found"
+    assert codes == {f"{table}/row {i}": "unreadable" for i in range(8)}
 
 
 def test_rows_of_an_earlier_scan_are_scanned_by_another_detector(

@@ -227,7 +227,9 @@ class _Hand:
 class _Crew:
     """The workers of a scan, between fewest and most of them, and the chunks that they have in hand."""
 
-    def __init__(self, hire: Callable[[], Any], missing: Mapping[int, int], desk: AtDesk, span: tuple[int, int]) -> None:
+    def __init__(
+        self, hire: Callable[[], Any], missing: Mapping[int, int], desk: AtDesk, span: tuple[int, int]
+    ) -> None:
         self.hire = hire
         self.missing = missing
         self.desk = desk
