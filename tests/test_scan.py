@@ -23,11 +23,13 @@ import numpy as np
 import pytest
 from processes import FORKS
 from scanning import TOLERANCE, rows_of, run, start, tiny_detector, write_images, write_tar
-from tiny import encoded, picture
+from tiny import encoded, picture, write_adapter
 from typer.testing import CliRunner
 
 from clipmole.cli import app
+from clipmole.detect import Detector
 from clipmole.errors import ConfigError, DataError
+from clipmole.export import export_detector
 from clipmole.scan.firsts import Firsts
 from clipmole.scan.listing import Listings
 from clipmole.scan.page import thumbnails
@@ -354,7 +356,7 @@ def test_since_leaves_what_is_not_there_a_row_with_a_code(tmp_path: Path, folder
 
 
 def test_lines_of_a_list_may_be_patterns_and_names_with_brackets(
-    tmp_path: Path, folder: Path, images: dict[str, bytes], logits: dict[str, float]
+    tmp_path: Path, folder: Path, logits: dict[str, float]
 ) -> None:
     shutil.copy(folder / "000.png", folder / "a[1].png")
     listed = tmp_path / "list.txt"
@@ -587,6 +589,42 @@ def test_the_command_line(tmp_path: Path) -> None:
     )
     row = next(row for row in rows_of(tmp_path / "scan") if row["source"].endswith("00001.png"))
     assert abs(row["logit"] - json.loads(said.stdout)["logit"]) <= TOLERANCE
+
+
+def test_another_runtime_gives_the_same_logits_and_another_precision_is_refused(tmp_path: Path, folder: Path) -> None:
+    pytest.importorskip("openvino")
+    adapter, backbone = write_adapter(tmp_path)
+
+    def scan(out: str, *options: str) -> list[dict[str, Any]]:
+        command = ["scan", str(folder), "--out", str(tmp_path / out), "-d", str(adapter), "--backbone", str(backbone)]
+        result = CliRunner().invoke(app, [*command, *options], catch_exceptions=False)
+        assert result.exit_code == 0, result.output
+        return rows_of(tmp_path / out)
+
+    plain = scan("torch")
+    rows = scan("openvino", "--runtime", "openvino")
+    for row, other in zip(rows, plain, strict=True):
+        assert row["source"] == other["source"]
+        assert row["logit"] == pytest.approx(other["logit"], abs=5 * TOLERANCE)  # other kernels
+        assert row["detector"] == other["detector"]
+    assert any(row["logit"] != other["logit"] for row, other in zip(rows, plain, strict=True))
+    (folder / "new.png").write_bytes(encoded(picture(50)))  # float32 is float32: it goes on with another runtime
+    assert scan("openvino", "--runtime", "torch")[:-1] == rows
+    with pytest.raises(ConfigError, match=r"begun with detector=adapter@.*now it is adapter@.*openvino bfloat16"):
+        scan("openvino", "--runtime", "openvino", "--precision", "bfloat16")
+
+
+def test_an_exported_directory_is_scanned_as_it_is(tmp_path: Path, folder: Path) -> None:
+    pytest.importorskip("openvino")
+    adapter, backbone = write_adapter(tmp_path)
+    images = [picture(i) for i in range(8)]
+    export_detector(adapter, tmp_path / "graph", "openvino", lambda: images, precision="bfloat16", backbone=backbone)
+    said = Detector.from_pretrained(tmp_path / "graph")
+    command = ["scan", str(folder), "--out", str(tmp_path / "scan"), "-d", str(tmp_path / "graph")]
+    assert CliRunner().invoke(app, command, catch_exceptions=False).exit_code == 0
+    rows = rows_of(tmp_path / "scan")
+    assert {row["detector"] for row in rows} == {said.name}
+    assert [row["logit"] for row in rows] == pytest.approx(said.score([row["source"] for row in rows]), abs=0.05)
 
 
 @pytest.mark.parametrize(

@@ -14,10 +14,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from scanning import TOLERANCE, rows_of, run, start, tiny_detector, wait_for, write_images
-from tiny import encoded, picture
+from tiny import encoded, picture, write_adapter
 
+from clipmole.detect import Detector
 from clipmole.errors import ConfigError, DataError
 from clipmole.scan.on_ray import QUIET, ROUNDS, Cluster, connect
 
@@ -139,6 +141,20 @@ def test_a_worker_that_fails_ends_the_scan_with_its_reason(tmp_path: Path, clust
     load = partial(tiny_detector, before=refused)
     with pytest.raises(DataError, match="a worker failed: ValueError: no such operator"):
         run(tmp_path / "scan", images, load=load, cluster=Cluster(cluster.address))
+
+
+@pytest.mark.slow
+def test_workers_compute_with_the_runtime_that_was_asked_for(tmp_path: Path, cluster: Any, images: Path) -> None:
+    pytest.importorskip("openvino")
+    adapter, backbone = write_adapter(tmp_path)
+    load = partial(Detector.from_pretrained, adapter, backbone=backbone, runtime="openvino", precision="bfloat16")
+    rows = run(tmp_path / "scan", images, part_rows=20, load=load, cluster=Cluster(cluster.address, workers=(2, 2)))
+    assert len(rows) == 67
+    assert {row["detector"].partition(", ")[2] for row in rows} == {"openvino bfloat16"}
+    scored = [row for row in rows if row["logit"] is not None]
+    near = Detector.from_pretrained(adapter, backbone=backbone).score([row["source"] for row in scored])
+    difference = np.abs(np.array([row["logit"] for row in scored]) - near)
+    assert 1e-6 < difference.max() < 0.1 * np.abs(near).max()
 
 
 @pytest.mark.slow
