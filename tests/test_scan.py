@@ -105,6 +105,14 @@ def test_logits_do_not_depend_on_batches_or_parts(
     assert_same(run(tmp_path / "scan", folder, load=load, part_rows=batch_size), logits)
 
 
+def test_logits_do_not_depend_on_the_order(tmp_path: Path, folder: Path, logits: dict[str, float]) -> None:
+    paths = sorted(map(str, folder.rglob("*.*")))
+    random.Random(0).shuffle(paths)
+    assert_same(run(tmp_path / "scan", *paths), logits)
+    stored = parquet.read_table(tmp_path / "scan" / "parts").column("source").to_pylist()
+    assert stored == paths != sorted(paths)
+
+
 def test_a_pattern_a_list_and_an_overlap_count_each_image_once(
     tmp_path: Path, folder: Path, logits: dict[str, float]
 ) -> None:
