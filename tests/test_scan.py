@@ -166,6 +166,9 @@ def test_a_hugging_face_data_set(
         datasets.DatasetDict({"train": made}).save_to_disk(str(tmp_path / "set"))
     rows = run(tmp_path / "scan", f"hf:{tmp_path}/set{options}", part_rows=3)
     assert_same(rows, logits, lambda row: names[int(row["member"])])
+    (tmp_path / "list.txt").write_text(f"hf:{tmp_path}/set{options}\n")
+    listed = run(tmp_path / "listed", list_file=str(tmp_path / "list.txt"), part_rows=3)
+    assert [row["source"] for row in listed] == [row["source"] for row in rows]
 
 
 def test_addresses_of_fsspec(tmp_path: Path, folder: Path, images: dict[str, bytes], logits: dict[str, float]) -> None:

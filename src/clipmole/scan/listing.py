@@ -273,12 +273,10 @@ def _of_listed(line: str, settings: ScanSettings) -> Iterator[Unit]:
 def _is_single(line: str) -> bool:
     """Whether a line of a list is the name of an image; a local one may have any, if no pattern finds others."""
     image = os.path.splitext(line)[1].lower() in IMAGE_EXTENSIONS
+    many = is_address(line) or line.startswith(PREFIX) or TAR.search(line) or TABLE.search(line)
     if not glob.has_magic(line):
-        held = is_address(line) or line.startswith(PREFIX) or TAR.search(line) or TABLE.search(line)
-        return image or not (held or os.path.isdir(line))
-    if is_address(line) or TAR.search(line) or TABLE.search(line):
-        return False
-    return os.path.isfile(line) or (not os.path.isdir(line) and next(glob.iglob(line, recursive=True), None) is None)
+        return image or not (many or os.path.isdir(line))
+    return not many and not os.path.isdir(line) and (os.path.isfile(line) or not glob.glob(line, recursive=True))
 
 
 def _local(source: str) -> Iterator[File]:
