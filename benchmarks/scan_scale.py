@@ -2,6 +2,7 @@
 
     python benchmarks/scan_scale.py --images DIR --count 10000 --detector embedded --engine local
     python benchmarks/scan_scale.py --images DIR --count 10000 --detector embedded --engine ray --workers 2
+    python benchmarks/scan_scale.py --images DIR --count 10000 --detector embedded --runtime openvino
     python benchmarks/scan_scale.py --images DIR --count 100000 --detector tiny
 
 One command measures one point, in a process of its own, and puts it into results/scan-scale.json, whose table it
@@ -9,8 +10,9 @@ writes anew. The images are made on the spot and kept in DIR: JPEGs of 224 pixel
 with grain, 1,000 in a folder. `tiny` is a random network that is so small that reading and decoding set the pace: it
 shows the driver's memory and pace, not a share.
 
-    network      the same crops in the same forward passes, already decoded, in the driver's process on all cores; for
-                 Ray in as many processes of one core as there are workers. The mean of a run before and one after
+    network      the same crops in the same forward passes by the same runtime, already decoded, in the driver's process
+                 on all cores; for Ray in as many processes of one core as there are workers. The mean of a run before
+                 and one after
     rate         rows from the first to the last that reaches the driver; of Ray's, which come a chunk at a time,
                  without those that may have been under way before
     with start   rows over the whole time of the command but the imports
@@ -136,7 +138,15 @@ class Watch:
 def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     """One point."""
     sources = make_images(arguments.images, arguments.count, arguments.seed)
-    load = tiny_detector if arguments.detector == "tiny" else partial(Detector.from_pretrained, arguments.detector)
+    load = tiny_detector
+    if arguments.detector != "tiny":
+        load = partial(
+            Detector.from_pretrained,
+            arguments.detector,
+            batch_size=BATCH,
+            runtime=arguments.runtime,
+            precision=arguments.precision,
+        )
     settings = ScanSettings(sources=tuple(sources), part_rows=PART[arguments.engine])
     cluster = Cluster(workers=(arguments.workers, arguments.workers)) if arguments.engine == "ray" else None
     detector = load()
@@ -167,6 +177,8 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     return {
         "images": arguments.count,
         "detector": arguments.detector,
+        "runtime": detector.runtime.name,
+        "precision": detector.precision,
         "engine": arguments.engine if cluster is None else f"ray, {arguments.workers} workers",
         "network": round(mean, 1),
         "network_runs": [round(each, 1) for each in alone],
@@ -181,7 +193,8 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         "bytes_a_row": round(stored, 1),
         "recipe": {
             "command": f"python benchmarks/scan_scale.py --images DIR --count {arguments.count} --detector "
-            f"{arguments.detector} --engine {arguments.engine} --workers {arguments.workers}",
+            f"{arguments.detector} --runtime {detector.runtime.name} --precision {detector.precision} "
+            f"--engine {arguments.engine} --workers {arguments.workers}",
             "seed": arguments.seed,
             **environment(),
         },
@@ -190,15 +203,16 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def markdown(points: list[dict[str, Any]]) -> str:
     lines = [
-        "| images | detector | engine | network alone, images/s | scan, images/s | share | with start "
+        "| images | detector | runtime | engine | network alone, images/s | scan, images/s | share | with start "
         "| driver, MiB at a tenth | at the end | going on, s | bytes a row |",
-        "| --: | --- | --- | --: | --: | --: | --: | --: | --: | --: | --: |",
+        "| --: | --- | --- | --- | --: | --: | --: | --: | --: | --: | --: | --: |",
     ]
     for p in points:
         share = "" if p["share"] is None else f"{p['share']:.0%}"
         lines.append(
-            f"| {p['images']:,} | {p['detector']} | {p['engine']} | {p['network']:,} | {p['rate']:,} | {share} | "
-            f"{p['with_start']:,} | {p['mib_at_a_tenth']:,} | {p['mib_at_the_end']:,} | {p['seconds_to_go_on']} | "
+            f"| {p['images']:,} | {p['detector']} | {p['runtime']}, {p['precision']} | {p['engine']} | "
+            f"{p['network']:,} | {p['rate']:,} | {share} | {p['with_start']:,} | {p['mib_at_a_tenth']:,} | "
+            f"{p['mib_at_the_end']:,} | {p['seconds_to_go_on']} | "
             f"{p['bytes_a_row']:.0f} |"
         )
     recipe = points[-1]["recipe"]
@@ -213,18 +227,22 @@ def main() -> None:
     parser.add_argument("--images", type=Path, required=True, help="where the images are, or are to be made")
     parser.add_argument("--count", type=int, default=10000, help="a multiple of 1,000")
     parser.add_argument("--detector", default="embedded", help="embedded, tiny, or an adapter directory")
+    parser.add_argument("--runtime", choices=["torch", "torch-compile", "openvino", "onnx"], default="torch")
+    parser.add_argument("--precision", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--engine", choices=["local", "ray"], default="local")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--seconds", type=float, default=10, help="of each run of the network alone")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=RESULT)
     arguments = parser.parse_args()
+    if arguments.detector == "tiny" and (arguments.runtime, arguments.precision) != ("torch", "float32"):
+        parser.error("--detector tiny has no other --runtime or --precision than torch and float32")
     point = measure(arguments)
     file = arguments.out.with_suffix(".json")
     points = json.loads(file.read_text(encoding="utf-8")) if file.exists() else []
-    key = ("images", "detector", "engine")
+    key = ("detector", "runtime", "precision", "engine", "images")
     points = [p for p in points if [p[k] for k in key] != [point[k] for k in key]] + [point]
-    points.sort(key=lambda p: (p["detector"], p["engine"], p["images"]))
+    points.sort(key=lambda p: [p[k] for k in key])
     file.write_text(json.dumps(points, indent=2) + "\n", encoding="utf-8")
     arguments.out.with_suffix(".md").write_text(markdown(points), encoding="utf-8")
     print(json.dumps(point, indent=2))

@@ -6,7 +6,7 @@ import io
 import os
 import tarfile
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -27,21 +27,38 @@ TOLERANCE = 1e-5  # of a logit between batches of other sizes; float32 rounding
 
 
 class Slow(Detector):
-    """Takes some milliseconds an image."""
+    """Takes some milliseconds an image, and does something before it looks at one."""
 
     seconds = 0.0
+    before: Callable[[Any], None] | None = None
 
     def stream(self, images: Iterable[Any], *, tiles: bool = False) -> Iterator[Detection | ImageError]:
-        for result in super().stream(images, tiles=tiles):
+        for result in super().stream(self._passed(images), tiles=tiles):
             time.sleep(self.seconds)
             yield result
 
+    def _passed(self, images: Iterable[Any]) -> Iterator[Any]:
+        for image in images:
+            if self.before is not None:
+                self.before(image)
+            yield image
 
-def tiny_detector(seconds: float = 0.0, name: str = "tiny@0", batch_size: int = 8) -> Detector:
+
+def tiny_detector(
+    seconds: float = 0.0, name: str = "tiny@0", batch_size: int = 8, before: Callable[[Any], None] | None = None
+) -> Detector:
     torch.set_num_threads(1)
     detector = Slow(tiny_network(), PREPROCESS, CALIBRATION, name, batch_size=batch_size)
-    detector.seconds = seconds
+    detector.seconds, detector.before = seconds, before
     return detector
+
+
+def wait_for(condition: Callable[[], bool], what: str, seconds: float = 60) -> None:
+    """Return as soon as `condition` holds; fail if it does not in time."""
+    limit = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < limit, f"waited {seconds:g} s for {what}"
+        time.sleep(0.01)
 
 
 def run(out: Path, *sources: object, load: Any = tiny_detector, **options: Any) -> list[dict[str, Any]]:
@@ -74,7 +91,7 @@ def _scan(out: Path, sources: list[str], seconds: float, part_rows: int, options
 
     try:
         settings = ScanSettings(sources=tuple(sources), part_rows=part_rows)
-        scan(settings, out, partial(tiny_detector, seconds), track=track)
+        scan(settings, out, partial(tiny_detector, seconds), cluster=options.get("cluster"), track=track)
     except Exception as error:
         out.with_name(out.name + ".log").write_text(f"{type(error).__name__}: {error}\n")
         os._exit(3)

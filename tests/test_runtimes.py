@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import pickle
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from tiny import CALIBRATION, PREPROCESS, picture, tiny_backbone, tiny_network
+from tiny import PREPROCESS, picture, tiny_network, write_adapter
 
 from clipmole import Detector
 from clipmole.config import MoLEConfig
 from clipmole.errors import CheckpointError, ConfigError
-from clipmole.models.backbone import save_tower
-from clipmole.models.checkpoint import save_adapter
 from clipmole.models.detector import MoLEDetector
 from clipmole.runtimes import pytorch, remark
 from clipmole.runtimes.graph import GRAPH, GraphRuntime, convert, default_folder, open_graph, quantise
@@ -48,12 +48,7 @@ def exact(network: MoLEDetector) -> NDArray[np.float32]:
 @pytest.fixture(scope="module")
 def adapter(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """An adapter directory and its backbone's."""
-    folder = tmp_path_factory.mktemp("adapter")
-    backbone = tiny_backbone()
-    save_tower(backbone.tower, folder / "tiny", torch.float32)
-    network = tiny_network(backbone)
-    save_adapter(folder / "adapter", network, tiny_backbone(), PREPROCESS, CALIBRATION)
-    return folder / "adapter", folder / "tiny"
+    return write_adapter(tmp_path_factory.mktemp("adapter"))
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 5, 8])
@@ -147,7 +142,7 @@ def test_a_detector_is_converted_once_and_then_kept(
     images = [picture(i, 70, 50) for i in range(3)]
     plain = Detector.from_pretrained(folder, backbone=backbone)
     first = Detector.from_pretrained(folder, backbone=backbone, runtime=runtime)
-    assert len(list(default_folder().iterdir())) == 1
+    assert len(graphs()) == 1
     again = Detector.from_pretrained(folder, runtime=runtime)  # the backbone is in the graph
     assert first.score(images) == pytest.approx(plain.score(images), abs=5e-5)
     assert (again.score(images) == first.score(images)).all()
@@ -156,6 +151,29 @@ def test_a_detector_is_converted_once_and_then_kept(
     assert again.calibration == plain.calibration
     with pytest.raises(ConfigError, match="is a graph without a network"):
         _ = again.network
+
+
+def graphs() -> list[Path]:
+    """The graphs in the cache, and whatever else was left there but locks."""
+    return [path for path in default_folder().iterdir() if path.suffix != ".lock"]
+
+
+def load(folder: Path, backbone: Path, runtime: GraphRuntime) -> list[float]:
+    torch.set_num_threads(1)
+    detector = Detector.from_pretrained(folder, backbone=backbone, runtime=runtime)
+    return detector.score([picture(0)]).tolist()
+
+
+def test_processes_that_convert_at_the_same_time_share_one_graph(
+    adapter: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    need("openvino")
+    monkeypatch.setenv("CLIPMOLE_CACHE", str(tmp_path))
+    with ProcessPoolExecutor(3, get_context("spawn")) as pool:
+        found = [each.result() for each in [pool.submit(load, *adapter, "openvino") for _ in range(3)]]
+    assert found[0] == found[1] == found[2]
+    assert len(graphs()) == 1
+    assert len(list(graphs()[0].glob("compiled/*.blob"))) == 1
 
 
 def test_openvino_in_bfloat16_says_so(adapter: tuple[Path, Path]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import random
@@ -10,6 +11,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -21,13 +23,16 @@ import numpy as np
 import pytest
 from processes import FORKS
 from scanning import TOLERANCE, rows_of, run, start, tiny_detector, write_images, write_tar
-from tiny import encoded, picture
+from tiny import encoded, picture, write_adapter
 from typer.testing import CliRunner
 
 from clipmole.cli import app
+from clipmole.detect import Detector
 from clipmole.errors import ConfigError, DataError
+from clipmole.export import export_detector
 from clipmole.scan.firsts import Firsts
 from clipmole.scan.listing import Listings
+from clipmole.scan.page import thumbnails
 from clipmole.scan.settings import ScanSettings
 
 pa = pytest.importorskip("pyarrow")
@@ -100,6 +105,14 @@ def test_logits_do_not_depend_on_batches_or_parts(
     assert_same(run(tmp_path / "scan", folder, load=load, part_rows=batch_size), logits)
 
 
+def test_logits_do_not_depend_on_the_order(tmp_path: Path, folder: Path, logits: dict[str, float]) -> None:
+    paths = sorted(map(str, folder.rglob("*.*")))
+    random.Random(0).shuffle(paths)
+    assert_same(run(tmp_path / "scan", *paths), logits)
+    stored = parquet.read_table(tmp_path / "scan" / "parts").column("source").to_pylist()
+    assert stored == paths != sorted(paths)
+
+
 def test_a_pattern_a_list_and_an_overlap_count_each_image_once(
     tmp_path: Path, folder: Path, logits: dict[str, float]
 ) -> None:
@@ -153,6 +166,9 @@ def test_a_hugging_face_data_set(
         datasets.DatasetDict({"train": made}).save_to_disk(str(tmp_path / "set"))
     rows = run(tmp_path / "scan", f"hf:{tmp_path}/set{options}", part_rows=3)
     assert_same(rows, logits, lambda row: names[int(row["member"])])
+    (tmp_path / "list.txt").write_text(f"hf:{tmp_path}/set{options}\n")
+    listed = run(tmp_path / "listed", list_file=str(tmp_path / "list.txt"), part_rows=3)
+    assert [row["source"] for row in listed] == [row["source"] for row in rows]
 
 
 def test_addresses_of_fsspec(tmp_path: Path, folder: Path, images: dict[str, bytes], logits: dict[str, float]) -> None:
@@ -193,6 +209,7 @@ def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     s3fs.S3FileSystem.clear_instance_cache()
     s3fs.S3FileSystem().mkdir("pictures")
     yield "pictures"
+    s3fs.S3FileSystem().rm("pictures", recursive=True)  # the server's next start would find it
     stand_in.stop()
     s3fs.S3FileSystem.clear_instance_cache()
 
@@ -325,6 +342,91 @@ def test_since_limit_and_sample(tmp_path: Path, folder: Path, images: dict[str, 
     assert 70 < len(some) < 130  # 100 expected, standard deviation 8.7
     other = run(tmp_path / "other", many, sample=0.25, seed=2)
     assert {row["source"] for row in other} != {row["source"] for row in some}
+
+
+def test_since_leaves_what_is_not_there_a_row_with_a_code(tmp_path: Path, folder: Path, bucket: str) -> None:
+    import s3fs
+
+    s3fs.S3FileSystem().pipe_file(f"{bucket}/there.png", encoded(picture(60)))
+    (folder / "gone.png").symlink_to(folder / "nowhere.png")
+    table = tmp_path / "paths.parquet"
+    parquet.write_table(pa.table({"path": ["absent-2.png"]}), table)
+    listed = tmp_path / "list.txt"
+    listed.write_text(f"{folder}/000.png\n{folder}/absent.png\ns3://{bucket}/there.png\ns3://{bucket}/absent.png\n")
+    old = datetime(2021, 5, 1, tzinfo=UTC)
+    os.utime(folder / "000.png", (old.timestamp(),) * 2)
+    rows = run(tmp_path / "scan", folder, table, list_file=str(listed), since=old + timedelta(days=1))
+    codes = {row["source"]: row["error_code"] for row in rows}
+    assert len(rows) == len(codes) == 7 + 1 + 1 + 3
+    assert {source for source, code in codes.items() if code} == {
+        f"{folder}/gone.png", f"{folder}/absent.png", f"{tmp_path}/absent-2.png", f"s3://{bucket}/absent.png",
+    }  # fmt: skip
+    assert set(codes.values()) == {None, "not_found"}
+    assert codes[f"s3://{bucket}/there.png"] is None
+    assert f"{folder}/000.png" not in codes
+
+
+def test_lines_of_a_list_may_be_patterns_and_names_with_brackets(
+    tmp_path: Path, folder: Path, logits: dict[str, float]
+) -> None:
+    shutil.copy(folder / "000.png", folder / "a[1].png")
+    listed = tmp_path / "list.txt"
+    listed.write_text(f"{folder}/00*.png\n{folder}/a[1].png\n{folder}/b[1].png\n{folder}/deep/*\n")
+    rows = {row["source"]: row for row in run(tmp_path / "scan", list_file=str(listed))}
+    assert rows.pop(f"{folder}/a[1].png")["duplicate_of"] == f"{folder}/000.png"
+    assert rows.pop(f"{folder}/b[1].png")["error_code"] == "not_found"
+    assert_same(list(rows.values()), logits)
+
+
+def test_members_of_one_name_are_told_apart_and_read_again(
+    tmp_path: Path, images: dict[str, bytes], logits: dict[str, float]
+) -> None:
+    one, two, three = (images[f"{i:03d}.png"] for i in range(3))
+    shard = tmp_path / "x.tar"
+    with tarfile.open(shard, "w") as tar:
+        for name, data in (("a.png", one), ("b.png", three), ("a.png", two), ("a.png", three)):
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    rows = {row["member"]: row for row in run(tmp_path / "scan", shard)}
+    assert {name: row["sha256"] for name, row in rows.items()} == {
+        name: hashlib.sha256(data).hexdigest()
+        for name, data in {"a.png": one, "b.png": three, "a.png#2": two, "a.png#3": three}.items()
+    }
+    assert rows["a.png#2"]["source"] == f"{shard}/a.png#2"
+    assert rows["a.png#2"]["logit"] == pytest.approx(logits["001.png"], abs=TOLERANCE)
+    where = (f"sha256={hashlib.sha256(two).hexdigest()}",)
+    (again,) = run(tmp_path / "again", tmp_path / "scan", where=where)
+    assert (again["source"], again["sha256"]) == (f"{shard}/a.png#2", hashlib.sha256(two).hexdigest())
+    found = thumbnails([rows["a.png#2"], rows["a.png"]])
+    assert all(found.values())
+    assert found[f"{shard}/a.png#2"] != found[f"{shard}/a.png"]
+
+
+def test_an_image_of_a_container_counts_once_however_it_is_named(tmp_path: Path, images: dict[str, bytes]) -> None:
+    shard = write_tar(tmp_path / "x.tar", images)
+    one, two = tmp_path / "one", tmp_path / "two"
+    run(one, shard)
+    run(two, shard, limit=5)
+    every = [f"{shard}/{name}" for name in images]
+    assert [row["source"] for row in run(tmp_path / "both", two, one)] == every
+    assert [row["source"] for row in run(tmp_path / "whole", shard, one)] == every
+    with pytest.raises(ConfigError, match=r"x\.tar: is given whole, and images of it by an earlier scan"):
+        run(tmp_path / "late", two, shard)
+
+
+def test_images_of_an_earlier_scan_that_are_gone_are_rows_with_a_code(tmp_path: Path, images: dict[str, bytes]) -> None:
+    shard, table = write_tar(tmp_path / "x.tar", images), tmp_path / "t.parquet"
+    parquet.write_table(pa.table({"image": list(images.values())}), table)
+    first = run(tmp_path / "first", shard, table, part_rows=3)
+    assert len(first) == 16
+    write_tar(shard, dict(list(images.items())[1:]))
+    table.unlink()
+    rows = run(tmp_path / "second", tmp_path / "first", part_rows=3)
+    assert [row["source"] for row in rows] == [row["source"] for row in first]
+    codes = {row["source"]: row["error_code"] for row in rows if row["error_code"]}
+    assert codes.pop(f"{shard}/000.png") == "not_found"
+    assert codes == {f"{table}/row {i}": "unreadable" for i in range(8)}
 
 
 def test_rows_of_an_earlier_scan_are_scanned_by_another_detector(
@@ -498,6 +600,42 @@ def test_the_command_line(tmp_path: Path) -> None:
     )
     row = next(row for row in rows_of(tmp_path / "scan") if row["source"].endswith("00001.png"))
     assert abs(row["logit"] - json.loads(said.stdout)["logit"]) <= TOLERANCE
+
+
+def test_another_runtime_gives_the_same_logits_and_another_precision_is_refused(tmp_path: Path, folder: Path) -> None:
+    pytest.importorskip("openvino")
+    adapter, backbone = write_adapter(tmp_path)
+
+    def scan(out: str, *options: str) -> list[dict[str, Any]]:
+        command = ["scan", str(folder), "--out", str(tmp_path / out), "-d", str(adapter), "--backbone", str(backbone)]
+        result = CliRunner().invoke(app, [*command, *options], catch_exceptions=False)
+        assert result.exit_code == 0, result.output
+        return rows_of(tmp_path / out)
+
+    plain = scan("torch")
+    rows = scan("openvino", "--runtime", "openvino")
+    for row, other in zip(rows, plain, strict=True):
+        assert row["source"] == other["source"]
+        assert row["logit"] == pytest.approx(other["logit"], abs=5 * TOLERANCE)  # other kernels
+        assert row["detector"] == other["detector"]
+    assert any(row["logit"] != other["logit"] for row, other in zip(rows, plain, strict=True))
+    (folder / "new.png").write_bytes(encoded(picture(50)))  # float32 is float32: it goes on with another runtime
+    assert scan("openvino", "--runtime", "torch")[:-1] == rows
+    with pytest.raises(ConfigError, match=r"begun with detector=adapter@.*now it is adapter@.*openvino bfloat16"):
+        scan("openvino", "--runtime", "openvino", "--precision", "bfloat16")
+
+
+def test_an_exported_directory_is_scanned_as_it_is(tmp_path: Path, folder: Path) -> None:
+    pytest.importorskip("openvino")
+    adapter, backbone = write_adapter(tmp_path)
+    images = [picture(i) for i in range(8)]
+    export_detector(adapter, tmp_path / "graph", "openvino", lambda: images, precision="bfloat16", backbone=backbone)
+    said = Detector.from_pretrained(tmp_path / "graph")
+    command = ["scan", str(folder), "--out", str(tmp_path / "scan"), "-d", str(tmp_path / "graph")]
+    assert CliRunner().invoke(app, command, catch_exceptions=False).exit_code == 0
+    rows = rows_of(tmp_path / "scan")
+    assert {row["detector"] for row in rows} == {said.name}
+    assert [row["logit"] for row in rows] == pytest.approx(said.score([row["source"] for row in rows]), abs=0.05)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,8 @@ from PIL import Image
 
 from clipmole.calibration import Calibration
 from clipmole.config import MoLEConfig, PreprocessConfig, TowerConfig
-from clipmole.models.backbone import Backbone, tower_sha256
+from clipmole.models.backbone import Backbone, save_tower, tower_sha256
+from clipmole.models.checkpoint import save_adapter
 from clipmole.models.detector import MoLEDetector
 from clipmole.models.vit import ViT
 from clipmole.records import Thresholds
@@ -50,6 +51,14 @@ def tiny_network(backbone: Backbone | None = None, config: MoLEConfig | None = N
 
 
 PREPROCESS = PreprocessConfig(crop_size=32, max_tiles=4)
+
+
+def write_adapter(folder: Path) -> tuple[Path, Path]:
+    """The directories of an adapter and of its backbone."""
+    backbone = tiny_backbone()
+    save_tower(backbone.tower, folder / "tiny", torch.float32)
+    save_adapter(folder / "adapter", tiny_network(backbone), tiny_backbone(), PREPROCESS, CALIBRATION)
+    return folder / "adapter", folder / "tiny"
 
 
 def picture(seed: int, width: int = 48, height: int = 40) -> Image.Image:

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from clipmole.cli.options import BackboneName, DetectorName, Precision, app, remark
+from clipmole.cli.options import BackboneName, DetectorName, Precision, RuntimeOption, app, remark
 from clipmole.cli.render import with_progress
 from clipmole.errors import MissingDependency
 
@@ -95,8 +95,9 @@ def scan(
     batch_size: Annotated[int, typer.Option(min=1, help="Most crops in one forward pass.")] = 32,
     device: Annotated[str, typer.Option(help="cpu, cuda, ...")] = "cpu",
     precision: Annotated[
-        Precision, typer.Option(help="bfloat16 is faster and slightly less exact.")
-    ] = Precision.FLOAT32,
+        Precision | None, typer.Option(help="bfloat16 is faster and slightly less exact. Default: float32.")
+    ] = None,
+    runtime: RuntimeOption = None,
 ) -> None:
     """Score millions of images into a Parquet data set; a scan that was killed goes on when it is given again.
 
@@ -133,8 +134,9 @@ def scan(
         detector,
         backbone=backbone,
         device=device,
-        precision=precision.value,
+        precision=precision.value if precision else None,
         batch_size=batch_size,
+        runtime=runtime.value if runtime else None,
     )
     cluster = None
     if engine is Engine.RAY:

@@ -14,8 +14,8 @@ import logging
 import os
 import tempfile
 import warnings
-from collections.abc import Callable, Sequence
-from contextlib import redirect_stdout
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout, suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
@@ -330,17 +330,38 @@ def cached_graph(
         raise ConfigError(f"precision=int8: needs a graph that was checked: clipmole export --to {runtime} --int8")
     what = f"{digest} {crop_size} {runtime} {library(runtime).__version__} {torch.__version__}"
     folder = default_folder() / hashlib.sha256(what.encode()).hexdigest()[:32]
-    if not (folder / GRAPH[runtime]).is_file():
-        try:
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(prefix=".graph-", dir=folder.parent) as scratch:
-                new = Path(scratch) / "new"
-                new.mkdir()
-                convert(load(), crop_size, runtime, new)
-                if not folder.exists():
-                    new.rename(folder)
-        except OSError as error:
-            raise CheckpointError(
-                f"{folder}: cannot be written: {error}; set CLIPMOLE_CACHE to another place"
-            ) from error
-    return open_graph(folder, runtime, precision, folder / "compiled")
+    with _alone(folder):
+        if not (folder / GRAPH[runtime]).is_file():
+            try:
+                folder.parent.mkdir(parents=True, exist_ok=True)
+                with tempfile.TemporaryDirectory(prefix=".graph-", dir=folder.parent) as scratch:
+                    new = Path(scratch) / "new"
+                    new.mkdir()
+                    convert(load(), crop_size, runtime, new)
+                    if not folder.exists():
+                        new.rename(folder)
+            except OSError as error:
+                raise CheckpointError(
+                    f"{folder}: cannot be written: {error}; set CLIPMOLE_CACHE to another place"
+                ) from error
+        return open_graph(folder, runtime, precision, folder / "compiled")
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Other processes wait meanwhile: nobody converts the same, or reads what OpenVINO has compiled by half.
+
+    Where the file system has no locks, or may not be written, they do not.
+    """
+    try:
+        import fcntl
+
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        file = folder.with_suffix(".lock").open("w")
+    except (ImportError, OSError):
+        yield
+        return
+    with file:
+        with suppress(OSError):
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield

@@ -2,7 +2,7 @@
 
 In: digests with the source that asks. Out: whether to score it, and afterwards what was found. Kept in a temporary
 database on the disk (in the folder that SQLITE_TMPDIR names, else /var/tmp or /tmp), which is gone with the process:
-about 200 bytes a distinct image there, and at most 64 MiB in memory. Safe from many threads. It knows nothing of
+about 200 bytes a distinct image there, and at most 16 MiB in memory. Safe from many threads. It knows nothing of
 engines or files.
 """
 
@@ -26,7 +26,7 @@ class Firsts:
         self.base = sqlite3.connect("", check_same_thread=False, isolation_level=None)
         self.base.execute("PRAGMA journal_mode = OFF")
         self.base.execute("PRAGMA synchronous = OFF")
-        self.base.execute("PRAGMA cache_size = -65536")
+        self.base.execute("PRAGMA cache_size = -16384")
         self.base.execute(
             f"CREATE TABLE firsts (digest BLOB PRIMARY KEY, source TEXT, known INTEGER, {COLUMNS}) WITHOUT ROWID"
         )
@@ -38,6 +38,7 @@ class Firsts:
         """
         answers: list[str | None] = []
         with self.lock:
+            self.base.execute("BEGIN")  # SQLite counts its changed pages at each end of one
             for sha256, source in asked:
                 digest = bytes.fromhex(sha256)
                 self.base.execute(
@@ -45,6 +46,7 @@ class Firsts:
                 )
                 (owner,) = self.base.execute("SELECT source FROM firsts WHERE digest = ?", (digest,)).fetchone()
                 answers.append(None if owner == source else owner)
+            self.base.execute("COMMIT")
         return answers
 
     def put(self, rows: Iterable[Row]) -> None:

@@ -24,7 +24,7 @@ from clipmole.data.huggingface import PREFIX, is_saved
 from clipmole.errors import ConfigError, DataError, ImageNotFound
 from clipmole.images import IMAGE_EXTENSIONS
 from clipmole.inputs import find_images
-from clipmole.scan.places import File, files_below, is_address, local_file
+from clipmole.scan.places import File, file_at, files_below, is_address, local_file
 from clipmole.scan.rows import schema
 from clipmole.scan.settings import ScanSettings, row_filter
 from clipmole.scan.units import TABLE, TAR, Unit, count_members, data_set_units, entries, table_columns, table_paths
@@ -76,11 +76,38 @@ class _Seen:
         self.base.execute("PRAGMA synchronous = OFF")
         self.base.execute("CREATE TABLE seen (name BLOB PRIMARY KEY) WITHOUT ROWID")
 
-    def new(self, unit: Unit) -> bool:
-        """Whether a unit did not come before; from now on it has."""
-        key = f"{unit.place}\0{unit.first}\0{unit.only}".encode(errors="surrogateescape")
-        name = hashlib.blake2b(key, digest_size=16).digest()
-        return self.base.execute("INSERT OR IGNORE INTO seen VALUES (?)", (name,)).rowcount == 1
+    def new(self, units: Iterable[Unit]) -> Iterator[Unit]:
+        """Of units what did not come before; from now on it has.
+
+        Raises `ConfigError` for a container of which some images came before, for then it would give them again.
+        """
+        for unit in units:
+            whole, some = (f"{unit.place}\0{word}" for word in ("whole", "some"))
+            if unit.only is not None:
+                members = () if self._has(whole) else tuple(m for m in unit.only if self._add(f"{some}\0{m}"))
+                if members:
+                    self._add(some)
+                    yield replace(unit, only=members)
+                continue
+            if unit.kind != "file":
+                if self._has(some):
+                    raise ConfigError(
+                        f"{unit.place}: is given whole, and images of it by an earlier scan; leave one of the two out"
+                    )
+                self._add(whole)
+            if self._add(f"{unit.place}\0{unit.first}"):
+                yield unit
+
+    def _add(self, key: str) -> bool:
+        """Whether a name did not come before."""
+        return self.base.execute("INSERT OR IGNORE INTO seen VALUES (?)", (_digest(key),)).rowcount == 1
+
+    def _has(self, key: str) -> bool:
+        return self.base.execute("SELECT 1 FROM seen WHERE name = ?", (_digest(key),)).fetchone() is not None
+
+
+def _digest(key: str) -> bytes:
+    return hashlib.blake2b(key.encode(errors="surrogateescape"), digest_size=16).digest()
 
 
 def write_listing(folder: Path, settings: ScanSettings) -> int:
@@ -104,8 +131,8 @@ def write_listing(folder: Path, settings: ScanSettings) -> int:
     columns = pa.schema({**kinds, "take": pa.int64()})
     assert [field.name for field in fields(Unit)] == columns.names
     seen, before = _Seen(), Listings(folder)
-    for unit in before.all_units():
-        seen.new(unit)
+    for _ in seen.new(before.all_units()):
+        pass
     part = folder / f".listing-{os.getpid()}"
     added, images = 0, cast("int | None", 0)
     try:
@@ -130,11 +157,11 @@ def write_listing(folder: Path, settings: ScanSettings) -> int:
 
 def _new(settings: ScanSettings, seen: _Seen) -> Iterator[Unit]:
     for source in settings.sources:
-        yield from filter(seen.new, _drawn(_of_source(source, settings), settings))
+        yield from seen.new(_drawn(_of_source(source, settings), settings))
     if settings.list_file is not None:
         with _list_file(settings.list_file) as lines:
             listed = (unit for line in lines for unit in _of_listed(line, settings))
-            yield from filter(seen.new, _drawn(listed, settings))
+            yield from seen.new(_drawn(listed, settings))
 
 
 def _drawn(units: Iterable[Unit], settings: ScanSettings) -> Iterator[Unit]:
@@ -234,13 +261,22 @@ def absolute(source: str) -> str:
 def _of_listed(line: str, settings: ScanSettings) -> Iterator[Unit]:
     """Units of a line of a list: a single file, which need not be there; else as any source."""
     line = absolute(line)
-    single = os.path.splitext(line)[1].lower() in IMAGE_EXTENSIONS and not glob.has_magic(line)
-    if settings.since is None and (
-        single or not (is_address(line) or os.path.isdir(line) or TAR.search(line) or TABLE.search(line))
-    ):
+    if not _is_single(line):
+        yield from _of_source(line, settings)
+    elif settings.since is None:
         yield Unit("file", line)
     else:
-        yield from _of_source(line, settings)
+        file = file_at(line)
+        yield from _recent([(Unit("file", line, file.size), file)], settings)
+
+
+def _is_single(line: str) -> bool:
+    """Whether a line of a list is the name of an image; a local one may have any, if no pattern finds others."""
+    image = os.path.splitext(line)[1].lower() in IMAGE_EXTENSIONS
+    many = is_address(line) or line.startswith(PREFIX) or TAR.search(line) or TABLE.search(line)
+    if not glob.has_magic(line):
+        return image or not (many or os.path.isdir(line))
+    return not many and not os.path.isdir(line) and (os.path.isfile(line) or not glob.glob(line, recursive=True))
 
 
 def _local(source: str) -> Iterator[File]:
@@ -291,9 +327,9 @@ def _of_container(file: File) -> Iterator[tuple[Unit, File]]:
 
 
 def _recent(units: Iterable[tuple[Unit, File]], settings: ScanSettings) -> Iterator[Unit]:
-    """The units whose files are as new as asked for."""
+    """The units whose files are as new as asked for, or not there: then their rows say so."""
     for unit, file in units:
-        if settings.since is not None:
+        if settings.since is not None and file.there:
             if file.modified is None:
                 raise ConfigError(f"{file.place}: it is not known when it was changed; leave --since out")
             if file.modified < settings.since:

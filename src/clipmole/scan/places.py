@@ -30,11 +30,16 @@ MODIFIED = ("mtime", "LastModified", "last_modified", "updated", "created")  # w
 
 @dataclass(frozen=True)
 class File:
-    """A file that was found: its path or address, bytes, and when it was last changed; None: not known."""
+    """A file: its path or address, bytes, and when it was last changed; None: not known.
+
+    Attributes:
+        there: False for one that was named and is not there, or may not be looked at.
+    """
 
     place: str
     size: int | None
     modified: datetime | None
+    there: bool = True
 
 
 def is_address(place: str) -> bool:
@@ -168,12 +173,26 @@ def modified(info: Mapping[str, Any]) -> datetime | None:
 
 
 def local_file(path: str) -> File:
-    """Size and time of a local file; None where it is not there."""
+    """Size and time of a local file."""
     try:
         status = os.stat(path)
     except (OSError, ValueError):
-        return File(path, None, None)
+        return File(path, None, None, there=False)
     return File(path, status.st_size, datetime.fromtimestamp(status.st_mtime, UTC))
+
+
+def file_at(place: str) -> File:
+    """Size and time of one file, near or far. Raises `DataError` if its file system cannot be asked."""
+    if not is_address(place):
+        return local_file(place)
+    fs, path, _ = file_system(place)
+    try:
+        info = fs.info(path)
+    except (FileNotFoundError, PermissionError):
+        return File(place, None, None, there=False)
+    except Exception as error:  # of networks and credentials: each library has its own
+        raise DataError(f"{place}: cannot be looked up: {one_line(error)}") from error
+    return File(place, info.get("size"), modified(info))
 
 
 def one_line(error: BaseException) -> str:

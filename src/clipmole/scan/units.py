@@ -11,6 +11,7 @@ import os
 import re
 import tarfile
 import zlib
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -19,7 +20,15 @@ from typing import Any, Literal
 from urllib.parse import parse_qsl, urlencode
 
 from clipmole.data.huggingface import PREFIX, image_column, load_splits, read_query
-from clipmole.errors import ClipmoleError, DataError, ImageError, ImageNotRead, ImageUnreadable, MissingDependency
+from clipmole.errors import (
+    ClipmoleError,
+    DataError,
+    ImageError,
+    ImageNotFound,
+    ImageNotRead,
+    ImageUnreadable,
+    MissingDependency,
+)
 from clipmole.images import DEFAULT_LIMITS, IMAGE_EXTENSIONS
 from clipmole.progress import silent
 from clipmole.scan.places import one_line, open_place, too_large
@@ -40,7 +49,7 @@ class Unit:
         kind: "file" is an image; "tar"; "table": a Parquet file with images in it; "rows": of a Hugging Face data set.
         place: path, address, or hf:name?split=...
         size: bytes, if it is known.
-        only: names or row numbers to take; None: all.
+        only: names or row numbers to take, in the container's order; None: all.
         first, last: number of the first row to take and of the one after the last, of "rows"; None: from the
             beginning, to the end.
         take: how many images to take; None: all.
@@ -74,23 +83,52 @@ class Entry:
 
 
 def entries(unit: Unit, settings: ScanSettings) -> Iterator[Entry]:
-    """The images of a unit that the settings draw, in its order, at most `unit.take`."""
+    """The images of a unit that the settings draw, in its order, at most `unit.take`; no two of one source."""
     if unit.kind == "file":
         return iter([Entry(unit.place, size=unit.size)])  # it was drawn when it was listed
     found = {"tar": _tar, "table": _table, "rows": _rows}[unit.kind](unit, settings)
+    if unit.only is not None:
+        found = _each(unit, unit.only, found, settings)
     return islice(found, unit.take)
 
 
+def _each(unit: Unit, members: tuple[str, ...], found: Iterator[Entry], settings: ScanSettings) -> Iterator[Entry]:
+    """The entries of a unit that names its members: one each, those that are not there any more with the reason."""
+    left = dict.fromkeys(members)
+    error: ImageError = ImageNotFound(unit.place, "is not in it any more")
+    for entry in found:
+        if entry.member is None and isinstance(entry.data, ImageError):
+            error = entry.data
+            break
+        left.pop(entry.member or "", None)
+        yield entry
+    for member in left:
+        source = _source(unit, member)
+        if settings.draws(source):
+            yield Entry(source, unit.place, member, None, type(error)(source, error.reason))
+
+
+def _source(unit: Unit, member: str | int) -> str:
+    """What an image in a container is called: by its name, or the number of its row."""
+    return f"{unit.place}/{member}" if unit.kind == "tar" else f"{unit.place}/row {member}"
+
+
 def _tar(unit: Unit, settings: ScanSettings) -> Iterator[Entry]:
+    """The images of a tar. A name that comes again is `name#2`, `name#3`: no image ends so otherwise."""
     wanted = None if unit.only is None else set(unit.only)
+    times: Counter[str] = Counter()
     try:
         with open_place(unit.place) as file, tarfile.open(fileobj=file, mode="r|*") as tar:
             for member in tar:
                 vars(tar)["members"] = []  # else it keeps every header
                 ending = os.path.splitext(member.name)[1].lower()
-                if not member.isfile() or ending not in IMAGE_EXTENSIONS or (wanted and member.name not in wanted):
+                if not member.isfile() or ending not in IMAGE_EXTENSIONS:
                     continue
-                entry = Entry(f"{unit.place}/{member.name}", unit.place, member.name, member.size)
+                times[member.name] += 1
+                name = member.name if times[member.name] == 1 else f"{member.name}#{times[member.name]}"
+                if wanted and name not in wanted:
+                    continue
+                entry = Entry(_source(unit, name), unit.place, name, member.size)
                 if not settings.draws(entry.source):
                     continue
                 if member.size > DEFAULT_LIMITS.max_bytes:
@@ -190,7 +228,7 @@ def _table(unit: Unit, settings: ScanSettings) -> Iterator[Entry]:
                     number += 1
                     if wanted and str(number) not in wanted:
                         continue
-                    source = f"{unit.place}/row {number}"
+                    source = _source(unit, number)
                     if settings.draws(source):
                         yield _held(source, unit.place, number, value.as_py())
     except DataError as error:
@@ -264,7 +302,7 @@ def _rows(unit: Unit, settings: ScanSettings) -> Iterator[Entry]:
     else:
         rows = ((number, part[number]) for number in range(unit.first or 0, unit.last or len(part)))
     for number, row in rows:
-        source = f"{unit.place}/row {number}"
+        source = _source(unit, number)
         if settings.draws(source):
             yield _held(source, unit.place, number, row[column])
 
