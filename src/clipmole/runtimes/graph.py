@@ -15,7 +15,7 @@ import os
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, redirect_stdout, suppress
+from contextlib import contextmanager, nullcontext, redirect_stdout, suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
@@ -242,7 +242,8 @@ class OpenVINORuntime:
         if compiled is not None:
             settings["CACHE_DIR"] = str(compiled)
         try:
-            self.request = core.compile_model(graph, "CPU", settings).create_infer_request()
+            with _alone(compiled) if compiled else nullcontext():
+                self.request = core.compile_model(graph, "CPU", settings).create_infer_request()
         except RuntimeError as error:
             reason = str(error).strip().splitlines()[-1]
             raise CheckpointError(f"{graph}: cannot be run by OpenVINO: {reason}; export it again") from error
@@ -344,7 +345,7 @@ def cached_graph(
                 raise CheckpointError(
                     f"{folder}: cannot be written: {error}; set CLIPMOLE_CACHE to another place"
                 ) from error
-        return open_graph(folder, runtime, precision, folder / "compiled")
+    return open_graph(folder, runtime, precision, folder / "compiled")
 
 
 @contextmanager
