@@ -18,8 +18,11 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from clipmole.calibration import Calibration
 from clipmole.data import labels_of, read_data, windows
-from clipmole.detect import Detector
+from clipmole.detect import RECHECK, Detector
 from clipmole.environment import environment
 from clipmole.export import Check, ExportRefused, compare_logits, export_detector, failures
 
@@ -71,7 +74,14 @@ def measure(name: str, spec: str, backbone: str | None, corpus: Path, folder: Pa
             found = graph.score(windows(samples, "as stored"))
             check = compare_logits(logits[label], found, labels_of(samples).tolist(), exact.calibration)
             rows.append(row(name, path, label, check, "; ".join(failures(check, precision))))
+            if precision == "bfloat16" and graph.calibration is not None:
+                rows[-1]["near"] = float(np.mean([is_near(graph.calibration, logit) for logit in found.tolist()]))
     return rows
+
+
+def is_near(calibration: Calibration, logit: float) -> bool:
+    """Whether an image is so near to a threshold that bfloat16 has it scored again in float32."""
+    return calibration.verdict(logit - RECHECK) != calibration.verdict(logit + RECHECK)
 
 
 def row(name: str, path: str, images: str, check: Check, remark: str) -> dict[str, Any]:
@@ -91,12 +101,13 @@ def markdown(result: dict[str, Any]) -> str:
         "largest difference of a logit",
         "in standard deviations",
     ]
-    heads += ["settled verdicts changed", "of them reversed", "outside the limits"]
+    heads += ["scored again in float32", "settled verdicts changed", "of them reversed", "outside the limits"]
     lines = ["| " + " | ".join(heads) + " |", "|---|---|---|" + "--:|" * (len(heads) - 4) + "---|"]
     for r in result["rows"]:
         before, after = r["average_precision"]
         cells = [r["detector"], r["path"], f"`{r['set']}` ({r['images']})", f"{before:.4f}", f"{after:.4f}"]
         cells += [f"{r['max_difference']:.2g}", f"{r['max_difference'] / r['spread']:.2g}"]
+        cells += [f"{r['near']:.1%}" if "near" in r else ""]
         cells += [str(r["changed"]), str(r["reversed"]), r["remark"].rsplit(": ", 1)[-1]]
         lines.append("| " + " | ".join(cells) + " |")
     note = f"As stored. {env['cpu']}, {env['threads']} threads, torch {env['torch']}, {env['date']}, seed 0."

@@ -21,7 +21,7 @@ from tiny import encoded, picture, write_adapter
 
 from clipmole.detect import Detector
 from clipmole.errors import ConfigError, DataError
-from clipmole.scan.on_ray import QUIET, ROUNDS, Cluster, connect
+from clipmole.scan.on_ray import QUIET, TRIES, Cluster, connect
 
 ray = pytest.importorskip("ray")
 pytest.importorskip("pyarrow")
@@ -127,7 +127,7 @@ def test_an_image_that_kills_every_worker_stops_the_scan_when_the_rest_is_done(
 ) -> None:
     load = partial(tiny_detector, before=Fatal((images / "00002.png").read_bytes(), None))
     two = Cluster(cluster.address, workers=(2, 2))
-    reason = rf"workers died {ROUNDS} times, the last over the images from {images}/00000.png to {images}/00003.png"
+    reason = rf"workers died {TRIES} times and more over the images from {images}/00000.png to {images}/00003.png"
     with pytest.raises(DataError, match=reason):
         run(tmp_path / "scan", images, part_rows=4, load=load, cluster=two)
     there = {Path(row["source"]).name for row in rows_of(tmp_path / "scan")}

@@ -1,22 +1,22 @@
 """Chunks that are missing -> their rows, scored by Ray's workers on one machine or many.
 
 In: how to load the detector, and numbers of chunks. Out: rows and ends of chunks, in the order in which chunks are
-finished. Workers are actors, started and ended as there is work; what one had in hand that died goes to others, and
-none waits for one for which there is no room. (Ray Data can be told so only by options that are being taken away, and
-waits for dead actors for ever where there is no room to start them anew.) An actor beside the driver, the desk, keeps
-the listing and says which images were seen, so workers need no common disk but the one their images are on. It knows
-nothing of parts and reports.
+finished. Ray Data hands out the chunks, starts and ends workers as there is work, and starts one anew that died, with
+what it had in hand. An actor beside the driver, the desk, keeps the listing and says which images were seen, so workers
+need no common disk but the one their images are on. It knows nothing of parts and reports.
 """
 
 from __future__ import annotations
 
 import logging
 import os
-from collections import Counter, deque
+import uuid
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from clipmole.detect import Detector
 from clipmole.errors import ClipmoleError, ConfigError, DataError, MissingDependency
@@ -29,13 +29,11 @@ from clipmole.scan.scorer import Scorer, Step
 from clipmole.scan.settings import ScanSettings
 from clipmole.scan.units import Unit
 
-if TYPE_CHECKING:
-    import pyarrow as pa
-
-ROUNDS = 3  # workers that die over the same chunk, before a scan stops
-AHEAD = 2  # chunks that a worker has in hand, so that it does not wait for the driver between two
+TRIES = 3  # of a worker over the same chunk, before it is put off; a round that finishes none ends the scan
+NAME = "clipmole-worker-"  # of the actors: how those are found that Ray Data has forgotten
 QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_BACKEND_LOG_LEVEL": "fatal",
 }
@@ -106,44 +104,42 @@ class AtDesk:
 
 
 class Worker:
-    """Scores one chunk after the other; an actor that loads the detector once.
+    """Scores one chunk after the other; an actor that loads the detector once."""
 
-    What goes wrong is a result: `(reason, None)` in place of `("", ...)`.
-    """
-
-    def __init__(self, load: Callable[[], Detector], settings: ScanSettings, desk: Any, cluster: Cluster) -> None:
-        self.load = load
-        self.settings = settings
-        self.desk = AtDesk(desk)
-        self.cluster = cluster
-
-    def start(self) -> tuple[str, None]:
-        """Load the detector."""
+    def __init__(self, load: Callable[[], Detector], settings: ScanSettings, desk: Any, threads: int) -> None:
         import torch
 
-        torch.set_num_threads(self.cluster.cpus)
+        torch.set_num_threads(threads)
+        self.desk = AtDesk(desk)
+        self.settings = settings
+        detector = load()
+        if detector.device.type == "cpu":  # the network needs the cores itself
+            detector.workers = min(detector.workers, threads)
+        self.scorer = Scorer(detector, self.desk, look_alikes=settings.look_alikes)
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """{"chunk": (1,), "skip": (1,)} -> {"chunk", "error", "rows": bytes of an Arrow stream}, (1,) each."""
+        import numpy as np
+
+        chunk, skip = int(batch["chunk"][0]), int(batch["skip"][0])
+        error, rows = "", b""
         try:
-            detector = self.load()
-        except Exception as problem:
-            return _reason(problem), None
-        if not self.cluster.gpus:  # the network needs the cores itself
-            detector.workers = min(detector.workers, self.cluster.cpus)
-        self.scorer = Scorer(detector, self.desk, look_alikes=self.settings.look_alikes)
-        return "", None
+            rows = self._score(chunk, skip)
+        except ClipmoleError as problem:
+            error = str(problem)
+        except Exception as problem:  # a result, so that the scan ends with its reason
+            error = f"a worker failed: {type(problem).__name__}: {one_line(problem)}"
+        return {"chunk": np.array([chunk]), "error": np.array([error]), "rows": np.array([rows], dtype=object)}
 
-    def score(self, chunk: int, skip: int) -> tuple[str, pa.Table | None]:
-        """The rows of a chunk from the one after `skip` on."""
-        try:
-            steps = self.scorer.rows(entries_of(chunk, self.desk.units(chunk), self.settings, skip))
-            return "", to_table([row for _, row in steps if row is not None])
-        except Exception as problem:
-            return _reason(problem), None
+    def _score(self, chunk: int, skip: int) -> bytes:
+        import pyarrow as pa
 
-
-def _reason(problem: Exception) -> str:
-    if isinstance(problem, ClipmoleError):
-        return str(problem)
-    return f"a worker failed: {type(problem).__name__}: {one_line(problem)}"
+        steps = self.scorer.rows(entries_of(chunk, self.desk.units(chunk), self.settings, skip))
+        table = to_table([row for _, row in steps if row is not None])
+        with pa.BufferOutputStream() as memory:
+            with pa.ipc.new_stream(memory, table.schema) as stream:
+                stream.write_table(table)
+            return bytes(memory.getvalue().to_pybytes())
 
 
 def connect(cluster: Cluster) -> None:
@@ -155,6 +151,7 @@ def connect(cluster: Cluster) -> None:
         os.environ.setdefault(name, value)
     try:
         import ray
+        import ray.data
     except ImportError as error:
         raise MissingDependency("ray", "ray") from error
     if not ray.is_initialized():
@@ -170,7 +167,8 @@ def connect(cluster: Cluster) -> None:
             f"a worker is to have {cluster.cpus} CPUs and {cluster.gpus:g} GPUs; Ray has {room.get('CPU', 0):g} and "
             f"{room.get('GPU', 0):g}; ask for less, or give the address of a larger cluster"
         )
-    logging.getLogger("ray").setLevel(logging.ERROR)
+    for name in ("ray", "ray.data"):
+        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def open_desk(folder: Path) -> AtDesk:
@@ -187,131 +185,84 @@ def score_on_ray(
 ) -> Iterator[Step]:
     """Rows of the missing chunks, a chunk whole at a time.
 
+    A chunk over which a worker died `TRIES` times, or whose rows were lost with their node, comes again in a next
+    round, when the others are done.
+
     Args:
         load: makes the detector in each worker; can be pickled.
         missing: chunk -> rows of it that are there.
 
-    Raises `DataError` where a worker fails, where workers die over the same chunk, and where all die.
+    Raises `DataError` where workers fail, and where round after round none finishes a chunk.
+    """
+    import pyarrow as pa
+    import ray
+
+    left, reason = dict(missing), ""
+    while left:
+        there = len(left)
+        try:
+            for result in _round(load, settings, left, desk, cluster).iter_rows():
+                if result["error"]:
+                    raise DataError(result["error"])
+                chunk = int(result["chunk"])
+                for row in from_table(pa.ipc.open_stream(result["rows"]).read_all()):
+                    yield chunk, row
+                yield chunk, None
+                del left[chunk]
+        except ray.exceptions.RayError as error:
+            reason = one_line(error)
+        finally:
+            _let_go()
+        if len(left) == there:
+            units = desk.units(next(iter(left)))
+            raise DataError(
+                f"workers died {TRIES} times and more over the images from {units[0].place} to {units[-1].place}, and "
+                "perhaps others; one may need more memory than there is: leave it out, or give the same command "
+                f"again; {reason or 'Ray did not say why'}"
+            )
+
+
+def _round(
+    load: Callable[[], Detector], settings: ScanSettings, chunks: Mapping[int, int], desk: AtDesk, cluster: Cluster
+) -> Any:
+    """What Ray Data makes of the chunks; those whose worker dies are not among it."""
+    import ray
+
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    context.max_errored_blocks = -1
+    work = [{"chunk": chunk, "skip": skip} for chunk, skip in chunks.items()]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # there is no other way yet to say how often a worker is given a task again
+        return ray.data.from_items(work, override_num_blocks=len(work)).map_batches(
+            Worker,
+            fn_constructor_args=(load, settings, desk.desk, max(1, cluster.cpus)),
+            batch_size=1,
+            compute=ray.data.ActorPoolStrategy(
+                min_size=min(cluster.workers[0], len(work)),
+                max_size=min(cluster.workers[1], len(work)),
+                max_tasks_in_flight_per_actor=1,  # else a chunk is tried less often that stands behind a deadly one
+            ),
+            num_cpus=cluster.cpus,
+            num_gpus=cluster.gpus or None,
+            ray_remote_args_fn=_persistent,
+        )
+
+
+def _persistent() -> dict[str, Any]:
+    """A worker that died is started anew and given what it had in hand, until it died of that `TRIES` times."""
+    return {"name": f"{NAME}{uuid.uuid4()}", "max_restarts": -1, "max_task_retries": TRIES - 1}
+
+
+def _let_go() -> None:
+    """End the workers of a round: Ray Data drops its hold of them, and one that was started anew would stay.
+
+    Those that stay keep their cores, and the workers of the next round wait for them for ever (seen with Ray 2.60).
     """
     import ray
 
-    remote = ray.remote(Worker).options(
-        num_cpus=cluster.cpus, num_gpus=cluster.gpus or None, scheduling_strategy="SPREAD"
-    )
-    crew = _Crew(lambda: remote.remote(load, settings, desk.desk, cluster), missing, desk, cluster.workers)
-    try:
-        for chunk, table in crew.results():
-            for row in from_table(table):
-                yield chunk, row
-            yield chunk, None
-    finally:
-        crew.end(crew.hands)
-
-
-@dataclass(eq=False)
-class _Hand:
-    """A worker, and its tasks in their order: promise of a result -> chunk; None: it is being started."""
-
-    actor: Any
-    tasks: dict[Any, int | None] = field(default_factory=dict)
-
-    @property
-    def ready(self) -> bool:
-        return None not in self.tasks.values()
-
-    @property
-    def busy(self) -> bool:
-        return bool(self.tasks) and self.ready
-
-
-class _Crew:
-    """The workers of a scan, between fewest and most of them, and the chunks that they have in hand."""
-
-    def __init__(
-        self, hire: Callable[[], Any], missing: Mapping[int, int], desk: AtDesk, span: tuple[int, int]
-    ) -> None:
-        self.hire = hire
-        self.missing = missing
-        self.desk = desk
-        self.wanted, self.most = span
-        self.queue = deque(missing)
-        self.hands: list[_Hand] = []
-        self.deaths: Counter[int | None] = Counter()  # workers that died over a chunk; None: while they started
-        self.idle = 0  # workers that died since a chunk was finished
-
-    def results(self) -> Iterator[tuple[int, pa.Table]]:
-        """Chunks and their rows, as they are finished."""
-        import ray
-
-        while self.queue or any(hand.busy for hand in self.hands):
-            self._staff()
-            self._deal()
-            promises = {promise: hand for hand in self.hands for promise in hand.tasks}
-            (promise, *_), _ = ray.wait(list(promises), num_returns=1)
-            hand = promises[promise]
-            try:
-                reason, table = ray.get(promise)
-            except ray.exceptions.RayError as error:
-                self._died(hand, one_line(error))
-                continue
-            if reason:
-                raise DataError(reason)
-            chunk = hand.tasks.pop(promise)
-            if chunk is not None:
-                self.idle = 0
-                yield chunk, table
-
-    def _staff(self) -> None:
-        """Start workers while there is work for more, twice as many when all have begun, and end those without."""
-        if self.queue and len(self.hands) >= self.wanted and all(hand.ready for hand in self.hands):
-            self.wanted = min(2 * self.wanted, self.most)
-        busy = sum(hand.busy for hand in self.hands)
-        while len(self.hands) < min(self.wanted, busy + len(self.queue)):
-            hand = _Hand(self.hire())
-            hand.tasks[hand.actor.start.remote()] = None
-            self.hands.append(hand)
-        if not self.queue:
-            self.end([hand for hand in self.hands if not hand.busy])
-
-    def _deal(self) -> None:
-        """Give each worker a chunk, and then another while enough are left that none is without one at the end."""
-        ready = [hand for hand in self.hands if hand.ready]
-        for held, left in ((0, 0), *((held, len(ready)) for held in range(1, AHEAD))):
-            for hand in ready:
-                if len(hand.tasks) == held and len(self.queue) > left:
-                    chunk = self.queue.popleft()
-                    hand.tasks[hand.actor.score.remote(chunk, self.missing[chunk])] = chunk
-
-    def end(self, hands: Sequence[_Hand]) -> None:
-        """Let workers go, and with them what they have in hand."""
-        import ray
-
-        for hand in list(hands):
-            self.hands.remove(hand)
-            ray.kill(hand.actor)
-
-    def _died(self, hand: _Hand, reason: str) -> None:
-        """Put back what a worker had in hand: what it was at comes last, for it may be why it died.
-
-        Raises `DataError` if that happened too often.
-        """
-        self.end([hand])
-        at, *others = hand.tasks.values()
-        self.queue.extendleft(chunk for chunk in reversed(others) if chunk is not None)
-        self.deaths[at] += 1
-        self.idle += 1
-        if at is not None:
-            self.queue.append(at)
-            if self.deaths[at] < ROUNDS and self.idle < ROUNDS * self.most:
-                return
-            units = self.desk.units(at)
-            raise DataError(
-                f"workers died {max(self.deaths[at], self.idle)} times, the last over the images from "
-                f"{units[0].place} to {units[-1].place}; one may need more memory than there is: leave it out, or "
-                f"give the same command again; {reason}"
-            )
-        if self.idle >= ROUNDS * self.most:
-            raise DataError(
-                f"workers died {self.idle} times and finished nothing, the last while it loaded the detector, which "
-                f"may need more memory than there is; {reason}"
-            )
+    for name in ray.util.list_named_actors():  # of this driver
+        if name.startswith(NAME):
+            with suppress(ValueError):  # it has just gone
+                ray.kill(ray.get_actor(name))
