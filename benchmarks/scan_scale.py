@@ -204,22 +204,21 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
 def markdown(points: list[dict[str, Any]]) -> str:
     lines = [
         "| images | detector | runtime | engine | network alone, images/s | scan, images/s | share | with start "
-        "| driver, MiB at a tenth | at the end | going on, s | bytes a row |",
-        "| --: | --- | --- | --- | --: | --: | --: | --: | --: | --: | --: | --: |",
+        "| driver, MiB at a tenth | at the end | going on, s | bytes a row | machine |",
+        "| --: | --- | --- | --- | --: | --: | --: | --: | --: | --: | --: | --: | --- |",
     ]
     for p in points:
         share = "" if p["share"] is None else f"{p['share']:.0%}"
+        machine = "{cpu}, {threads} threads, {date}".format(**p["recipe"])
         lines.append(
             f"| {p['images']:,} | {p['detector']} | {p['runtime']}, {p['precision']} | {p['engine']} | "
             f"{p['network']:,} | {p['rate']:,} | {share} | {p['with_start']:,} | {p['mib_at_a_tenth']:,} | "
             f"{p['mib_at_the_end']:,} | {p['seconds_to_go_on']} | "
-            f"{p['bytes_a_row']:.0f} |"
+            f"{p['bytes_a_row']:.0f} | {machine} |"
         )
     recipe = points[-1]["recipe"]
-    shown = ", ".join(f"{key} {recipe[key]}" for key in ("date", "cpu", "torch", "threads", "seed"))
-    return "\n".join(
-        [*lines, "", f"JPEGs of 224 x 224 pixels, one crop each. `benchmarks/scan_scale.py`; {shown}.", ""]
-    )
+    note = "JPEGs of 224 x 224 pixels, one crop each. `benchmarks/scan_scale.py`; "
+    return "\n".join([*lines, "", f"{note}torch {recipe['torch']}, seed {recipe['seed']}.", ""])
 
 
 def main() -> None:
