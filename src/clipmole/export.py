@@ -191,7 +191,8 @@ def export_detector(
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as scratch:
             for shown in [crops, []] if crops else [[]]:
-                new = Path(tempfile.mkdtemp(dir=scratch))
+                new = Path(scratch) / ("static" if shown else "new")
+                new.mkdir()
                 say("making the graph")
                 _make(exact, runtime, precision, shown, new)
                 graph = open_graph(new, runtime, precision)
