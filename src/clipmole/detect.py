@@ -99,7 +99,7 @@ class Detector:
         name: what detections call this detector.
         device: "cpu", "cuda", ...
         precision: arithmetic of the network; bfloat16 is faster and differs in the third digit. So that it hardly
-            ever changes a verdict, an image whose logit lies within `RECHECK` of a threshold is scored again in float32.
+            ever changes a verdict, an image with a logit within `RECHECK` of a threshold is scored again in float32.
         batch_size: most crops in one forward pass. Logits do not depend on it beyond float rounding.
         workers: threads that decode and cut images ahead of the network; 0: none; None: one a core, at most
             `MOST_WORKERS`. They change no number.
