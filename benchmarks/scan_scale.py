@@ -10,9 +10,10 @@ writes anew. The images are made on the spot and kept in DIR: JPEGs of 224 pixel
 with grain, 1,000 in a folder. `tiny` is a random network that is so small that reading and decoding set the pace: it
 shows the driver's memory and pace, not a share.
 
-    network      the same crops in the same forward passes by the same runtime, already decoded, in the driver's process
-                 on all cores; for Ray in as many processes of one core as there are workers. The mean of a run before
-                 and one after
+    network      crops of 1,024 of the images, already decoded, through the same detector in the same forward passes:
+                 all that scoring computes, in bfloat16 also the images that are scored again in float32. In the
+                 driver's process on all cores; for Ray in as many processes of one core as there are workers. The
+                 mean of a run before and one after
     rate         rows from the first to the last that reaches the driver; of Ray's, which come a chunk at a time,
                  without those that may have been under way before
     with start   rows over the whole time of the command but the imports
@@ -31,6 +32,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
+from itertools import cycle
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -52,7 +54,7 @@ from clipmole.scan.settings import ScanSettings
 
 RESULT = Path(__file__).resolve().parent / "results" / "scan-scale"
 TINY = TowerConfig(image_size=224, patch_size=32, width=24, depth=2, heads=2, mlp_width=48)
-SIDE, BATCH = 224, 32
+SIDE = 224
 PART = {"local": 500, "ray": 100}
 
 
@@ -77,19 +79,23 @@ def make_images(folder: Path, count: int, seed: int) -> list[str]:
 def tiny_detector() -> Detector:
     torch.manual_seed(0)
     network = MoLEDetector(ViT(TINY).requires_grad_(False), MoLEConfig()).eval()
-    return Detector(network, PreprocessConfig(crop_size=SIDE), None, "random-tiny@0", batch_size=BATCH)
+    return Detector(network, PreprocessConfig(crop_size=SIDE), None, "random-tiny@0")
 
 
 def network_rate(detector: Detector, sources: list[str], seconds: float) -> float:
     """Images a second of the network alone."""
-    paths = sorted(Path(sources[0]).glob("*.jpg"))[: 8 * BATCH]
-    crops = np.concatenate([preprocess(load_image(path), detector.preprocess) for path in paths])
-    batches = np.split(crops, len(crops) // BATCH)
-    detector._logits(batches[0])
+    paths = [path for source in sources[:2] for path in sorted(Path(source).glob("*.jpg"))][:1024]
+    images = [
+        detector.prepared(path.name, SIDE, SIDE, preprocess(load_image(path), detector.preprocess)) for path in paths
+    ]
+    for _ in detector.finish(images[:128]):  # warms up
+        pass
     count, began = 0, time.perf_counter()
-    while (spent := time.perf_counter() - began) < seconds:
-        count += len(detector._logits(batches[count // BATCH % len(batches)]))
-    return count / spent
+    for _ in detector.finish(cycle(images)):
+        count += 1
+        if count % len(images) == 0 and time.perf_counter() - began >= seconds:
+            break
+    return count / (time.perf_counter() - began)
 
 
 def _of_one_core(load: Callable[[], Detector], sources: list[str], seconds: float) -> float:
@@ -143,7 +149,6 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         load = partial(
             Detector.from_pretrained,
             arguments.detector,
-            batch_size=BATCH,
             runtime=arguments.runtime,
             precision=arguments.precision,
         )
@@ -230,7 +235,7 @@ def main() -> None:
     parser.add_argument("--precision", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--engine", choices=["local", "ray"], default="local")
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--seconds", type=float, default=10, help="of each run of the network alone")
+    parser.add_argument("--seconds", type=float, default=10, help="of each run of the network alone, at least")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=RESULT)
     arguments = parser.parse_args()

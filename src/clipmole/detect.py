@@ -31,7 +31,7 @@ from clipmole.models.detector import MoLEDetector
 from clipmole.pipeline import ahead, cores
 from clipmole.preprocess import crop_boxes, preprocess, size_of
 from clipmole.records import Detection
-from clipmole.runtimes import Precision, Runtime, RuntimeName, remark
+from clipmole.runtimes import Precision, Runtime, RuntimeName, remark, usual_batch
 from clipmole.runtimes.graph import cached_graph, installed
 from clipmole.runtimes.pytorch import TorchRuntime
 
@@ -100,7 +100,8 @@ class Detector:
         device: "cpu", "cuda", ...
         precision: arithmetic of the network; bfloat16 is faster and differs in the third digit. So that it hardly
             ever changes a verdict, an image with a logit within `RECHECK` of a threshold is scored again in float32.
-        batch_size: most crops in one forward pass. Logits do not depend on it beyond float rounding.
+        batch_size: most crops in one forward pass; None: 8 on a CPU, 32 elsewhere. Logits do not depend on it beyond
+            float rounding.
         workers: threads that decode and cut images ahead of the network; 0: none; None: one a core, at most
             `MOST_WORKERS`. They change no number.
         runtime: what computes the logits; None: PyTorch, by `network`, `device` and `precision`.
@@ -115,11 +116,11 @@ class Detector:
         *,
         device: str = "cpu",
         precision: Precision = "float32",
-        batch_size: int = 32,
+        batch_size: int | None = None,
         workers: int | None = None,
         runtime: Runtime | None = None,
     ) -> None:
-        if batch_size < 1:
+        if batch_size is not None and batch_size < 1:
             raise ConfigError(f"batch_size={batch_size}: at least one crop is needed")
         if workers is not None and workers < 0:
             raise ConfigError(f"workers={workers}: give a number of threads, or 0 for none")
@@ -130,7 +131,7 @@ class Detector:
         self.precision = self.runtime.precision
         self.preprocess = preprocess
         self.calibration = calibration
-        self.batch_size = batch_size
+        self.batch_size = usual_batch(self.device) if batch_size is None else batch_size
         self.workers = min(cores(), MOST_WORKERS) if workers is None else workers
         self.timings = Timings()
 
@@ -151,7 +152,7 @@ class Detector:
         cache_dir: Path | None = None,
         device: str = "cpu",
         precision: Precision | None = None,
-        batch_size: int = 32,
+        batch_size: int | None = None,
         workers: int | None = None,
         runtime: RuntimeName | Literal["auto"] | None = None,
     ) -> Self:
@@ -207,7 +208,7 @@ class Detector:
 
     @classmethod
     def _from_export(
-        cls, folder: Path, precision: Precision | None, runtime: str | None, batch_size: int, workers: int | None
+        cls, folder: Path, precision: Precision | None, runtime: str | None, batch_size: int | None, workers: int | None
     ) -> Self:
         """A detector that is a graph, as `clipmole export` wrote it; it runs as it was checked or not at all."""
         export = open_export(folder)

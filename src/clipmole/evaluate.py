@@ -26,6 +26,7 @@ from clipmole.progress import Track, untracked
 from clipmole.protocol import Protocol, find_sets, published_for
 from clipmole.records import DetectorInfo, EvaluationReport, Sample
 from clipmole.report import write_report
+from clipmole.runtimes import usual_batch
 from clipmole.scorers import Scorer, load_scorer, with_center_crop
 from clipmole.scores import Logits, ScoreFile, ScoreTable
 
@@ -200,7 +201,7 @@ def run_protocol(
     resamples: int = 1000,
     gallery: bool = True,
     workers: int = 2,
-    batch_size: int = 32,
+    batch_size: int | None = None,
     device: str = "cpu",
     precision: Literal["float32", "bfloat16"] = "float32",
     command: str = "",
@@ -223,10 +224,11 @@ def run_protocol(
     sets, missing = find_sets(protocol, data, splits, how)
     if not sets:
         raise DataError(f"{data}: none of the data sets is there: " + "; ".join(missing[:3]))
-    settings = {"device": device, "precision": precision, "batch size": batch_size}
+    size = usual_batch(device) if batch_size is None else batch_size
+    settings = {"device": device, "precision": precision, "batch size": size}
     own = backbones or {}
     scorers = {
-        name: load_scorer(spec, backbone=own.get(name), device=device, precision=precision, batch_size=batch_size)
+        name: load_scorer(spec, backbone=own.get(name), device=device, precision=precision, batch_size=size)
         for name, spec in specs.items()
     }
     if protocol.crop == "center_crop":

@@ -34,7 +34,7 @@ from clipmole.errors import ConfigError, MissingDependency, WeightsNotFound
 from clipmole.hub import why_unreachable
 from clipmole.models.backbone import tower_sha256
 from clipmole.models.checkpoint import UNIVFD_HEAD_SHA256, univfd_network
-from clipmole.runtimes import remark
+from clipmole.runtimes import remark, usual_batch
 from clipmole.runtimes.pytorch import TorchRuntime
 
 
@@ -141,18 +141,19 @@ def load_scorer(
     backbone: str | None = None,
     device: str = "cpu",
     precision: Literal["float32", "bfloat16"] = "float32",
-    batch_size: int = 32,
+    batch_size: int | None = None,
 ) -> Scorer:
     """The scorer that `spec` names; see the top of this module."""
     kind, _, rest = spec.partition(":")
+    size = usual_batch(device) if batch_size is None else batch_size
     if kind == "hf" and rest:
         model, _, labels = rest.partition("#")
-        return HuggingFaceScorer(model, [label for label in labels.split(",") if label], batch_size, device)
+        return HuggingFaceScorer(model, [label for label in labels.split(",") if label], size, device)
     if kind == "python" and rest:
         module, _, function = rest.partition(":")
         try:
             found = import_module(module)
-            scorer = FunctionScorer(spec, getattr(found, function), batch_size)
+            scorer = FunctionScorer(spec, getattr(found, function), size)
         except (ImportError, AttributeError, ValueError) as error:
             raise ConfigError(f"{spec}: cannot be imported: {error}; give python:MODULE:FUNCTION") from error
         if found.__file__:
@@ -163,13 +164,13 @@ def load_scorer(
         name = f"univfd@{UNIVFD_HEAD_SHA256[:12]} on {tower.id}@{tower.sha256[:12]}"
         runtime = TorchRuntime(network, device, precision)
         settings = PreprocessConfig(mode="center_crop")
-        return Detector(network, settings, None, name + remark(runtime), batch_size=batch_size, runtime=runtime)
+        return Detector(network, settings, None, name + remark(runtime), batch_size=size, runtime=runtime)
     return Detector.from_pretrained(
         spec,
         backbone=backbone,
         device=device,
         precision=None if precision == "float32" else precision,  # an export brings its own
-        batch_size=batch_size,
+        batch_size=size,
     )
 
 

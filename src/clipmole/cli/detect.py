@@ -11,7 +11,17 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from clipmole.cli.inputs import read_list, sources
-from clipmole.cli.options import BackboneName, DetectorName, Precision, RuntimeOption, app, remark
+from clipmole.cli.options import (
+    BackboneName,
+    BatchSize,
+    DetectorName,
+    DeviceName,
+    PrecisionOption,
+    RuntimeOption,
+    app,
+    detector_loader,
+    remark,
+)
 from clipmole.cli.render import CSVRows, JSONLines, Table, with_progress
 from clipmole.errors import ImageError
 
@@ -64,14 +74,12 @@ def detect(
     provenance: Annotated[
         bool, typer.Option("--provenance", help="Also what the metadata say, apart from the score.")
     ] = False,
-    batch_size: Annotated[int, typer.Option(min=1, help="Most crops in one forward pass.")] = 32,
+    batch_size: BatchSize = None,
     workers: Annotated[
         int | None, typer.Option(min=0, help="Threads that decode ahead of the network. Default: one a core, up to 8.")
     ] = None,
-    device: Annotated[str, typer.Option(help="cpu, cuda, ...")] = "cpu",
-    precision: Annotated[
-        Precision | None, typer.Option(help="bfloat16 is faster and slightly less exact. Default: float32.")
-    ] = None,
+    device: DeviceName = "cpu",
+    precision: PrecisionOption = None,
     runtime: RuntimeOption = None,
     timings: Annotated[bool, typer.Option("--timings", help="Say on stderr where the time went.")] = False,
 ) -> None:
@@ -87,18 +95,9 @@ def detect(
         raise typer.BadParameter("stdin can be read once only")
 
     began = time.perf_counter()
-    from clipmole.detect import Detector
-
+    load = detector_loader(detector, backbone, device, precision, batch_size, runtime, workers)
     imported = time.perf_counter()
-    loaded = Detector.from_pretrained(
-        detector,
-        backbone=backbone,
-        device=device,
-        precision=precision.value if precision else None,
-        batch_size=batch_size,
-        workers=workers,
-        runtime=runtime.value if runtime else None,
-    )
+    loaded = load()
     ready = time.perf_counter()
     writer = JSONLines() if json else CSVRows(provenance) if as_csv else Table()
     found = sources(inputs, list_file)

@@ -10,8 +10,10 @@ import typer
 
 from clipmole.cli.options import (
     BackboneName,
+    BatchSize,
     CalibrationMethod,
     DataArgument,
+    DeviceName,
     FakeFolders,
     Precision,
     RealFolders,
@@ -48,8 +50,8 @@ def evaluate(
     resamples: Annotated[int, typer.Option(min=1, help="Of the bootstrap.")] = 1000,
     gallery: Annotated[bool, typer.Option(help="Show the worst mistakes in the report.")] = True,
     workers: Annotated[int, typer.Option(min=1, help="Threads that decode and perturb.")] = 2,
-    batch_size: Annotated[int, typer.Option(min=1, help="Most crops in one forward pass.")] = 32,
-    device: Annotated[str, typer.Option(help="cpu, cuda, ...")] = "cpu",
+    batch_size: BatchSize = None,
+    device: DeviceName = "cpu",
     precision: Annotated[
         Precision, typer.Option(help="bfloat16 is faster and slightly less exact.")
     ] = Precision.FLOAT32,
@@ -108,7 +110,7 @@ def calibrate(
         CalibrationMethod | None, typer.Option(help="How the probability is fitted. Default: platt.")
     ] = None,
     backbone: BackboneName = None,
-    device: Annotated[str, typer.Option(help="cpu, cuda, ...")] = "cpu",
+    device: DeviceName = "cpu",
 ) -> None:
     """Set a detector's thresholds on your own images, and write a copy of it that uses them."""
     if real_only and (miss is not None or method is not None):

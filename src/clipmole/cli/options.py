@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,6 +14,7 @@ import typer
 
 if TYPE_CHECKING:
     from clipmole.data import DataSource
+    from clipmole.detect import Detector
 
 
 app = typer.Typer(
@@ -74,6 +76,19 @@ BackboneName = Annotated[
 ]
 
 
+DeviceName = Annotated[str, typer.Option(help="cpu, cuda, ...")]
+
+
+BatchSize = Annotated[
+    int | None, typer.Option(min=1, help="Most crops in one forward pass. Default: 8 on a CPU, else 32.")
+]
+
+
+PrecisionOption = Annotated[
+    Precision | None, typer.Option(help="bfloat16 is faster and slightly less exact. Default: float32.")
+]
+
+
 DataArgument = Annotated[
     str | None,
     typer.Option("--data", help="Labelled images: a manifest (CSV, Parquet), a folder, shards (.tar), hf:owner/name."),
@@ -86,6 +101,30 @@ RealFolders = Annotated[
 
 
 FakeFolders = Annotated[list[Path] | None, typer.Option("--fake", help="A folder of generated images.")]
+
+
+def detector_loader(
+    detector: str,
+    backbone: str | None,
+    device: str,
+    precision: Precision | None,
+    batch_size: int | None,
+    runtime: RuntimeChoice | None,
+    workers: int | None = None,
+) -> Callable[[], Detector]:
+    """What loads the detector that the options name; it can be pickled."""
+    from clipmole.detect import Detector
+
+    return partial(
+        Detector.from_pretrained,
+        detector,
+        backbone=backbone,
+        device=device,
+        precision=precision.value if precision else None,
+        batch_size=batch_size,
+        workers=workers,
+        runtime=runtime.value if runtime else None,
+    )
 
 
 def data_source(data: str | None, real: list[Path] | None, fake: list[Path] | None) -> DataSource:

@@ -6,14 +6,23 @@ import os
 import re
 from datetime import datetime
 from enum import StrEnum
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
-from clipmole.cli.options import BackboneName, DetectorName, Precision, RuntimeOption, app, remark
+from clipmole.cli.options import (
+    BackboneName,
+    BatchSize,
+    DetectorName,
+    DeviceName,
+    PrecisionOption,
+    RuntimeOption,
+    app,
+    detector_loader,
+    remark,
+)
 from clipmole.cli.render import with_progress
 from clipmole.errors import MissingDependency
 
@@ -92,11 +101,9 @@ def scan(
         bool, typer.Option("--look-alikes", help="Keep what `clipmole scan groups` needs; decodes each image twice.")
     ] = False,
     part_rows: Annotated[int, typer.Option(min=1, help="Rows of a part: what a kill costs at most.")] = 1000,
-    batch_size: Annotated[int, typer.Option(min=1, help="Most crops in one forward pass.")] = 32,
-    device: Annotated[str, typer.Option(help="cpu, cuda, ...")] = "cpu",
-    precision: Annotated[
-        Precision | None, typer.Option(help="bfloat16 is faster and slightly less exact. Default: float32.")
-    ] = None,
+    batch_size: BatchSize = None,
+    device: DeviceName = "cpu",
+    precision: PrecisionOption = None,
     runtime: RuntimeOption = None,
 ) -> None:
     """Score millions of images into a Parquet data set; a scan that was killed goes on when it is given again.
@@ -111,7 +118,6 @@ def scan(
         raise typer.BadParameter("--address and --workers need --engine ray")
 
     _needs_tables()
-    from clipmole.detect import Detector
     from clipmole.scan.driver import scan as run
     from clipmole.scan.on_ray import Cluster
     from clipmole.scan.settings import ScanSettings
@@ -129,15 +135,7 @@ def scan(
     }
     if os.path.isdir(detector):  # workers may be started elsewhere
         detector = os.path.abspath(detector)
-    load = partial(
-        Detector.from_pretrained,
-        detector,
-        backbone=backbone,
-        device=device,
-        precision=precision.value if precision else None,
-        batch_size=batch_size,
-        runtime=runtime.value if runtime else None,
-    )
+    load = detector_loader(detector, backbone, device, precision, batch_size, runtime)
     cluster = None
     if engine is Engine.RAY:
         span = _workers(workers) if workers else (1, max(1, (os.cpu_count() or 1) // worker_cpus))

@@ -8,7 +8,17 @@ from typing import Annotated
 
 import typer
 
-from clipmole.cli.options import BackboneName, DetectorName, Precision, RuntimeOption, app, remark
+from clipmole.cli.options import (
+    BackboneName,
+    BatchSize,
+    DetectorName,
+    DeviceName,
+    PrecisionOption,
+    RuntimeOption,
+    app,
+    detector_loader,
+    remark,
+)
 from clipmole.errors import ConfigError, MissingDependency
 from clipmole.serve import TOKEN_VARIABLE
 
@@ -22,11 +32,9 @@ def serve(
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 is all.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
     backbone: BackboneName = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Most crops in one forward pass.")] = 32,
-    device: Annotated[str, typer.Option(help="cpu, cuda, ...")] = "cpu",
-    precision: Annotated[
-        Precision | None, typer.Option(help="bfloat16 is faster and slightly less exact. Default: float32.")
-    ] = None,
+    batch_size: BatchSize = None,
+    device: DeviceName = "cpu",
+    precision: PrecisionOption = None,
     runtime: RuntimeOption = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Decoding processes. Default: one a core, 2 to 4.")] = None,
     max_image_mib: Annotated[int, typer.Option(min=1, help="Of one image file.")] = 40,
@@ -70,7 +78,6 @@ def serve(
     settings = ServeSettings.parse(given, "options")
     token = read_token(token_file)
 
-    from clipmole.detect import Detector
     from clipmole.serve.guard import is_loopback
     from clipmole.serve.runner import log_to_stderr
     from clipmole.serve.runner import serve as run
@@ -79,14 +86,7 @@ def serve(
         remark(f"anybody who can reach {host} may use this server; --token-file restricts it")
     log_to_stderr()
     run(
-        lambda: Detector.from_pretrained(
-            detector,
-            backbone=backbone,
-            device=device,
-            precision=precision.value if precision else None,
-            batch_size=batch_size,
-            runtime=runtime.value if runtime else None,
-        ),
+        detector_loader(detector, backbone, device, precision, batch_size, runtime),
         settings,
         host=host,
         port=port,
