@@ -25,6 +25,7 @@ ORDER = [
     "clipmole.pipeline",
     "clipmole.hub",
     "clipmole.jpeg",
+    "clipmole.formats",
     "clipmole.images",
     "clipmole.provenance.findings",
     "clipmole.provenance.xmp",
@@ -49,6 +50,7 @@ ORDER = [
     "clipmole.runtimes",
     "clipmole.runtimes.pytorch",
     "clipmole.runtimes.graph",
+    "clipmole.runtimes.quantise",
     "clipmole.exported",
     "clipmole.detect",
     "clipmole.attribution",
@@ -192,6 +194,7 @@ def test_the_core_does_not_import_the_doors_libraries(name: str) -> None:
     doors = {
         "clipmole.scorers": {"transformers"},
         "clipmole.runtimes.graph": graphs,
+        "clipmole.runtimes.quantise": graphs,
         "clipmole.speed.paths": {"transformers"},
         "clipmole.scan.on_ray": {"ray"},
     }

@@ -22,9 +22,10 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import GifImagePlugin, Image, ImageFile, features
 
-from clipmole import images
+from clipmole import formats
 from clipmole.errors import ImageError, ImageNotFound, ImageTooLarge, ImageUnreadable
-from clipmole.images import IMAGE_EXTENSIONS, ImageLimits, load_image, source_name
+from clipmole.formats import IMAGE_EXTENSIONS
+from clipmole.images import ImageLimits, ImageSource, load_image, source_name
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL")  # its remarks on odd metadata
 
@@ -45,13 +46,13 @@ def encoded(image: Image.Image | NDArray[Any], kind: str, **options: Any) -> byt
     return buffer.getvalue()
 
 
-def pixels(source: images.ImageSource, **options: Any) -> NDArray[np.uint8]:
+def pixels(source: ImageSource, **options: Any) -> NDArray[np.uint8]:
     image = load_image(source, **options)
     assert image.mode == "RGB"
     return np.asarray(image)
 
 
-def refusal(kind: type[ImageError], source: images.ImageSource, **options: Any) -> str:
+def refusal(kind: type[ImageError], source: ImageSource, **options: Any) -> str:
     """The message with which `source` is refused: of the expected kind, and one line."""
     with pytest.raises(kind) as caught:
         load_image(source, **options)
@@ -149,7 +150,7 @@ def test_extensions_are_those_that_can_be_decoded() -> None:
     assert {".jpg", ".jpeg", ".png", ".webp", ".gif", ".tif", ".tiff", ".bmp"} <= IMAGE_EXTENSIONS
     assert (".avif" in IMAGE_EXTENSIONS) == AVIF
     assert all(ending == ending.lower() and ending[0] == "." for ending in IMAGE_EXTENSIONS)
-    assert not {".svg", ".pdf", ".eps", ".psd", ".heic" if not images._HEIF else ""} & IMAGE_EXTENSIONS
+    assert not {".svg", ".pdf", ".eps", ".psd", ".heic" if not formats._HEIF else ""} & IMAGE_EXTENSIONS
 
 
 # ---------------------------------------------------------------- orientation
@@ -523,10 +524,10 @@ def test_only_the_head_of_what_is_no_image_is_read(tmp_path: Path) -> None:
 
 
 def test_heic_without_its_plugin_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(images, "_HEIF", False)
+    monkeypatch.setattr(formats, "_HEIF", False)
     heic = b"\0\0\0\x1cftypheic\0\0\0\0mif1heicmiaf" + bytes(40)
     assert "pip install 'clipmole[heif]'" in refusal(ImageUnreadable, heic)
-    monkeypatch.setattr(images, "_AVIF", False)
+    monkeypatch.setattr(formats, "_AVIF", False)
     assert "newer Pillow" in refusal(ImageUnreadable, b"\0\0\0\x1cftypmif1\0\0\0\0mif1avifmiaf" + bytes(40))
 
 
@@ -599,7 +600,7 @@ def test_whatever_a_decoder_raises_is_unreadable(error: type[Exception], monkeyp
     def fail(*_: Any) -> None:
         raise error
 
-    monkeypatch.setattr(images.PngImageFile, "load", fail)
+    monkeypatch.setattr(formats.PngImageFile, "load", fail)
     assert f"truncated PNG ({error.__name__})" in refusal(ImageUnreadable, FILES["png"])
 
 

@@ -18,8 +18,9 @@ from clipmole.config import MoLEConfig
 from clipmole.errors import CheckpointError, ConfigError
 from clipmole.models.detector import MoLEDetector
 from clipmole.runtimes import pytorch, remark
-from clipmole.runtimes.graph import GRAPH, GraphRuntime, convert, default_folder, open_graph, quantise
+from clipmole.runtimes.graph import GRAPH, GraphRuntime, convert, default_folder, open_graph
 from clipmole.runtimes.pytorch import TorchRuntime, exact_precision, matmul_precision, product_error
+from clipmole.runtimes.quantise import quantise
 
 LIBRARIES = {"openvino": ["openvino"], "onnx": ["onnxruntime", "onnxscript"]}
 

@@ -27,8 +27,9 @@ from clipmole.models.checkpoint import CALIBRATION, CONFIG, adapter_digest, find
 from clipmole.preprocess import preprocess
 from clipmole.records import Verdict
 from clipmole.runtimes import Precision
-from clipmole.runtimes.graph import GraphRuntime, convert, open_graph, quantise
+from clipmole.runtimes.graph import GraphRuntime, convert, open_graph
 from clipmole.runtimes.pytorch import TorchRuntime
+from clipmole.runtimes.quantise import quantise
 
 CALIBRATION_CROPS = 256  # at most; one of each image, as far as it goes
 

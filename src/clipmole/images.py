@@ -29,12 +29,9 @@ threads: no global of Pillow is set, and none but WebP's reader obeys `Image.MAX
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import io
 import os
 import stat
-import struct
-import zlib
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -43,31 +40,13 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFile
-from PIL.BmpImagePlugin import BmpImageFile
-from PIL.GifImagePlugin import GifImageFile
 from PIL.JpegImagePlugin import JpegImageFile
-from PIL.PngImagePlugin import PngImageFile
-from PIL.TiffImagePlugin import TiffImageFile
-from PIL.WebPImagePlugin import WebPImageFile
 
 from clipmole import jpeg
 from clipmole.errors import ImageError, ImageNotFound, ImageTooLarge, ImageUnreadable
-
-try:
-    from PIL.AvifImagePlugin import SUPPORTED as _AVIF  # Pillow 11.3 and later, if built with libavif
-except ImportError:
-    _AVIF = False
+from clipmole.formats import FORMATS, HEAD, ORIENTATION, check_jpeg, check_whole, image_format, reader_of
 
 ImageSource = str | os.PathLike[str] | bytes | Image.Image | NDArray[Any]
-
-_HEIF = importlib.util.find_spec("pillow_heif") is not None
-
-IMAGE_EXTENSIONS: frozenset[str] = frozenset(
-    {".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".webp", ".gif", ".tif", ".tiff", ".bmp"}
-    | ({".avif"} if _AVIF else set())
-    | ({".heic", ".heif", ".hif"} if _HEIF else set())
-)
-"""Lower-case endings, with the dot, of the files that can be decoded here."""
 
 
 @dataclass(frozen=True)
@@ -86,29 +65,6 @@ class ImageLimits:
 
 DEFAULT_LIMITS = ImageLimits()
 
-_FORMATS = "JPEG, PNG, WebP, GIF, TIFF, BMP, AVIF, HEIC"
-_SIGNATURES = (
-    (b"\xff\xd8\xff", "JPEG"),
-    (b"\x89PNG\r\n\x1a\n", "PNG"),
-    (b"GIF87a", "GIF"),
-    (b"GIF89a", "GIF"),
-    (b"BM", "BMP"),
-    (b"II*\0", "TIFF"),
-    (b"MM\0*", "TIFF"),
-    (b"II+\0", "TIFF"),  # BigTIFF
-    (b"MM\0+", "TIFF"),
-)
-_READERS: dict[str, Callable[[io.BytesIO], ImageFile.ImageFile]] = {
-    "JPEG": JpegImageFile,
-    "PNG": PngImageFile,
-    "WebP": WebPImageFile,
-    "GIF": GifImageFile,
-    "TIFF": TiffImageFile,
-    "BMP": BmpImageFile,
-}
-_HEIC_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1"}
-_HEAD = 64  # bytes that tell the format
-_ORIENTATION = 0x0112  # EXIF and TIFF tag
 _TURNS = {  # EXIF 2.32, table 5: how the stored image is turned to stand upright
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -209,7 +165,7 @@ def _jpeg_pixels(data: bytes, name: str, limits: ImageLimits) -> NDArray[np.uint
     with _decoding(name, "JPEG"), _Stream(data) as stream:
         image = JpegImageFile(stream)
         _check_pixels(image.size, name, limits)
-        _check_jpeg(data, stream.tell())
+        check_jpeg(data, stream.tell())
         pixels = jpeg.decode(data, *image.size) if image.mode == "RGB" else None
         return None if pixels is None else _TURNED[_orientation(image)](pixels)
 
@@ -227,7 +183,7 @@ def _read(path: str | os.PathLike[str], name: str, limits: ImageLimits) -> bytes
                 raise ImageUnreadable(name, "is a device or a pipe; save its content to a file first")
             if status.st_size > limits.max_bytes:
                 raise _too_many_bytes(status.st_size, name, limits)
-            head = file.read(_HEAD)
+            head = file.read(HEAD)
             if image_format(head) is None:
                 return head
             file.seek(0)
@@ -241,42 +197,6 @@ def _read(path: str | os.PathLike[str], name: str, limits: ImageLimits) -> bytes
         raise ImageNotFound(name, f"cannot be read: {error.strerror}") from error
     except ValueError as error:  # a NUL, or characters that the file system cannot name
         raise ImageNotFound(name, "no file can have such a name; check the path") from error
-
-
-def image_format(data: bytes) -> str | None:
-    """The format whose signature a file's first bytes carry, such as "JPEG"; None: none that is read."""
-    head = data[:_HEAD]
-    for signature, found in _SIGNATURES:
-        if head.startswith(signature):
-            return found
-    if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
-        return "WebP"
-    if head[4:8] == b"ftyp":  # ISO 14496-12: major brand, minor version, compatible brands
-        end = min(int.from_bytes(head[:4], "big"), len(head))
-        brands = {head[8:12], *(head[at : at + 4] for at in range(16, end, 4))}
-        if brands & {b"avif", b"avis"}:
-            return "AVIF"
-        if brands & _HEIC_BRANDS:
-            return "HEIC"
-    return None
-
-
-def _reader(found: str, name: str) -> Callable[[io.BytesIO], ImageFile.ImageFile]:
-    """The class that reads a format: these few and no other, so no Ghostscript and no vector format."""
-    if found == "AVIF":
-        if not _AVIF:
-            raise ImageUnreadable(name, "AVIF needs a newer Pillow; it comes with: pip install -U pillow")
-        from PIL.AvifImagePlugin import AvifImageFile
-
-        return AvifImageFile
-    if found == "HEIC":
-        if not _HEIF:
-            raise ImageUnreadable(name, "HEIC needs pillow-heif; it comes with: pip install 'clipmole[heif]'")
-        import pillow_heif
-
-        heif: Callable[[io.BytesIO], ImageFile.ImageFile] = pillow_heif.HeifImageFile
-        return heif
-    return _READERS[found]
 
 
 class _Stream(io.BytesIO):
@@ -303,60 +223,17 @@ def _decode(data: bytes, name: str, limits: ImageLimits) -> Image.Image:
         raise _too_many_bytes(len(data), name, limits)
     found = image_format(data)
     if found is None:
-        raise ImageUnreadable(name, f"not an image format clipmole reads ({_FORMATS})")
-    reader = _reader(found, name)
+        raise ImageUnreadable(name, f"not an image format clipmole reads ({FORMATS})")
+    reader = reader_of(found, name)
     with _decoding(name, found), _Stream(data) as stream:
         # Not Image.open: it warns above and refuses at twice Image.MAX_IMAGE_PIXELS, a global that is
         # smaller than our limit and that cannot be changed for one thread alone.
         image = reader(stream)
         _check_pixels(image.size, name, limits)
-        if isinstance(image, JpegImageFile):
-            _check_jpeg(data, stream.tell())
-        elif isinstance(image, PngImageFile):
-            _check_png(data, image, name)
-        elif isinstance(image, TiffImageFile):
-            _prepare_tiff(image, name)
+        check_whole(data, image, stream.tell(), name)
         stream.decoding = True
         image.load()
     return image
-
-
-def _check_jpeg(data: bytes, scan: int) -> None:
-    """Raise if no end-of-image marker follows `scan`, the offset where entropy-coded data begin.
-
-    libjpeg makes pixels of whatever stands there; a download that reserved its space and stopped leaves
-    zeros. Inside entropy-coded data 0xFF is always followed by 0 or a restart marker, so FF D9 is the end.
-    """
-    if data.find(b"\xff\xd9", scan) < 0:
-        raise EOFError("no end-of-image marker")
-
-
-def _check_png(data: bytes, image: PngImageFile, name: str) -> None:
-    """Raise unless every chunk is whole, down to IEND: Pillow does not compare the checksums of pixel data."""
-    view, at, kind = memoryview(data), 8, b""
-    while kind != b"IEND":
-        length, kind = struct.unpack_from(">I4s", data, at)
-        (checksum,) = struct.unpack_from(">I", data, at + 8 + length)
-        if zlib.crc32(view[at + 4 : at + 8 + length]) != checksum:
-            raise ValueError(f"wrong checksum at byte {at}")
-        at += 12 + length
-    key_is_8_bit = image.mode == "P" or image.tile[0][3] in ("L", "RGB")
-    if "transparency" in image.info and not key_is_8_bit:  # Pillow compares it with the scaled values
-        raise ImageUnreadable(
-            name, "a PNG that is not 8-bit and names a transparent colour; export it with an alpha channel"
-        )
-
-
-def _prepare_tiff(image: TiffImageFile, name: str) -> None:
-    """Refuse what Pillow would read wrongly, and make room for the pixels, which Pillow then need not check."""
-    orientation = image.tag_v2.get(_ORIENTATION)
-    size = image.size[::-1] if orientation in (5, 6, 7, 8) else image.size  # as stored
-    bits, photometric = image.tag_v2.get(258), image.tag_v2.get(262)
-    if image.mode.startswith("I;16") and (bits != (16,) or photometric != 1):
-        raise ImageUnreadable(name, f"a TIFF of {bits} bits, photometric {photometric}; export it as 16-bit grey")
-    if max(tile[1][3] for tile in image.tile if tile[1]) < size[1]:
-        raise EOFError("strips of pixels are missing")
-    image.im = Image.new(image.mode, size).im  # else load() compares with Image.MAX_IMAGE_PIXELS
 
 
 def _from_array(array: NDArray[Any], name: str, limits: ImageLimits) -> Image.Image:
@@ -385,7 +262,7 @@ def _from_array(array: NDArray[Any], name: str, limits: ImageLimits) -> Image.Im
 def _orientation(image: Image.Image) -> int:
     """The EXIF orientation, 1..8; 1 if there is none or it cannot be parsed."""
     try:
-        value = image.getexif().get(_ORIENTATION, 1)
+        value = image.getexif().get(ORIENTATION, 1)
     except Exception:  # hostile EXIF fails in many ways, and the pixels are whole without it
         return 1
     return value if isinstance(value, int) else 1
@@ -465,9 +342,9 @@ def open_image(
         raise _too_many_bytes(len(data), name, limits)
     found = image_format(data)
     if found is None:
-        reason = f"not an image format clipmole reads ({_FORMATS})" if data else "is empty (0 bytes)"
+        reason = f"not an image format clipmole reads ({FORMATS})" if data else "is empty (0 bytes)"
         raise ImageUnreadable(name, reason)
     try:
-        return data, found, _reader(found, name)(io.BytesIO(data))
+        return data, found, reader_of(found, name)(io.BytesIO(data))
     except Exception:  # hostile headers fail in many ways
         return data, found, None

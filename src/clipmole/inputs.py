@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterable, Iterator
 
 from clipmole.errors import ImageNotFound
-from clipmole.images import IMAGE_EXTENSIONS
+from clipmole.formats import IMAGE_EXTENSIONS
 
 
 def find_images(paths: Iterable[str]) -> Iterator[str | ImageNotFound]:

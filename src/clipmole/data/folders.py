@@ -13,7 +13,7 @@ from pathlib import Path
 from clipmole.data.samples import CAMERA
 from clipmole.data.words import SPLITS
 from clipmole.errors import DataError
-from clipmole.images import IMAGE_EXTENSIONS
+from clipmole.formats import IMAGE_EXTENSIONS
 from clipmole.records import Record, Sample
 
 CNNSPOT = {"0_real": 0, "1_fake": 1}  # folder -> label

@@ -17,7 +17,7 @@ from clipmole.data.samples import CAMERA, UNNAMED
 from clipmole.data.unpack import Unpacking, unpack
 from clipmole.data.words import SPLITS, read_label, split_in_name, without_lone_train
 from clipmole.errors import DataError, MissingDependency
-from clipmole.images import IMAGE_EXTENSIONS
+from clipmole.formats import IMAGE_EXTENSIONS
 from clipmole.records import ByteRange, Sample
 
 REMOTE = ("http://", "https://")

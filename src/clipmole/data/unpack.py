@@ -21,7 +21,7 @@ from PIL import Image
 
 from clipmole.errors import DataError
 from clipmole.files import cache_folder
-from clipmole.images import IMAGE_EXTENSIONS
+from clipmole.formats import IMAGE_EXTENSIONS
 from clipmole.progress import Say, silent
 from clipmole.records import Sample
 

@@ -22,7 +22,7 @@ from typing import Any, cast
 from clipmole.data import braces
 from clipmole.data.huggingface import PREFIX, is_saved
 from clipmole.errors import ConfigError, DataError, ImageNotFound
-from clipmole.images import IMAGE_EXTENSIONS
+from clipmole.formats import IMAGE_EXTENSIONS
 from clipmole.inputs import find_images
 from clipmole.scan.places import File, file_at, files_below, is_address, local_file
 from clipmole.scan.rows import schema

@@ -19,7 +19,8 @@ from typing import Protocol
 from clipmole.audit.files import looks
 from clipmole.detect import Detector
 from clipmole.errors import DataError, ImageError, ImageNotRead
-from clipmole.images import image_format, load_image
+from clipmole.formats import image_format
+from clipmole.images import load_image
 from clipmole.pipeline import ahead
 from clipmole.scan.places import read_place
 from clipmole.scan.rows import Row, in_utf8, scored

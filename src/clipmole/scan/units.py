@@ -29,7 +29,8 @@ from clipmole.errors import (
     ImageUnreadable,
     MissingDependency,
 )
-from clipmole.images import DEFAULT_LIMITS, IMAGE_EXTENSIONS
+from clipmole.formats import IMAGE_EXTENSIONS
+from clipmole.images import DEFAULT_LIMITS
 from clipmole.progress import silent
 from clipmole.scan.places import one_line, open_place, too_large
 from clipmole.scan.settings import ScanSettings

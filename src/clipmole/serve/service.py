@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 
 from clipmole.detect import Detector
 from clipmole.evidence import Evidence, explain_crops, network_of
-from clipmole.images import IMAGE_EXTENSIONS
+from clipmole.formats import IMAGE_EXTENSIONS
 from clipmole.records import Detection
 from clipmole.serve.answers import (
     CalibrationInfo,

@@ -27,8 +27,9 @@ from clipmole.models.checkpoint import load_adapter
 from clipmole.models.detector import MoLEDetector
 from clipmole.models.vit import ViT
 from clipmole.runtimes import Precision, Runtime
-from clipmole.runtimes.graph import GRAPH, GraphRuntime, convert, open_graph, quantise
+from clipmole.runtimes.graph import GRAPH, GraphRuntime, convert, open_graph
 from clipmole.runtimes.pytorch import TorchRuntime
+from clipmole.runtimes.quantise import quantise
 
 BASELINE = "transformers-float32"
 PATHS = (
