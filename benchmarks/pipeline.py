@@ -304,7 +304,7 @@ def main() -> None:
     parser.add_argument("--runtime", default="torch", choices=["torch", "openvino"])
     parser.add_argument("--precision", default="bfloat16", choices=["float32", "bfloat16"])
     parser.add_argument("--workers", type=int, nargs="+", default=[0, 1, 2], help="the timeline is of the last")
-    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--seconds", type=float, default=10, help="about how long one pass over the folder takes")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--memory", action="store_true", help="measure memory instead")
