@@ -44,6 +44,7 @@ from clipmole.environment import environment
 from clipmole.images import load_image, load_pixels
 from clipmole.models.detector import MoLEDetector
 from clipmole.models.vit import ViT
+from clipmole.runtimes import batch_for
 from clipmole.runtimes.graph import convert, open_graph
 
 KINDS = {"12-megapixel JPEG": (4032, 3024, "JPEG"), "512 px PNG": (512, 512, "PNG"), "256 px WebP": (256, 256, "WEBP")}
@@ -275,7 +276,8 @@ def markdown(result: dict[str, Any]) -> str:
             )
     if result.get("memory"):
         lines += ["", "Peak memory of a process that scores so many files (a tiny network):", ""]
-        lines += [f"`{result['memory_command']}`", ""]
+        machine = "{cpu}, {threads} threads, torch {torch}, {date}".format(**result["memory_environment"])
+        lines += [f"`{result['memory_command']}`; {machine}", ""]
         lines += ["| files | peak, MiB |", "|--:|--:|"]
         lines += [f"| {row['files']} | {row['peak_mib']:.0f} |" for row in result["memory"]]
     return "\n".join(lines) + "\n"
@@ -304,7 +306,7 @@ def main() -> None:
     parser.add_argument("--runtime", default="torch", choices=["torch", "openvino"])
     parser.add_argument("--precision", default="bfloat16", choices=["float32", "bfloat16"])
     parser.add_argument("--workers", type=int, nargs="+", default=[0, 1, 2], help="the timeline is of the last")
-    parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--batch-size", type=int, default=batch_for("cpu"))
     parser.add_argument("--seconds", type=float, default=10, help="about how long one pass over the folder takes")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--memory", action="store_true", help="measure memory instead")

@@ -16,7 +16,7 @@ from clipmole.models.backbone import save_tower
 from clipmole.models.checkpoint import save_adapter
 from clipmole.preprocess import crop_boxes, preprocess
 from clipmole.records import Thresholds
-from clipmole.runtimes import usual_batch
+from clipmole.runtimes import batch_for
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +95,7 @@ def test_forward_passes_are_small_on_a_cpu_where_nothing_is_said() -> None:
     network.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
     Detector(network, PREPROCESS).score([picture(i, 100, 70) for i in range(4)])
     assert sizes == [8, 8]
-    assert usual_batch("cuda:1") == 32
+    assert batch_for("cuda:1") == 32
 
 
 def test_verdicts_follow_the_calibration(detector: Detector) -> None:

@@ -31,7 +31,7 @@ from clipmole.models.detector import MoLEDetector
 from clipmole.pipeline import ahead, cores
 from clipmole.preprocess import crop_boxes, preprocess, size_of
 from clipmole.records import Detection
-from clipmole.runtimes import Precision, Runtime, RuntimeName, remark, usual_batch
+from clipmole.runtimes import Precision, Runtime, RuntimeName, batch_for, remark
 from clipmole.runtimes.graph import cached_graph, installed
 from clipmole.runtimes.pytorch import TorchRuntime
 
@@ -131,7 +131,7 @@ class Detector:
         self.precision = self.runtime.precision
         self.preprocess = preprocess
         self.calibration = calibration
-        self.batch_size = usual_batch(self.device) if batch_size is None else batch_size
+        self.batch_size = batch_for(self.device, batch_size)
         self.workers = min(cores(), MOST_WORKERS) if workers is None else workers
         self.timings = Timings()
 

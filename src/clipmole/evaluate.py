@@ -26,7 +26,7 @@ from clipmole.progress import Track, untracked
 from clipmole.protocol import Protocol, find_sets, published_for
 from clipmole.records import DetectorInfo, EvaluationReport, Sample
 from clipmole.report import write_report
-from clipmole.runtimes import usual_batch
+from clipmole.runtimes import batch_for
 from clipmole.scorers import Scorer, load_scorer, with_center_crop
 from clipmole.scores import Logits, ScoreFile, ScoreTable
 
@@ -224,7 +224,7 @@ def run_protocol(
     sets, missing = find_sets(protocol, data, splits, how)
     if not sets:
         raise DataError(f"{data}: none of the data sets is there: " + "; ".join(missing[:3]))
-    size = usual_batch(device) if batch_size is None else batch_size
+    size = batch_for(device, batch_size)
     settings = {"device": device, "precision": precision, "batch size": size}
     own = backbones or {}
     scorers = {

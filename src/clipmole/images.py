@@ -215,8 +215,8 @@ class _Stream(io.BytesIO):
         return data
 
 
-def _decode(data: bytes, name: str, limits: ImageLimits) -> Image.Image:
-    """The first frame of a file's bytes, in the mode and orientation it is stored in."""
+def _admitted(data: bytes, name: str, limits: ImageLimits) -> str:
+    """The format of a file's bytes. Raises if they are none, too many, or not an image's."""
     if not data:
         raise ImageUnreadable(name, "is empty (0 bytes); fetch or export it again")
     if len(data) > limits.max_bytes:
@@ -224,6 +224,12 @@ def _decode(data: bytes, name: str, limits: ImageLimits) -> Image.Image:
     found = image_format(data)
     if found is None:
         raise ImageUnreadable(name, f"not an image format clipmole reads ({FORMATS})")
+    return found
+
+
+def _decode(data: bytes, name: str, limits: ImageLimits) -> Image.Image:
+    """The first frame of a file's bytes, in the mode and orientation it is stored in."""
+    found = _admitted(data, name, limits)
     reader = reader_of(found, name)
     with _decoding(name, found), _Stream(data) as stream:
         # Not Image.open: it warns above and refuses at twice Image.MAX_IMAGE_PIXELS, a global that is
@@ -338,12 +344,7 @@ def open_image(
     """
     name = _line(source_name(source) if name is None else name) or "''"
     data = source if isinstance(source, bytes) else _read(source, name, limits)
-    if len(data) > limits.max_bytes:
-        raise _too_many_bytes(len(data), name, limits)
-    found = image_format(data)
-    if found is None:
-        reason = f"not an image format clipmole reads ({FORMATS})" if data else "is empty (0 bytes)"
-        raise ImageUnreadable(name, reason)
+    found = _admitted(data, name, limits)
     try:
         return data, found, reader_of(found, name)(io.BytesIO(data))
     except Exception:  # hostile headers fail in many ways

@@ -34,7 +34,7 @@ from clipmole.errors import ConfigError, MissingDependency, WeightsNotFound
 from clipmole.hub import why_unreachable
 from clipmole.models.backbone import tower_sha256
 from clipmole.models.checkpoint import UNIVFD_HEAD_SHA256, univfd_network
-from clipmole.runtimes import remark, usual_batch
+from clipmole.runtimes import batch_for, remark
 from clipmole.runtimes.pytorch import TorchRuntime
 
 
@@ -145,7 +145,7 @@ def load_scorer(
 ) -> Scorer:
     """The scorer that `spec` names; see the top of this module."""
     kind, _, rest = spec.partition(":")
-    size = usual_batch(device) if batch_size is None else batch_size
+    size = batch_for(device, batch_size)
     if kind == "hf" and rest:
         model, _, labels = rest.partition("#")
         return HuggingFaceScorer(model, [label for label in labels.split(",") if label], size, device)

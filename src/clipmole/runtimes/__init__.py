@@ -1,8 +1,8 @@
 """Execution paths: crops in, logits out, whatever multiplies the matrices.
 
 In: crops (n, 3, S, S) uint8. Out: logits (n,) float32. `pytorch` runs the network as it is; `graph` runs it as a graph
-of OpenVINO or ONNX Runtime with the adapter inside. Both are a `Runtime` for the `Detector`, which knows no more of
-them. They know nothing of images, files of images or verdicts.
+of OpenVINO or ONNX Runtime with the adapter inside, and `quantise` makes that graph int8. The first two are a `Runtime`
+for the `Detector`, which knows no more of them. They know nothing of images, files of images or verdicts.
 """
 
 from __future__ import annotations
@@ -39,8 +39,10 @@ class Runtime(Protocol):
         ...
 
 
-def usual_batch(device: str | torch.device) -> int:
-    """Crops of a forward pass where nothing else is asked for; on a CPU more do not pay (docs/performance.md)."""
+def batch_for(device: str | torch.device, asked: int | None = None) -> int:
+    """Most crops of a forward pass: what is asked for, else 8 on a CPU, where more do not pay (docs/performance.md)."""
+    if asked is not None:
+        return asked
     return 8 if str(device).startswith("cpu") else 32
 
 
