@@ -19,12 +19,13 @@ from pathlib import Path
 
 from clipmole.cli.render import with_progress
 from clipmole.data import limit_samples, read_manifest, take_split
-from clipmole.detect import Detector
-from clipmole.evaluate import evaluate
-from clipmole.perturb import load_conditions
-from clipmole.records import ALL_SETS, EvaluationReport, Sample
+from clipmole.data.sample import Sample
+from clipmole.evaluation.evaluate import evaluate
+from clipmole.evaluation.records import ALL_SETS, EvaluationReport
+from clipmole.evaluation.scorers import Scorer, with_center_crop
+from clipmole.images.conditions import load_conditions
+from clipmole.inference.detector import Detector
 from clipmole.report import write_report
-from clipmole.scorers import Scorer, with_center_crop
 
 HERE = Path(__file__).resolve().parent
 RATES = {"false_alarm": "photographs called AI-generated", "detected": "generated found", "uncertain": "uncertain"}

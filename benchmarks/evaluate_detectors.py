@@ -17,12 +17,12 @@ from pathlib import Path
 from clipmole.cli.options import name_backbones, name_scorers
 from clipmole.cli.render import with_progress
 from clipmole.data import read_manifest, take_split
-from clipmole.evaluate import evaluate
-from clipmole.perturb import load_conditions
-from clipmole.protocol import load_protocol, published_for
-from clipmole.records import ALL_SETS, EvaluationReport, PublishedFigure
+from clipmole.evaluation.evaluate import evaluate
+from clipmole.evaluation.protocol import load_protocol, published_for
+from clipmole.evaluation.records import ALL_SETS, EvaluationReport, PublishedFigure
+from clipmole.evaluation.scorers import load_scorer
+from clipmole.images.conditions import load_conditions
 from clipmole.report import write_report
-from clipmole.scorers import load_scorer
 
 RESULTS = Path(__file__).resolve().parent / "results" / "evaluate"
 SETS = ("test", "test_unseen")
@@ -113,9 +113,7 @@ def main() -> None:
     command += "".join(f" --detector '{name}=...'" for name in specs) + f" --conditions {arguments.conditions}"
     command += "".join(f" --split {split}" for split in arguments.split or ())
     report = report.model_copy(update={"recipe": {"command": command} | report.recipe})
-    families = {c.name: (c.family, c.strength) for c in conditions if c.family}
-    notes = {c.name: c.note for c in conditions if c.note}
-    write_report(report, table, arguments.out, families=families, notes=notes, gallery=False)
+    write_report(report, table, arguments.out, conditions=conditions, gallery=False)
     (arguments.out / "summary.md").write_text(summary(report), encoding="utf-8")
     if arguments.conditions == "default":
         rows = published_for(load_protocol("univfd-19"))

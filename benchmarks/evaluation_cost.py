@@ -27,13 +27,13 @@ import torch
 from PIL import Image
 
 from clipmole.config import MoLEConfig, PreprocessConfig, TowerConfig
-from clipmole.detect import Detector
-from clipmole.environment import environment
-from clipmole.evaluate import CHUNK_IMAGES, evaluate, score_sets
-from clipmole.models.detector import MoLEDetector
+from clipmole.data.sample import Sample
+from clipmole.evaluation.evaluate import CHUNK_IMAGES, evaluate, score_sets
+from clipmole.images.conditions import load_conditions
+from clipmole.inference.detector import Detector
+from clipmole.models.network import MoLENetwork
 from clipmole.models.vit import ViT
-from clipmole.perturb import load_conditions
-from clipmole.records import Sample
+from clipmole.plumbing.environment import environment
 
 RESULTS = Path(__file__).resolve().parent / "results"
 TINY = TowerConfig(image_size=32, patch_size=16, width=24, depth=4, heads=2, mlp_width=48)
@@ -46,7 +46,7 @@ MIB = 2**20
 def detector(shape: TowerConfig, seed: int) -> Detector:
     """One with random weights and MoLE, that looks at one centre crop."""
     torch.manual_seed(seed)
-    network = MoLEDetector(ViT(shape).requires_grad_(False), MoLEConfig()).eval()
+    network = MoLENetwork(ViT(shape).requires_grad_(False), MoLEConfig()).eval()
     return Detector(network, PreprocessConfig(mode="center_crop", crop_size=shape.image_size), None, "random")
 
 

@@ -15,8 +15,9 @@ the area, and a map that falls off from the centre stands beside it. As a contro
 photographs (not for val): a map that finds those as well reacts to the edge, not to what is inside. Maps are computed
 in float32, the logits of the tests in bfloat16.
 
-`--split val` compares the methods of clipmole.attribution; any other split reports the one that was chosen there, and
-is looked at once. Results are put into results/evidence-map.json and .md beside those of other splits and detectors.
+`--split val` compares the methods of clipmole.inference.attribution; any other split reports the one that was chosen
+there, and is looked at once. Results are put into results/evidence-map.json and .md beside those of other splits and
+detectors.
 """
 
 from __future__ import annotations
@@ -39,13 +40,13 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from clipmole.attribution import METHODS, attribute, blurred
 from clipmole.data import read_manifest, take_split
-from clipmole.detect import Detector
-from clipmole.environment import environment
-from clipmole.files import write_texts
-from clipmole.images import load_image
-from clipmole.records import Sample
+from clipmole.data.sample import Sample
+from clipmole.images.loading import load_image
+from clipmole.inference.attribution import METHODS, attribute, blurred
+from clipmole.inference.detector import Detector
+from clipmole.plumbing.environment import environment
+from clipmole.plumbing.files import write_texts
 
 HERE = Path(__file__).resolve().parent
 CROP, SIDE, SIZES = 224, 448, (192, 128, 64)

@@ -22,9 +22,9 @@ import numpy as np
 
 from clipmole.calibration import Calibration
 from clipmole.data import labels_of, read_data, windows
-from clipmole.detect import RECHECK, Detector
-from clipmole.environment import environment
-from clipmole.export import Check, ExportRefused, compare_logits, export_detector, failures
+from clipmole.inference.detector import RECHECK, Detector
+from clipmole.inference.export import Check, ExportRefused, compare_logits, export_detector, failures
+from clipmole.plumbing.environment import environment
 
 PATHS = {
     "torch bfloat16": ("torch", "bfloat16"),

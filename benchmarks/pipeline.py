@@ -39,13 +39,13 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from clipmole.config import CLIP_TOWERS, MoLEConfig, PreprocessConfig, TowerConfig
-from clipmole.detect import Detector
-from clipmole.environment import environment
-from clipmole.images import load_image, load_pixels
-from clipmole.models.detector import MoLEDetector
+from clipmole.images.loading import load_image, load_pixels
+from clipmole.inference.detector import Detector
+from clipmole.inference.graph import convert, open_graph
+from clipmole.inference.runtime import batch_for
+from clipmole.models.network import MoLENetwork
 from clipmole.models.vit import ViT
-from clipmole.runtimes import batch_for
-from clipmole.runtimes.graph import convert, open_graph
+from clipmole.plumbing.environment import environment
 
 KINDS = {"12-megapixel JPEG": (4032, 3024, "JPEG"), "512 px PNG": (512, 512, "PNG"), "256 px WebP": (256, 256, "WEBP")}
 MEMORY_SETS = (4, 16, 64, 128)
@@ -82,7 +82,7 @@ def make_detector(name: str, runtime: str, precision: Any, batch_size: int) -> D
     tower = (
         TowerConfig(patch_size=32, width=64, depth=2, heads=1, mlp_width=128) if name == "tiny" else CLIP_TOWERS[name]
     )
-    network = MoLEDetector(ViT(tower).eval(), MoLEConfig())
+    network = MoLENetwork(ViT(tower).eval(), MoLEConfig())
     if runtime == "torch":
         return Detector(network, PreprocessConfig(), name=name, precision=precision, batch_size=batch_size)
     with tempfile.TemporaryDirectory() as folder:  # the graph is read whole before it goes

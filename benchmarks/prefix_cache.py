@@ -34,16 +34,16 @@ import numpy as np
 import torch
 from PIL import Image
 
-from clipmole.cache import PrefixCache, record_type
 from clipmole.config import CLIP_TOWERS, TrainConfig
-from clipmole.environment import environment
-from clipmole.loop import Run
-from clipmole.models.detector import MoLEDetector
+from clipmole.data.sample import Sample
+from clipmole.models.network import MoLENetwork
 from clipmole.models.vit import ViT
-from clipmole.progress import untracked
-from clipmole.records import Sample
-from clipmole.scalars import ScalarLog
-from clipmole.team import Team
+from clipmole.plumbing.environment import environment
+from clipmole.plumbing.progress import untracked
+from clipmole.training.distributed import Team
+from clipmole.training.loop import Run
+from clipmole.training.prefix_cache import PrefixCache, record_type
+from clipmole.training.tensorboard import ScalarLog
 
 BATCH = {"vit-b-32": 32, "vit-b-16": 16, "vit-l-14": 8}
 TARGETS = {"over bfloat16": 2.2, "over float32": 6.5}  # of L/14, after the first epoch
@@ -70,7 +70,7 @@ class Loop:
 
     def __init__(self, shape: str, samples: list[Sample], config: TrainConfig, cache: bool, folder: Path) -> None:
         torch.manual_seed(0)
-        self.network = MoLEDetector(ViT(CLIP_TOWERS[shape]).eval(), config.mole)
+        self.network = MoLENetwork(ViT(CLIP_TOWERS[shape]).eval(), config.mole)
         torch.nn.init.normal_(self.network.tower.position_embedding, std=0.02)
         self.pool = ThreadPoolExecutor(2)
         self.team, self.samples, self.config, self.folder = Team(), samples, config, folder

@@ -23,12 +23,12 @@ import torch
 from PIL import Image
 
 from clipmole.config import CLIP_TOWERS, MoLEConfig, PreprocessConfig
-from clipmole.detect import Detector
-from clipmole.environment import environment
-from clipmole.images import load_image
-from clipmole.models.detector import MoLEDetector
+from clipmole.images.crops import preprocess
+from clipmole.images.loading import load_image
+from clipmole.inference.detector import Detector
+from clipmole.models.network import MoLENetwork
 from clipmole.models.vit import ViT
-from clipmole.preprocess import preprocess
+from clipmole.plumbing.environment import environment
 
 RESULTS = Path(__file__).resolve().parent / "results"
 KINDS = {"512 px JPEG": (512, 512), "12-megapixel JPEG": (4032, 3024)}
@@ -41,7 +41,7 @@ def detectors() -> dict[str, Callable[[], Detector]]:
 
     def made(name: str) -> Detector:
         torch.manual_seed(0)
-        network = MoLEDetector(ViT(CLIP_TOWERS[name]).requires_grad_(False), MoLEConfig()).eval()
+        network = MoLENetwork(ViT(CLIP_TOWERS[name]).requires_grad_(False), MoLEConfig()).eval()
         return Detector(network, TILES, None, name, precision="bfloat16", batch_size=8)
 
     clip = {f"{name}, bfloat16": lambda name=name: made(name) for name in ("vit-b-32", "vit-b-16", "vit-l-14")}

@@ -42,14 +42,14 @@ import torch
 from PIL import Image
 
 from clipmole.config import MoLEConfig, PreprocessConfig, TowerConfig
-from clipmole.detect import Detector
-from clipmole.environment import environment
-from clipmole.images import load_image
-from clipmole.models.detector import MoLEDetector
+from clipmole.images.crops import preprocess
+from clipmole.images.loading import load_image
+from clipmole.inference.detector import Detector
+from clipmole.models.network import MoLENetwork
 from clipmole.models.vit import ViT
-from clipmole.preprocess import preprocess
+from clipmole.plumbing.environment import environment
 from clipmole.scan.driver import scan
-from clipmole.scan.on_ray import Cluster
+from clipmole.scan.ray_engine import Cluster
 from clipmole.scan.settings import ScanSettings
 
 RESULT = Path(__file__).resolve().parent / "results" / "scan-scale"
@@ -78,7 +78,7 @@ def make_images(folder: Path, count: int, seed: int) -> list[str]:
 
 def tiny_detector() -> Detector:
     torch.manual_seed(0)
-    network = MoLEDetector(ViT(TINY).requires_grad_(False), MoLEConfig()).eval()
+    network = MoLENetwork(ViT(TINY).requires_grad_(False), MoLEConfig()).eval()
     return Detector(network, PreprocessConfig(crop_size=SIDE), None, "random-tiny@0")
 
 

@@ -36,12 +36,12 @@ import torch
 from PIL import Image
 
 from clipmole.config import MoLEConfig, PreprocessConfig, TowerConfig, clip_tower
-from clipmole.detect import Detector
-from clipmole.environment import environment
 from clipmole.errors import ImageError
-from clipmole.files import write_texts
-from clipmole.models.detector import MoLEDetector
+from clipmole.inference.detector import Detector
+from clipmole.models.network import MoLENetwork
 from clipmole.models.vit import ViT
+from clipmole.plumbing.environment import environment
+from clipmole.plumbing.files import write_texts
 
 SHAPES = {  # CLIP's towers (Radford et al. 2021), and one to try the script with
     "vit-b-32": lambda: clip_tower(32, 768, 12, 12, 512),
@@ -85,7 +85,7 @@ def build(shape: str) -> Detector:
     if shape == "embedded":
         return Detector.from_pretrained()
     torch.manual_seed(0)
-    network = MoLEDetector(ViT(SHAPES[shape]()).requires_grad_(False), MoLEConfig())
+    network = MoLENetwork(ViT(SHAPES[shape]()).requires_grad_(False), MoLEConfig())
     torch.nn.init.normal_(network.head.weight)
     return Detector(network.eval(), PreprocessConfig(crop_size=224), name=shape)
 
@@ -153,7 +153,7 @@ class Server:
 
 def serve(shape: str, threads: int) -> None:
     """Be the server."""
-    from clipmole.serve.runner import serve as run
+    from clipmole.serve.server import serve as run
     from clipmole.serve.settings import ServeSettings
 
     if threads:

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from clipmole.config import CLIP_TOWERS
-from clipmole.operations import activation_bytes, operations, products, weight_bytes
 from clipmole.speed import SpeedReport, SpeedRow, measure_speed, table
+from clipmole.speed.flops import activation_bytes, operations, products, weight_bytes
 from clipmole.speed.paths import BASELINE, PATHS, adapter_of, tower_of
 
 SHAPES = [*CLIP_TOWERS, "embedded"]

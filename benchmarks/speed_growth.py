@@ -26,8 +26,8 @@ import torch
 from PIL import Image
 
 from clipmole.config import PreprocessConfig
-from clipmole.detect import Detector
-from clipmole.environment import environment
+from clipmole.inference.detector import Detector
+from clipmole.plumbing.environment import environment
 from clipmole.report.page import element
 from clipmole.report.plots import HEIGHT, LEFT, WIDTH, Axis, Line, chart, even_axis, swatch
 from clipmole.speed import measure_speed

@@ -23,7 +23,7 @@ from typing import Any
 
 from pipeline import make_file
 
-from clipmole.environment import environment
+from clipmole.plumbing.environment import environment
 
 PARTS = {"imports": r"(\S+) imports", "loading": r"(\S+) loading", "network": r"(\S+) in the network"}
 PARTS |= {"decoding": r"(\S+) of decoding"}

@@ -19,16 +19,16 @@ from typing import Any
 
 import torch
 
-from clipmole.cache import PrefixCache, default_folder, prefix_digest
 from clipmole.config import PreprocessConfig, TrainConfig
 from clipmole.data import labels_of, read_manifest, sample_lines, take_split
-from clipmole.environment import environment
-from clipmole.loop import Run
 from clipmole.metrics import average_precision
 from clipmole.models.backbone import load_backbone
-from clipmole.models.detector import MoLEDetector
-from clipmole.progress import untracked
-from clipmole.team import Team
+from clipmole.models.network import MoLENetwork
+from clipmole.plumbing.environment import environment
+from clipmole.plumbing.progress import untracked
+from clipmole.training.distributed import Team
+from clipmole.training.loop import Run
+from clipmole.training.prefix_cache import PrefixCache, default_folder, prefix_digest
 
 DECAYS = (0.98, 0.995)
 CONFIG = TrainConfig(
@@ -46,7 +46,7 @@ def measure(config: TrainConfig, corpus: Path, place: Path) -> dict[str, Any]:
     train_set, val_set = take_split(samples, "train"), take_split(samples, "val")
     backbone = load_backbone(place)
     torch.manual_seed(config.seed)
-    network = MoLEDetector(backbone.tower, config.mole)
+    network = MoLENetwork(backbone.tower, config.mole)
     labels, trained = labels_of(val_set), network.trained_parameters()
     averages = {decay: {n: p.detach().clone() for n, p in trained.items()} for decay in DECAYS}
     found: dict[str, list[float]] = {"raw": []} | {str(decay): [] for decay in DECAYS}

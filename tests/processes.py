@@ -15,7 +15,9 @@ from clipmole.config import TrainConfig
 
 # A server that has imported everything once and forks a process in a moment.
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["clipmole.train", "torch.utils.tensorboard", "accelerate", "cv2", "sklearn.metrics"])
+FORKS.set_forkserver_preload(
+    ["clipmole.training.train", "torch.utils.tensorboard", "accelerate", "cv2", "sklearn.metrics"]
+)
 
 
 def start(config: TrainConfig, out: Path, manifest: Path, **options: Any) -> BaseProcess:
@@ -36,7 +38,7 @@ def run(config: dict[str, Any], out: Path, manifest: Path, options: dict[str, An
     import torch
     from tiny import tiny_backbone
 
-    from clipmole.train import train
+    from clipmole.training.train import train
 
     torch.set_num_threads(1)
     left = options.get("die_at")

@@ -16,8 +16,8 @@ import torch
 from processes import FORKS
 from tiny import CALIBRATION, PREPROCESS, encoded, picture, tiny_network
 
-from clipmole.detect import Detector
 from clipmole.errors import ImageError
+from clipmole.inference.detector import Detector
 from clipmole.records import Detection
 from clipmole.scan.driver import scan
 from clipmole.scan.listing import read_rows

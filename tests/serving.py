@@ -15,12 +15,12 @@ from typing import Any
 import httpx
 from tiny import CALIBRATION, PREPROCESS, tiny_network
 
-from clipmole.detect import Detector
 from clipmole.errors import ClipmoleError
-from clipmole.runtimes.pytorch import TorchRuntime
+from clipmole.inference.detector import Detector
+from clipmole.inference.pytorch import TorchRuntime
 from clipmole.serve import runner
 from clipmole.serve.app import create_app
-from clipmole.serve.guard import allowed_hosts
+from clipmole.serve.middleware import allowed_hosts
 from clipmole.serve.service import Service
 from clipmole.serve.settings import ServeSettings
 

@@ -12,9 +12,9 @@ from PIL import Image
 
 from clipmole.calibration import Calibration
 from clipmole.config import MoLEConfig, PreprocessConfig, TowerConfig
+from clipmole.models.adapter import save_adapter
 from clipmole.models.backbone import Backbone, save_tower, tower_sha256
-from clipmole.models.checkpoint import save_adapter
-from clipmole.models.detector import MoLEDetector
+from clipmole.models.network import MoLENetwork
 from clipmole.models.vit import ViT
 from clipmole.records import Thresholds
 
@@ -40,9 +40,9 @@ def tiny_backbone(seed: int = 0, **changes: object) -> Backbone:
     return Backbone(tower=tower, id="tiny", revision=None, sha256=tower_sha256(tower))
 
 
-def tiny_network(backbone: Backbone | None = None, config: MoLEConfig | None = None, seed: int = 1) -> MoLEDetector:
+def tiny_network(backbone: Backbone | None = None, config: MoLEConfig | None = None, seed: int = 1) -> MoLENetwork:
     """A tiny detector network whose adapter is not zero, as after training."""
-    network = MoLEDetector((backbone or tiny_backbone()).tower, config or MoLEConfig())
+    network = MoLENetwork((backbone or tiny_backbone()).tower, config or MoLEConfig())
     torch.manual_seed(seed)
     for layer in network.mole_layers:
         torch.nn.init.normal_(layer.lora_B)

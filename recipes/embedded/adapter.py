@@ -16,10 +16,10 @@ from pathlib import Path
 
 from clipmole.config import MoLEConfig
 from clipmole.data import read_manifest
+from clipmole.data.sample import Sample
 from clipmole.models.backbone import load_backbone
-from clipmole.preset import load_train_config
-from clipmole.records import Sample
-from clipmole.train import train
+from clipmole.training.presets import load_train_config
+from clipmole.training.train import train
 
 EMBEDDED = load_train_config("embedded")
 NOTHING = MoLEConfig(shared_rank=0, expert_ranks=())

@@ -5,8 +5,9 @@ teacher, that the first stages imitate block by block (its weights are read, nev
 `clipmole.models.backbone.load_backbone` reads (config.json, model.safetensors in float16), and trunk.json:
 settings, seed, versions, hardware, data digest, curve, validation figures and minutes.
 
-Every view is a random place of a random original, processed by `clipmole.augment.augment`, which knows no labels:
-both classes are drawn equally often and processed, re-encoding included, by one policy. Progress goes to stderr.
+Every view is a random place of a random original, processed by `clipmole.images.transforms.augment`, which knows no
+labels: both classes are drawn equally often and processed, re-encoding included, by one policy. Progress goes to
+stderr.
 """
 
 from __future__ import annotations
@@ -32,14 +33,15 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from clipmole.augment import RGB, augment, equalise, pad_to, random_crop
 from clipmole.config import AugmentConfig, Config, TowerConfig
-from clipmole.data import data_digest, load_window, read_manifest, sample_rng, take_split
-from clipmole.environment import environment
+from clipmole.data import data_digest, load_window, read_manifest, take_split
+from clipmole.data.sample import Sample
+from clipmole.images.transforms import RGB, augment, equalise, pad_to, random_crop
 from clipmole.metrics import average_precision
 from clipmole.models.backbone import load_backbone, save_tower
 from clipmole.models.vit import ViT
-from clipmole.records import Sample
+from clipmole.plumbing.environment import environment
+from clipmole.plumbing.seeding import sample_rng
 
 WINDOW, CROP = 256, 224  # validation: what the detector is measured on, a window re-encoded and its centre
 STATE = "state.pt"  # what an interrupted run goes on from

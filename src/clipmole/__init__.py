@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from clipmole.config import MoLEConfig as MoLEConfig
     from clipmole.config import PreprocessConfig as PreprocessConfig
     from clipmole.config import TrainConfig as TrainConfig
-    from clipmole.detect import Detector as Detector
     from clipmole.errors import ClipmoleError as ClipmoleError
+    from clipmole.inference.detector import Detector as Detector
     from clipmole.records import Detection as Detection
     from clipmole.records import Verdict as Verdict
 
@@ -26,7 +26,7 @@ _HOME = {
     "Calibration": "calibration",
     "ClipmoleError": "errors",
     "Detection": "records",
-    "Detector": "detect",
+    "Detector": "inference.detector",
     "MoLEConfig": "config",
     "PreprocessConfig": "config",
     "TrainConfig": "config",

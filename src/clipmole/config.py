@@ -1,15 +1,16 @@
 """Settings: what a tower, an adapter, the preprocessing, the augmentation and a training run are made of.
 
-In: a TOML file or a dict; an unknown key or a value out of range is a `ConfigError` that names it. Or keyword
-arguments, where the same is pydantic's `ValidationError`. Out: frozen pydantic models. This module knows
-nothing of torch, images or files' contents.
+In: a TOML file (of the user, or one that comes with the package, by its name) or a dict; an unknown key or a value
+out of range is a `ConfigError` that names it. Or keyword arguments, where the same is pydantic's `ValidationError`.
+Out: frozen pydantic models. This module knows nothing of torch, images or files' contents.
 """
 
 from __future__ import annotations
 
 import tomllib
+from importlib import resources
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -274,3 +275,26 @@ class TrainConfig(Config):
         if self.full_finetune and self.cached_views:
             raise ValueError("full_finetune leaves no block frozen: cached_views has nothing to keep")
         return self
+
+
+AnyConfig = TypeVar("AnyConfig", bound=Config)
+
+
+def packaged_names(folder: str) -> tuple[str, ...]:
+    """Names of the TOML files in a folder of the package, sorted."""
+    files = (resources.files("clipmole") / folder).iterdir()
+    return tuple(sorted(file.name.removesuffix(".toml") for file in files if file.name.endswith(".toml")))
+
+
+def load_packaged(kind: type[AnyConfig], folder: str, name: str | Path) -> AnyConfig:
+    """What the preset `name` of a folder of the package holds, or else a TOML file of that path.
+
+    Raises `ConfigError` if there is neither, or if it does not validate.
+    """
+    if str(name) in packaged_names(folder):
+        with resources.as_file(resources.files("clipmole") / folder / f"{name}.toml") as path:
+            return kind.from_toml(path)
+    if Path(name).is_file():
+        return kind.from_toml(name)
+    kinds, names = folder.rsplit("/", 1)[-1], ", ".join(packaged_names(folder))
+    raise ConfigError(f"{kinds} {str(name)!r}: neither a TOML file nor one of {names}")

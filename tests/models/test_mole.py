@@ -12,8 +12,8 @@ from torch import Tensor
 
 from clipmole.config import CLIP_TOWERS, MoLEConfig, TowerConfig
 from clipmole.errors import ConfigError
-from clipmole.models.detector import MoLEDetector
 from clipmole.models.mole import MoLE, TokenRouter, add_mole, balance_loss
+from clipmole.models.network import MoLENetwork
 from clipmole.models.vit import MLP, ViT
 
 TINY = TowerConfig(image_size=32, patch_size=16, width=24, depth=8, heads=2, mlp_width=48)
@@ -120,13 +120,13 @@ def test_balance_loss_is_one_when_uniform_and_the_number_of_experts_when_collaps
 def test_the_detector_averages_the_balance_loss_over_blocks_and_is_zero_without_a_router() -> None:
     torch.manual_seed(0)
     crops = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
-    detector = MoLEDetector(ViT(TINY), MoLEConfig())
+    detector = MoLENetwork(ViT(TINY), MoLEConfig())
     detector.keep_gates(True)
     detector(crops)
     expected = [3 * float(g.detach().mean((0, 1)).square().sum()) for g in detector.gates()]
     assert len(expected) == 2
     assert float(detector.balance_loss().detach()) == pytest.approx(sum(expected) / 2)
-    lora = MoLEDetector(ViT(TINY), MoLEConfig(expert_ranks=()))
+    lora = MoLENetwork(ViT(TINY), MoLEConfig(expert_ranks=()))
     lora.keep_gates(True)
     lora(crops)
     assert float(lora.balance_loss()) == 0
@@ -135,7 +135,7 @@ def test_the_detector_averages_the_balance_loss_over_blocks_and_is_zero_without_
 def gradients(config: MoLEConfig, full_finetune: bool = False) -> set[str]:
     """Names of the parameters that a backward pass through a tiny detector reaches."""
     torch.manual_seed(0)
-    detector = MoLEDetector(ViT(TINY), config, full_finetune)
+    detector = MoLENetwork(ViT(TINY), config, full_finetune)
     for layer in detector.mole_layers:
         torch.nn.init.normal_(layer.lora_B)
     detector.keep_gates(True)
@@ -152,7 +152,7 @@ def test_only_loras_routers_and_head_receive_gradients() -> None:
 
 def test_full_finetuning_reaches_the_whole_tower() -> None:
     reached = gradients(MoLEConfig(shared_rank=0, expert_ranks=()), full_finetune=True)
-    detector = MoLEDetector(ViT(TINY), MoLEConfig(shared_rank=0, expert_ranks=()))
+    detector = MoLENetwork(ViT(TINY), MoLEConfig(shared_rank=0, expert_ranks=()))
     # The class token's key bias shifts all scores of a softmax alike, but each qkv is one parameter here.
     assert reached == {name for name, _ in detector.named_parameters()}
 
@@ -163,7 +163,7 @@ def test_full_finetuning_reaches_the_whole_tower() -> None:
 )
 def test_trainable_parameters_of_the_presets(preset: str, trained: int, blocks: range) -> None:
     with torch.device("meta"):
-        detector = MoLEDetector(ViT(CLIP_TOWERS[preset]), MoLEConfig())
+        detector = MoLENetwork(ViT(CLIP_TOWERS[preset]), MoLEConfig())
     assert sum(p.numel() for p in detector.trained_parameters().values()) == trained
     assert detector.config.block_indices(CLIP_TOWERS[preset].depth) == tuple(blocks)
 
@@ -191,7 +191,7 @@ def test_blocks_may_be_named_or_counted_from_the_end(
 
 def test_prefix_then_suffix_is_the_forward_pass() -> None:
     torch.manual_seed(0)
-    detector = MoLEDetector(ViT(TINY), MoLEConfig())
+    detector = MoLENetwork(ViT(TINY), MoLEConfig())
     crops = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
     assert detector.first_adapted_block == 6
     assert torch.equal(detector.suffix(detector.prefix(crops)), detector(crops))
@@ -203,7 +203,7 @@ def test_linear_probe_with_univfd_head_is_a_matrix_product(shared_dir: Path) -> 
     head = torch.load(shared_dir / "reference" / "univfd_fc_weights.pth", map_location="cpu", weights_only=True)
     torch.manual_seed(0)
     tower = ViT(CLIP_TOWERS["vit-l-14"].model_copy(update={"depth": 2}))
-    detector = MoLEDetector(tower, MoLEConfig(shared_rank=0, expert_ranks=())).eval()
+    detector = MoLENetwork(tower, MoLEConfig(shared_rank=0, expert_ranks=())).eval()
     detector.head.load_state_dict(head)
     crops = torch.rand(2, 3, 224, 224)
     with torch.no_grad():
@@ -221,7 +221,7 @@ def test_linear_probe_with_univfd_head_is_a_matrix_product(shared_dir: Path) -> 
 @pytest.mark.parametrize("keep_gates", [False, True])
 def test_leaving_out_the_last_blocks_patches_changes_nothing(config: MoLEConfig, keep_gates: bool) -> None:
     torch.manual_seed(0)
-    detector = MoLEDetector(ViT(TINY), config).double().eval()
+    detector = MoLENetwork(ViT(TINY), config).double().eval()
     torch.nn.init.normal_(detector.tower.position_embedding)
     for layer in detector.mole_layers:
         torch.nn.init.normal_(layer.lora_B)

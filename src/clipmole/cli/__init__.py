@@ -23,7 +23,7 @@ from clipmole.cli import detect as _detect  # noqa: F401
 from clipmole.cli import train as _train  # noqa: F401
 from clipmole.cli import evaluate as _evaluate  # noqa: F401
 from clipmole.cli import data as _data  # noqa: F401
-from clipmole.cli import adapters as _adapters  # noqa: F401
+from clipmole.cli import hub as _hub  # noqa: F401
 from clipmole.cli import export as _export  # noqa: F401
 from clipmole.cli import benchmark as _benchmark  # noqa: F401
 from clipmole.cli import serve as _serve  # noqa: F401

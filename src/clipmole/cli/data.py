@@ -27,9 +27,9 @@ def check(
     """Count, find unreadable and duplicate files, and see whether metadata alone give the classes away."""
     named = data_source(source, real, fake)
 
-    from clipmole.audit import check_data
-    from clipmole.audit.text import report_lines
     from clipmole.data import Unpacking, read_data
+    from clipmole.data.audit import check_data
+    from clipmole.data.audit.text import report_lines
 
     samples = read_data(named, split, unsplit="", how=Unpacking(unpack_to, unpack_gib, remark))
     report = check_data(samples, seed, with_progress)

@@ -26,7 +26,7 @@ from clipmole.cli.render import CSVRows, JSONLines, Table, with_progress
 from clipmole.errors import ImageError
 
 if TYPE_CHECKING:
-    from clipmole.images import ImageSource
+    from clipmole.images.loading import ImageSource
     from clipmole.provenance import Provenance
     from clipmole.records import Detection
 

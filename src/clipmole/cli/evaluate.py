@@ -61,10 +61,11 @@ def evaluate(
     source = data_source(data, real, fake)
 
     from clipmole.data import Unpacking
-    from clipmole.evaluate import run_protocol
-    from clipmole.protocol import load_protocol
+    from clipmole.evaluation.evaluate import run_protocol
+    from clipmole.evaluation.protocol import load_protocol
+    from clipmole.report import write_report
 
-    result = run_protocol(
+    report, table, used = run_protocol(
         load_protocol(protocol),
         names,
         source,
@@ -74,7 +75,6 @@ def evaluate(
         conditions=conditions,
         backbones=name_backbones(backbone or [], names),
         resamples=resamples,
-        gallery=gallery,
         workers=workers,
         batch_size=batch_size,
         device=device,
@@ -82,12 +82,13 @@ def evaluate(
         command=command_line(context),
         track=with_progress,
     )
-    for line in result.missing:
+    page = write_report(report, table, out, conditions=used, gallery=gallery)
+    for line in report.missing:
         remark(f"missing: {line}")
-    for path, reason in result.failed.items():
+    for path, reason in report.failed.items():
         remark(f"not scored: {path}: {reason}" if path not in reason else f"not scored: {reason}")
-    typer.echo(str(out / "report.html"))
-    if result.failed:
+    typer.echo(str(page))
+    if report.failed:
         raise typer.Exit(1)
 
 
@@ -120,9 +121,9 @@ def calibrate(
     if split is not None and loose:
         raise typer.BadParameter("--split needs a manifest; a folder of photographs has no splits")
 
-    from clipmole.calibrate import describe, recalibrate, recalibrate_on_photographs
     from clipmole.data import Unpacking, read_data
-    from clipmole.inputs import find_images
+    from clipmole.evaluation.recalibrate import describe, recalibrate, recalibrate_on_photographs
+    from clipmole.images.discovery import find_images
 
     how = Unpacking(say=remark)
     if real_only:

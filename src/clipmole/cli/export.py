@@ -14,7 +14,7 @@ from clipmole.errors import ImageError
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from clipmole.images import ImageSource
+    from clipmole.images.loading import ImageSource
 
 
 class GraphTarget(StrEnum):
@@ -49,7 +49,7 @@ def export(
         raise typer.BadParameter("give images to check the graph on: --data (labelled) or --check-on, one of them")
 
     from clipmole.data import labels_of, read_data, windows
-    from clipmole.export import describe, export_detector
+    from clipmole.inference.export import describe, export_detector
 
     labels: list[int] | None = None
     if data:
@@ -78,7 +78,7 @@ def export(
 
 def _images(paths: list[str] | None) -> Iterable[ImageSource]:
     """What was named, one by one; the first that is not there is raised."""
-    from clipmole.inputs import find_images
+    from clipmole.images.discovery import find_images
 
     for path in find_images(paths or []):
         if isinstance(path, ImageError):

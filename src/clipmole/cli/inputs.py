@@ -14,7 +14,7 @@ import typer
 from clipmole.errors import ImageError, ImageNotFound
 
 if TYPE_CHECKING:
-    from clipmole.images import ImageSource
+    from clipmole.images.loading import ImageSource
 
 
 def read_list(file: str) -> list[str]:
@@ -48,7 +48,7 @@ def listed_on_stdin() -> Iterator[str]:
 
 def sources(paths: Iterable[str], list_file: str | None = None) -> Iterator[ImageSource | ImageError]:
     """What `find_images` finds, '-' replaced by the bytes on stdin; after it what the list names ('-': on stdin)."""
-    from clipmole.inputs import find_images
+    from clipmole.images.discovery import find_images
 
     for path in find_images(paths):
         yield _stdin().read() if path == "-" else path

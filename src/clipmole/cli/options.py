@@ -14,7 +14,7 @@ import typer
 
 if TYPE_CHECKING:
     from clipmole.data import DataSource
-    from clipmole.detect import Detector
+    from clipmole.inference.detector import Detector
 
 
 app = typer.Typer(
@@ -113,7 +113,7 @@ def detector_loader(
     workers: int | None = None,
 ) -> Callable[[], Detector]:
     """What loads the detector that the options name; it can be pickled."""
-    from clipmole.detect import Detector
+    from clipmole.inference.detector import Detector
 
     return partial(
         Detector.from_pretrained,

@@ -119,7 +119,7 @@ def scan(
 
     _needs_tables()
     from clipmole.scan.driver import scan as run
-    from clipmole.scan.on_ray import Cluster
+    from clipmole.scan.ray_engine import Cluster
     from clipmole.scan.settings import ScanSettings
 
     values = {
@@ -159,7 +159,7 @@ def report(
 ) -> None:
     """Make a page of a scan: counts, scores, folders, formats, sizes, errors, and images."""
     _needs_tables()
-    from clipmole.scan.page import write_page
+    from clipmole.scan.report import write_page
 
     typer.echo(str(write_page(folder, out, gallery=gallery, say=remark)))
 
@@ -170,7 +170,7 @@ def groups(
 ) -> None:
     """Find images that look the same, re-encoded, resized or retouched: FOLDER/groups.parquet."""
     _needs_tables()
-    from clipmole.scan.groups import write_groups
+    from clipmole.scan.look_alikes import write_groups
 
     path, count, images = write_groups(folder)
     remark(f"{images:,} images in {count:,} groups")

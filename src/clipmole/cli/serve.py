@@ -78,9 +78,9 @@ def serve(
     settings = ServeSettings.parse(given, "options")
     token = read_token(token_file)
 
-    from clipmole.serve.guard import is_loopback
-    from clipmole.serve.runner import log_to_stderr
-    from clipmole.serve.runner import serve as run
+    from clipmole.serve.middleware import is_loopback
+    from clipmole.serve.server import log_to_stderr
+    from clipmole.serve.server import serve as run
 
     if token is None and not is_loopback(host):
         remark(f"anybody who can reach {host} may use this server; --token-file restricts it")

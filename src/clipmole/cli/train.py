@@ -49,8 +49,8 @@ def train(
     """
     source = data_source(data, real, fake) if data is not None or real or fake else None
     from clipmole.config import TrainConfig
-    from clipmole.preset import load_train_config
-    from clipmole.train import train as run
+    from clipmole.training.presets import load_train_config
+    from clipmole.training.train import train as run
 
     settings = load_train_config(config)
     options = {
@@ -74,7 +74,7 @@ def presets(
     name: Annotated[str | None, typer.Argument(help="Print this one, to read it or to begin a file with.")] = None,
 ) -> None:
     """List the training presets, or print one."""
-    from clipmole.preset import preset_names, preset_text
+    from clipmole.training.presets import preset_names, preset_text
 
     if name is not None:
         typer.echo(preset_text(name), nl=False)
@@ -114,7 +114,7 @@ def compare(
     if (plan is None) == (not config):
         raise typer.BadParameter("give --plan or two or more --config")
 
-    from clipmole.plan import load_plan, plan_of
+    from clipmole.training.comparison_plan import load_plan, plan_of
 
     given = {"splits": tuple(split or ()), "seeds": tuple(range(seeds or 0)), "rates": tuple(rate or ())}
     changes = {key: value for key, value in given.items() if value}
@@ -123,7 +123,7 @@ def compare(
         chosen = type(chosen).parse(chosen.model_dump() | changes, "options")
     else:
         chosen = plan_of(name_scorers(config or [], "--config"), **changes)
-    from clipmole.compare import compare as run
+    from clipmole.training.compare import compare as run
 
     run(
         chosen,

@@ -14,6 +14,7 @@ from pathlib import Path
 from clipmole.data.folders import LAYOUTS, Folders, holds_images, read_folder, read_folders
 from clipmole.data.huggingface import PREFIX, is_saved, read_dataset, read_query
 from clipmole.data.manifest import read_manifest, read_parquet
+from clipmole.data.sample import Sample
 from clipmole.data.samples import (
     CAMERA,
     IGNORE,
@@ -28,14 +29,13 @@ from clipmole.data.samples import (
     load_window,
     read_bytes,
     sample_lines,
-    sample_rng,
     take_split,
     windows,
 )
 from clipmole.data.shards import REMOTE, read_shards
 from clipmole.data.unpack import Unpacking
 from clipmole.errors import ConfigError, DataError
-from clipmole.records import Sample
+from clipmole.plumbing.seeding import sample_rng
 
 __all__ = [
     "CAMERA",

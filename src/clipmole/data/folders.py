@@ -10,11 +10,12 @@ import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from clipmole.data.labels import SPLITS
+from clipmole.data.sample import Sample
 from clipmole.data.samples import CAMERA
-from clipmole.data.words import SPLITS
 from clipmole.errors import DataError
-from clipmole.formats import IMAGE_EXTENSIONS
-from clipmole.records import Record, Sample
+from clipmole.images.formats import IMAGE_EXTENSIONS
+from clipmole.records import Record
 
 CNNSPOT = {"0_real": 0, "1_fake": 1}  # folder -> label
 GENIMAGE = {"nature": 0, "ai": 1}

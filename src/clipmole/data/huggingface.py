@@ -16,12 +16,12 @@ from urllib.parse import parse_qsl
 from pydantic import Field
 
 from clipmole.config import Config
+from clipmole.data.labels import SPLITS, read_label, without_lone_train
+from clipmole.data.sample import ByteRange, Sample
 from clipmole.data.samples import CAMERA, UNNAMED
 from clipmole.data.unpack import Unpacking, unpack
-from clipmole.data.words import SPLITS, read_label, without_lone_train
 from clipmole.errors import DataError, MissingDependency
-from clipmole.progress import Say
-from clipmole.records import ByteRange, Sample
+from clipmole.plumbing.progress import Say
 
 PREFIX = "hf:"
 SAVED = ("dataset_info.json", "dataset_dict.json")  # in a folder that save_to_disk wrote

@@ -15,11 +15,11 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from clipmole.data.labels import read_label, split_in_name, without_lone_train
+from clipmole.data.sample import Sample
 from clipmole.data.samples import CAMERA, IGNORE, UNNAMED
 from clipmole.data.unpack import Unpacking, unpack
-from clipmole.data.words import read_label, split_in_name, without_lone_train
 from clipmole.errors import DataError, MissingDependency
-from clipmole.records import Sample
 
 NEEDED = ("path", "label")
 OPTIONAL = ("generator", "split")  # not empty where there is such a column

@@ -15,11 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from clipmole.augment import RGB
+from clipmole.data.sample import Sample
 from clipmole.errors import ConfigError, DataError
-from clipmole.images import load_image
-from clipmole.perturb import Condition, apply, load_conditions
-from clipmole.records import Sample
+from clipmole.images.conditions import Condition, apply, load_conditions
+from clipmole.images.loading import load_image
+from clipmole.images.transforms import RGB
+from clipmole.plumbing.seeding import sample_rng
 
 Variant = Literal["as stored", "equalised"]
 VARIANTS: tuple[Variant, ...] = ("as stored", "equalised")
@@ -96,13 +97,6 @@ def load_window(sample: Sample) -> RGB:
     if height < 1:
         raise DataError(f"{sample.path}: {IGNORE} {sample.ignore_bottom_px} leaves nothing of {image.height} rows")
     return np.asarray(image)[:height]
-
-
-def sample_rng(seed: int, *keys: int | str) -> np.random.Generator:
-    """A generator that depends on `seed` (0 or more) and `keys` alone, not on order, workers or earlier draws."""
-    text = "\0".join(map(str, keys))
-    words = np.frombuffer(hashlib.sha256(text.encode()).digest(), dtype="<u4")
-    return np.random.default_rng([seed, *words.tolist()])
 
 
 def labels_of(samples: Iterable[Sample]) -> NDArray[np.int64]:

@@ -13,12 +13,12 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from clipmole.data.labels import SPLITS, read_label, split_in_name, without_lone_train
+from clipmole.data.sample import ByteRange, Sample
 from clipmole.data.samples import CAMERA, UNNAMED
 from clipmole.data.unpack import Unpacking, unpack
-from clipmole.data.words import SPLITS, read_label, split_in_name, without_lone_train
 from clipmole.errors import DataError, MissingDependency
-from clipmole.formats import IMAGE_EXTENSIONS
-from clipmole.records import ByteRange, Sample
+from clipmole.images.formats import IMAGE_EXTENSIONS
 
 REMOTE = ("http://", "https://")
 FACTS = ("cls", "json")

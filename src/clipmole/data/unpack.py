@@ -19,11 +19,11 @@ from typing import Any
 
 from PIL import Image
 
+from clipmole.data.sample import Sample
 from clipmole.errors import DataError
-from clipmole.files import cache_folder
-from clipmole.formats import IMAGE_EXTENSIONS
-from clipmole.progress import Say, silent
-from clipmole.records import Sample
+from clipmole.images.formats import IMAGE_EXTENSIONS
+from clipmole.plumbing.files import cache_folder
+from clipmole.plumbing.progress import Say, silent
 
 LIST = "samples.jsonl"
 GIB = 2**30

@@ -27,9 +27,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from clipmole.errors import WeightsError, WeightsMismatch, WeightsNotFound
-from clipmole.hub import HUB_ID, first_line, hub_files
-from clipmole.models.keymaps import Json, Part, Shape, describe, listed, match
+from clipmole.models.hub import HUB_ID, first_line, hub_files
 from clipmole.models.vit import ViT
+from clipmole.models.weight_layouts import Json, Part, Shape, describe, listed, match
 
 SAFETENSORS = ("model.safetensors", "open_clip_model.safetensors")
 PICKLES = ("pytorch_model.bin", "open_clip_pytorch_model.bin")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 
 from clipmole.errors import MissingDependency
-from clipmole.images import DEFAULT_LIMITS, ImageLimits, open_image, source_name
+from clipmole.images.loading import DEFAULT_LIMITS, ImageLimits, open_image, source_name
 from clipmole.provenance.camera import find_camera
 from clipmole.provenance.credentials import find_credentials
 from clipmole.provenance.findings import CAUTION, Finding, Provenance, one_line

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 from PIL import Image, ImageFile, IptcImagePlugin
 from PIL.ExifTags import IFD, TAGS
 
-from clipmole.images import open_image
+from clipmole.images.loading import open_image
 from clipmole.provenance.xmp import Property, UnsafeXMP, read_xmp
 
 MAX_VALUE = 2**20  # characters of a text that are looked at

@@ -12,16 +12,17 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping
+from collections.abc import Sequence
 from pathlib import Path
 
 from clipmole.errors import DataError
-from clipmole.files import write_texts
-from clipmole.records import ALL_SETS, EvaluationReport
+from clipmole.evaluation.records import ALL_SETS, EvaluationReport
+from clipmole.evaluation.scores import ScoreTable
+from clipmole.images.conditions import Condition
+from clipmole.plumbing.files import write_texts
 from clipmole.report import curves, mistakes, tables
 from clipmole.report.content import Content
 from clipmole.report.page import Section, html_page, markdown_page
-from clipmole.scores import ScoreTable
 
 __all__ = ["write_report"]
 
@@ -36,8 +37,7 @@ def write_report(
     table: ScoreTable,
     folder: Path,
     *,
-    families: Mapping[str, tuple[str, float]] | None = None,
-    notes: Mapping[str, str] | None = None,
+    conditions: Sequence[Condition] = (),
     gallery: bool = True,
 ) -> Path:
     """Write `report.html`, `.json`, `.csv` and `.md` into `folder`, which is made if it is not there.
@@ -46,15 +46,16 @@ def write_report(
     same report and scores give the same bytes.
 
     Args:
-        families: condition -> (family, strength): the points of the robustness curves, a family named by its
-            axis. Conditions of no family or "" are shown as rows.
-        notes: condition -> a caveat to print with the robustness figures.
+        conditions: those of the report: their families and strengths are the points of the robustness curves, and
+            their notes are printed there. Conditions of no family are shown as rows.
         gallery: show the images that were mistaken most, as thumbnails. Leave it out where the images of the data
             may not be passed on.
 
     Returns the path of `report.html`. Raises `DataError` if the folder cannot be written.
     """
-    content = Content(report, table, families or {}, notes or {})
+    families = {each.name: (each.family, each.strength) for each in conditions if each.family}
+    notes = {each.name: each.note for each in conditions if each.note}
+    content = Content(report, table, families, notes)
     lead, parts = tables.summary(content), sections(content, gallery)
     texts = {
         "report.json": report.model_dump_json(indent=2) + "\n",

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from clipmole.records import ComparedMethod, Comparison
+from clipmole.evaluation.records import ComparedMethod, Comparison
 
 NOT_VERSIONS = ("command", "seeds", "resamples", "data digest")
 VIEWS = ("augment.", "preprocess.", "per_class", "sampling", "batch_size")  # settings that make other views or orders

@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 
 from clipmole.calibration import sigmoid
 from clipmole.data import VARIANTS, labels_of
-from clipmole.records import ALL_SETS, DetectorInfo, EvaluationReport, Figure, SetReport
+from clipmole.evaluation.records import ALL_SETS, DetectorInfo, EvaluationReport, Figure, SetReport
+from clipmole.evaluation.scores import ScoreTable
 from clipmole.report import plots
 from clipmole.report.page import Block, Drawings, Fold, Heading, Items, Name, Note, Table, Value, element
-from clipmole.scores import ScoreTable
 
 DASH = "\N{EN DASH}"
 MINUS = "\N{MINUS SIGN}"

@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from clipmole.data import load_sample
+from clipmole.data.sample import Sample
 from clipmole.errors import DataError, ImageError
-from clipmole.records import Sample
 from clipmole.report.content import MINUS, Content, probabilities
 from clipmole.report.page import Block, Drawings, Heading, element
 

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 
 from clipmole.data import VARIANTS
-from clipmole.records import ALL_SETS, Difference, Figure, PublishedFigure
+from clipmole.evaluation.records import ALL_SETS, Difference, Figure, PublishedFigure
 from clipmole.report import plots
 from clipmole.report.content import DASH, MANY, MINUS, Content, bare, in_line, mean_of, number, plural, words
 from clipmole.report.page import Block, Cell, Code, Fold, Items, Name, Note, Table, Value, element

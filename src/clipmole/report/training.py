@@ -12,11 +12,11 @@ from collections.abc import Sequence
 from typing import Any
 from xml.etree.ElementTree import Element
 
-from clipmole.records import EvaluationReport
+from clipmole.evaluation.records import EvaluationReport
+from clipmole.evaluation.scores import ScoreTable
 from clipmole.report import curves, mistakes, plots, tables
 from clipmole.report.content import Content, in_line, number
 from clipmole.report.page import Block, Cell, Drawings, Note, Section, Table, Value, element, html_page
-from clipmole.scores import ScoreTable
 
 TICKS = 6  # on the axis of epochs
 

@@ -18,18 +18,18 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
 
-from clipmole.detect import Detector
-from clipmole.environment import environment
 from clipmole.errors import ConfigError, DataError
-from clipmole.files import write_texts
-from clipmole.progress import Say, Track, silent, untracked
-from clipmole.scan import on_ray
-from clipmole.scan.firsts import Firsts, is_filled
+from clipmole.inference.detector import Detector
+from clipmole.plumbing.environment import environment
+from clipmole.plumbing.files import write_texts
+from clipmole.plumbing.progress import Say, Track, silent, untracked
+from clipmole.scan import ray_engine as on_ray
+from clipmole.scan.containers import entries_of
+from clipmole.scan.duplicates import Firsts, is_filled
 from clipmole.scan.listing import SCAN, Listings, absolute, write_listing
-from clipmole.scan.local import score_here
 from clipmole.scan.parts import Parts, Progress, locked, writing
 from clipmole.scan.rows import Row
-from clipmole.scan.scorer import Step
+from clipmole.scan.scorer import Scorer, Step
 from clipmole.scan.settings import ScanSettings
 from clipmole.scan.summary import Counts, count_rows
 
@@ -243,3 +243,17 @@ def _begun(out: Path, configuration: dict[str, Any]) -> dict[str, Any]:
 
 def _write(out: Path, facts: dict[str, Any]) -> None:
     write_texts(out, {SCAN: json.dumps(facts, indent=2) + "\n"})
+
+
+def score_here(
+    detector: Detector, settings: ScanSettings, listings: Listings, missing: Mapping[int, int], firsts: Firsts
+) -> Iterator[Step]:
+    """Rows of the missing chunks, one chunk after the other without a gap between them.
+
+    Args:
+        missing: chunk -> rows of it that are there.
+    """
+    scorer = Scorer(detector, firsts, look_alikes=settings.look_alikes)
+    return scorer.rows(
+        step for chunk, skip in missing.items() for step in entries_of(chunk, listings.units(chunk), settings, skip)
+    )

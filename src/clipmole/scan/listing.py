@@ -22,12 +22,21 @@ from typing import Any, cast
 from clipmole.data import braces
 from clipmole.data.huggingface import PREFIX, is_saved
 from clipmole.errors import ConfigError, DataError, ImageNotFound
-from clipmole.formats import IMAGE_EXTENSIONS
-from clipmole.inputs import find_images
-from clipmole.scan.places import File, file_at, files_below, is_address, local_file
+from clipmole.images.discovery import find_images
+from clipmole.images.formats import IMAGE_EXTENSIONS
+from clipmole.scan.containers import (
+    TABLE,
+    TAR,
+    Unit,
+    count_members,
+    data_set_units,
+    entries,
+    table_columns,
+    table_paths,
+)
+from clipmole.scan.filesystems import File, file_at, files_below, is_address, local_file
 from clipmole.scan.rows import schema
 from clipmole.scan.settings import ScanSettings, row_filter
-from clipmole.scan.units import TABLE, TAR, Unit, count_members, data_set_units, entries, table_columns, table_paths
 
 NAME = "listing-{:04d}.parquet"
 SCAN = "scan.json"  # in the folder of a scan

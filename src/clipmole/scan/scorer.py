@@ -16,15 +16,15 @@ from datetime import UTC, datetime
 from itertools import islice
 from typing import Protocol
 
-from clipmole.audit.files import looks
-from clipmole.detect import Detector
+from clipmole.data.audit.files import looks
 from clipmole.errors import DataError, ImageError, ImageNotRead
-from clipmole.formats import image_format
-from clipmole.images import load_image
-from clipmole.pipeline import ahead
-from clipmole.scan.places import read_place
+from clipmole.images.formats import image_format
+from clipmole.images.loading import load_image
+from clipmole.inference.detector import Detector
+from clipmole.plumbing.prefetch import ahead
+from clipmole.scan.containers import Entry
+from clipmole.scan.filesystems import read_place
 from clipmole.scan.rows import Row, in_utf8, scored
-from clipmole.scan.units import Entry
 
 READERS = 8  # threads that fetch bytes
 CLAIMED = 16  # images whose contents are asked about at once

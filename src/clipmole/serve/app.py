@@ -18,7 +18,10 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 import clipmole
-from clipmole.serve.answers import (
+from clipmole.serve.errors import Problem
+from clipmole.serve.metrics import CONTENT_TYPE
+from clipmole.serve.middleware import Exchange, Guard
+from clipmole.serve.schemas import (
     BytesAnswer,
     DetectAnswer,
     DetectorsAnswer,
@@ -27,9 +30,6 @@ from clipmole.serve.answers import (
     Refusal,
     Result,
 )
-from clipmole.serve.guard import Exchange, Guard
-from clipmole.serve.metrics import CONTENT_TYPE
-from clipmole.serve.problems import Problem
 from clipmole.serve.service import Service
 from clipmole.serve.upload import FIELD, Upload, read_bytes, read_images
 

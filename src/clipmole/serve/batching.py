@@ -15,9 +15,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TypeVar
 
-from clipmole.detect import Detector
+from clipmole.inference.detector import Detector
 from clipmole.records import Detection
-from clipmole.serve.decoding import Decoded
+from clipmole.serve.decode_pool import Decoded
 
 _FEW = 4  # images that are not divided between two batches
 Answer = TypeVar("Answer")

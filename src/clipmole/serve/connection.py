@@ -12,8 +12,8 @@ from typing import Any
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from clipmole.serve.guard import SECURITY_HEADERS, new_request_id, refusal
-from clipmole.serve.problems import Problem
+from clipmole.serve.errors import Problem
+from clipmole.serve.middleware import SECURITY_HEADERS, new_request_id, refusal
 from clipmole.serve.settings import ServeSettings
 
 

@@ -13,11 +13,15 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 
-from clipmole.detect import Detector
-from clipmole.evidence import Evidence, explain_crops, network_of
-from clipmole.formats import IMAGE_EXTENSIONS
+from clipmole.images.formats import IMAGE_EXTENSIONS
+from clipmole.inference.detector import Detector
+from clipmole.inference.explain import Evidence, explain_crops, network_of
 from clipmole.records import Detection
-from clipmole.serve.answers import (
+from clipmole.serve.batching import Batcher
+from clipmole.serve.decode_pool import Decoded, DecodePool
+from clipmole.serve.errors import ImageProblem, Problem
+from clipmole.serve.metrics import Metrics
+from clipmole.serve.schemas import (
     CalibrationInfo,
     DetectorAnswer,
     EvidenceKind,
@@ -25,10 +29,6 @@ from clipmole.serve.answers import (
     LimitsInfo,
     Result,
 )
-from clipmole.serve.batching import Batcher
-from clipmole.serve.decoding import Decoded, DecodePool
-from clipmole.serve.metrics import Metrics
-from clipmole.serve.problems import ImageProblem, Problem
 from clipmole.serve.settings import ServeSettings
 from clipmole.serve.upload import Memory, Upload
 

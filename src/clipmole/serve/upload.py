@@ -18,7 +18,7 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.requests import ClientDisconnect, Request
 
-from clipmole.serve.problems import Problem
+from clipmole.serve.errors import Problem
 from clipmole.serve.settings import MIB, ServeSettings
 
 FIELD = "images"

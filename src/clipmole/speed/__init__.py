@@ -19,11 +19,11 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from clipmole.environment import environment
 from clipmole.errors import ClipmoleError
-from clipmole.operations import operations
+from clipmole.inference.pytorch import usable
+from clipmole.plumbing.environment import environment
 from clipmole.records import Record
-from clipmole.runtimes.pytorch import usable
+from clipmole.speed.flops import operations
 from clipmole.speed.paths import BASELINE, SpeedPath, adapter_of, available, is_graph, parse_path, tower_of
 
 PAUSE = 0.2  # seconds between turns: threads of the path before spin for a moment

@@ -23,13 +23,13 @@ from numpy.typing import NDArray
 
 from clipmole.config import CLIP_TOWERS, MoLEConfig, TowerConfig
 from clipmole.errors import ConfigError, MissingDependency
-from clipmole.models.checkpoint import load_adapter
-from clipmole.models.detector import MoLEDetector
+from clipmole.inference.graph import GRAPH, GraphRuntime, convert, open_graph
+from clipmole.inference.pytorch import TorchRuntime
+from clipmole.inference.quantize import quantise
+from clipmole.inference.runtime import Precision, Runtime
+from clipmole.models.adapter import load_adapter
+from clipmole.models.network import MoLENetwork
 from clipmole.models.vit import ViT
-from clipmole.runtimes import Precision, Runtime
-from clipmole.runtimes.graph import GRAPH, GraphRuntime, convert, open_graph
-from clipmole.runtimes.pytorch import TorchRuntime
-from clipmole.runtimes.quantise import quantise
 
 BASELINE = "transformers-float32"
 PATHS = (
@@ -121,12 +121,12 @@ def adapter_of(shape: str) -> MoLEConfig:
     return load_adapter("embedded").config.mole if shape == "embedded" else MoLEConfig()
 
 
-def network_of(shape: str, adapter: bool) -> MoLEDetector:
+def network_of(shape: str, adapter: bool) -> MoLENetwork:
     """The embedded detector, or a network with random weights, whose adapter is not zero."""
     if shape == "embedded" and adapter:
         return load_adapter("embedded").network
     torch.manual_seed(0)
-    network = MoLEDetector(ViT(tower_of(shape)), MoLEConfig() if adapter else BARE)
+    network = MoLENetwork(ViT(tower_of(shape)), MoLEConfig() if adapter else BARE)
     for layer in network.mole_layers:
         torch.nn.init.normal_(layer.lora_B, std=0.02)
     return network.eval().requires_grad_(False)

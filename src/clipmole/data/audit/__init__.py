@@ -1,0 +1,161 @@
+"""Labelled images -> what is in them and what is wrong with them, before anybody trains or measures on them.
+
+In: samples. Out: a `DataReport`: counts, files that cannot be read, duplicates, and the shortcuts that metadata offer.
+It changes nothing, and it judges no content: whether the labels are true it cannot know.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Sequence
+
+from clipmole.data import labels_of
+from clipmole.data.audit.duplicates import look_alikes, same_bytes
+from clipmole.data.audit.files import FileFacts, file_facts
+from clipmole.data.audit.shortcuts import ALL, Shortcut, find_shortcuts
+from clipmole.data.reading import look_at_all
+from clipmole.data.sample import Sample
+from clipmole.data.splits import whole_groups
+from clipmole.plumbing.progress import Track, untracked
+from clipmole.records import Record
+
+
+class Duplicates(Record):
+    """Files that are the same or look the same.
+
+    Attributes:
+        files: their paths.
+        splits: the splits they stand in.
+        labels: the labels they have.
+    """
+
+    files: tuple[str, ...]
+    splits: tuple[str, ...]
+    labels: tuple[int, ...]
+
+
+class DataReport(Record):
+    """What is in a data set, and what is wrong with it.
+
+    Attributes:
+        images: how many there are.
+        counts: "split", "generator", "format", "size", "JPEG quality" -> value -> photographs and generated images,
+            the most frequent value first; of images that can be read, but for the first two.
+        unreadable: files that cannot be read, each with the reason; empty ones are among them.
+        empty: those of no bytes.
+        same: files of the same bytes.
+        alike: files that differ and look the same.
+        groups_across_splits: groups that stand in train and in another split.
+        shortcuts: how well metadata alone separate the classes; () if there are too few images to tell.
+        problems: what is wrong, a line each; () if nothing is.
+    """
+
+    images: int
+    counts: dict[str, dict[str, tuple[int, int]]]
+    unreadable: tuple[str, ...]
+    empty: tuple[str, ...]
+    same: tuple[Duplicates, ...]
+    alike: tuple[Duplicates, ...]
+    groups_across_splits: tuple[str, ...]
+    shortcuts: tuple[Shortcut, ...]
+    problems: tuple[str, ...]
+
+
+def check_data(samples: Sequence[Sample], seed: int = 0, track: Track = untracked) -> DataReport:
+    """Read every image once and report on all of them; `track` wraps them. Raises nothing for what is wrong."""
+    facts = list(look_at_all(samples, file_facts, track, "checking"))
+    groups = whole_groups(samples, [each.sha256 for each in facts])
+    good = [i for i, each in enumerate(facts) if not each.problem]
+    labels = labels_of(samples)
+    shortcuts = find_shortcuts([facts[i] for i in good], labels[good], [groups[i] for i in good], seed) if good else []
+
+    def duplicates(sets: Sequence[Sequence[int]]) -> tuple[Duplicates, ...]:
+        return tuple(
+            Duplicates(
+                files=tuple(str(samples[i].path) for i in members),
+                splits=tuple(sorted({samples[i].split for i in members})),
+                labels=tuple(sorted({samples[i].label for i in members})),
+            )
+            for members in sets
+        )
+
+    splits: dict[str, set[str]] = defaultdict(set)
+    for sample in samples:
+        splits[sample.group].add(sample.split)
+    report = DataReport(
+        images=len(samples),
+        counts=_counts(samples, facts),
+        unreadable=tuple(each.problem for each in facts if each.problem),
+        empty=tuple(
+            str(sample.path) for sample, each in zip(samples, facts, strict=True) if each.sha256 and not each.size
+        ),
+        same=duplicates(same_bytes(facts)),
+        alike=duplicates(look_alikes(facts)),
+        groups_across_splits=tuple(
+            sorted(group for group, held in splits.items() if group and "train" in held and len(held) > 1)
+        ),
+        shortcuts=tuple(shortcuts),
+        problems=(),
+    )
+    return report.model_copy(update={"problems": tuple(_problems(report))})
+
+
+def _counts(samples: Sequence[Sample], facts: Sequence[FileFacts]) -> dict[str, dict[str, tuple[int, int]]]:
+    pairs = list(zip(samples, facts, strict=True))
+    good = [(sample, each) for sample, each in pairs if not each.problem]
+
+    def count(
+        of: Sequence[tuple[Sample, FileFacts]], name: Callable[[Sample, FileFacts], str | None]
+    ) -> dict[str, tuple[int, int]]:
+        found = Counter((name(sample, each), sample.label) for sample, each in of)
+        values = {value for value, _ in found if value is not None}
+        most = sorted(values, key=lambda value: (-found[value, 0] - found[value, 1], value))
+        return {value: (found[value, 0], found[value, 1]) for value in most}
+
+    return {
+        "split": count(pairs, lambda sample, _: sample.split or "none"),
+        "generator": count(pairs, lambda sample, _: sample.generator),
+        "format": count(good, lambda _, each: each.format),
+        "size": count(good, lambda _, each: f"{each.width} x {each.height}"),
+        "JPEG quality": count(good, lambda _, each: None if each.quality is None else str(each.quality)),
+    }
+
+
+def _problems(report: DataReport) -> list[str]:
+    """What is wrong, a line each."""
+    lines = []
+    if report.unreadable:
+        empty = f", {len(report.empty)} of them empty" if report.empty else ""
+        lines.append(f"{len(report.unreadable)} of {report.images} images cannot be read{empty}: training refuses them")
+    for kind, sets in (("are the same", report.same), ("look the same", report.alike)):
+        across = sum(len(each.splits) > 1 for each in sets)
+        if across:
+            lines.append(f"{across} sets of files that {kind} stand in several splits: what is measured there flatters")
+    both = sum(len(each.labels) > 1 for each in report.same)
+    if both:
+        lines.append(f"{both} files stand there as photographs and as generated: one label is wrong")
+    if report.groups_across_splits:
+        lines.append(
+            f"{len(report.groups_across_splits)} groups stand in train and in another split, such as "
+            f"{report.groups_across_splits[0]}: what is measured there flatters"
+        )
+    telling = [each for each in report.shortcuts if each.warns]
+    if telling:
+        alone = [each for each in telling if each.attribute != ALL]
+        names = " and ".join(f"{each.attribute} ({_percent(each)})" for each in alone or telling)
+        lines.append(
+            f"a shortcut: {names} alone tells photographs from generated images, of which chance gets 50 %; a detector "
+            "can learn it in place of the images. Even it out, or train and report with both classes re-encoded alike"
+        )
+    missing = [name for name, label in (("photographs", 0), ("generated images", 1)) if not _of(report, label)]
+    if missing:
+        lines.append(f"there are no {' and no '.join(missing)}")
+    return lines
+
+
+def _of(report: DataReport, label: int) -> int:
+    return sum(pair[label] for pair in report.counts["split"].values())
+
+
+def _percent(each: Shortcut) -> str:
+    return f"{100 * each.balanced_accuracy:.0f} %"

@@ -1,0 +1,76 @@
+"""A report on a data set -> text for a person.
+
+In: what `check_data` found. Out: lines, tables aligned. It finds nothing itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from clipmole.data.audit import DataReport, Duplicates
+
+ROWS = 8  # of each table
+SETS = 3  # of duplicates that are named
+FILES = 20  # that cannot be read and are named
+
+
+def report_lines(report: DataReport) -> Iterator[str]:
+    """The report: counts, unreadable files, duplicates, shortcuts, and at the end what is wrong."""
+    real, fake = (sum(pair[label] for pair in report.counts["split"].values()) for label in (0, 1))
+    yield f"{report.images} images: {real} photographs, {fake} generated"
+    for title, values in report.counts.items():
+        if values:
+            yield ""
+            yield from _table(title, list(values.items()))
+    if report.unreadable:
+        yield ""
+        yield f"Cannot be read: {len(report.unreadable)}"
+        yield from (f"  {line}" for line in report.unreadable[:FILES])
+        yield from _more(len(report.unreadable) - FILES)
+    for title, sets in (("Same files", report.same), ("Look-alikes", report.alike)):
+        yield ""
+        yield from _sets(title, sets)
+    yield ""
+    if report.shortcuts:
+        yield "Metadata alone separates the classes by (balanced accuracy, cross-validated; 50 % is chance)"
+        for each in report.shortcuts:
+            interval = f"[{100 * each.low:.1f}, {100 * each.high:.1f}]"
+            mark = "  <- a shortcut" if each.warns else ""
+            yield f"  {each.attribute:<18} {100 * each.balanced_accuracy:5.1f} %  {interval}{mark}"
+    else:
+        yield "Shortcuts: not looked for; at least ten independent images of each class are needed"
+    yield ""
+    if report.problems:
+        yield f"Wrong: {len(report.problems)}"
+        yield from (f"  - {line}" for line in report.problems)
+    else:
+        yield "Nothing is wrong that can be told from the files."
+
+
+def _table(title: str, rows: Sequence[tuple[str, tuple[int, int]]]) -> Iterator[str]:
+    width = max(len(title), *(len(name) for name, _ in rows[:ROWS]))
+    yield f"{title:<{width}}  {'real':>8}  {'fake':>8}"
+    for name, (real, fake) in rows[:ROWS]:
+        yield f"{name:<{width}}  {real:>8}  {fake:>8}"
+    if len(rows) > ROWS:
+        rest = [sum(pair[label] for _, pair in rows[ROWS:]) for label in (0, 1)]
+        yield f"{f'{len(rows) - ROWS} more':<{width}}  {rest[0]:>8}  {rest[1]:>8}"
+
+
+def _sets(title: str, sets: Sequence[Duplicates]) -> Iterator[str]:
+    if not sets:
+        yield f"{title}: none"
+        return
+    across = sum(len(each.splits) > 1 for each in sets)
+    both = sum(len(each.labels) > 1 for each in sets)
+    yield f"{title}: {len(sets)} sets, {across} across splits, {both} with both labels"
+    worst = sorted(sets, key=lambda each: (-len(each.splits), -len(each.labels)))
+    for each in worst[:SETS]:
+        rest = f" and {len(each.files) - 3} more" if len(each.files) > 3 else ""
+        yield f"  {', '.join(each.files[:3])}{rest}"
+    yield from _more(len(sets) - SETS)
+
+
+def _more(count: int) -> Iterator[str]:
+    if count > 0:
+        yield f"  and {count} more; --json names all"

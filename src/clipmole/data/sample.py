@@ -1,0 +1,52 @@
+"""One labelled image of a data set, and where its bytes lie.
+
+Frozen records. They know nothing of how data sets are laid out or read.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from clipmole.records import Record
+
+
+class ByteRange(Record):
+    """A run of bytes in a file: one image inside a shard or a table.
+
+    Attributes:
+        file: the file that holds them.
+        offset, size: first byte and number of bytes.
+    """
+
+    file: Path
+    offset: int = Field(ge=0)
+    size: int = Field(ge=0)
+
+
+class Sample(Record):
+    """One labelled image of a data set.
+
+    Attributes:
+        path: the file; of an image inside another file, that file's path with the image's name below it.
+        label: 1 = AI-generated, 0 = photograph.
+        generator: what made it; "camera" for photographs.
+        split: the part of the data set that it belongs to; "": the data set names none.
+        ignore_bottom_px: rows at the lower edge that hold a visible mark and are never looked at.
+        group: images of one group show the same scene or prompt and are not independent; "": its own.
+        source: collection that it was taken from; "": not known.
+        category: the class folder of the layout that it lies in, such as "progan/airplane"; "": there is none.
+        inside: where its bytes are, if it is no file of its own.
+    """
+
+    path: Path
+    label: Literal[0, 1]
+    generator: str
+    split: str
+    ignore_bottom_px: int = Field(0, ge=0)
+    group: str = ""
+    source: str = ""
+    category: str = ""
+    inside: ByteRange | None = None

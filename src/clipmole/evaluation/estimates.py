@@ -1,0 +1,304 @@
+"""Labels and logits -> figures with intervals, and paired differences between detectors.
+
+In: samples and logits of one set, or a whole `ScoreTable`. Out: `SetReport` and `Difference` records. It knows
+nothing of images or of how logits are made, and it never searches a threshold on what it reports (but for
+`oracle_accuracy`, which says so).
+
+A figure is measured on a set and on each of its resamples. All detectors see the same resamples, so a difference of
+two is a difference resample by resample; so it is with sets that share their photographs, and with means over sets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import combinations
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clipmole import metrics
+from clipmole.calibration import Calibration
+from clipmole.data import labels_of
+from clipmole.data.sample import Sample
+from clipmole.errors import DataError
+from clipmole.evaluation.bootstrap import group_codes, percentile_interval, resample
+from clipmole.evaluation.records import ALL_SETS, Difference, Figure, SetReport
+from clipmole.evaluation.scores import ScoreTable
+
+MAIN = ("as stored", "equalised")  # conditions that get every figure; the others get those of `QUICK`
+QUICK = ("average_precision", "auroc", "accuracy", "false_alarm", "detected", "uncertain")
+COMPARED = ("average_precision", "auroc", "accuracy")  # more is better
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A figure and its resamples.
+
+    Attributes:
+        value: on the data.
+        draws: (resamples,) on each resample; nan where it is not defined.
+    """
+
+    value: float
+    draws: NDArray[np.float64]
+
+    def figure(self) -> Figure:
+        low, high = percentile_interval(self.draws)
+        return Figure(value=self.value, low=low, high=high)
+
+    def minus(self, other: Self) -> Estimate:
+        """The paired difference; both must come from the same resamples."""
+        return Estimate(self.value - other.value, self.draws - other.draws)
+
+
+def mean_of(estimates: Sequence[Estimate]) -> Estimate:
+    """The mean of those that are defined on the data; in each resample of those that are defined there."""
+    own = [estimate for estimate in estimates if not np.isnan(estimate.value)]
+    if not own:
+        return Estimate(float("nan"), np.zeros(0))
+    draws = np.stack([estimate.draws for estimate in own])  # (estimates, resamples)
+    defined = ~np.isnan(draws)
+    count = defined.sum(0)
+    means = np.where(defined, draws, 0).sum(0) / np.where(count, count, np.nan)
+    return Estimate(float(np.mean([estimate.value for estimate in own])), means)
+
+
+@dataclass(frozen=True)
+class SetEstimates:
+    """What is measured of one detector on one set under one condition; as `SetReport`."""
+
+    figures: dict[str, Estimate]
+    generators: dict[str, dict[str, Estimate]]
+    means: dict[str, Estimate]
+
+
+def by_generator(
+    metric: metrics.Metric, generators: NDArray[np.str_], labels: NDArray[np.int64], scores: NDArray[np.float64]
+) -> dict[str, float]:
+    """Generator -> `metric` of its images and all photographs, by name; vectors of (n,)."""
+    found = {}
+    for generator in np.unique(generators[labels == 1]):
+        own = (labels == 0) | (generators == generator)
+        found[str(generator)] = metric(labels[own], scores[own])
+    return found
+
+
+def mean_generator_ap(generators: NDArray[np.str_], labels: NDArray[np.int64], scores: NDArray[np.float64]) -> float:
+    """Mean over generators of the average precision of a generator's images against all photographs."""
+    aps = by_generator(metrics.average_precision, generators, labels, scores)
+    return float(np.mean(list(aps.values()))) if aps else float("nan")
+
+
+def share_above(y: NDArray[np.int64], p: NDArray[np.float64], label: int, threshold: float) -> float:
+    """Share of the images of `label` with a probability above `threshold`."""
+    own = p[y == label]
+    return float((own > threshold).mean()) if len(own) else float("nan")
+
+
+def share_below(y: NDArray[np.int64], p: NDArray[np.float64], label: int, threshold: float) -> float:
+    """Share of the images of `label` with a probability below `threshold`."""
+    return share_above(y, -p, label, -threshold)
+
+
+def share_between(y: NDArray[np.int64], p: NDArray[np.float64], low: float, high: float) -> float:
+    """Share of all images with low <= probability <= high."""
+    return float(((p >= low) & (p <= high)).mean()) if len(y) else float("nan")
+
+
+RANKING: Mapping[str, metrics.Metric] = {
+    "average_precision": metrics.average_precision,
+    "auroc": metrics.auroc,
+    "tpr_at_1_percent_fpr": partial(metrics.tpr_at_fpr, fpr=0.01),
+    "tpr_at_5_percent_fpr": partial(metrics.tpr_at_fpr, fpr=0.05),
+    "equal_error_rate": metrics.equal_error_rate,
+    "oracle_accuracy": metrics.oracle_accuracy,
+}
+
+
+def verdict_metrics(calibration: Calibration) -> dict[str, metrics.Metric]:
+    """Name -> metric of labels and calibrated probabilities, at this calibration's thresholds."""
+    real, ai = calibration.thresholds.real, calibration.thresholds.ai
+    return {
+        "accuracy": partial(metrics.accuracy, threshold=0.5),
+        "alarm_accuracy": partial(metrics.accuracy, threshold=ai),
+        "balanced_accuracy": partial(metrics.balanced_accuracy, threshold=0.5),
+        "real_accuracy": partial(metrics.class_accuracy, label=0, threshold=0.5),
+        "fake_accuracy": partial(metrics.class_accuracy, label=1, threshold=0.5),
+        "calibration_error": metrics.expected_calibration_error,
+        "negative_log_likelihood": metrics.negative_log_likelihood,
+        "false_alarm": partial(share_above, label=0, threshold=ai),
+        "detected": partial(share_above, label=1, threshold=ai),
+        "miss": partial(share_below, label=1, threshold=real),
+        "uncertain": partial(share_between, low=real, high=ai),
+        "selective_accuracy": partial(metrics.selective_accuracy, low=real, high=ai),
+    }
+
+
+def figure_metrics(
+    scores: NDArray[np.float64], calibration: Calibration | None
+) -> dict[str, tuple[metrics.Metric, NDArray[np.float64]]]:
+    """Name -> a figure's metric and what it is of: the logits (n,), or their calibrated probabilities.
+
+    `raw_accuracy` is at logit 0, a probability of 0.5 for a network with a sigmoid, as the papers take it. Without a
+    calibration `accuracy` and its kin are at logit 0 too.
+    """
+    at_zero = partial(metrics.accuracy, threshold=0.0)
+    found = {key: (metric, scores) for key, metric in RANKING.items()}
+    if calibration is not None:
+        probabilities = calibration.probabilities(scores)
+        found |= {key: (metric, probabilities) for key, metric in verdict_metrics(calibration).items()}
+        found["raw_accuracy"] = (at_zero, scores)
+    else:
+        found["accuracy"] = (at_zero, scores)
+        found["real_accuracy"] = (partial(metrics.class_accuracy, label=0, threshold=0.0), scores)
+        found["fake_accuracy"] = (partial(metrics.class_accuracy, label=1, threshold=0.0), scores)
+    return found
+
+
+def estimate_set(
+    name: str,
+    samples: Sequence[Sample],
+    scores: NDArray[np.float64],
+    calibration: Calibration | None,
+    *,
+    only: Sequence[str] | None = None,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> SetEstimates:
+    """Figures of logits `scores` (n,) for `samples`, on the data and on resamples of them.
+
+    The figures resample groups within each class, the generators' and their mean within each generator too: the
+    generators are those that were chosen, only their images are a sample.
+
+    Args:
+        only: names of the figures to make, and none by generator; None: all.
+
+    Raises `DataError` without samples.
+    """
+    if not len(samples) == len(scores) > 0:
+        raise DataError(f"set {name!r}: needs images and a logit for each: {len(samples)} images, {len(scores)} logits")
+    labels = labels_of(samples)
+    groups = [sample.group for sample in samples]
+    names = ["/".join(sample.path.parts[-3:]) for sample in samples]  # the same wherever the data lies
+    functions = figure_metrics(scores, calibration)
+    if only is not None:
+        functions = {key: function for key, function in functions.items() if key in only}
+    draws: dict[str, list[float]] = {key: [] for key in functions}
+    for i in resample(labels, resamples, seed, groups=groups, names=names):
+        drawn = labels[i]
+        for key, (metric, given) in functions.items():
+            draws[key].append(metric(drawn, given[i]))
+    figures = {key: Estimate(metric(labels, given), np.array(draws[key])) for key, (metric, given) in functions.items()}
+    if only is not None:
+        return SetEstimates(figures, {}, {})
+
+    generators = np.array([sample.generator for sample in samples])
+    strata = np.where(labels == 1, np.unique(generators, return_inverse=True)[1], -1)
+    chosen = {key: functions[key] for key in ("average_precision", "accuracy")}
+    found: dict[str, list[dict[str, float]]] = {key: [] for key in chosen}
+    for i in resample(strata, resamples, seed, groups=groups, names=names):
+        for key, (metric, given) in chosen.items():
+            found[key].append(by_generator(metric, generators[i], labels[i], given[i]))
+    per_generator: dict[str, dict[str, Estimate]] = {}
+    means: dict[str, Estimate] = {}
+    for key, (metric, given) in chosen.items():
+        own = by_generator(metric, generators, labels, given)
+        estimates = {g: Estimate(v, np.array([one.get(g, np.nan) for one in found[key]])) for g, v in own.items()}
+        for generator, estimate in estimates.items():
+            per_generator.setdefault(generator, {})[key] = estimate
+        means[key] = mean_of(list(estimates.values()))
+    return SetEstimates(figures, per_generator, means)
+
+
+def report_set(detector: str, name: str, condition: str, samples: Sequence[Sample], found: SetEstimates) -> SetReport:
+    """The record of what was measured on `samples`."""
+    labels = labels_of(samples)
+    return SetReport(
+        detector=detector,
+        set=name,
+        condition=condition,
+        real=int((labels == 0).sum()),
+        ai=int((labels == 1).sum()),
+        groups=len(np.unique(group_codes([sample.group for sample in samples]))),
+        figures={key: estimate.figure() for key, estimate in found.figures.items()},
+        generators={
+            generator: {key: estimate.figure() for key, estimate in own.items()}
+            for generator, own in found.generators.items()
+        },
+        means={key: estimate.figure() for key, estimate in found.means.items()},
+    )
+
+
+def mean_over_sets(found: Sequence[SetEstimates]) -> SetEstimates:
+    """Each figure's mean over the sets where it is defined, as the papers give it over a benchmark."""
+
+    def means(parts: Sequence[Mapping[str, Estimate]]) -> dict[str, Estimate]:
+        keys = dict.fromkeys(key for part in parts for key in part)
+        return {key: mean_of([part[key] for part in parts if key in part]) for key in keys}
+
+    return SetEstimates(means([each.figures for each in found]), {}, means([each.means for each in found]))
+
+
+def differences(name: str, condition: str, detectors: Sequence[str], found: Sequence[SetEstimates]) -> list[Difference]:
+    """Paired differences of each two detectors in the figures of `COMPARED`."""
+    return [
+        Difference(
+            first=detectors[a],
+            second=detectors[b],
+            set=name,
+            condition=condition,
+            metric=key,
+            figure=found[a].figures[key].minus(found[b].figures[key]).figure(),
+        )
+        for a, b in combinations(range(len(detectors)), 2)
+        for key in COMPARED
+    ]
+
+
+def report_table(
+    table: ScoreTable,
+    calibrations: Mapping[str, Calibration | None],
+    resamples: int = 1000,
+    seed: int = 0,
+) -> tuple[tuple[SetReport, ...], tuple[Difference, ...]]:
+    """Figures of every detector, set and condition, and the paired differences of each two detectors.
+
+    The conditions of `MAIN` get every figure and the differences, the others (of a robustness curve) the figures of
+    `QUICK`. Of several sets the means over them come last, under the name `ALL_SETS`.
+    """
+    reports: list[SetReport] = []
+    compared: list[Difference] = []
+    by_set = {name: np.flatnonzero(table.sets == name) for name in dict.fromkeys(table.sets.tolist())}
+    samples = {name: [table.samples[i] for i in own.tolist()] for name, own in by_set.items()}
+    everything: dict[tuple[int, int], list[SetEstimates]] = {}
+    for name, own in by_set.items():
+        for c, condition in enumerate(table.conditions):
+            found = [
+                estimate_set(
+                    name,
+                    samples[name],
+                    table.logits[d, c, own],
+                    calibrations[detector],
+                    only=None if condition in MAIN else QUICK,
+                    resamples=resamples,
+                    seed=seed,
+                )
+                for d, detector in enumerate(table.detectors)
+            ]
+            for d, detector in enumerate(table.detectors):
+                reports.append(report_set(detector, name, condition, samples[name], found[d]))
+                everything.setdefault((c, d), []).append(found[d])
+            if condition in MAIN:
+                compared += differences(name, condition, table.detectors, found)
+    if len(by_set) > 1:
+        distinct = list({sample.path: sample for sample in table.samples}.values())
+        for c, condition in enumerate(table.conditions):
+            found = [mean_over_sets(everything[c, d]) for d in range(len(table.detectors))]
+            for d, detector in enumerate(table.detectors):
+                reports.append(report_set(detector, ALL_SETS, condition, distinct, found[d]))
+            if condition in MAIN:
+                compared += differences(ALL_SETS, condition, table.detectors, found)
+    return tuple(reports), tuple(compared)

@@ -1,0 +1,268 @@
+"""A detector and images -> a calibration, and a copy of the detector with it.
+
+In: a detector and labelled samples, or its name and photographs alone, such as a user's own. Out: a `Calibration`;
+an adapter directory beside the detector's, and a `Recalibration` that says what changed and what it promises. It
+knows nothing of training or terminals.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from clipmole.calibration import (
+    Calibration,
+    Method,
+    check_enough,
+    fit_calibration,
+    move_to_photographs,
+    rate_bound,
+)
+from clipmole.data import VARIANTS, labels_of, load_window, windows
+from clipmole.data.sample import Sample
+from clipmole.errors import DataError, ImageError
+from clipmole.images.loading import ImageSource
+from clipmole.inference.detector import Detector
+from clipmole.models.adapter import check_copy, find_adapter, with_calibration
+from clipmole.plumbing.progress import Track, untracked
+from clipmole.records import Record, Verdict
+
+Photograph = Sample | str | Path | ImageError
+
+
+class VerdictShares(Record):
+    """Shares of the images that a calibration was set on, as stored; nan of a class that was not given.
+
+    Attributes:
+        false_alarm: of the photographs, called AI-generated.
+        detected: of the generated images, called AI-generated.
+        miss: of the generated images, called real.
+    """
+
+    false_alarm: float
+    detected: float
+    miss: float
+
+
+class Recalibration(Record):
+    """What calibrating a detector again changed.
+
+    Attributes:
+        detector: the one that was calibrated, by name and digest.
+        old: its calibration; None if it had none.
+        new: the calibration of the copy.
+        real, ai: images of each class that `new` was set on now; ai = 0 for photographs alone.
+        before, after: what either calibration says of these images; None if there was none.
+        failed: photographs that could not be read, each with its reason.
+    """
+
+    detector: str
+    old: Calibration | None
+    new: Calibration
+    real: int
+    ai: int
+    before: VerdictShares | None
+    after: VerdictShares
+    failed: tuple[str, ...] = ()
+
+
+def score_variants(
+    detector: Detector, samples: Sequence[Sample], seed: int = 0, track: Track = untracked
+) -> dict[str, ArrayLike]:
+    """Logits (n,) of the samples in each variant, as stored and equalised. Raises the first `ImageError`."""
+    return {
+        variant: detector.score(windows(track(samples, variant, len(samples)), variant, seed)).astype(np.float64)
+        for variant in VARIANTS
+    }
+
+
+def calibrate(detector: Detector, samples: Sequence[Sample], seed: int = 0) -> Calibration:
+    """Fit probability and thresholds to a detector's logits, as stored and equalised together."""
+    return fit_calibration(score_variants(detector, samples, seed), labels_of(samples).tolist())
+
+
+def recalibrate(
+    name: str | Path,
+    samples: Sequence[Sample],
+    out: str | Path,
+    *,
+    max_false_alarm: float = 0.05,
+    max_miss: float = 0.10,
+    method: Method = "platt",
+    backbone: str | Path | None = None,
+    device: str = "cpu",
+    seed: int = 0,
+    track: Track = untracked,
+) -> Recalibration:
+    """Calibrate a detector on labelled images, and write a copy of it with that calibration.
+
+    Args:
+        name: "embedded", an adapter directory, or a hub id `owner/name`; it is left as it is.
+        samples: of both classes.
+        out: the adapter directory to write.
+        max_false_alarm: highest share of photographs called AI-generated, between 0 and 1.
+        max_miss: highest share of generated images called real, between 0 and 1.
+        method: of fitting the probability, as `fit_calibration` says.
+        backbone, device: as in `Detector.from_pretrained`.
+        seed: of the equalised variant.
+        track: wraps the samples of a variant, given a description and their number (a progress bar).
+
+    Raises `DataError` if there are too few images of a class to tell a threshold, before any is looked at;
+    the first `ImageError`; and as `fit_calibration`, `Detector.from_pretrained` and `with_calibration` do.
+    """
+    labels = labels_of(samples)
+    check_enough(int((labels == 0).sum()), max_false_alarm, "photographs")
+    check_enough(int((labels == 1).sum()), max_miss, "generated images")
+    _, folder = find_adapter(name)
+    check_copy(folder, out)
+    detector = Detector.from_pretrained(name, backbone=backbone, device=device)
+    logits = score_variants(detector, samples, seed, track)
+    new = fit_calibration(logits, labels.tolist(), max_false_alarm, max_miss, method)
+    result = _compare(detector, new, np.asarray(logits[VARIANTS[0]]), labels)
+    with_calibration(folder, out, new, describe(result))
+    return result
+
+
+def recalibrate_on_photographs(
+    name: str | Path,
+    photographs: Sequence[Photograph],
+    out: str | Path,
+    *,
+    max_false_alarm: float = 0.05,
+    backbone: str | Path | None = None,
+    device: str = "cpu",
+    track: Track = untracked,
+) -> Recalibration:
+    """Move a detector's threshold for AI-generated to photographs alone, and write a copy of it with that.
+
+    Args:
+        photographs: files or samples, all of them photographs. They are looked at as they are stored, as
+            detection will look at others like them. One that cannot be read is left out and named in the result.
+
+    The rest as `recalibrate`. Raises `DataError` if the detector has no calibration whose probability could be
+    kept, if a sample is labelled as generated, or if there are too few.
+    """
+    unfound = [item for item in photographs if isinstance(item, ImageError)]
+    if unfound and len(unfound) == len(photographs):
+        raise unfound[0]
+    generated = sum(isinstance(item, Sample) and item.label == 1 for item in photographs)
+    if generated:
+        raise DataError(
+            f"calibration: {generated} of {len(photographs)} images are labelled as generated, and photographs alone "
+            "were announced; calibrate on labelled images, or leave these out"
+        )
+    check_enough(len(photographs) - len(unfound), max_false_alarm, "photographs")
+    _, folder = find_adapter(name)
+    check_copy(folder, out)
+    detector = Detector.from_pretrained(name, backbone=backbone, device=device)
+    if detector.calibration is None:
+        raise DataError(
+            f"calibration: {detector.name} is not calibrated, and photographs alone give no probability; calibrate "
+            "it on labelled images first"
+        )
+    results = list(detector.stream(_sources(track(photographs, "photographs", len(photographs)))))
+    failed = tuple(str(result) for result in results if isinstance(result, ImageError))
+    logits = np.array([result.logit for result in results if not isinstance(result, ImageError)], dtype=np.float64)
+    check_enough(len(logits), max_false_alarm, "photographs that can be read")
+    new = move_to_photographs(detector.calibration, logits, max_false_alarm)
+    result = _compare(detector, new, logits, np.zeros(len(logits), dtype=np.int64), failed)
+    with_calibration(folder, out, new, describe(result))
+    return result
+
+
+def _sources(photographs: Iterable[Photograph]) -> Iterator[ImageSource | ImageError]:
+    for item in photographs:
+        try:
+            yield load_window(item) if isinstance(item, Sample) else item
+        except ImageError as error:
+            yield error
+
+
+def _compare(
+    detector: Detector,
+    new: Calibration,
+    logits: NDArray[np.float64],
+    labels: NDArray[np.int64],
+    failed: tuple[str, ...] = (),
+) -> Recalibration:
+    real, ai = logits[labels == 0].tolist(), logits[labels == 1].tolist()
+
+    def shares(calibration: Calibration) -> VerdictShares:
+        def share(own: list[float], verdict: Verdict) -> float:
+            return sum(calibration.verdict(logit) is verdict for logit in own) / len(own) if own else math.nan
+
+        return VerdictShares(
+            false_alarm=share(real, Verdict.AI_GENERATED),
+            detected=share(ai, Verdict.AI_GENERATED),
+            miss=share(ai, Verdict.REAL),
+        )
+
+    old = detector.calibration
+    return Recalibration(
+        detector=detector.name,
+        old=old,
+        new=new,
+        real=len(real),
+        ai=len(ai),
+        before=shares(old) if old else None,
+        after=shares(new),
+        failed=failed,
+    )
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f} %"
+
+
+def _promise(n: int, rate: float, kind: str, verdict: str) -> str:
+    """What a threshold from n images of a kind says of further ones, computed for this n and rate."""
+    return (
+        f"What {n} {kind} buy: of further ones like them at most {_percent(rate)} are called {verdict}, on average "
+        f"over such sets of {n}; 19 such sets in 20 keep it to {_percent(rate_bound(n, rate))} "
+        f"(ten times as many images: to {_percent(rate_bound(10 * n, rate))})."
+    )
+
+
+def describe(result: Recalibration) -> list[str]:
+    """What changed and what it promises, a sentence or two an item, for a person and for a model card."""
+    old, new, before, after = result.old, result.new, result.before, result.after
+    labelled = result.ai > 0
+    variants = " and ".join(new.variants) if labelled else "as stored"
+    given = f"{result.real} photographs" + (f" and {result.ai} generated images" if labelled else "")
+    was = f" (before: {old.thresholds.ai:.3f} and {old.thresholds.real:.3f})" if old else ""
+    shares = f"Of these photographs {_percent(after.false_alarm)} are called AI-generated"
+    shares += f" (before: {_percent(before.false_alarm)})" if before else ""
+    if labelled:
+        shares += (
+            f"; of these generated images {_percent(after.detected)} are called AI-generated and "
+            f"{_percent(after.miss)} photographs"
+        )
+        shares += f" (before: {_percent(before.detected)} and {_percent(before.miss)})" if before else ""
+    lines = [
+        f"{result.detector}, calibrated again on {given}, {variants}.",
+        f"AI-generated above a probability of {new.thresholds.ai:.3f}, photograph below {new.thresholds.real:.3f}, "
+        f"uncertain between{was}.",
+        f"{shares}. The new thresholds were set on these very images, which flatters them.",
+        _promise(result.real, new.max_false_alarm, "photographs", "AI-generated"),
+    ]
+    if labelled:
+        lines += [
+            _promise(result.ai, new.max_miss, "generated images", "photographs"),
+            f"The probability was fitted on them as well ({new.method} scaling), and is meant for as many generated "
+            "images as photographs.",
+        ]
+    else:
+        lines.append(
+            "They say nothing of generated images: the probability and the threshold for a photograph are as before, "
+            f"from {new.real} photographs and {new.ai} generated images. Labelled generated images beside them would "
+            "fit the probability anew, bound the share that passes as photographs, and show how many are found."
+        )
+    lines.append(
+        "All this is for images that are independent draws from the same sources, not copies or series of one "
+        "another; for other cameras, generators or edits nothing is promised."
+    )
+    return lines

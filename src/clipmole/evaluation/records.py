@@ -1,0 +1,178 @@
+"""What an evaluation or a comparison found: estimates with intervals, and the recipe that makes them again.
+
+Frozen pydantic records that turn into JSON as they are. They know nothing of how they are made or shown.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, Field
+
+from clipmole.records import Record, Thresholds
+
+# JSON has no nan: pydantic writes null, and here it is read again.
+Number = Annotated[float, BeforeValidator(lambda value: float("nan") if value is None else value)]
+
+
+class Figure(Record):
+    """A value with its 95 % bootstrap interval over groups of images; nan (in JSON null) where it is not defined."""
+
+    value: Number
+    low: Number
+    high: Number
+
+    def __str__(self) -> str:
+        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
+
+
+class DetectorInfo(Record):
+    """A detector that was evaluated.
+
+    Attributes:
+        name: short and unique in the report.
+        id: what identifies it: name and digest, hub id and revision, or module:function.
+        thresholds: probabilities that bound its verdicts; None if it is not calibrated.
+        slope, intercept: of its calibration, probability = sigmoid(slope * logit + intercept); None likewise.
+        note: a caveat to print under the tables.
+    """
+
+    name: str
+    id: str
+    thresholds: Thresholds | None = None
+    slope: float | None = None
+    intercept: float | None = None
+    note: str = ""
+
+
+ALL_SETS = "mean over sets"
+
+
+class SetReport(Record):
+    """Figures of one detector on one set of images under one condition.
+
+    Attributes:
+        detector: name of the detector.
+        set: name of the set of images, such as "test_unseen"; `ALL_SETS` for the means over several of them.
+        condition: "as stored", "equalised", or a perturbation such as "JPEG 50".
+        real, ai: images of each class.
+        groups: how many independent groups they are: images that share a scene or a prompt are one.
+        figures: name -> figure; names as in `metrics`.
+        generators: generator -> figures of its images against all photographs of the set.
+        means: name -> mean over generators, as papers report it (mAP, mean accuracy).
+    """
+
+    detector: str
+    set: str
+    condition: str
+    real: int
+    ai: int
+    groups: int
+    figures: dict[str, Figure]
+    generators: dict[str, dict[str, Figure]]
+    means: dict[str, Figure]
+
+
+class Difference(Record):
+    """Paired difference first - second of a figure on the same images, with its 95 % bootstrap interval."""
+
+    first: str
+    second: str
+    set: str
+    condition: str
+    metric: str
+    figure: Figure
+
+
+class PublishedFigure(Record):
+    """A figure that somebody else published; rows are not like for like.
+
+    Attributes:
+        benchmark: such as "univfd-19"; a perturbation may stand after " under ".
+        metric: "mean_ap" or "mean_accuracy" over its sets; of one set a name of `metrics`.
+        value: in percent, or as a share up to 1.
+        note: the caveat, or where it was published.
+        set: the set that it is of; "": the mean over all.
+        condition: the condition of ours that comes next to a published perturbation; "": none.
+    """
+
+    benchmark: str
+    method: str
+    metric: str
+    value: float
+    note: str = ""
+    set: str = ""
+    condition: str = ""
+
+    @property
+    def share(self) -> float:
+        return self.value / 100 if self.value > 1 else self.value
+
+
+class EvaluationReport(Record):
+    """What an evaluation found, and the recipe that makes it again.
+
+    Attributes:
+        title: of the protocol.
+        note: caveats of the data.
+        recipe: command, data digest, versions, hardware, date, seed, resamples, seconds.
+        missing: data sets of the protocol that were not there, each with where its owners publish it.
+        failed: file -> reason, for images that could not be read.
+    """
+
+    title: str
+    note: str = ""
+    detectors: tuple[DetectorInfo, ...]
+    sets: tuple[SetReport, ...]
+    differences: tuple[Difference, ...] = ()
+    published: tuple[PublishedFigure, ...] = ()
+    missing: tuple[str, ...] = ()
+    failed: dict[str, str] = Field(default_factory=dict)
+    recipe: dict[str, Any] = Field(default_factory=dict)
+
+
+class ComparedMethod(Record):
+    """A method of a comparison, over its seeds.
+
+    Attributes:
+        settings: of its configuration, those in which the methods differ; "mole.shared_rank" -> value.
+        backbone: id and weights' sha256 of the tower it was trained on.
+        learning_rate: the one chosen, or the only one.
+        val_by_rate: rate -> validation AP of the best epoch with the first seed; None: the run diverged.
+        on_edge: the chosen rate is still the lowest or highest of those tried.
+        val: validation AP of the best epoch, a seed each.
+        runs: folders of the trained adapters, a seed each.
+        figures: "SPLIT, CONDITION" -> average precision, mean over the seeds.
+        seeds: the same -> average precision of each seed.
+        seconds_per_epoch: median over all epochs of the seeds' runs.
+    """
+
+    name: str
+    settings: dict[str, Any]
+    backbone: str
+    trained_parameters: int
+    learning_rate: float
+    val_by_rate: dict[float, float | None]
+    on_edge: bool
+    val: tuple[float, ...]
+    runs: tuple[str, ...]
+    figures: dict[str, Figure]
+    seeds: dict[str, tuple[float, ...]]
+    seconds_per_epoch: float
+
+
+class Comparison(Record):
+    """Several methods on the same data and seeds.
+
+    Attributes:
+        images: split -> photographs and generated images.
+        differences: the reference minus each other method, averaged over the seeds.
+        recipe: command, data digest, seeds, resamples, versions, hardware, dates.
+    """
+
+    title: str
+    note: str
+    methods: tuple[ComparedMethod, ...]
+    images: dict[str, tuple[int, int]]
+    differences: tuple[Difference, ...]
+    recipe: dict[str, Any]

@@ -1,0 +1,190 @@
+"""Whatever gives an image a score: clipmole's detectors, Hugging Face classifiers, functions of one's own.
+
+In: how somebody names it. Out: a `Scorer`, which an evaluation asks for logits. It knows nothing of labels.
+
+    embedded, DIR, owner/name         a clipmole detector
+    univfd:fc_weights.pth             UnivFD's published head on CLIP ViT-L/14
+    hf:owner/name#fake                an image classifier of the Hugging Face Hub (or hf:DIR#fake): the class that
+                                      means AI-generated; several: #fake,deepfake
+    python:module:function            a function: list of RGB arrays (H, W, 3) uint8 -> scores (n,), which rise with
+                                      the belief that an image is AI-generated
+
+A scorer's name says what gives its logits, down to the weights: scores that were kept under a name are used again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from copy import copy
+from importlib import import_module
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from clipmole.calibration import Calibration
+from clipmole.config import PreprocessConfig
+from clipmole.errors import ConfigError, MissingDependency, WeightsNotFound
+from clipmole.images.transforms import RGB
+from clipmole.inference.detector import Detector
+from clipmole.inference.pytorch import TorchRuntime
+from clipmole.inference.runtime import batch_for, remark
+from clipmole.models.backbone import tower_sha256
+from clipmole.models.hub import why_unreachable
+from clipmole.models.univfd import UNIVFD_HEAD_SHA256, univfd_network
+
+
+class Scorer(Protocol):
+    """What an evaluation needs: a name, logits, and perhaps a calibration."""
+
+    @property
+    def name(self) -> str:
+        """What identifies it: two scorers of one name give the same logits."""
+        ...
+
+    @property
+    def calibration(self) -> Calibration | None:
+        """Turns its logits into probabilities and verdicts; None if it has none."""
+        ...
+
+    def score(self, images: Iterable[Any], /) -> NDArray[np.float32]:
+        """Logits (n,) of n RGB arrays, positive or higher towards AI-generated."""
+        ...
+
+
+class HuggingFaceScorer:
+    """An image classifier of transformers: logit = logsumexp over the AI classes - logsumexp over the others.
+
+    That is the log-odds of the softmax probability that the image is of one of the AI classes. The classifier's
+    own preprocessing is used, which mostly resizes.
+
+    Args:
+        model: a hub id or a directory.
+        ai_labels: names of its classes that mean AI-generated, any case.
+    """
+
+    calibration = None
+
+    def __init__(self, model: str, ai_labels: Sequence[str], batch_size: int = 32, device: str = "cpu") -> None:
+        try:
+            from transformers import AutoImageProcessor, AutoModelForImageClassification
+        except ImportError as error:
+            raise MissingDependency("transformers", "transformers") from error
+        self.batch_size = batch_size
+        self.device = device
+        local = Path(model).is_dir()
+        parts: list[Any] = []
+        for loader in (AutoImageProcessor, AutoModelForImageClassification):
+            try:
+                parts.append(loader.from_pretrained(model, local_files_only=True))
+            except (OSError, ValueError) as error:
+                reason = None if local else why_unreachable("https://huggingface.co")
+                if local or reason:
+                    raise WeightsNotFound(
+                        f"{model}: no image classifier that can be loaded here: {reason or error}"
+                    ) from error
+                parts.append(loader.from_pretrained(model))
+        self.processor, self.network = parts[0], parts[1].eval()
+        # transformers' pre-processors and classifiers differ between versions; the weights and the classes do not.
+        self.name = f"hf:{model}#{','.join(ai_labels)}@{tower_sha256(self.network)[:12]}"
+        self.network.to(device)
+        names = {str(name).lower(): int(index) for index, name in self.network.config.id2label.items()}
+        unknown = [label for label in ai_labels if label.lower() not in names]
+        if unknown or not 0 < len(ai_labels) < len(names):
+            raise ConfigError(f"hf:{model}: name the AI classes after #, out of its classes {', '.join(names)}")
+        self.ai = [names[label.lower()] for label in ai_labels]
+        self.real = [index for index in names.values() if index not in self.ai]
+
+    @torch.inference_mode()
+    def score(self, images: Iterable[RGB]) -> NDArray[np.float32]:
+        """Logits (n,) of n RGB arrays."""
+        parts = []
+        for batch in _batches(images, self.batch_size):
+            # RGB stands last: without a word, an image of three rows would be taken for one of three channels.
+            pixels = self.processor(images=batch, return_tensors="pt", input_data_format="channels_last")
+            logits = self.network(**pixels.to(self.device)).logits.float()
+            odds = logits[:, self.ai].logsumexp(1) - logits[:, self.real].logsumexp(1)
+            parts.append(odds.cpu().numpy())
+        return np.concatenate(parts) if parts else np.zeros(0, dtype=np.float32)
+
+
+class FunctionScorer:
+    """A Python function: list of RGB arrays (H, W, 3) uint8 -> scores (n,)."""
+
+    calibration = None
+
+    def __init__(self, name: str, function: Callable[[list[RGB]], Any], batch_size: int = 32) -> None:
+        self.name = name
+        self.function = function
+        self.batch_size = batch_size
+
+    def score(self, images: Iterable[RGB]) -> NDArray[np.float32]:
+        """The function's scores (n,) of n RGB arrays; `ConfigError` if it does not give one finite score each."""
+        parts = []
+        for batch in _batches(images, self.batch_size):
+            scores = np.asarray(self.function(batch), dtype=np.float32)
+            if scores.shape != (len(batch),) or not np.isfinite(scores).all():
+                raise ConfigError(
+                    f"{self.name}: must give one finite score an image: got {scores.shape} for {len(batch)}"
+                )
+            parts.append(scores)
+        return np.concatenate(parts) if parts else np.zeros(0, dtype=np.float32)
+
+
+def load_scorer(
+    spec: str,
+    *,
+    backbone: str | None = None,
+    device: str = "cpu",
+    precision: Literal["float32", "bfloat16"] = "float32",
+    batch_size: int | None = None,
+) -> Scorer:
+    """The scorer that `spec` names; see the top of this module."""
+    kind, _, rest = spec.partition(":")
+    size = batch_for(device, batch_size)
+    if kind == "hf" and rest:
+        model, _, labels = rest.partition("#")
+        return HuggingFaceScorer(model, [label for label in labels.split(",") if label], size, device)
+    if kind == "python" and rest:
+        module, _, function = rest.partition(":")
+        try:
+            found = import_module(module)
+            scorer = FunctionScorer(spec, getattr(found, function), size)
+        except (ImportError, AttributeError, ValueError) as error:
+            raise ConfigError(f"{spec}: cannot be imported: {error}; give python:MODULE:FUNCTION") from error
+        if found.__file__:
+            scorer.name += f"@{hashlib.sha256(Path(found.__file__).read_bytes()).hexdigest()[:12]}"
+        return scorer
+    if kind == "univfd" and rest:
+        network, tower = univfd_network(rest, backbone or "vit-l-14")
+        name = f"univfd@{UNIVFD_HEAD_SHA256[:12]} on {tower.id}@{tower.sha256[:12]}"
+        runtime = TorchRuntime(network, device, precision)
+        settings = PreprocessConfig(mode="center_crop")
+        return Detector(network, settings, None, name + remark(runtime), batch_size=size, runtime=runtime)
+    return Detector.from_pretrained(
+        spec,
+        backbone=backbone,
+        device=device,
+        precision=None if precision == "float32" else precision,  # an export brings its own
+        batch_size=size,
+    )
+
+
+def with_center_crop(scorer: Scorer) -> Scorer:
+    """The same scorer looking at one centre crop, if it is a clipmole detector; others are left as they are."""
+    if not isinstance(scorer, Detector) or scorer.preprocess.mode == "center_crop":
+        return scorer
+    cropped = copy(scorer)
+    cropped.preprocess = scorer.preprocess.model_copy(update={"mode": "center_crop"})
+    cropped.name = f"{scorer.name}, one centre crop"
+    return cropped
+
+
+def _batches(images: Iterable[RGB], size: int) -> Iterator[list[RGB]]:
+    iterator = iter(images)
+    while batch := list(islice(iterator, size)):
+        yield batch

@@ -1,0 +1,161 @@
+"""Every logit of an evaluation: a table in memory, and a file that survives a kill.
+
+In: logits as they are made. Out: a `ScoreTable`. It knows nothing of detectors, figures or reports.
+
+The file holds one JSON object a line: first under what was evaluated (conditions, seed), then an image a line with
+its logits by detector, or the reason why it could not be read. A line is whole or it does not count, so a run that
+was killed goes on after its last whole line. A detector that is added later gets lines of its own, and an image
+that stands in several sets is there once.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clipmole.data.sample import Sample
+from clipmole.errors import DataError
+
+Logits = dict[str, list[float]]  # what identifies a detector -> logits, one a condition
+
+
+@dataclass(frozen=True)
+class ScoreTable:
+    """Every logit of an evaluation.
+
+    Attributes:
+        samples: the n images that could be read.
+        sets: (n,) name of the set each belongs to.
+        detectors, conditions: names, in the order of the axes.
+        logits: (detectors, conditions, n) float64, positive towards AI-generated.
+    """
+
+    samples: tuple[Sample, ...]
+    sets: NDArray[np.str_]
+    detectors: tuple[str, ...]
+    conditions: tuple[str, ...]
+    logits: NDArray[np.float64]
+
+
+class ScoreFile:
+    """The scores of one evaluation in a file, appended to and read again.
+
+    Args:
+        path: of the file; it is made if it is not there.
+        what: under what was evaluated, as JSON: a file that was begun for something else is refused.
+
+    Attributes:
+        done: path of an image -> its logits so far, or the reason why there are none.
+    """
+
+    def __init__(self, path: Path, what: Mapping[str, Any]) -> None:
+        self.path = path
+        self.done: dict[str, Logits | str] = {}
+        head = json.dumps(what, sort_keys=True)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            whole = self._read(head) if path.exists() else 0
+            self._file = path.open("ab")
+            self._file.truncate(whole)
+            if not whole:
+                self._append([head])
+        except OSError as error:
+            raise DataError(f"{path}: cannot be written: {error.strerror}; name another place or free space") from error
+
+    def _read(self, head: str) -> int:
+        """Take in the whole lines; returns how many bytes they are."""
+        whole = 0
+        with self.path.open("rb") as file:
+            for number, line in enumerate(file):
+                if not line.endswith(b"\n"):
+                    break  # cut off by a kill or a full disk
+                try:
+                    row = json.loads(line)
+                    if number == 0 and json.dumps(row, sort_keys=True) != head:
+                        raise DataError(
+                            f"{self.path}: holds the scores of another evaluation (other conditions or seed); name "
+                            "another --out, or delete it"
+                        )
+                    if number:
+                        self._take(row["path"], row["error"] if "error" in row else row["logits"])
+                except (ValueError, KeyError, TypeError, AttributeError) as error:
+                    raise DataError(
+                        f"{self.path}, line {number + 1}: is damaged; delete the file to begin anew"
+                    ) from error
+                whole += len(line)
+        return whole
+
+    def _take(self, path: str, result: Logits | str) -> None:
+        before = self.done.get(path)
+        self.done[path] = before | result if isinstance(before, dict) and isinstance(result, dict) else result
+
+    def lacking(self, path: str, detectors: Iterable[str]) -> list[str]:
+        """Those of the detectors that have no logits of an image; none of them if it could not be read."""
+        found = self.done.get(path, {})
+        return [] if isinstance(found, str) else [detector for detector in detectors if detector not in found]
+
+    def append(self, rows: Iterable[tuple[str, Logits | str]]) -> None:
+        """Write rows, an image's path and what there is of it, and have them on the disk before it returns."""
+        lines = []
+        for path, result in rows:
+            self._take(path, result)
+            value = {"error": result} if isinstance(result, str) else {"logits": result}
+            lines.append(json.dumps({"path": path} | value))
+        try:
+            self._append(lines)
+        except OSError as error:
+            raise DataError(
+                f"{self.path}: cannot be written: {error.strerror}; what is written stays: free space and run it again"
+            ) from error
+
+    def _append(self, lines: Sequence[str]) -> None:
+        self._file.write("".join(line + "\n" for line in lines).encode())
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.close()
+
+    def table(
+        self, sets: Mapping[str, Sequence[Sample]], detectors: Mapping[str, str], conditions: Sequence[str]
+    ) -> tuple[ScoreTable, dict[str, str]]:
+        """The scores of `sets` in their order, and path -> reason for the images that could not be read.
+
+        Args:
+            detectors: name in the table -> what identifies it in the file.
+        """
+        samples: list[Sample] = []
+        names: list[str] = []
+        logits: list[list[list[float]]] = []
+        failed: dict[str, str] = {}
+        for name, members in sets.items():
+            for sample in members:
+                result = self.done[str(sample.path)]
+                if isinstance(result, str):
+                    failed[str(sample.path)] = result
+                    continue
+                samples.append(sample)
+                names.append(name)
+                logits.append([result[key] for key in detectors.values()])
+        values = np.array(logits, dtype=np.float64).reshape(len(samples), len(detectors), len(conditions))
+        table = ScoreTable(
+            tuple(samples),
+            np.array(names, dtype=np.str_),
+            tuple(detectors),
+            tuple(conditions),
+            values.transpose(1, 2, 0),
+        )
+        return table, failed

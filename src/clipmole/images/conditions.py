@@ -1,0 +1,194 @@
+"""Conditions under which images are scored: nothing, one perturbation, or a chain of them.
+
+In: a preset of `conditions/*.toml` or a TOML file of the same form; then an RGB image and a Generator. Out: the
+image (H, W, 3) uint8 as that condition leaves it. "as stored" (no step) and "equalised" (JPEG of a drawn
+quality) are conditions like all others. The steps are the functions of `augment`, the ones that training uses.
+It knows nothing of labels, files of images or detectors.
+
+A number of a step is one value, or a pair [low, high] from which each image draws its own, evenly.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, TypeVar
+
+import numpy as np
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+
+from clipmole.config import Config, load_packaged
+from clipmole.errors import ConfigError
+from clipmole.images import transforms as augment
+from clipmole.images.transforms import RGB
+
+Value = TypeVar("Value", int, float)
+
+
+def _pair(value: Any) -> Any:
+    return (value, value) if isinstance(value, int | float) else value
+
+
+def _ascending(pair: tuple[Value, Value]) -> tuple[Value, Value]:
+    if pair[0] > pair[1]:
+        raise ValueError(f"[{pair[0]}, {pair[1]}]: not an ascending range")
+    return pair
+
+
+Quality = Annotated[int, Field(ge=1, le=100)]
+Scale = Annotated[float, Field(gt=0, le=8)]
+Share = Annotated[float, Field(gt=0, le=1)]
+Sigma = Annotated[float, Field(ge=0)]
+Qualities = Annotated[tuple[Quality, Quality], BeforeValidator(_pair), AfterValidator(_ascending)]
+Scales = Annotated[tuple[Scale, Scale], BeforeValidator(_pair), AfterValidator(_ascending)]
+Shares = Annotated[tuple[Share, Share], BeforeValidator(_pair), AfterValidator(_ascending)]
+Sigmas = Annotated[tuple[Sigma, Sigma], BeforeValidator(_pair), AfterValidator(_ascending)]
+
+
+class Jpeg(Config):
+    """Re-encode as JPEG of a quality in 1..100."""
+
+    op: Literal["jpeg"] = "jpeg"
+    quality: Qualities
+
+    def __call__(self, rgb: RGB, rng: np.random.Generator) -> RGB:
+        return augment.equalise(rgb, self.quality, rng)
+
+
+class Webp(Config):
+    """Re-encode as lossy WebP of a quality in 1..100."""
+
+    op: Literal["webp"] = "webp"
+    quality: Qualities
+
+    def __call__(self, rgb: RGB, rng: np.random.Generator) -> RGB:
+        return augment.webp(rgb, int(rng.integers(self.quality[0], self.quality[1] + 1)))
+
+
+class Blur(Config):
+    """Gaussian blur of `sigma` pixels, cut to a window whose side is drawn from `kernels` (none: not cut)."""
+
+    op: Literal["blur"] = "blur"
+    sigma: Sigmas
+    kernels: tuple[int, ...] = ()
+
+    @model_validator(mode="after")
+    def _odd(self) -> Self:
+        if any(kernel < 1 or kernel % 2 == 0 for kernel in self.kernels):
+            raise ValueError(f"kernels={self.kernels}: sides of a kernel are odd, 1 or more")
+        return self
+
+    def __call__(self, rgb: RGB, rng: np.random.Generator) -> RGB:
+        kernel = int(rng.choice(self.kernels)) if self.kernels else 0
+        return augment.blur(rgb, float(rng.uniform(*self.sigma)), kernel)
+
+
+class Noise(Config):
+    """Add white Gaussian noise of standard deviation `sigma`, of values 0..255."""
+
+    op: Literal["noise"] = "noise"
+    sigma: Sigmas
+
+    def __call__(self, rgb: RGB, rng: np.random.Generator) -> RGB:
+        return augment.noise(rgb, float(rng.uniform(*self.sigma)), rng)
+
+
+class Resize(Config):
+    """Resize both sides by `scale`."""
+
+    op: Literal["resize"] = "resize"
+    scale: Scales
+
+    def __call__(self, rgb: RGB, rng: np.random.Generator) -> RGB:
+        return augment.resize(rgb, float(rng.uniform(*self.scale)))
+
+
+class Square(Config):
+    """Resize to `side` x `side` pixels, whatever the shape was."""
+
+    op: Literal["square"] = "square"
+    side: int = Field(gt=0, le=4096)
+
+    def __call__(self, rgb: RGB, rng: np.random.Generator) -> RGB:  # noqa: ARG002
+        return augment.resize_to(rgb, self.side, self.side)
+
+
+class Crop(Config):
+    """Keep `share` of each side.
+
+    Attributes:
+        place: "drawn" moves the window that a detector's centre crop sees; "centre" does not.
+        resize_back: enlarge the rest to the size that the image had.
+    """
+
+    op: Literal["crop"] = "crop"
+    share: Shares
+    place: Literal["drawn", "centre"] = "drawn"
+    resize_back: bool = False
+
+    def __call__(self, rgb: RGB, rng: np.random.Generator) -> RGB:
+        share = float(rng.uniform(*self.share))
+        kept = augment.crop_share(rgb, share, rng if self.place == "drawn" else None)
+        return augment.resize_to(kept, *rgb.shape[:2]) if self.resize_back else kept
+
+
+Step = Annotated[Jpeg | Webp | Blur | Noise | Resize | Square | Crop, Field(discriminator="op")]
+
+
+class Condition(Config):
+    """One way in which every image is treated before it is scored.
+
+    Attributes:
+        name: what reports call it, such as "JPEG 50".
+        steps: what is done, in this order; none leaves the image as stored.
+        family: the curve that it is a point of, named by its axis, such as "JPEG quality"; "": of none.
+        strength: its place on that axis.
+        applied: share of the images that are treated, drawn an image; the others stay as stored.
+        note: a caveat to print under the tables.
+    """
+
+    name: str = Field(min_length=1)
+    steps: tuple[Step, ...] = ()
+    family: str = ""
+    strength: float = 0.0
+    applied: float = Field(1.0, gt=0, le=1)
+    note: str = ""
+
+
+class _ConditionFile(Config):
+    conditions: tuple[Condition, ...]
+
+
+def apply(condition: Condition, rgb: RGB, rng: np.random.Generator) -> RGB:
+    """`rgb` (H, W, 3) uint8 under `condition`, (H', W', 3) uint8; the input is left alone.
+
+    Args:
+        rng: whatever is drawn, is drawn from it. `data.sample_rng(seed, file_sha256)`, made anew for every
+            image and condition, gives all detectors the same pixels in any order; and since conditions of one
+            image start from the same draws, the points of a curve differ by their strength and not by luck.
+    """
+    if condition.applied < 1 and rng.random() >= condition.applied:
+        return rgb
+    for step in condition.steps:
+        rgb = step(rgb, rng)
+    return np.ascontiguousarray(rgb)
+
+
+def load_conditions(name: str | Path) -> tuple[Condition, ...]:
+    """Conditions of a preset or of a TOML file, after "as stored" and "equalised", which no report does without.
+
+    Raises `ConfigError` if there is neither, if the file does not validate, or if two conditions share a name or
+    a point of a curve.
+    """
+    standard = load_packaged(_ConditionFile, "images/conditions", "default").conditions
+    if name == "default":
+        return standard
+    own = load_packaged(_ConditionFile, "images/conditions", name).conditions
+    conditions = (*standard, *own)
+    for label, keys in (
+        ("name", [c.name for c in conditions]),
+        ("point", [f"{c.family} {c.strength:g}" for c in conditions if c.family]),
+    ):
+        twice = sorted({key for key in keys if keys.count(key) > 1})
+        if twice:
+            raise ConfigError(f"conditions {str(name)!r}: the {label} {twice[0]!r} stands twice; each needs its own")
+    return conditions

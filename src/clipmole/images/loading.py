@@ -1,0 +1,351 @@
+"""A file, its bytes, a PIL image or an array -> one whole, upright RGB image.
+
+In: anything in `ImageSource`. Out: a decoded `PIL.Image.Image` of mode "RGB". Whatever is wrong with the
+content is an `ImageNotFound`, `ImageUnreadable` or `ImageTooLarge` of one line; nothing is repaired, resized
+or guessed. It knows nothing of crops, tensors or models.
+
+What the pixels are:
+- Values as stored. ICC profiles are not applied: a colour transform would rewrite the low bits that are the
+  evidence, and the published detectors were trained without it.
+- The EXIF orientation is applied, for PIL images too: `Image.open(path)` and `path` give the same pixels. A
+  PIL image without the tag is taken as it is. An EXIF block that cannot be parsed counts as no orientation.
+- Animated files give their first frame (a PIL image: the frame it stands at).
+- Transparency is composited over white, the page a viewer shows it on. Dropping alpha instead would bring up
+  colours that nobody sees, often black. Opaque pixels keep their exact values.
+- 16-bit channels keep their upper 8 bits (v >> 8), in files and arrays alike. Pillow's own conversion of
+  16-bit grey clips at 255, which is almost all white.
+
+What cannot be seen: only PNG (and deflated TIFF) carries checksums, and those are compared. libjpeg fills in
+damaged entropy-coded data with a warning that Pillow does not pass on, so bytes changed in the middle of a
+JPEG are found only where they break its structure; so it is with WebP, AVIF, GIF, BMP and other TIFF. A file
+that was cut is refused in every format, a JPEG whose tail was never written too, and it stays so in a process
+where somebody has set `ImageFile.LOAD_TRUNCATED_IMAGES`. The limits bound memory, not the time to decode.
+
+Memory: the file and one decoded image (Pillow holds RGB in 4 bytes a pixel); two if it has to be turned or
+converted, or is a progressive JPEG; three for 16-bit grey; four for WebP, whose decoder keeps its own. Safe from many
+threads: no global of Pillow is set, and none but WebP's reader obeys `Image.MAX_IMAGE_PIXELS`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import stat
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageFile
+from PIL.JpegImagePlugin import JpegImageFile
+
+from clipmole.errors import ImageError, ImageNotFound, ImageTooLarge, ImageUnreadable
+from clipmole.images import fast_jpeg as jpeg
+from clipmole.images.formats import FORMATS, HEAD, ORIENTATION, check_jpeg, check_whole, image_format, reader_of
+
+ImageSource = str | os.PathLike[str] | bytes | Image.Image | NDArray[Any]
+
+
+@dataclass(frozen=True)
+class ImageLimits:
+    """What one image may measure, checked before anything of that size is read or decoded.
+
+    Attributes:
+        max_bytes: of the file. The default, 1 GiB, admits an uncompressed 30,000 x 6,000 image with alpha.
+        max_pixels: width x height. The default admits a 30,000 x 6,000 panorama and the largest phone
+            photos (16,320 x 12,240) and bounds one decoded image to 0.8 GB.
+    """
+
+    max_bytes: int = 2**30
+    max_pixels: int = 200_000_000
+
+
+DEFAULT_LIMITS = ImageLimits()
+
+_TURNS = {  # EXIF 2.32, table 5: how the stored image is turned to stand upright
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_TURNED: defaultdict[int, Callable[[NDArray[np.uint8]], NDArray[np.uint8]]] = defaultdict(
+    lambda: lambda pixels: pixels,
+    {
+        2: lambda pixels: pixels[:, ::-1],
+        3: lambda pixels: pixels[::-1, ::-1],
+        4: lambda pixels: pixels[::-1],
+        5: lambda pixels: pixels.swapaxes(0, 1),
+        6: lambda pixels: pixels.swapaxes(0, 1)[:, ::-1],
+        7: lambda pixels: pixels[::-1, ::-1].swapaxes(0, 1),
+        8: lambda pixels: pixels.swapaxes(0, 1)[::-1],
+    },
+)
+"""The same of arrays (H, W, 3): views."""
+
+
+def source_name(source: ImageSource) -> str:
+    """What to call `source` in a message or a table: the path as given, "<bytes>", "<array>" or "<image>"."""
+    if isinstance(source, str):
+        return source
+    if isinstance(source, os.PathLike):
+        return os.fsdecode(source)
+    if isinstance(source, bytes):
+        return "<bytes>"
+    return "<image>" if isinstance(source, Image.Image) else "<array>"
+
+
+def load_image(source: ImageSource, *, name: str | None = None, limits: ImageLimits = DEFAULT_LIMITS) -> Image.Image:
+    """Decode `source` completely: upright, first frame, mode "RGB".
+
+    Args:
+        source: a path, the bytes of a file, a PIL image, or an array: uint8 or uint16 (16-bit values, >> 8)
+            of shape (H, W), (H, W, 1), (H, W, 3) RGB or (H, W, 4) RGBA.
+        name: what to call it in messages, where unprintable characters are escaped; None: `source_name(source)`.
+        limits: the largest file and image to admit.
+
+    Returns:
+        The image. A PIL image that is RGB and upright already comes back itself, not a copy.
+
+    Raises:
+        ImageNotFound: there is no such file, or it may not be read.
+        ImageUnreadable: empty, truncated, damaged, or not an image of a format that is read.
+        ImageTooLarge: over `limits`.
+        TypeError: `source` is none of the above kinds.
+    """
+    if not isinstance(source, str | os.PathLike | bytes | Image.Image | np.ndarray):
+        raise TypeError(
+            f"an image is a path, bytes, a PIL image or a numpy array, not {type(source).__name__}; "
+            "of an open file give file.read(), of a tensor give tensor.numpy()"
+        )
+    name = _line(source_name(source) if name is None else name) or "''"
+    if isinstance(source, Image.Image):
+        image = source
+        _check_pixels(image.size, name, limits)
+        with _decoding(name, image.format or "image"):
+            image.load()
+    elif isinstance(source, np.ndarray):
+        image = _from_array(source, name, limits)
+    else:
+        image = _decode(source if isinstance(source, bytes) else _read(source, name, limits), name, limits)
+    turn = _TURNS.get(_orientation(image))
+    with _decoding(name, f"{image.mode} image"):
+        image = _to_rgb(image, name)
+        if turn is not None:
+            image = image.transpose(turn)
+            image.info.clear()  # of our own copy; its orientation must not be applied a second time
+    return image
+
+
+def load_pixels(
+    source: ImageSource, *, name: str | None = None, limits: ImageLimits = DEFAULT_LIMITS
+) -> Image.Image | NDArray[np.uint8]:
+    """What `load_image` gives, or the same pixels as an array (H, W, 3) uint8 where that takes less time.
+
+    That is an RGB JPEG where `clipmole[fast]` is installed; the array may be a turned view. Arguments and errors are
+    those of `load_image`.
+    """
+    if not isinstance(source, str | os.PathLike | bytes):
+        return load_image(source, name=name, limits=limits)
+    name = _line(source_name(source) if name is None else name) or "''"
+    data = source if isinstance(source, bytes) else _read(source, name, limits)
+    pixels = _jpeg_pixels(data, name, limits) if image_format(data) == "JPEG" else None
+    return load_image(data, name=name, limits=limits) if pixels is None else pixels
+
+
+def _jpeg_pixels(data: bytes, name: str, limits: ImageLimits) -> NDArray[np.uint8] | None:
+    """Upright pixels of an RGB JPEG; None if Pillow has to decode it. What its header shows is refused as ever."""
+    if len(data) > limits.max_bytes:
+        raise _too_many_bytes(len(data), name, limits)
+    with _decoding(name, "JPEG"), _Stream(data) as stream:
+        image = JpegImageFile(stream)
+        _check_pixels(image.size, name, limits)
+        check_jpeg(data, stream.tell())
+        pixels = jpeg.decode(data, *image.size) if image.mode == "RGB" else None
+        return None if pixels is None else _TURNED[_orientation(image)](pixels)
+
+
+def _read(path: str | os.PathLike[str], name: str, limits: ImageLimits) -> bytes:
+    """The bytes of a regular file; only its head if that is not an image's, which `_decode` then refuses."""
+
+    def without_waiting(file: str, flags: int) -> int:  # a FIFO must not hang
+        return os.open(file, flags | getattr(os, "O_NONBLOCK", 0))
+
+    try:
+        with open(path, "rb", opener=without_waiting) as file:
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise ImageUnreadable(name, "is a device or a pipe; save its content to a file first")
+            if status.st_size > limits.max_bytes:
+                raise _too_many_bytes(status.st_size, name, limits)
+            head = file.read(HEAD)
+            if image_format(head) is None:
+                return head
+            file.seek(0)
+            return file.read()
+    except IsADirectoryError as error:
+        raise ImageUnreadable(name, "is a folder; give one of the images in it") from error
+    except FileNotFoundError as error:
+        cure = "URLs are not fetched, download it first" if "://" in name else "check the path"
+        raise ImageNotFound(name, f"no such file; {cure}") from error
+    except OSError as error:
+        raise ImageNotFound(name, f"cannot be read: {error.strerror}") from error
+    except ValueError as error:  # a NUL, or characters that the file system cannot name
+        raise ImageNotFound(name, "no file can have such a name; check the path") from error
+
+
+class _Stream(io.BytesIO):
+    """A file in memory that cannot be read past its end while pixels are being decoded.
+
+    Pillow refuses a file that ends early by itself, except in a process where somebody has set
+    `ImageFile.LOAD_TRUNCATED_IMAGES`; here it is refused there too.
+    """
+
+    decoding = False
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        data = super().read(size)
+        if self.decoding and not data and size != 0:
+            raise EOFError("the data end early")
+        return data
+
+
+def _admitted(data: bytes, name: str, limits: ImageLimits) -> str:
+    """The format of a file's bytes. Raises if they are none, too many, or not an image's."""
+    if not data:
+        raise ImageUnreadable(name, "is empty (0 bytes); fetch or export it again")
+    if len(data) > limits.max_bytes:
+        raise _too_many_bytes(len(data), name, limits)
+    found = image_format(data)
+    if found is None:
+        raise ImageUnreadable(name, f"not an image format clipmole reads ({FORMATS})")
+    return found
+
+
+def _decode(data: bytes, name: str, limits: ImageLimits) -> Image.Image:
+    """The first frame of a file's bytes, in the mode and orientation it is stored in."""
+    found = _admitted(data, name, limits)
+    reader = reader_of(found, name)
+    with _decoding(name, found), _Stream(data) as stream:
+        # Not Image.open: it warns above and refuses at twice Image.MAX_IMAGE_PIXELS, a global that is
+        # smaller than our limit and that cannot be changed for one thread alone.
+        image = reader(stream)
+        _check_pixels(image.size, name, limits)
+        check_whole(data, image, stream.tell(), name)
+        stream.decoding = True
+        image.load()
+    return image
+
+
+def _from_array(array: NDArray[Any], name: str, limits: ImageLimits) -> Image.Image:
+    if array.dtype.kind != "u" or array.dtype.itemsize > 2:
+        raise ImageUnreadable(
+            name,
+            f"values of type {array.dtype}; give uint8 (0..255) or uint16 (0..65535), for instance "
+            "(array * 255).round().astype('uint8') if they run from 0 to 1",
+        )
+    if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (1, 3, 4)):
+        raise ImageUnreadable(
+            name,
+            f"an array of shape {array.shape}; give (height, width) or (height, width, channels) with 1, 3 or "
+            "4 channels: array.transpose(1, 2, 0) moves the channels last, array[0] takes one of a batch",
+        )
+    if array.size == 0:
+        raise ImageUnreadable(name, f"an array of shape {array.shape} has no pixels; check how it was cut")
+    _check_pixels((array.shape[1], array.shape[0]), name, limits)
+    if array.ndim == 3 and array.shape[2] == 1:
+        array = array[:, :, 0]
+    if array.dtype.itemsize == 2:
+        array = (array >> 8).astype(np.uint8)
+    return Image.fromarray(np.ascontiguousarray(array))
+
+
+def _orientation(image: Image.Image) -> int:
+    """The EXIF orientation, 1..8; 1 if there is none or it cannot be parsed."""
+    try:
+        value = image.getexif().get(ORIENTATION, 1)
+    except Exception:  # hostile EXIF fails in many ways, and the pixels are whole without it
+        return 1
+    return value if isinstance(value, int) else 1
+
+
+def _to_rgb(image: Image.Image, name: str) -> Image.Image:
+    """Mode "RGB" of any mode, 8 bits a channel, over white where it is transparent."""
+    mode, keyed = image.mode, "transparency" in image.info
+    if mode == "F":
+        raise ImageUnreadable(name, "floating-point pixels have no fixed range; export it with 8 or 16 bits")
+    if mode == "I" or mode.startswith("I;16"):
+        if keyed:
+            raise ImageUnreadable(name, "16-bit grey with a transparent colour; export it with an alpha channel")
+        return _from_16_bits(image, name)
+    if mode == "La":  # Pillow converts it to LA only
+        image = image.convert("LA")
+    transparent = mode in ("LA", "La", "PA", "RGBA", "RGBa") or (mode == "P" and image.has_transparency_data)
+    if transparent or (keyed and mode in ("1", "L", "RGB")):
+        image = image if mode == "RGBA" else image.convert("RGBA")
+        page = Image.new("RGB", image.size, "white")
+        page.paste(image, mask=image)
+        return page
+    return image if mode == "RGB" else image.convert("RGB")
+
+
+def _from_16_bits(image: Image.Image, name: str) -> Image.Image:
+    wide = image.convert("I")
+    low, high = cast(tuple[int, int], wide.getextrema())
+    if low < 0 or high > 65535:
+        raise ImageUnreadable(name, "32-bit pixels have no fixed range; export it with 8 or 16 bits")
+    return wide.point([value >> 8 for value in range(65536)], "L").convert("RGB")
+
+
+def _check_pixels(size: tuple[int, int], name: str, limits: ImageLimits) -> None:
+    if size[0] * size[1] > limits.max_pixels:
+        raise ImageTooLarge(
+            name,
+            f"{size[0]} x {size[1]} pixels, over the limit of {limits.max_pixels:,}; crop it, or raise max_pixels",
+        )
+    if min(size) < 1:
+        raise ImageUnreadable(name, f"{size[0]} x {size[1]} pixels: nothing to see; check how it was made")
+
+
+def _too_many_bytes(size: int, name: str, limits: ImageLimits) -> ImageTooLarge:
+    return ImageTooLarge(name, f"{size:,} bytes, over the limit of {limits.max_bytes:,}; raise max_bytes")
+
+
+@contextlib.contextmanager
+def _decoding(name: str, what: str) -> Iterator[None]:
+    """Turn whatever a decoder of `what` raises into an `ImageError`."""
+    try:
+        yield
+    except ImageError:
+        raise
+    except Image.DecompressionBombError as error:  # Pillow's own limit, which its WebP reader insists on
+        raise ImageTooLarge(name, f"{_line(str(error))} Crop it.") from error
+    except Exception as error:  # on hostile bytes: OSError, SyntaxError, struct.error, MemoryError, ...
+        detail = _line(str(error))[:120] if error.args else type(error).__name__
+        raise ImageUnreadable(name, f"damaged or truncated {what} ({detail}); fetch or export it again") from error
+
+
+def _line(text: str) -> str:
+    """`text` as one line that any terminal can print: what is not printable, escaped as Python would."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+def open_image(
+    source: str | os.PathLike[str] | bytes, name: str | None = None, limits: ImageLimits = DEFAULT_LIMITS
+) -> tuple[bytes, str, ImageFile.ImageFile | None]:
+    """A file's bytes, its format, and it opened but not decoded; None if its header cannot be read.
+
+    For who reads metadata. Raises `ImageError` as `load_image` does, but not for damaged content.
+    """
+    name = _line(source_name(source) if name is None else name) or "''"
+    data = source if isinstance(source, bytes) else _read(source, name, limits)
+    found = _admitted(data, name, limits)
+    try:
+        return data, found, reader_of(found, name)(io.BytesIO(data))
+    except Exception:  # hostile headers fail in many ways
+        return data, found, None

@@ -1,0 +1,347 @@
+"""Detector: the one way from an image to a logit, a probability and a verdict.
+
+In: image sources (path, bytes, PIL image, array). Out: logits or `Detection` records. Every door goes through
+here: command line, validation, evaluation. It knows nothing of how results are shown.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import chain
+from operator import length_hint
+from pathlib import Path
+from typing import Literal, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clipmole.calibration import Calibration
+from clipmole.config import PreprocessConfig
+from clipmole.errors import ConfigError, ImageError
+from clipmole.images.crops import crop_boxes, preprocess, size_of
+from clipmole.images.loading import ImageSource, load_pixels, source_name
+from clipmole.inference.export_directory import is_export, open_export
+from clipmole.inference.graph import cached_graph, installed
+from clipmole.inference.pytorch import TorchRuntime
+from clipmole.inference.runtime import Precision, Runtime, RuntimeName, batch_for, remark
+from clipmole.models.adapter import adapter_digest, find_adapter, load_adapter, read_calibration, read_config
+from clipmole.models.network import MoLENetwork
+from clipmole.plumbing.prefetch import ahead, cores
+from clipmole.records import Detection
+
+Box = tuple[int, int, int, int]
+MOST_WORKERS = 8  # by default: each may hold a decoded image, 50 to 800 MB
+RECHECK = 0.25  # of a logit: differences that bfloat16 makes are mostly smaller, see docs/performance.md
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """One decoded image: its crops (n, 3, S, S) uint8 and where they lie."""
+
+    source: str
+    width: int
+    height: int
+    tiles: NDArray[np.uint8]
+    boxes: tuple[Box, ...]
+
+
+class Timings:
+    """Seconds spent since the detector was made: decoding and cutting (summed over threads), and in the network."""
+
+    def __init__(self) -> None:
+        self.decode = self.network = 0.0
+        self._lock = threading.Lock()
+
+    @contextmanager
+    def of(self, part: Literal["decode", "network"]) -> Iterator[None]:
+        """Count the time of a block."""
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            with self._lock:
+                setattr(self, part, getattr(self, part) + time.perf_counter() - began)
+
+    def __reduce__(self) -> tuple[type[Timings], tuple[()]]:
+        return Timings, ()  # a copy of a detector, in another process perhaps, counts its own
+
+
+def _weight(item: Prepared | ImageError) -> int:
+    """Crops of an image; an error counts as one, so that endless errors are bounded too."""
+    return len(item.tiles) if isinstance(item, Prepared) else 1
+
+
+def _split(crops: list[NDArray[np.uint8]], count: int) -> tuple[NDArray[np.uint8], list[NDArray[np.uint8]]]:
+    """The first `count` crops in one array (all, if they are fewer), and those that are left."""
+    taken: list[NDArray[np.uint8]] = []
+    for place, part in enumerate(crops):
+        taken.append(part[:count])
+        count -= len(taken[-1])
+        if count == 0:
+            rest = part[len(taken[-1]) :]
+            return np.concatenate(taken), [*([rest] if len(rest) else []), *crops[place + 1 :]]
+    return np.concatenate(taken), []
+
+
+class Detector:
+    """Scores images with one network, one preprocessing and, if there is one, one calibration.
+
+    Args:
+        network: the detector network; None if `runtime` needs none.
+        preprocess: how an image becomes crops; an image's logit is the mean over its crops.
+        calibration: None gives logits without probabilities and verdicts.
+        name: what detections call this detector.
+        device: "cpu", "cuda", ...
+        precision: arithmetic of the network; bfloat16 is faster and differs in the third digit. So that it hardly
+            ever changes a verdict, an image with a logit within `RECHECK` of a threshold is scored again in float32.
+        batch_size: most crops in one forward pass; None: 8 on a CPU, 32 elsewhere. Logits do not depend on it beyond
+            float rounding.
+        workers: threads that decode and cut images ahead of the network; 0: none; None: one a core, at most
+            `MOST_WORKERS`. They change no number.
+        runtime: what computes the logits; None: PyTorch, by `network`, `device` and `precision`.
+    """
+
+    def __init__(
+        self,
+        network: MoLENetwork | None,
+        preprocess: PreprocessConfig,
+        calibration: Calibration | None = None,
+        name: str = "detector",
+        *,
+        device: str = "cpu",
+        precision: Precision = "float32",
+        batch_size: int | None = None,
+        workers: int | None = None,
+        runtime: Runtime | None = None,
+    ) -> None:
+        if batch_size is not None and batch_size < 1:
+            raise ConfigError(f"batch_size={batch_size}: at least one crop is needed")
+        if workers is not None and workers < 0:
+            raise ConfigError(f"workers={workers}: give a number of threads, or 0 for none")
+        self._network = network
+        self.name = name
+        self.runtime: Runtime = runtime or TorchRuntime(self.network, device, precision)
+        self.device = self.runtime.device
+        self.precision = self.runtime.precision
+        self.preprocess = preprocess
+        self.calibration = calibration
+        self.batch_size = batch_for(self.device, batch_size)
+        self.workers = min(cores(), MOST_WORKERS) if workers is None else workers
+        self.timings = Timings()
+
+    @property
+    def network(self) -> MoLENetwork:
+        """The network in PyTorch. Raises `ConfigError` for a detector that is a graph only."""
+        if self._network is None:
+            raise ConfigError(f"{self.name}: is a graph without a network; for this take the detector it came from")
+        return self._network
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name: str | Path = "embedded",
+        *,
+        backbone: str | Path | None = None,
+        revision: str | None = None,
+        cache_dir: Path | None = None,
+        device: str = "cpu",
+        precision: Precision | None = None,
+        batch_size: int | None = None,
+        workers: int | None = None,
+        runtime: RuntimeName | Literal["auto"] | None = None,
+    ) -> Self:
+        """Load a detector with its backbone, preprocessing and calibration.
+
+        Args:
+            name: "embedded" (in the package, no download), an adapter directory, a directory that `clipmole export`
+                wrote, or a hub id `owner/name`.
+            backbone: where to take the backbone from, if not from where the adapter says.
+            revision: of the adapter on the hub.
+            cache_dir: of the hub's files; None: the Hugging Face cache.
+            device, batch_size, workers: as in `Detector`.
+            precision: None: that of an export, else float32.
+            runtime: what computes: "torch", "torch-compile", "openvino" or "onnx" (converted at first use, then kept
+                in the cache), or "auto": OpenVINO where it is installed and `device` is "cpu". None: that of an
+                export, else "torch".
+
+        The name says so where the arithmetic is not float32. Raises `CheckpointError`, `WeightsError`, `ConfigError` or
+        `MissingDependency`, with one line that names the thing and the cure.
+        """
+        if is_export(name):
+            return cls._from_export(Path(name), precision, runtime, batch_size, workers)
+        chosen = runtime or "torch"
+        if chosen == "auto":
+            chosen = "openvino" if device == "cpu" and installed("openvino") else "torch"
+        precision = precision or "float32"
+        if chosen in ("openvino", "onnx"):
+            if device != "cpu":
+                raise ConfigError(f"device={device}: runtime {chosen} computes on the cpu; leave one of the two out")
+            label, folder = find_adapter(name, revision, cache_dir)
+            config, digest = read_config(folder), adapter_digest(folder)
+
+            def load() -> MoLENetwork:
+                return load_adapter(name, backbone, revision, cache_dir).network
+
+            graph = cached_graph(load, digest, config.preprocess.crop_size, chosen, precision)
+            called = f"{label}@{digest[:12]}{remark(graph)}"
+            calibration = read_calibration(folder)
+            settings = config.preprocess
+            return cls(None, settings, calibration, called, batch_size=batch_size, workers=workers, runtime=graph)
+        adapter = load_adapter(name, backbone, revision, cache_dir)
+        torched = TorchRuntime(adapter.network, device, precision, compiled=chosen == "torch-compile")
+        called = f"{adapter.name}@{adapter.digest[:12]}{remark(torched)}"
+        return cls(
+            adapter.network,
+            adapter.config.preprocess,
+            adapter.calibration,
+            called,
+            batch_size=batch_size,
+            workers=workers,
+            runtime=torched,
+        )
+
+    @classmethod
+    def _from_export(
+        cls, folder: Path, precision: Precision | None, runtime: str | None, batch_size: int | None, workers: int | None
+    ) -> Self:
+        """A detector that is a graph, as `clipmole export` wrote it; it runs as it was checked or not at all."""
+        export = open_export(folder)
+        made = export.record
+        for what, asked, given in (("runtime", runtime, made.runtime), ("precision", precision, made.precision)):
+            if asked not in (None, "auto", given):
+                raise ConfigError(f"{folder}: was exported with {what} {given}, not {asked}; export it again with it")
+        called = f"{made.detector}{remark(export.runtime)}"
+        return cls(
+            None,
+            export.preprocess,
+            export.calibration,
+            called,
+            batch_size=batch_size,
+            workers=workers,
+            runtime=export.runtime,
+        )
+
+    def score(self, images: Iterable[ImageSource]) -> NDArray[np.float32]:
+        """Logits (n,) of n images, positive towards AI-generated. Raises the first `ImageError`."""
+        return np.array([detection.logit for detection in self.detect_batch(images)], dtype=np.float32)
+
+    def detect(self, image: ImageSource, *, tiles: bool = False) -> Detection:
+        """The verdict on one image; with `tiles` also each crop's logit and place. Raises `ImageError`."""
+        return self.detect_batch([image], tiles=tiles)[0]
+
+    def detect_batch(self, images: Iterable[ImageSource], *, tiles: bool = False) -> list[Detection]:
+        """One detection an image, in order. Raises the first `ImageError`; `stream` goes on after one."""
+        detections = []
+        for result in self.stream(images, tiles=tiles):
+            if isinstance(result, ImageError):
+                raise result
+            detections.append(result)
+        return detections
+
+    def stream(
+        self, images: Iterable[ImageSource | ImageError], *, tiles: bool = False
+    ) -> Iterator[Detection | ImageError]:
+        """One result an image, in order, an `ImageError` standing for an image that cannot be scored.
+
+        An `ImageError` among `images` (an input that was not even found) comes out at its place. `workers` threads
+        decode ahead of the network; they also draw from `images`, one at a time. Forward passes are filled across
+        images, unless `images` keeps them waiting: then what is there is scored. Holds the crops of about two
+        batches and a decoded image a worker, however many images there are. Closing it early ends the threads.
+        """
+        one = length_hint(images, 2) < 2  # nothing to be ahead of
+        workers = 0 if one else self.workers
+        prepared = ahead(self._prepare, images, workers=workers, limit=self.batch_size, weigh=_weight)
+        with closing(prepared):
+            yield from self.finish(prepared, tiles)
+
+    def _prepare(self, source: ImageSource | ImageError) -> Prepared | ImageError:
+        """Decode and cut one image; safe from many threads. What is an error already stays what it is."""
+        if isinstance(source, ImageError):
+            return source
+        with self.timings.of("decode"):
+            try:
+                image = load_pixels(source)
+            except ImageError as error:
+                return error
+            tiles = preprocess(image, self.preprocess)
+        return self.prepared(source_name(source), *size_of(image), tiles)
+
+    def prepared(self, source: str, width: int, height: int, tiles: NDArray[np.uint8]) -> Prepared:
+        """What `finish` takes, of the crops that `preprocess` cut from an image of this size, here or elsewhere."""
+        size = self.preprocess.crop_size
+        left, top = max(0, size - width) // 2, max(0, size - height) // 2  # mirrored borders
+        boxes = tuple(
+            (max(0, x - left), max(0, y - top), min(width, x - left + size), min(height, y - top + size))
+            for x, y in crop_boxes(width, height, self.preprocess)
+        )
+        return Prepared(source, width, height, tiles, boxes)
+
+    def finish(
+        self, prepared: Iterable[Prepared | ImageError | None], tiles: bool = False
+    ) -> Iterator[Detection | ImageError]:
+        """Results of what is prepared, in order: the second half of `stream`, for who decodes elsewhere.
+
+        None among `prepared` says that nothing more is coming for now.
+        """
+        waiting: deque[Prepared | ImageError] = deque()  # not given out yet
+        crops: list[NDArray[np.uint8]] = []  # of these, not scored yet
+        logits = np.zeros(0, dtype=np.float32)  # of these, scored
+        for item in chain(prepared, [None]):
+            if item is not None:
+                waiting.append(item)
+            if isinstance(item, Prepared):
+                crops.append(item.tiles)
+            least = self.batch_size if item is not None else 1
+            while sum(map(len, crops)) >= least:
+                batch, crops = _split(crops, self.batch_size)
+                with self.timings.of("network"):
+                    logits = np.concatenate([logits, self._logits(batch)])
+            while waiting and (isinstance(waiting[0], ImageError) or len(waiting[0].tiles) <= len(logits)):
+                first = waiting.popleft()
+                if isinstance(first, ImageError):
+                    yield first
+                    continue
+                own, logits = logits[: len(first.tiles)], logits[len(first.tiles) :]
+                yield self._detection(first, self._rechecked(first.tiles, own), tiles)
+
+    def _logits(self, crops: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Crops (n, 3, S, S) uint8 -> logits (n,), in forward passes of at most `batch_size`."""
+        return self.runtime.logits(crops, self.batch_size)
+
+    @cached_property
+    def _exact(self) -> Runtime | None:
+        """Scores in float32 where `runtime` computes in bfloat16; loaded at first need."""
+        return self.runtime.exact()
+
+    def _rechecked(self, crops: NDArray[np.uint8], logits: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Logits (n,) of an image's crops; in float32 where bfloat16 may have moved its verdict."""
+        if self.calibration is None or self.precision != "bfloat16":
+            return logits
+        mean = float(logits.mean(dtype=np.float64))
+        if self.calibration.verdict(mean - RECHECK) == self.calibration.verdict(mean + RECHECK):
+            return logits
+        with self.timings.of("network"):
+            return self._exact.logits(crops, self.batch_size) if self._exact else logits
+
+    def _detection(self, item: Prepared, logits: NDArray[np.float32], tiles: bool) -> Detection:
+        logit = float(logits.mean(dtype=np.float64))
+        calibration = self.calibration
+        return Detection(
+            source=item.source,
+            logit=logit,
+            probability=calibration.probability(logit) if calibration else None,
+            verdict=calibration.verdict(logit) if calibration else None,
+            thresholds=calibration.thresholds if calibration else None,
+            detector=self.name,
+            width=item.width,
+            height=item.height,
+            tiles=len(logits),
+            tile_logits=tuple(logits.tolist()) if tiles else None,
+            tile_boxes=item.boxes if tiles else None,
+        )

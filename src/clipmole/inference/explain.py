@@ -1,0 +1,173 @@
+"""Where in an image a detector's logit comes from: tiles, patches, experts.
+
+In: a detector and an image source. Out: an `Evidence` record that turns into JSON. It knows nothing of how it is
+drawn, and nothing of metadata (`provenance`).
+
+What a map does not prove: it describes the detector, not the image. A bright patch is one that this network's
+logit leans on; it need not be generated, and a generated patch need not be bright. Measured with
+benchmarks/evidence_map.py.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import Field
+
+from clipmole.errors import ConfigError
+from clipmole.images.crops import crop_boxes, preprocess
+from clipmole.images.loading import ImageSource, load_image, source_name
+from clipmole.inference.attribution import DEFAULT_METHOD, attribute, gates_of
+from clipmole.inference.detector import Box, Detector
+from clipmole.models.network import MoLENetwork
+from clipmole.records import Detection, Record
+
+CAUTION = (
+    "A map shows what this detector's logit leans on, not which parts of the image are generated. A bright patch "
+    "can be real and a dark one generated; do not quote it as proof of a local edit."
+)
+
+
+class BlockRouting(Record):
+    """What the router of one adapted block did with the patches of a tile.
+
+    Attributes:
+        block: index of the block in the tower, from 0.
+        mean_gates: mean gate of each expert over the patches; they sum to 1.
+        experts: of each patch (rows, columns) the expert with the largest gate, from 0.
+    """
+
+    block: int = Field(ge=0)
+    mean_gates: tuple[float, ...]
+    experts: tuple[tuple[int, ...], ...]
+
+
+class TileEvidence(Record):
+    """One crop of the image.
+
+    Attributes:
+        box: (left, top, right, bottom) within the image, pixels.
+        logit: of this crop alone, positive towards AI-generated.
+        grid_box: (left, top, right, bottom) of the grid of patches, pixels of the image; where the image is smaller
+            than a crop it was mirrored, and the grid reaches beyond its borders.
+        attribution: logit units by patch (rows, columns), positive towards AI-generated; None unless asked for.
+        routing: one entry an adapted block with experts; () unless asked for, or if the detector has none.
+    """
+
+    box: Box
+    logit: float
+    grid_box: Box | None = None
+    attribution: tuple[tuple[float, ...], ...] | None = None
+    routing: tuple[BlockRouting, ...] = ()
+
+
+class Evidence(Record):
+    """Where the logit of an image comes from.
+
+    Attributes:
+        source, detector, width, height, logit: as in `Detection`.
+        tiles: the crops; the image's logit is the mean of theirs.
+        patch_size: side of a patch, pixels; None if the detector runs on a graph without its network.
+        expert_ranks: rank of each expert, in the order of the gates; () if it has none, or likewise.
+        method: how `attribution` was computed; None unless asked for.
+        caution: what a map does not prove.
+    """
+
+    source: str
+    detector: str
+    width: int
+    height: int
+    logit: float
+    tiles: tuple[TileEvidence, ...]
+    patch_size: int | None
+    expert_ranks: tuple[int, ...] = ()
+    method: str | None = None
+    caution: str = CAUTION
+
+
+def explain(detector: Detector, source: ImageSource, tokens: bool = False) -> Evidence:
+    """The logit of an image by tile; with `tokens` also by patch, and which expert took which patch.
+
+    The logits are the detector's own; attributions are computed in float32 whatever its precision. It works on a
+    detector with or without a calibration or adapted blocks. Not to be called while another thread uses the
+    detector.
+
+    Raises `ImageError`, and `ConfigError` if `tokens` are asked of a detector that does not run on torch.
+    """
+    if tokens and network_of(detector) is None:
+        raise ConfigError(
+            f"{detector.name}: evidence by patch needs gradients, which its runtime lacks; load it with runtime='torch'"
+        )
+    image = load_image(source)
+    crops = preprocess(image, detector.preprocess) if tokens else None
+    detection = detector.detect(image, tiles=True).model_copy(update={"source": source_name(source)})
+    return explain_crops(detector, detection, crops)
+
+
+def explain_crops(detector: Detector, detection: Detection, crops: NDArray[np.uint8] | None = None) -> Evidence:
+    """What `explain` says of an image that is scored already.
+
+    Args:
+        detection: with the logit and the place of each crop.
+        crops: the crops themselves (n, 3, S, S) uint8, for evidence by patch; None: by tile alone.
+    """
+    assert detection.tile_logits is not None
+    assert detection.tile_boxes is not None
+    network = network_of(detector)
+    tiles = [
+        TileEvidence(box=box, logit=logit)
+        for box, logit in zip(detection.tile_boxes, detection.tile_logits, strict=True)
+    ]
+    if crops is not None:
+        network = detector.network
+        width, height, size = detection.width, detection.height, detector.preprocess.crop_size
+        left, top = max(0, size - width) // 2, max(0, size - height) // 2  # mirrored borders
+        corners = [(x - left, y - top) for x, y in crop_boxes(width, height, detector.preprocess)]
+        batch = torch.tensor(crops).to(detector.device)
+        tiles = [
+            _with_tokens(tile, corner, network, batch[i : i + 1])
+            for i, (tile, corner) in enumerate(zip(tiles, corners, strict=True))
+        ]
+    return Evidence(
+        source=detection.source,
+        detector=detection.detector,
+        width=detection.width,
+        height=detection.height,
+        logit=detection.logit,
+        tiles=tuple(tiles),
+        patch_size=network.tower.config.patch_size if network else None,
+        expert_ranks=network.config.expert_ranks if network else (),
+        method=DEFAULT_METHOD if crops is not None else None,
+    )
+
+
+def network_of(detector: Detector) -> MoLENetwork | None:
+    """The detector's network in PyTorch; None if it runs on a graph alone, of which no gradients can be had."""
+    try:
+        return detector.network
+    except ConfigError:
+        return None
+
+
+def _with_tokens(tile: TileEvidence, corner: tuple[int, int], network: MoLENetwork, crop: torch.Tensor) -> TileEvidence:
+    """`tile` with its attributions and routing; `crop` (1, 3, S, S) starts at `corner` of the image."""
+    shares = attribute(network, crop)[0]
+    side = network.tower.config.patch_size
+    rows, columns = shares.shape
+    routing = tuple(
+        BlockRouting(
+            block=block,
+            mean_gates=tuple(gates[0].flatten(0, 1).mean(0).tolist()),
+            experts=tuple(tuple(row) for row in gates[0].argmax(-1).tolist()),
+        )
+        for block, gates in gates_of(network, crop).items()
+    )
+    x, y = corner
+    return tile.model_copy(
+        update={
+            "grid_box": (x, y, x + columns * side, y + rows * side),
+            "attribution": tuple(tuple(row) for row in shares.tolist()),
+            "routing": routing,
+        }
+    )

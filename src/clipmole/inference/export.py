@@ -1,0 +1,272 @@
+"""A detector -> a graph for OpenVINO or ONNX Runtime, checked against the detector in float32 or not written.
+
+In: a detector, images to check on, and for OpenVINO's int8 images that show the ranges of activations. Out: the
+directory that `exported` reads. It knows nothing of how graphs are made (`runtimes.graph`).
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+import clipmole
+from clipmole.calibration import Calibration
+from clipmole.errors import CheckpointError, ConfigError, DataError
+from clipmole.images.crops import preprocess
+from clipmole.images.loading import ImageSource, load_image
+from clipmole.inference.detector import Detector
+from clipmole.inference.export_directory import EXPORT, Check, Export, file_digests
+from clipmole.inference.graph import GraphRuntime, convert, open_graph
+from clipmole.inference.pytorch import TorchRuntime
+from clipmole.inference.quantize import quantise
+from clipmole.inference.runtime import Precision
+from clipmole.metrics import average_precision
+from clipmole.models.adapter import CALIBRATION, CONFIG, adapter_digest, find_adapter, load_adapter
+from clipmole.records import Verdict
+
+CALIBRATION_CROPS = 256  # at most; one of each image, as far as it goes
+
+
+class ExportRefused(CheckpointError):
+    """A graph that is not near enough to its detector; nothing was written.
+
+    Attributes:
+        check: what was measured.
+    """
+
+    def __init__(self, message: str, check: Check) -> None:
+        super().__init__(message)
+        self.check = check
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a graph may change at most.
+
+    Attributes:
+        average_precision: difference, either way.
+        difference: of a logit, in standard deviations of the float32 logits.
+        changed: verdicts that were real or AI-generated and are something else; None: any number.
+        reversed: verdicts that turned into the opposite.
+    """
+
+    average_precision: float
+    difference: float
+    changed: int | None
+    reversed: int = 0
+
+
+LIMITS: dict[Precision, Limits] = {
+    "float32": Limits(average_precision=0.0005, difference=0.001, changed=0),
+    "bfloat16": Limits(average_precision=0.001, difference=0.25, changed=0),
+    "int8": Limits(average_precision=0.005, difference=0.2, changed=None),
+}
+
+
+def compare_logits(
+    exact: ArrayLike, given: ArrayLike, labels: Sequence[int] | None, calibration: Calibration | None
+) -> Check:
+    """What changes from the logits in float32 (n,) to those of a graph (n,).
+
+    Args:
+        labels: (n,), 1 = AI-generated; None: not known.
+        calibration: of the detector; None: it gives no verdicts.
+    """
+    a, b = (np.asarray(values, dtype=np.float64) for values in (exact, given))
+    if a.shape != b.shape or len(a) < 2:
+        raise DataError(f"check: {len(a)} images in float32, {len(b)} by the graph; give two or more to check on")
+    both = labels is not None and 0 < sum(labels) < len(labels)
+    changed = turned = settled = None
+    if calibration is not None:
+        pairs = [(calibration.verdict(x), calibration.verdict(y)) for x, y in zip(a, b, strict=True)]
+        unsure = Verdict.UNCERTAIN
+        changed = sum(x not in (unsure, y) for x, y in pairs)
+        turned = sum(unsure not in (x, y) and x != y for x, y in pairs)
+        settled = sum(x == unsure != y for x, y in pairs)
+    difference = np.abs(a - b)
+    return Check(
+        images=len(a),
+        labelled=len(labels) if labels is not None else 0,
+        spread=float(a.std()),
+        # A graph may give what is no number, which no comparison may let pass.
+        max_difference=float(difference.max()) if np.isfinite(b).all() else float("inf"),
+        mean_difference=float(difference.mean()) if np.isfinite(b).all() else float("inf"),
+        average_precision=(average_precision(labels, a), average_precision(labels, np.nan_to_num(b)))
+        if both and labels is not None
+        else None,
+        changed=changed,
+        reversed=turned,
+        settled=settled,
+    )
+
+
+def failures(check: Check, precision: Precision) -> list[str]:
+    """Why a graph is not near enough to its detector; [] if it is."""
+    limits = LIMITS[precision]
+    found = []
+    if not check.max_difference <= limits.difference * check.spread:
+        found.append(
+            f"a logit differs by {check.max_difference:.2g}, more than {limits.difference:g} of the logits' "
+            f"standard deviation {check.spread:.2g}"
+        )
+    if check.average_precision is not None:
+        before, after = check.average_precision
+        if not abs(after - before) < limits.average_precision:
+            found.append(f"average precision goes from {before:.4f} to {after:.4f}")
+    if limits.changed is not None and (check.changed or 0) > limits.changed:
+        found.append(f"{check.changed} settled verdicts change")
+    if (check.reversed or 0) > limits.reversed:
+        found.append(f"{check.reversed} verdicts turn into their opposite")
+    return found
+
+
+def check_place(directory: str | Path) -> Path:
+    """A place where an export may be written: absent, empty, or an export already."""
+    target = Path(directory)
+    if target.exists() and not (target / EXPORT).is_file() and (not target.is_dir() or any(target.iterdir())):
+        raise CheckpointError(f"{target}: exists and is not an export; name another place")
+    return target
+
+
+def calibration_crops(images: Iterable[ImageSource], detector: Detector) -> list[NDArray[np.uint8]]:
+    """One crop (1, 3, S, S) of each image, from each place of the grid in turn. Raises the first `ImageError`."""
+    found: list[NDArray[np.uint8]] = []
+    for source in images:
+        if len(found) == CALIBRATION_CROPS:
+            break
+        crops = preprocess(load_image(source), detector.preprocess)
+        place = len(found) % len(crops)
+        found.append(np.ascontiguousarray(crops[place : place + 1]))
+    return found
+
+
+def export_detector(
+    name: str | Path,
+    out: str | Path,
+    runtime: GraphRuntime,
+    images: Callable[[], Iterable[ImageSource]],
+    *,
+    labels: Sequence[int] | None = None,
+    precision: Precision = "float32",
+    calibrate_on: Iterable[ImageSource] = (),
+    backbone: str | Path | None = None,
+    say: Callable[[str], None] = lambda _line: None,
+) -> Export:
+    """Write a detector's graph to `out`, replacing an older export as a whole, if it stands its check.
+
+    Args:
+        name: "embedded", an adapter directory, or a hub id `owner/name`.
+        images: gives the images to check on, the same ones each time.
+        labels: of these images, 1 = AI-generated; None: not known.
+        calibrate_on: images that show OpenVINO's int8 the ranges of activations; best none of those to check on. If
+            the graph then fails its check, or without such images, the ranges are taken while it runs: slower, and
+            nearer to float32.
+        backbone: as in `Detector.from_pretrained`.
+        say: told what is being done.
+
+    Raises `ExportRefused` if the graph is not near enough to the detector, as `LIMITS` says; the first `ImageError`;
+    `MissingDependency`; and as `Detector.from_pretrained` does.
+    """
+    if runtime == "onnx" and precision == "bfloat16":
+        raise ConfigError("precision=bfloat16: ONNX Runtime computes in float32 or int8; take --to openvino")
+    target = check_place(out)
+    adapter = load_adapter(name, backbone)
+    label, folder = find_adapter(name)
+    digest = adapter_digest(folder)
+    called = f"{label}@{digest[:12]}"
+    settings = adapter.config.preprocess
+    exact = Detector(
+        adapter.network, settings, adapter.calibration, called, runtime=TorchRuntime(adapter.network, "cpu", "float32")
+    )
+    crops = calibration_crops(calibrate_on, exact) if precision == "int8" and runtime == "openvino" else []
+    say("scoring in float32")
+    reference = exact.score(images())
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as scratch:
+            for shown in [crops, []] if crops else [[]]:
+                new = Path(scratch) / ("static" if shown else "new")
+                new.mkdir()
+                say("making the graph")
+                _make(exact, runtime, precision, shown, new)
+                graph = open_graph(new, runtime, precision)
+                say("scoring with the graph")
+                scores = Detector(None, settings, adapter.calibration, called, runtime=graph).score(images())
+                check = compare_logits(reference, scores, labels, adapter.calibration)
+                why = "; ".join(failures(check, precision))
+                if not why:
+                    break
+                if shown:
+                    say(f"with fixed ranges {why}; taking them while it runs instead")
+            if why:
+                raise ExportRefused(f"{called}: not exported: {why} (on {check.images} images)", check)
+            record = Export(
+                detector=called,
+                digest=digest,
+                runtime=runtime,
+                precision=precision,
+                graph_sha256=file_digests(new),
+                made_with=_versions(runtime),
+                calibrated_on=len(shown),
+                check=check,
+            )
+            for file in (CONFIG, CALIBRATION):
+                if (folder / file).is_file():
+                    shutil.copyfile(folder / file, new / file)
+            (new / EXPORT).write_text(record.model_dump_json(indent=2) + "\n", encoding="utf-8")
+            if target.exists():
+                target.rename(Path(scratch) / "old")
+            new.rename(target)
+    except OSError as error:
+        raise CheckpointError(f"{target}: cannot be written: {error}") from error
+    return record
+
+
+def _make(
+    exact: Detector, runtime: GraphRuntime, precision: Precision, crops: Sequence[NDArray[np.uint8]], folder: Path
+) -> None:
+    """The graph's files in `folder`."""
+    graph = convert(exact.network, exact.preprocess.crop_size, runtime, folder)
+    if precision != "int8":
+        return
+    quantise(graph, runtime, exact.network.tower.config.width, crops)
+    for file in sorted(folder.glob("int8-*")):
+        file.replace(folder / file.name.removeprefix("int8-"))
+
+
+def _versions(runtime: GraphRuntime) -> dict[str, str]:
+    libraries = {"openvino": ("torch", "openvino", "nncf"), "onnx": ("torch", "onnx", "onnxruntime")}[runtime]
+    return {"clipmole": clipmole.__version__} | {library: version(library) for library in libraries}
+
+
+def _arithmetic(record: Export) -> str:
+    if record.precision != "int8":
+        return record.precision
+    return "int8 (static)" if record.calibrated_on else "int8 (dynamic)"
+
+
+def describe(record: Export) -> list[str]:
+    """What an export is and how its check came out, as lines for people."""
+    check = record.check
+    lines = [
+        f"{record.detector} for {record.runtime} in {_arithmetic(record)}, checked on {check.images} images "
+        f"({check.labelled} labelled) against float32:",
+        f"  logits differ by at most {check.max_difference:.2g}, on average {check.mean_difference:.2g}; "
+        f"their standard deviation is {check.spread:.2g}",
+    ]
+    if check.average_precision is not None:
+        before, after = check.average_precision
+        lines.append(f"  average precision {before:.4f} in float32, {after:.4f} here")
+    if check.changed is not None:
+        lines.append(
+            f"  settled verdicts that change: {check.changed}, of them into their opposite: {check.reversed}; "
+            f"uncertain ones that settle: {check.settled}"
+        )
+    return lines

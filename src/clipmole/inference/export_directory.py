@@ -1,0 +1,134 @@
+"""The directory that `clipmole export` writes, and how it is read.
+
+    export.json       what it came from, what runs it, how it was checked
+    model.xml, .bin   the graph for OpenVINO; or model.onnx for ONNX Runtime
+    config.json       the adapter's configuration: preprocessing, backbone, MoLE
+    calibration.json  as the adapter's; absent if it is not calibrated
+
+In: a directory. Out: a runtime with its preprocessing and calibration. It needs neither the adapter nor the backbone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from pydantic import ValidationError
+
+from clipmole.calibration import Calibration
+from clipmole.config import PreprocessConfig
+from clipmole.errors import CheckpointError
+from clipmole.inference.graph import GraphRuntime, default_folder, open_graph
+from clipmole.inference.runtime import Precision, Runtime
+from clipmole.models.adapter import read_calibration, read_config
+from clipmole.records import Record
+
+EXPORT = "export.json"
+FORMAT_VERSION = 1
+
+
+class Check(Record):
+    """A graph against its detector in float32, on the same crops.
+
+    Attributes:
+        images: how many were compared, `labelled` of them for the average precision.
+        spread: standard deviation of the float32 logits.
+        max_difference, mean_difference: of the logits, absolute.
+        average_precision: in float32 and of the graph; None without labels of both classes.
+        changed: verdicts that were real or AI-generated in float32, and are something else; None if uncalibrated.
+        reversed: those that turned from real to AI-generated or the other way; None if uncalibrated.
+        settled: verdicts that were uncertain in float32, and are not; None if uncalibrated.
+    """
+
+    images: int
+    labelled: int
+    spread: float
+    max_difference: float
+    mean_difference: float
+    average_precision: tuple[float, float] | None
+    changed: int | None
+    reversed: int | None
+    settled: int | None
+
+
+class Export(Record):
+    """What `export.json` holds.
+
+    Attributes:
+        detector: name and digest of the detector it came from, as detections show it.
+        digest: sha256 of that detector, whole.
+        graph_sha256: of each file of the graph.
+        calibrated_on: crops that showed int8 the ranges of activations; 0: they are taken while it runs.
+        made_with: versions of clipmole and the libraries.
+    """
+
+    format_version: int = FORMAT_VERSION
+    detector: str
+    digest: str
+    runtime: Literal["openvino", "onnx"]
+    precision: Precision
+    graph_sha256: dict[str, str]
+    made_with: dict[str, str]
+    calibrated_on: int
+    check: Check
+
+
+@dataclass(frozen=True)
+class OpenExport:
+    """An exported detector, ready to run."""
+
+    record: Export
+    preprocess: PreprocessConfig
+    calibration: Calibration | None
+    runtime: Runtime
+
+
+def is_export(name: str | Path) -> bool:
+    """Whether this is a directory that `clipmole export` wrote."""
+    return (Path(name) / EXPORT).is_file()
+
+
+def graph_files(folder: Path) -> list[Path]:
+    """The files of the graph that a folder holds, by name."""
+    return sorted(path for path in folder.iterdir() if path.name.startswith("model."))
+
+
+def file_digests(folder: Path) -> dict[str, str]:
+    """sha256 of each file of the graph."""
+    found = {}
+    for path in graph_files(folder):
+        with path.open("rb") as file:
+            found[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
+    return found
+
+
+def read_export(folder: Path) -> Export:
+    """`export.json`. Raises `CheckpointError` if it is damaged or of another version."""
+    try:
+        record = Export.model_validate_json((folder / EXPORT).read_bytes())
+    except (OSError, ValidationError) as error:
+        raise CheckpointError(f"{folder / EXPORT}: is damaged; export the detector again") from error
+    if record.format_version != FORMAT_VERSION:
+        version = record.format_version
+        raise CheckpointError(
+            f"{folder / EXPORT}: format version {version}, and this clipmole reads {FORMAT_VERSION}; update clipmole"
+        )
+    return record
+
+
+def open_export(folder: Path) -> OpenExport:
+    """Open an exported detector; its graph must be, byte for byte, the one that was checked."""
+    record = read_export(folder)
+    if file_digests(folder) != record.graph_sha256:
+        raise CheckpointError(f"{folder}: its graph is not the one that was checked; export the detector again")
+    kind: GraphRuntime = record.runtime
+    what = "".join(sorted(record.graph_sha256.values()))
+    compiled = default_folder() / hashlib.sha256(what.encode()).hexdigest()[:32]
+    return OpenExport(
+        record,
+        read_config(folder).preprocess,
+        read_calibration(folder),
+        open_graph(folder, kind, record.precision, compiled),
+    )

@@ -1,0 +1,270 @@
+"""The network as a graph of OpenVINO or ONNX Runtime, with normalisation, tower, adapter and head inside.
+
+In: a network, or a folder that holds its graph. Out: graph files, or a `Runtime` that runs them on the CPU. The graph
+takes crops (n, 3, S, S) uint8 of any number n and of the size S it was traced with, and gives logits (n,). It
+knows nothing of adapter directories or of whether a graph is right (`clipmole.inference.export` checks that).
+
+OpenVINO would choose bfloat16 by itself where the processor has it: the precision is always said.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext, redirect_stdout, suppress
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from clipmole.errors import CheckpointError, ConfigError, MissingDependency
+from clipmole.inference.runtime import Precision, Runtime, RuntimeName
+from clipmole.models.network import MoLENetwork
+from clipmole.plumbing.files import cache_folder
+
+GraphRuntime = Literal["openvino", "onnx"]
+GRAPH: dict[str, str] = {"openvino": "model.xml", "onnx": "model.onnx"}
+OPSET = 18
+GROUP = 64  # channels of a token that share a range, in OpenVINO's dynamic int8; divides the widths of all presets
+
+
+def default_folder() -> Path:
+    """`$CLIPMOLE_CACHE/graphs`, else `~/.cache/clipmole/graphs`."""
+    return cache_folder("graphs")
+
+
+def library(runtime: GraphRuntime) -> Any:
+    """The library that runs a graph. Raises `MissingDependency` if it is not installed."""
+    try:
+        if runtime == "openvino":
+            import openvino
+
+            return openvino
+        import onnxruntime
+
+        return onnxruntime
+    except ImportError as error:
+        raise MissingDependency(runtime if runtime == "openvino" else "onnxruntime", runtime) from error
+
+
+def installed(runtime: GraphRuntime) -> bool:
+    """Whether the library that runs a graph is there."""
+    return find_spec("openvino" if runtime == "openvino" else "onnxruntime") is not None
+
+
+def convert(network: MoLENetwork, crop_size: int, runtime: GraphRuntime, folder: Path) -> Path:
+    """Write the graph of a network in float32 into `folder`; returns the graph's file."""
+    library(runtime)
+    network = network.to("cpu").eval()
+    example = torch.zeros(2, 3, crop_size, crop_size, dtype=torch.uint8)
+    target = folder / GRAPH[runtime]
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")  # of the tracer: the shapes it fixes are those of the crops
+        if runtime == "openvino":
+            save_openvino(_openvino_graph(network, example), target)
+        else:
+            _save_onnx(network, example, target)
+    return target
+
+
+def _openvino_graph(network: MoLENetwork, example: torch.Tensor) -> Any:
+    import openvino
+
+    shape = openvino.PartialShape([-1, *example.shape[1:]])
+    return openvino.convert_model(network, example_input=example, input=[shape])
+
+
+def save_openvino(graph: Any, target: Path) -> None:
+    """Write an OpenVINO graph, its weights as they are (OpenVINO would halve them)."""
+    import openvino
+
+    openvino.save_model(graph, target, compress_to_fp16=False)
+
+
+def _save_onnx(network: MoLENetwork, example: torch.Tensor, target: Path) -> None:
+    try:
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise MissingDependency("onnxscript", "onnx") from error
+    shapes = ({0: torch.export.Dim("batch")},)
+    logger = logging.getLogger("torch.onnx._internal.exporter")
+    level = logger.level
+    logger.setLevel(logging.ERROR)  # it remarks on torchvision, which has no part in this
+    try:
+        with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
+            torch.onnx.export(
+                network,
+                (example,),
+                target,
+                dynamo=True,
+                input_names=["crops"],
+                output_names=["logits"],
+                dynamic_shapes=shapes,
+                opset_version=OPSET,
+                external_data=False,
+                verbose=False,
+            )
+    finally:
+        logger.setLevel(level)
+
+
+class OpenVINORuntime:
+    """A graph that OpenVINO runs on the CPU.
+
+    Args:
+        graph: the .xml file.
+        precision: int8 says that the graph is quantised; the rest of it is computed in bfloat16 where the processor
+            has that, else in float32.
+        compiled: folder where OpenVINO keeps what it compiled for this processor; None: nowhere.
+    """
+
+    name: RuntimeName = "openvino"
+    device = torch.device("cpu")
+
+    def __init__(self, graph: Path, precision: Precision, compiled: Path | None = None) -> None:
+        core = library("openvino").Core()
+        self.precision: Precision = precision
+        self.made_of = (graph, precision, compiled)
+        has_bfloat16 = "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+        reduced = precision == "bfloat16" or (precision == "int8" and has_bfloat16)
+        settings: dict[str, Any] = {
+            "INFERENCE_PRECISION_HINT": "bf16" if reduced else "f32",
+            "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+            "PERFORMANCE_HINT": "LATENCY",
+        }
+        if precision == "int8":
+            settings["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = GROUP
+        if compiled is not None:
+            settings["CACHE_DIR"] = str(compiled)
+        try:
+            with _alone(compiled) if compiled else nullcontext():
+                self.request = core.compile_model(graph, "CPU", settings).create_infer_request()
+        except RuntimeError as error:
+            reason = str(error).strip().splitlines()[-1]
+            raise CheckpointError(f"{graph}: cannot be run by OpenVINO: {reason}; export it again") from error
+
+    def __reduce__(self) -> tuple[type[OpenVINORuntime], tuple[Any, ...]]:
+        return OpenVINORuntime, self.made_of  # in another process it is compiled again
+
+    def logits(self, crops: NDArray[np.uint8], batch_size: int) -> NDArray[np.float32]:
+        """Crops (n, 3, S, S) -> logits (n,), in forward passes of at most `batch_size` crops."""
+        return _in_batches(crops, batch_size, lambda batch: self.request.infer([batch], share_inputs=True)[0])
+
+    def exact(self) -> OpenVINORuntime | None:
+        """The same graph in float32; None unless this is bfloat16."""
+        graph, _, compiled = self.made_of
+        return OpenVINORuntime(graph, "float32", compiled) if self.precision == "bfloat16" else None
+
+
+class ONNXRuntime:
+    """A graph that ONNX Runtime runs on the CPU.
+
+    Args:
+        graph: the .onnx file.
+        precision: float32, or int8 for a quantised graph.
+    """
+
+    name: RuntimeName = "onnx"
+    device = torch.device("cpu")
+
+    def __init__(self, graph: Path, precision: Precision) -> None:
+        onnxruntime = library("onnx")
+        if precision == "bfloat16":
+            raise ConfigError("runtime=onnx: computes in float32 or int8, not bfloat16; take openvino or torch")
+        self.precision: Precision = precision
+        self.made_of = (graph, precision)
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = torch.get_num_threads()
+        options.log_severity_level = 3
+        try:
+            self.session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # its errors share no base but Exception
+            reason = str(error).strip().splitlines()[0]
+            raise CheckpointError(f"{graph}: cannot be run by ONNX Runtime: {reason}; export it again") from error
+
+    def __reduce__(self) -> tuple[type[ONNXRuntime], tuple[Any, ...]]:
+        return ONNXRuntime, self.made_of  # in another process it is opened again
+
+    def logits(self, crops: NDArray[np.uint8], batch_size: int) -> NDArray[np.float32]:
+        """Crops (n, 3, S, S) -> logits (n,), in forward passes of at most `batch_size` crops."""
+        return _in_batches(crops, batch_size, lambda batch: self.session.run(None, {"crops": batch})[0])
+
+    def exact(self) -> None:
+        """None: it does not compute in bfloat16."""
+
+
+def _in_batches(
+    crops: NDArray[np.uint8], batch_size: int, forward: Callable[[NDArray[np.uint8]], Any]
+) -> NDArray[np.float32]:
+    parts = [
+        np.array(forward(np.ascontiguousarray(crops[start : start + batch_size])), dtype=np.float32)
+        for start in range(0, len(crops), batch_size)
+    ]
+    return np.concatenate(parts)
+
+
+def open_graph(folder: Path, runtime: GraphRuntime, precision: Precision, compiled: Path | None = None) -> Runtime:
+    """The graph that `folder` holds, ready to run."""
+    graph = folder / GRAPH[runtime]
+    if not graph.is_file():
+        raise CheckpointError(f"{folder}: holds no {GRAPH[runtime]}; export the detector again")
+    if runtime == "openvino":
+        return OpenVINORuntime(graph, precision, compiled)
+    return ONNXRuntime(graph, precision)
+
+
+def cached_graph(
+    load: Callable[[], MoLENetwork], digest: str, crop_size: int, runtime: GraphRuntime, precision: Precision
+) -> Runtime:
+    """The graph of a detector, converted at first use and kept under `$CLIPMOLE_CACHE`.
+
+    Args:
+        load: gives the network, and is only called if there is no graph yet.
+        digest: of the detector, all of its weights.
+    """
+    if precision == "int8":
+        raise ConfigError(f"precision=int8: needs a graph that was checked: clipmole export --to {runtime} --int8")
+    what = f"{digest} {crop_size} {runtime} {library(runtime).__version__} {torch.__version__}"
+    folder = default_folder() / hashlib.sha256(what.encode()).hexdigest()[:32]
+    with _alone(folder):
+        if not (folder / GRAPH[runtime]).is_file():
+            try:
+                folder.parent.mkdir(parents=True, exist_ok=True)
+                with tempfile.TemporaryDirectory(prefix=".graph-", dir=folder.parent) as scratch:
+                    new = Path(scratch) / "new"
+                    new.mkdir()
+                    convert(load(), crop_size, runtime, new)
+                    if not folder.exists():
+                        new.rename(folder)
+            except OSError as error:
+                raise CheckpointError(
+                    f"{folder}: cannot be written: {error}; set CLIPMOLE_CACHE to another place"
+                ) from error
+    return open_graph(folder, runtime, precision, folder / "compiled")
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Other processes wait meanwhile: nobody converts the same, or reads what OpenVINO has compiled by half.
+
+    Where the file system has no locks, or may not be written, they do not.
+    """
+    try:
+        import fcntl
+
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        file = folder.with_suffix(".lock").open("w")
+    except (ImportError, OSError):
+        yield
+        return
+    with file:
+        with suppress(OSError):
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield

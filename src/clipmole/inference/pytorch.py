@@ -1,0 +1,136 @@
+"""The network in PyTorch: float32 in the fastest arithmetic that is float32, bfloat16 by autocast, compiled or not.
+
+In: a network and a device. Out: a `Runtime`. On a GPU the crops of the next batch travel while this one computes.
+It knows nothing of graphs of other libraries.
+
+float32 on a CPU: PyTorch multiplies by MKL, which is slow on processors of other makers. Its precision "medium" lets
+oneDNN multiply instead. What that means depends on the processor: with AMX, oneDNN then rounds to bfloat16; without,
+it stays float32. So it is tried once, and used only where the product is as near to the true one as float32 is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from clipmole.errors import ConfigError
+from clipmole.inference.runtime import Precision, RuntimeName
+from clipmole.models.network import MoLENetwork
+
+# Largest error of a product of 256 terms, in units of the largest product: float32 gives 3e-7, bfloat16 2e-3.
+EXACT = 2e-6
+
+
+@contextmanager
+def matmul_precision(name: str) -> Iterator[None]:
+    """PyTorch's arithmetic of float32 matrix products, for as long as the context lasts; the setting is global."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(name)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def product_error(name: str) -> float:
+    """Largest error of a float32 matrix product under a precision of PyTorch, over the largest entry."""
+    generator = torch.Generator().manual_seed(0)
+    a, b = (torch.randn(256, 256, generator=generator) for _ in range(2))
+    exact = a.double() @ b.double()
+    with matmul_precision(name):
+        product = a @ b
+    return float((product.double() - exact).abs().max() / exact.abs().max())
+
+
+@cache
+def exact_precision() -> str:
+    """ "medium" where this processor's product stays float32 under it, else "highest"; tried once in a process."""
+    return "medium" if product_error("medium") < EXACT else "highest"
+
+
+def usable(device: str) -> torch.device:
+    """The device of this name. Raises `ConfigError` if nothing can be computed there."""
+    try:
+        return torch.zeros(0, device=device).device
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(f"device={device}: cannot be used: {str(error).splitlines()[0]}") from error
+
+
+class TorchRuntime:
+    """The network itself.
+
+    Args:
+        network: in eval mode; it is moved to `device`.
+        device: "cpu", "cuda", ...
+        precision: float32, or bfloat16 by autocast.
+        compiled: let torch.compile fuse what lies between the matrix products; on a GPU as a CUDA graph. It takes
+            half a minute for each number of crops, so numbers are rounded up to a power of two.
+    """
+
+    def __init__(
+        self, network: MoLENetwork, device: str = "cpu", precision: Precision = "float32", compiled: bool = False
+    ) -> None:
+        if precision == "int8":
+            raise ConfigError("precision=int8: is for exported graphs: clipmole export --int8")
+        self.device = usable(device)
+        try:
+            self.network = network.to(self.device).eval()
+        except RuntimeError as error:
+            raise ConfigError(f"device={device}: has no room for the network: {str(error).splitlines()[0]}") from error
+        self.name: RuntimeName = "torch-compile" if compiled else "torch"
+        self.precision: Precision = precision
+        self.forward = _compiled(self.network, self.device) if compiled else self.network
+        self.copies = (
+            torch.cuda.Stream(self.device) if self.device.type == "cuda" else None  # type: ignore[no-untyped-call]
+        )
+
+    def logits(self, crops: NDArray[np.uint8], batch_size: int) -> NDArray[np.float32]:
+        """Crops (n, 3, S, S) -> logits (n,), in forward passes of at most `batch_size` crops."""
+        precision = exact_precision() if self.device.type == "cpu" and self.precision == "float32" else "highest"
+        autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16")
+        parts = []
+        # torch.compile packs frozen weights, which it cannot do in inference mode.
+        quiet = torch.no_grad() if self.name == "torch-compile" else torch.inference_mode()
+        with quiet, autocast, matmul_precision(precision):
+            batches = torch.split(torch.from_numpy(crops), batch_size)
+            coming = self.on_device(self.padded(batches[0]))
+            for place, batch in enumerate(batches):
+                here, last = coming, place + 1 == len(batches)
+                coming = here if last else self.on_device(self.padded(batches[place + 1]))  # while this one computes
+                if self.copies is not None:
+                    torch.cuda.current_stream(self.device).wait_stream(self.copies)
+                parts.append(self.forward(here)[: len(batch)].float())
+        return torch.cat(parts).cpu().numpy()
+
+    def exact(self) -> TorchRuntime | None:
+        """The same network, its weights shared, in float32; None unless this is bfloat16."""
+        return TorchRuntime(self.network, str(self.device)) if self.precision == "bfloat16" else None
+
+    def padded(self, batch: Tensor) -> Tensor:
+        """The batch; for a compiled network filled up with its last crop to a power of two."""
+        missing = (1 << (len(batch) - 1).bit_length()) - len(batch) if self.name == "torch-compile" else 0
+        return torch.cat([batch, batch[-1:].expand(missing, *batch.shape[1:])]) if missing else batch
+
+    def on_device(self, batch: Tensor) -> Tensor:
+        """The batch on the device; where there are streams, under way on one of its own."""
+        if self.copies is None:
+            return batch.to(self.device)
+        with torch.cuda.stream(self.copies):
+            moved = batch.pin_memory().to(self.device, non_blocking=True)
+        moved.record_stream(torch.cuda.current_stream(self.device))
+        return moved
+
+
+def _compiled(network: MoLENetwork, device: torch.device) -> torch.nn.Module:
+    """The network by torch.compile: frozen weights prepacked on a CPU, CUDA graphs on a GPU."""
+    options: dict[str, Any] = {"freezing": True}
+    if device.type == "cuda":
+        options["triton.cudagraphs"] = True
+    return torch.compile(network.requires_grad_(False), options=options, dynamic=False)  # type: ignore[return-value]

@@ -1,0 +1,347 @@
+"""Adapter directory <-> detector network.
+
+    config.json          format version, backbone (id, revision, sha256), MoLE, preprocessing
+    adapter.safetensors  what was trained: LoRAs, routers, head (and the tower, if it was fine-tuned)
+    calibration.json     probability and thresholds; absent if the detector is not calibrated
+    train.json           how it was trained; absent if it was not trained by clipmole
+    train.html           the same as a page, with images of the data: never uploaded; absent likewise
+    README.md            model card
+
+A directory is written beside its place and renamed, so nobody ever reads a half-written one. No
+pickle is read, but for UnivFD's published head, and that without code execution. It knows nothing of images
+or verdicts.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import Field, ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from clipmole.calibration import Calibration
+from clipmole.config import Config, MoLEConfig, PreprocessConfig
+from clipmole.errors import CheckpointError, ConfigError, WeightsError
+from clipmole.models.backbone import PRESETS, Backbone, load_backbone
+from clipmole.models.hub import HUB_ID, hub_files
+from clipmole.models.network import MoLENetwork
+
+FORMAT_VERSION = 1
+CONFIG, ADAPTER, CALIBRATION, TRAIN, PAGE, CARD = (
+    "config.json",
+    "adapter.safetensors",
+    "calibration.json",
+    "train.json",
+    "train.html",
+    "README.md",
+)
+RECALIBRATED = "## Calibrated again"  # the heading of the model card's section on a later calibration
+# ../shared/reference/README.md: WisconsinAIVision/UniversalFakeDetect, pretrained_weights/fc_weights.pth, MIT.
+
+
+class BackboneReference(Config):
+    """Which tower an adapter belongs to; `sha256` is of the weights (`backbone.tower_sha256`)."""
+
+    id: str
+    revision: str | None = None
+    sha256: str = Field(pattern="^[0-9a-f]{64}$")
+
+
+class AdapterConfig(Config):
+    """What `config.json` of an adapter directory holds."""
+
+    format_version: int = FORMAT_VERSION
+    backbone: BackboneReference
+    mole: MoLEConfig
+    preprocess: PreprocessConfig
+    full_finetune: bool = False
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """A loaded adapter directory.
+
+    Attributes:
+        name: a name of the detector for people: "embedded", the hub id, or the directory's name.
+        digest: sha256 over `config.json`, `adapter.safetensors` and `calibration.json`.
+        network: in eval mode, float32.
+    """
+
+    name: str
+    digest: str
+    config: AdapterConfig
+    network: MoLENetwork
+    calibration: Calibration | None
+
+
+def check_target(directory: str | Path) -> Path:
+    """A place where an adapter directory may be written: absent, empty, or an adapter directory already."""
+    target = Path(directory)
+    if target.exists() and not (target / CONFIG).is_file() and (not target.is_dir() or any(target.iterdir())):
+        raise CheckpointError(f"{target}: exists and is not an adapter directory; name another place")
+    return target
+
+
+def save_adapter(
+    directory: str | Path,
+    network: MoLENetwork,
+    backbone: Backbone,
+    preprocess: PreprocessConfig,
+    calibration: Calibration | None = None,
+    train: dict[str, Any] | None = None,
+    card: str | None = None,
+    dtype: torch.dtype = torch.float32,
+    page: str | None = None,
+) -> None:
+    """Write an adapter directory, replacing an older one as a whole.
+
+    Args:
+        dtype: of the stored tensors; loading turns them into float32.
+        page: HTML about the training.
+
+    Raises `CheckpointError` if `directory` exists and is not an adapter directory, or cannot be written.
+    """
+    target = check_target(directory)
+    reference = BackboneReference(id=backbone.id, revision=backbone.revision, sha256=backbone.sha256)
+    config = AdapterConfig(
+        backbone=reference, mole=network.config, preprocess=preprocess, full_finetune=network.full_finetune
+    )
+    tensors = {n: p.detach().to("cpu", dtype).contiguous() for n, p in network.trained_parameters().items()}
+    texts: dict[str, str | None] = {
+        CONFIG: config.model_dump_json(indent=2),
+        CALIBRATION: calibration.model_dump_json(indent=2) if calibration else None,
+        TRAIN: json.dumps(train, indent=2) if train else None,
+        PAGE: page,
+        CARD: card,
+    }
+
+    def fill(folder: Path) -> None:
+        save_file(tensors, folder / ADAPTER)
+        for name, text in texts.items():
+            if text is not None:
+                (folder / name).write_text(text.rstrip() + "\n", encoding="utf-8")
+        # safetensors writes for the owner alone; others may read what they may read of the configuration.
+        (folder / ADAPTER).chmod((folder / CONFIG).stat().st_mode)
+
+    _write(target, fill)
+
+
+def _write(target: Path, fill: Callable[[Path], None]) -> None:
+    """Let `fill` write a new directory, and put it in the place of `target` as a whole or not at all."""
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as scratch:
+            new, old = Path(scratch) / "new", Path(scratch) / "old"
+            new.mkdir()
+            fill(new)
+            for path in new.iterdir():
+                with path.open("rb") as file:
+                    os.fsync(file.fileno())
+            _exchange(new, target, old)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{target}: cannot be written: {error}; nothing was changed") from error
+
+
+def _exchange(new: Path, target: Path, old: Path) -> None:
+    """Put `new` in the place of `target`, which goes to `old`, or leave `target` as it was."""
+    replaces = target.exists()
+    if replaces:
+        target.rename(old)
+    try:
+        new.rename(target)
+    except OSError:
+        if replaces:
+            old.rename(target)
+        raise
+
+
+def with_calibration(source: Path, directory: str | Path, calibration: Calibration, remarks: Sequence[str]) -> None:
+    """Write a copy of the adapter directory `source` with another calibration, replacing an older copy as a whole.
+
+    The weights and settings are copied byte for byte. The model card gets `remarks` as a last section, in the
+    place of one from an earlier calibration: what the card says above of verdicts no longer holds.
+
+    Raises `CheckpointError` if `source` is no adapter directory, if `directory` is `source` or something else that
+    is not an adapter directory, or cannot be written.
+    """
+    read_config(source)
+    target = check_copy(source, directory)
+
+    def fill(folder: Path) -> None:
+        for name in (CONFIG, ADAPTER, TRAIN):
+            if (source / name).is_file():
+                shutil.copyfile(source / name, folder / name)  # the content: files of the hub's cache are links
+        (folder / CALIBRATION).write_text(calibration.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        card = (source / CARD).read_text(encoding="utf-8") if (source / CARD).is_file() else ""
+        section = [RECALIBRATED, "", "This replaces what is said above of probabilities and thresholds.", ""]
+        above = card.split(RECALIBRATED)[0].rstrip()
+        lines = [*([above, ""] if above else []), *section, *(f"- {remark}" for remark in remarks)]
+        (folder / CARD).write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+    _write(target, fill)
+
+
+def check_copy(source: Path, directory: str | Path) -> Path:
+    """A place where a copy of the adapter directory `source` may be written; never `source` itself."""
+    target = check_target(directory)
+    if target.resolve() == source.resolve():
+        raise CheckpointError(f"{target}: is the detector itself, which stays as it is; name another place")
+    return target
+
+
+def find_adapter(name: str | Path, revision: str | None = None, cache_dir: Path | None = None) -> tuple[str, Path]:
+    """The name for people and the folder of a detector: "embedded", a directory, or a hub id `owner/name`."""
+    if name == "embedded":
+        return "embedded", Path(str(files("clipmole"))) / "embedded" / "adapter"
+    path = Path(name)
+    if path.is_dir():
+        return path.resolve().name, path
+    if str(name) in PRESETS:
+        raise CheckpointError(
+            f"{name}: is a backbone, not a detector; train an adapter for it (clipmole train) and give its directory"
+        )
+    if isinstance(name, str) and HUB_ID.fullmatch(name) and not path.exists():
+        folder = hub_files(
+            name,
+            [CONFIG, ADAPTER],
+            optional=[CALIBRATION, TRAIN, CARD],
+            revision=revision,
+            cache_dir=cache_dir,
+        )
+        return name, folder
+    raise CheckpointError(f"{name}: no such detector; give 'embedded', an adapter directory, or a hub id owner/name")
+
+
+def read_config(folder: Path) -> AdapterConfig:
+    """`config.json` of an adapter directory, its format version checked before anything else."""
+    path = folder / CONFIG
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        version = values["format_version"]
+    except OSError as error:
+        raise CheckpointError(f"{folder}: is not an adapter directory: no readable {CONFIG}") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path}: is not an adapter's configuration: no JSON with format_version") from error
+    if version != FORMAT_VERSION:
+        raise CheckpointError(
+            f"{path}: format version {version}, and this clipmole reads {FORMAT_VERSION}; update clipmole"
+        )
+    try:
+        return AdapterConfig.parse(values, str(path))
+    except ConfigError as error:
+        raise CheckpointError(str(error)) from error
+
+
+def read_calibration(folder: Path) -> Calibration | None:
+    """`calibration.json` of an adapter directory; None if there is none."""
+    path = folder / CALIBRATION
+    if not path.is_file():
+        return None
+    try:
+        return Calibration.model_validate_json(path.read_bytes())
+    except (OSError, ValidationError) as error:
+        raise CheckpointError(f"{path}: is damaged; fit the calibration again") from error
+
+
+def read_tensors(path: Path, expected: dict[str, torch.nn.Parameter]) -> dict[str, torch.Tensor]:
+    """Tensors of an adapter file in float32, which must be exactly those of `expected`, all finite."""
+    try:
+        tensors = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path}: cannot be read: {error}; fetch or train the adapter again") from error
+    for problem, names in (
+        ("misses", expected.keys() - tensors.keys()),
+        ("has unknown", tensors.keys() - expected),
+    ):
+        if names:
+            first = ", ".join(sorted(names)[:3])
+            raise CheckpointError(f"{path}: {problem} {len(names)} tensors: {first}; it does not fit its {CONFIG}")
+    for name, parameter in expected.items():
+        if tensors[name].shape != parameter.shape:
+            given, needed = tuple(tensors[name].shape), tuple(parameter.shape)
+            raise CheckpointError(f"{path}: {name} is {given}, not {needed}; it does not fit its {CONFIG}")
+        tensors[name] = tensors[name].float()
+        if not tensors[name].isfinite().all():
+            raise CheckpointError(f"{path}: {name} holds values that are not finite; train the adapter again")
+    return tensors
+
+
+def load_adapter(
+    name: str | Path,
+    backbone: str | Path | None = None,
+    revision: str | None = None,
+    cache_dir: Path | None = None,
+) -> Adapter:
+    """Load a detector and the backbone it was made for.
+
+    Args:
+        name: "embedded", an adapter directory, or a hub id `owner/name`.
+        backbone: where to take the backbone from, if not from where its id says; same weights all the same.
+        revision: of the adapter on the hub.
+
+    Raises `CheckpointError`, or `WeightsError` for the backbone, with one line that names the thing.
+    """
+    label, folder = find_adapter(name, revision, cache_dir)
+    config = read_config(folder)
+    wanted = config.backbone
+    try:
+        loaded = load_backbone(
+            backbone or wanted.id, revision=None if backbone else wanted.revision, cache_dir=cache_dir
+        )
+    except WeightsError as error:
+        if backbone is None and wanted.id not in PRESETS and not HUB_ID.fullmatch(wanted.id):
+            raise CheckpointError(
+                f"{label}: was made for the backbone directory {wanted.id!r} "
+                f"(weights sha256 {wanted.sha256[:12]}...); give its place with backbone= or --backbone"
+            ) from error
+        raise
+    if loaded.sha256 != wanted.sha256:
+        raise CheckpointError(
+            f"{label}: was made for backbone {wanted.id} with weights sha256 {wanted.sha256[:12]}..., "
+            f"and {backbone or wanted.id} has {loaded.sha256[:12]}...; give the right backbone"
+        )
+    network = MoLENetwork(loaded.tower, config.mole, config.full_finetune)
+    network.load_state_dict(read_tensors(folder / ADAPTER, network.trained_parameters()), strict=False)
+    return Adapter(label, adapter_digest(folder), config, network.eval(), read_calibration(folder))
+
+
+def adapter_digest(folder: Path) -> str:
+    """sha256 over `config.json` (which has the backbone's), `adapter.safetensors` and `calibration.json`."""
+    digest = hashlib.sha256()
+    for file in (CONFIG, ADAPTER, CALIBRATION):
+        if (folder / file).is_file():
+            digest.update((folder / file).read_bytes())
+    return digest.hexdigest()
+
+
+def push_adapter(directory: str | Path, repo_id: str, private: bool = False, token: str | None = None) -> str:
+    """Upload an adapter directory to the Hugging Face Hub in one commit; returns the commit's URL."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError
+
+    folder = Path(directory)
+    read_config(folder)
+    api = HfApi(token=token)
+    try:
+        api.create_repo(repo_id, private=private, exist_ok=True)
+        commit = api.upload_folder(
+            repo_id=repo_id,
+            folder_path=folder,
+            allow_patterns=[CONFIG, ADAPTER, CALIBRATION, TRAIN, CARD],
+            commit_message="Upload clipmole adapter",
+        )
+    except (HfHubHTTPError, OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise CheckpointError(f"{repo_id}: could not be uploaded: {reason}") from error
+    return commit.commit_url

@@ -1,0 +1,106 @@
+"""Tower, adapter and head as one network: RGB crops in, logits out.
+
+In: crops (B, 3, H, W), uint8 0..255 or float 0..1. Out: logits (B,), positive towards AI-generated.
+It knows nothing of files, probabilities or verdicts.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from clipmole.config import MoLEConfig
+from clipmole.models.mole import MoLE, add_mole, balance_loss
+from clipmole.models.vit import ViT
+
+
+class MoLENetwork(nn.Module):
+    """logit = w . feature(tower(normalise(crop))) + b; label 1 is AI-generated.
+
+    With no experts and no shared LoRA it is UnivFD's linear probe (arXiv 2302.10174); with the shared LoRA
+    only, plain LoRA; with both, MoLE (arXiv 2404.04883). The tower is frozen, unless `full_finetune`.
+
+    Args:
+        tower: a ViT; its MLPs are wrapped in place.
+        config: which blocks, ranks, router.
+        full_finetune: leave the tower trainable.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, tower: ViT, config: MoLEConfig, full_finetune: bool = False) -> None:
+        super().__init__()
+        self.config = config
+        self.full_finetune = full_finetune
+        self.tower = tower.requires_grad_(full_finetune)
+        self.mole_layers = add_mole(tower, config)
+        self.head = nn.Linear(tower.config.feature_dim, 1)
+        nn.init.zeros_(self.head.bias)
+        self.register_buffer("mean", torch.tensor(tower.config.mean).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(tower.config.std).view(3, 1, 1), persistent=False)
+
+    @property
+    def first_adapted_block(self) -> int:
+        """Blocks before this one are a fixed function of the crop; `depth` if none is adapted."""
+        if self.full_finetune:
+            return 0
+        return min(self.config.block_indices(self.tower.config.depth), default=self.tower.config.depth)
+
+    def trained_parameters(self) -> dict[str, nn.Parameter]:
+        """What training changes and an adapter file holds: LoRAs, routers, head (and the tower, if full)."""
+        return {name: p for name, p in self.named_parameters() if p.requires_grad}
+
+    def embed(self, crops: Tensor) -> Tensor:
+        """Crops (B, 3, H, W) -> tokens (B, T, d) before the first block."""
+        pixels = crops.to(self.mean.dtype) / 255 if crops.dtype == torch.uint8 else crops
+        return self.tower.embed((pixels - self.mean) / self.std)
+
+    def prefix(self, crops: Tensor) -> Tensor:
+        """Crops (B, 3, H, W) -> tokens (B, T, d) before the first adapted block."""
+        return self.tower.run_blocks(self.embed(crops), 0, self.first_adapted_block)
+
+    def suffix(self, tokens: Tensor) -> Tensor:
+        """Tokens (B, T, d) before the first adapted block -> logits (B,)."""
+        return self.logits(tokens, self.first_adapted_block)
+
+    def forward(self, crops: Tensor) -> Tensor:
+        return self.logits(self.embed(crops), 0)
+
+    def logits(self, tokens: Tensor, start: int) -> Tensor:
+        """Tokens (B, T, d) before block `start` -> logits (B,).
+
+        Of the last block only what becomes of the class token is computed, since nothing else is read of it.
+        """
+        last = self.tower.config.depth - 1
+        if start <= last:
+            tokens = self._last_block(self.tower.run_blocks(tokens, start, last))
+        return self.head(self.tower.feature(tokens)).squeeze(-1)  # type: ignore[no-any-return]
+
+    def _last_block(self, tokens: Tensor) -> Tensor:
+        """Tokens (B, T, d) -> the class token after the last block (B, 1, d); gates that are kept are of all tokens."""
+        block: Any = self.tower.blocks[-1]
+        layer = block.mlp
+        if not (isinstance(layer, MoLE) and layer.router is not None and layer.keep_gates):
+            return block(tokens, 1)  # type: ignore[no-any-return]
+        tokens = block.mix(tokens)
+        gates = layer.router(block.norm2(tokens))
+        tokens = block.transform(tokens[:, :1])
+        layer.gates = gates
+        return tokens
+
+    def keep_gates(self, keep: bool) -> None:
+        """Have every forward pass keep its gates for `gates` and `balance_loss`, or stop keeping them."""
+        for layer in self.mole_layers:
+            layer.keep_gates, layer.gates = keep, None
+
+    def gates(self) -> list[Tensor]:
+        """Gates (B, T, E) of the last forward pass, one tensor an adapted block; needs `keep_gates(True)`."""
+        return [layer.gates for layer in self.mole_layers if layer.gates is not None]
+
+    def balance_loss(self) -> Tensor:
+        """Mean balance loss over the adapted blocks in the last forward pass; 0 if nothing is routed."""
+        losses = [balance_loss(gates) for gates in self.gates()]
+        return torch.stack(losses).mean() if losses else self.head.weight.new_zeros(())

@@ -1,0 +1,56 @@
+"""UnivFD's published linear head on CLIP ViT-L/14: the case "no experts".
+
+In: the published file. Out: a network, or an adapter directory like any other. It knows nothing of images.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import torch
+
+from clipmole.config import MoLEConfig, PreprocessConfig
+from clipmole.errors import CheckpointError
+from clipmole.models.adapter import check_target, save_adapter
+from clipmole.models.backbone import Backbone, load_backbone
+from clipmole.models.network import MoLENetwork
+
+UNIVFD_HEAD_SHA256 = "477100745713bcc957beb2b40859536859b6483fd6301b3b9293151b194c7847"
+
+
+def univfd_network(head: str | Path, backbone: str | Path = "vit-l-14") -> tuple[MoLENetwork, Backbone]:
+    """UnivFD's published linear head (arXiv 2302.10174) on CLIP ViT-L/14: no experts, no shared LoRA.
+
+    Args:
+        head: `fc_weights.pth` of WisconsinAIVision/UniversalFakeDetect, known by its sha256.
+        backbone: where CLIP ViT-L/14 comes from.
+    """
+    path = Path(head)
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
+    if hashlib.sha256(data).hexdigest() != UNIVFD_HEAD_SHA256:
+        raise CheckpointError(f"{path}: is not UnivFD's published head (sha256 {UNIVFD_HEAD_SHA256[:12]}...)")
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    loaded = load_backbone(backbone)
+    network = MoLENetwork(loaded.tower, MoLEConfig(shared_rank=0, expert_ranks=()))
+    if network.head.weight.shape != state["weight"].shape:
+        raise CheckpointError(
+            f"{loaded.id}: its feature has {network.head.in_features} channels, and UnivFD's head reads "
+            f"{state['weight'].shape[1]}: it belongs to CLIP ViT-L/14"
+        )
+    network.head.load_state_dict(state)
+    return network.eval(), loaded
+
+
+def import_univfd(head: str | Path, directory: str | Path, backbone: str | Path = "vit-l-14") -> None:
+    """Turn UnivFD's published head into an adapter directory, with a centre crop and without a calibration.
+
+    Arguments as `univfd_network`'s; `directory` is where to write the adapter.
+    """
+    check_target(directory)
+    network, loaded = univfd_network(head, backbone)
+    card = "# UnivFD's published linear head on CLIP ViT-L/14\n\nNot calibrated: it gives logits, no verdicts."
+    save_adapter(directory, network, loaded, PreprocessConfig(mode="center_crop"), card=card)

@@ -1,0 +1,17 @@
+"""Random generators that depend on a seed and on what they are for, not on order, workers or earlier draws.
+
+In: a seed and keys. Out: a numpy generator. It knows nothing of what is drawn.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+
+
+def sample_rng(seed: int, *keys: int | str) -> np.random.Generator:
+    """A generator that depends on `seed` (0 or more) and `keys` alone, not on order, workers or earlier draws."""
+    text = "\0".join(map(str, keys))
+    words = np.frombuffer(hashlib.sha256(text.encode()).digest(), dtype="<u4")
+    return np.random.default_rng([seed, *words.tolist()])

@@ -1,0 +1,200 @@
+"""A path or an address -> its bytes, or what lies below it.
+
+In: local paths, and addresses of any file system that fsspec knows (s3://, gs://, hdfs://, memory://, https://, ...).
+Out: bytes, open files, listings. Local paths go through the standard library alone. It knows nothing of images.
+"""
+
+from __future__ import annotations
+
+import glob
+import os
+import stat
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import IO, Any, cast
+
+from clipmole.errors import (
+    DataError,
+    ImageError,
+    ImageNotFound,
+    ImageNotRead,
+    ImageTooLarge,
+    ImageUnreadable,
+    MissingDependency,
+)
+from clipmole.images.loading import DEFAULT_LIMITS
+
+MODIFIED = ("mtime", "LastModified", "last_modified", "updated", "created")  # what file systems call it
+
+
+@dataclass(frozen=True)
+class File:
+    """A file: its path or address, bytes, and when it was last changed; None: not known.
+
+    Attributes:
+        there: False for one that was named and is not there, or may not be looked at.
+    """
+
+    place: str
+    size: int | None
+    modified: datetime | None
+    there: bool = True
+
+
+def is_address(place: str) -> bool:
+    """Whether fsspec reads it."""
+    return "://" in place
+
+
+def file_system(place: str) -> tuple[Any, str, str]:
+    """The file system of an address, the path on it, and what makes a path of it an address again.
+
+    Raises `MissingDependency` without fsspec, `DataError` if it does not know the protocol or lacks a library for it.
+    """
+    try:
+        import fsspec
+    except ImportError as error:
+        raise MissingDependency("fsspec", "scan") from error
+    protocol = place.partition("://")[0]
+    try:
+        # A cache of listings would keep every name of a bucket in memory.
+        fs, path = fsspec.core.url_to_fs(place, **({} if protocol == "memory" else {"use_listings_cache": False}))
+    except (ImportError, ValueError) as error:
+        raise DataError(f"{place}: cannot be opened: {one_line(error)}") from error
+    return fs, path, protocol
+
+
+def open_place(place: str) -> IO[bytes]:
+    """An open file. Raises `OSError` and whatever the file system's library raises."""
+    if not is_address(place):
+        return open(place, "rb")
+    fs, path, _ = file_system(place)
+    return cast("IO[bytes]", fs.open(path, "rb"))
+
+
+def read_place(place: str, size: int | None = None) -> bytes:
+    """All bytes of a file.
+
+    Args:
+        size: that it was listed with; a larger one than can be an image is not fetched.
+
+    Raises `ImageNotFound`, `ImageTooLarge`, `ImageUnreadable` (not a file) or `ImageNotRead`.
+    """
+    if size is not None and size > DEFAULT_LIMITS.max_bytes:
+        raise too_large(place, size)
+    try:
+        if is_address(place):
+            fs, path, _ = file_system(place)
+            return bytes(fs.cat_file(path))
+        with open(place, "rb", opener=_without_waiting) as file:
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise ImageUnreadable(place, "is a device or a pipe; save its content to a file first")
+            if status.st_size > DEFAULT_LIMITS.max_bytes:
+                raise too_large(place, status.st_size)
+            return file.read()
+    except (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError) as error:
+        raise ImageNotFound(place, "no such file, or it may not be read; check the path") from error
+    except ValueError as error:  # a NUL in the name
+        raise ImageNotFound(place, "no file can have such a name; check the path") from error
+    except (ImageError, DataError, MissingDependency):
+        raise
+    except Exception as error:  # of disks and networks: each library has its own
+        raise ImageNotRead(place, f"cannot be read: {one_line(error)}") from error
+
+
+def _without_waiting(file: str, flags: int) -> int:  # a FIFO must not hang
+    return os.open(file, flags | getattr(os, "O_NONBLOCK", 0))
+
+
+def too_large(place: str, size: int) -> ImageTooLarge:
+    return ImageTooLarge(place, f"{size:,} bytes, over the limit of {DEFAULT_LIMITS.max_bytes:,}")
+
+
+def files_below(place: str) -> Iterator[File]:
+    """Files that a file's or folder's address, or a pattern, names; folders in depth, in sorted order.
+
+    Holds the names of one folder (of a pattern: of all that it matches) at a time. Raises `DataError` if there is
+    nothing, or it cannot be listed.
+    """
+    fs, path, protocol = file_system(place)
+    try:
+        if glob.has_magic(path):
+            found: Mapping[str, Any] = fs.glob(path, detail=True)
+            below: Iterator[Mapping[str, Any]] = (found[name] for name in sorted(found))
+        else:
+            info = fs.info(path)
+            below = _walk(fs, path) if info["type"] == "directory" else iter([info])
+        count = 0
+        for info in below:
+            if info["type"] == "file":
+                count += 1
+                yield File(_address(fs, protocol, info["name"]), info.get("size"), modified(info))
+    except FileNotFoundError as error:
+        raise DataError(f"{place}: there is no such file or folder") from error
+    except (DataError, MissingDependency):
+        raise
+    except Exception as error:  # of networks and credentials: each library has its own
+        raise DataError(f"{place}: cannot be listed: {one_line(error)}") from error
+    if not count:
+        raise DataError(f"{place}: there is nothing; check the address")
+
+
+def _walk(fs: Any, folder: str) -> Iterator[Mapping[str, Any]]:
+    waiting = [folder]
+    while waiting:
+        here = waiting.pop()
+        there = sorted(fs.ls(here, detail=True), key=lambda info: str(info["name"]))
+        yield from (info for info in there if info["type"] != "directory")
+        below = [info["name"] for info in there if info["type"] == "directory"]
+        waiting += [name for name in reversed(below) if name.rstrip("/") != here.rstrip("/")]
+
+
+def _address(fs: Any, protocol: str, name: str) -> str:
+    if protocol in ("http", "https"):
+        return name
+    return f"{protocol}://{fs._strip_protocol(name).lstrip('/') if protocol != 'file' else name}"
+
+
+def modified(info: Mapping[str, Any]) -> datetime | None:
+    """When a listed file was last changed; None if its file system does not say."""
+    value = next((info[key] for key in MODIFIED if info.get(key) is not None), None)
+    if isinstance(value, int | float):
+        return datetime.fromtimestamp(value, UTC)
+    if isinstance(value, str):
+        try:
+            value = datetime.fromisoformat(value)
+        except ValueError:
+            return None
+    if not isinstance(value, datetime):
+        return None
+    return value if value.tzinfo else value.replace(tzinfo=UTC)
+
+
+def local_file(path: str) -> File:
+    """Size and time of a local file."""
+    try:
+        status = os.stat(path)
+    except (OSError, ValueError):
+        return File(path, None, None, there=False)
+    return File(path, status.st_size, datetime.fromtimestamp(status.st_mtime, UTC))
+
+
+def file_at(place: str) -> File:
+    """Size and time of one file, near or far. Raises `DataError` if its file system cannot be asked."""
+    if not is_address(place):
+        return local_file(place)
+    fs, path, _ = file_system(place)
+    try:
+        info = fs.info(path)
+    except (FileNotFoundError, PermissionError):
+        return File(place, None, None, there=False)
+    except Exception as error:  # of networks and credentials: each library has its own
+        raise DataError(f"{place}: cannot be looked up: {one_line(error)}") from error
+    return File(place, info.get("size"), modified(info))
+
+
+def one_line(error: BaseException) -> str:
+    """What an error of a foreign library says, on one line."""
+    return " ".join(str(error).split())[:200] or type(error).__name__

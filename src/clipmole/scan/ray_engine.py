@@ -1,0 +1,267 @@
+"""Chunks that are missing -> their rows, scored by Ray's workers on one machine or many.
+
+In: how to load the detector, and numbers of chunks. Out: rows and ends of chunks, in the order in which chunks are
+finished. Ray Data hands out the chunks, starts and ends workers as there is work, and starts one anew that died, with
+what it had in hand. An actor beside the driver, the desk, keeps the listing and says which images were seen, so workers
+need no common disk but the one their images are on. It knows nothing of parts and reports.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import uuid
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from clipmole.errors import ClipmoleError, ConfigError, DataError, MissingDependency
+from clipmole.inference.detector import Detector
+from clipmole.scan.containers import Unit, entries_of
+from clipmole.scan.duplicates import Firsts
+from clipmole.scan.filesystems import one_line
+from clipmole.scan.listing import Listings
+from clipmole.scan.rows import Row, from_table, to_table
+from clipmole.scan.scorer import Scorer, Step
+from clipmole.scan.settings import ScanSettings
+
+TRIES = 3  # of a worker over the same chunk, before it is put off; a round that finishes none ends the scan
+NAME = "clipmole-worker-"  # of the actors: how those are found that Ray Data has forgotten
+QUIET = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_BACKEND_LOG_LEVEL": "fatal",
+}
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """Where to work and with how many.
+
+    Attributes:
+        address: of a running cluster, "auto": the one of this machine; None: one is started here for the scan.
+        workers: fewest and most; they are started as there is work and room.
+        cpus, gpus: of each worker.
+    """
+
+    address: str | None = None
+    workers: tuple[int, int] = (1, 1)
+    cpus: int = 1
+    gpus: float = 0.0
+
+
+class Desk:
+    """What workers ask for: the units of a chunk, and who scores an image."""
+
+    def __init__(self, folder: Path) -> None:
+        self.listings = Listings(folder)
+        self.firsts = Firsts()
+
+    def units(self, chunk: int) -> list[Unit]:
+        return self.listings.units(chunk)
+
+    def claim(self, asked: Sequence[tuple[str, str]]) -> list[str | None]:
+        return self.firsts.claim(asked)
+
+    def put(self, rows: Sequence[Row]) -> None:
+        self.firsts.put(rows)
+
+    def fill(self, rows: Sequence[Row]) -> list[Row]:
+        return self.firsts.fill(rows)
+
+
+class AtDesk:
+    """`Firsts` as seen from another process."""
+
+    def __init__(self, desk: Any) -> None:
+        self.desk = desk
+
+    def _ask(self, name: str, argument: Any) -> Any:
+        import ray
+
+        return ray.get(getattr(self.desk, name).remote(argument))
+
+    def claim(self, asked: Sequence[tuple[str, str]]) -> list[str | None]:
+        found: list[str | None] = self._ask("claim", asked) if asked else []
+        return found
+
+    def put(self, rows: Sequence[Row]) -> None:
+        self._ask("put", rows)
+
+    def fill(self, rows: Sequence[Row]) -> list[Row]:
+        copies = [row for row in rows if row.duplicate_of is not None]
+        filled = iter(self._ask("fill", copies) if copies else [])
+        return [row if row.duplicate_of is None else next(filled) for row in rows]
+
+    def units(self, chunk: int) -> list[Unit]:
+        found: list[Unit] = self._ask("units", chunk)
+        return found
+
+
+class Worker:
+    """Scores one chunk after the other; an actor that loads the detector once."""
+
+    def __init__(self, load: Callable[[], Detector], settings: ScanSettings, desk: Any, threads: int) -> None:
+        import torch
+
+        torch.set_num_threads(threads)
+        self.desk = AtDesk(desk)
+        self.settings = settings
+        detector = load()
+        if detector.device.type == "cpu":  # the network needs the cores itself
+            detector.workers = min(detector.workers, threads)
+        self.scorer = Scorer(detector, self.desk, look_alikes=settings.look_alikes)
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """{"chunk": (1,), "skip": (1,)} -> {"chunk", "error", "rows": bytes of an Arrow stream}, (1,) each."""
+        import numpy as np
+
+        chunk, skip = int(batch["chunk"][0]), int(batch["skip"][0])
+        error, rows = "", b""
+        try:
+            rows = self._score(chunk, skip)
+        except ClipmoleError as problem:
+            error = str(problem)
+        except Exception as problem:  # a result, so that the scan ends with its reason
+            error = f"a worker failed: {type(problem).__name__}: {one_line(problem)}"
+        return {"chunk": np.array([chunk]), "error": np.array([error]), "rows": np.array([rows], dtype=object)}
+
+    def _score(self, chunk: int, skip: int) -> bytes:
+        import pyarrow as pa
+
+        steps = self.scorer.rows(entries_of(chunk, self.desk.units(chunk), self.settings, skip))
+        table = to_table([row for _, row in steps if row is not None])
+        with pa.BufferOutputStream() as memory:
+            with pa.ipc.new_stream(memory, table.schema) as stream:
+                stream.write_table(table)
+            return bytes(memory.getvalue().to_pybytes())
+
+
+def connect(cluster: Cluster) -> None:
+    """Join a cluster, or start one. Nothing is reported to anybody and no dashboard is started.
+
+    Raises `MissingDependency` without Ray, `ConfigError` if there is no cluster at the address.
+    """
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
+    try:
+        import ray
+        import ray.data
+    except ImportError as error:
+        raise MissingDependency("ray", "ray") from error
+    if not ray.is_initialized():
+        own = {"include_dashboard": False} if cluster.address is None else {"address": cluster.address}
+        try:
+            ray.init(**own, log_to_driver=False, logging_level=logging.ERROR)
+        except (ConnectionError, ValueError, RuntimeError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise ConfigError(f"--address {cluster.address}: no Ray cluster can be had there: {reason}") from error
+    room: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    if room.get("CPU", 0) < cluster.cpus or room.get("GPU", 0) < cluster.gpus:
+        raise ConfigError(
+            f"a worker is to have {cluster.cpus} CPUs and {cluster.gpus:g} GPUs; Ray has {room.get('CPU', 0):g} and "
+            f"{room.get('GPU', 0):g}; ask for less, or give the address of a larger cluster"
+        )
+    for name in ("ray", "ray.data"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def open_desk(folder: Path) -> AtDesk:
+    """The desk, on this process's own node."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    node = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    return AtDesk(ray.remote(Desk).options(num_cpus=0, scheduling_strategy=node).remote(folder.resolve()))
+
+
+def score_on_ray(
+    load: Callable[[], Detector], settings: ScanSettings, missing: Mapping[int, int], desk: AtDesk, cluster: Cluster
+) -> Iterator[Step]:
+    """Rows of the missing chunks, a chunk whole at a time.
+
+    A chunk over which a worker died `TRIES` times, or whose rows were lost with their node, comes again in a next
+    round, when the others are done.
+
+    Args:
+        load: makes the detector in each worker; can be pickled.
+        missing: chunk -> rows of it that are there.
+
+    Raises `DataError` where workers fail, and where round after round none finishes a chunk.
+    """
+    import pyarrow as pa
+    import ray
+
+    left, reason = dict(missing), ""
+    while left:
+        there = len(left)
+        try:
+            for result in _round(load, settings, left, desk, cluster).iter_rows():
+                if result["error"]:
+                    raise DataError(result["error"])
+                chunk = int(result["chunk"])
+                for row in from_table(pa.ipc.open_stream(result["rows"]).read_all()):
+                    yield chunk, row
+                yield chunk, None
+                del left[chunk]
+        except ray.exceptions.RayError as error:
+            reason = one_line(error)
+        finally:
+            _let_go()
+        if len(left) == there:
+            units = desk.units(next(iter(left)))
+            raise DataError(
+                f"workers died {TRIES} times and more over the images from {units[0].place} to {units[-1].place}, and "
+                "perhaps others; one may need more memory than there is: leave it out, or give the same command "
+                f"again; {reason or 'Ray did not say why'}"
+            )
+
+
+def _round(
+    load: Callable[[], Detector], settings: ScanSettings, chunks: Mapping[int, int], desk: AtDesk, cluster: Cluster
+) -> Any:
+    """What Ray Data makes of the chunks; those whose worker dies are not among it."""
+    import ray
+
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    context.max_errored_blocks = -1
+    work = [{"chunk": chunk, "skip": skip} for chunk, skip in chunks.items()]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # there is no other way yet to say how often a worker is given a task again
+        return ray.data.from_items(work, override_num_blocks=len(work)).map_batches(
+            Worker,
+            fn_constructor_args=(load, settings, desk.desk, max(1, cluster.cpus)),
+            batch_size=1,
+            compute=ray.data.ActorPoolStrategy(
+                min_size=min(cluster.workers[0], len(work)),
+                max_size=min(cluster.workers[1], len(work)),
+                max_tasks_in_flight_per_actor=1,  # else a chunk is tried less often that stands behind a deadly one
+            ),
+            num_cpus=cluster.cpus,
+            num_gpus=cluster.gpus or None,
+            ray_remote_args_fn=_persistent,
+        )
+
+
+def _persistent() -> dict[str, Any]:
+    """A worker that died is started anew and given what it had in hand, until it died of that `TRIES` times."""
+    return {"name": f"{NAME}{uuid.uuid4()}", "max_restarts": -1, "max_task_retries": TRIES - 1}
+
+
+def _let_go() -> None:
+    """End the workers of a round: Ray Data drops its hold of them, and one that was started anew would stay.
+
+    Those that stay keep their cores, and the workers of the next round wait for them for ever (seen with Ray 2.60).
+    """
+    import ray
+
+    for name in ray.util.list_named_actors():  # of this driver
+        if name.startswith(NAME):
+            with suppress(ValueError):  # it has just gone
+                ray.kill(ray.get_actor(name))

@@ -1,0 +1,211 @@
+"""Decoding processes that are kept, watched and replaced.
+
+In: the bytes of an image. Out: its crops, or an `ImageProblem` for that image alone. A process that dies or takes
+too long is killed and another started in its place; the image that it had is the only one that suffers.
+It knows nothing of HTTP, of names and of networks.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clipmole.config import PreprocessConfig
+from clipmole.provenance.findings import Provenance
+from clipmole.serve import TOKEN_VARIABLE
+from clipmole.serve.decode_worker import FRAME
+from clipmole.serve.errors import ImageProblem
+from clipmole.serve.settings import ServeSettings
+
+COMMAND = (sys.executable, "-m", "clipmole.serve.decode_worker")
+_PIPE_BYTES = 2**20  # of an asyncio stream's buffer: crops come in few pieces
+_HEADER_BYTES = 2**24  # of an answer: what metadata say may be long
+_START_SECONDS = 60.0
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """One decoded image.
+
+    Attributes:
+        width, height: of the upright image, pixels.
+        sha256: of the file's bytes, hexadecimal.
+        tiles: crops (n, 3, S, S) uint8.
+        provenance: what the metadata say, if it was asked for.
+    """
+
+    width: int
+    height: int
+    sha256: str
+    tiles: NDArray[np.uint8]
+    provenance: Provenance | None
+
+
+class DecodePool:
+    """A fixed number of decoding processes, each with one image at a time.
+
+    Args:
+        restarted: called with the reason ("crashed", "timeout") whenever a process is replaced.
+        command: what to run; the settings follow as one JSON argument.
+    """
+
+    def __init__(
+        self,
+        settings: ServeSettings,
+        preprocess: PreprocessConfig,
+        restarted: Callable[[str], None],
+        command: Sequence[str] = COMMAND,
+    ) -> None:
+        self.settings, self.crop_size = settings, preprocess.crop_size
+        self._most = 3 * preprocess.max_tiles * preprocess.crop_size**2  # bytes of an answer
+        self._restarted = restarted
+        self._command = (*command, json.dumps(_worker_settings(settings, preprocess)))
+        self._idle: asyncio.Queue[asyncio.subprocess.Process] = asyncio.Queue()
+        self._processes: set[asyncio.subprocess.Process] = set()
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._closed = False
+
+    @property
+    def pids(self) -> list[int]:
+        """Of the processes that run."""
+        return [process.pid for process in self._processes]
+
+    async def start(self) -> None:
+        """Start all processes, and wait until they are ready."""
+        await asyncio.gather(*(self._spawn() for _ in range(self.settings.workers)))
+
+    async def close(self) -> None:
+        """End all processes, whatever they are doing."""
+        self._closed = True
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for process in list(self._processes):
+            await self._kill(process)
+
+    async def decode(self, data: bytes, *, provenance: bool = False) -> Decoded:
+        """Decode one image; waits for a free process. Raises `ImageProblem`.
+
+        If the caller is cancelled, the process first finishes in peace: it need not be replaced for that.
+        """
+        process = await self._idle.get()
+        task = asyncio.create_task(self._exchange(process, data, {"provenance": provenance}))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(lambda done: done.cancelled() or done.exception())  # seen, even if nobody waits
+        return await asyncio.shield(task)
+
+    async def _exchange(self, process: asyncio.subprocess.Process, data: bytes, request: dict[str, bool]) -> Decoded:
+        """Give `data` to a process and take its answer; afterwards it is idle, or another is in its place."""
+        reason = "crashed"
+        try:
+            async with asyncio.timeout(self.settings.decode_seconds):
+                answer, payload = await _ask(process, request, data, self._most)
+        except TimeoutError:
+            reason = "timeout"
+        except (OSError, EOFError, ValueError):  # a broken pipe, an early end, or an answer that is none
+            pass
+        else:
+            self._idle.put_nowait(process)
+            if "error" in answer:
+                raise ImageProblem(answer["error"]["code"], answer["error"]["message"])
+            return self._decoded(answer, payload)
+        await self._kill(process)
+        if process.returncode == -signal.SIGXCPU:
+            reason = "timeout"
+        if not self._closed:
+            self._restarted(reason)
+            replacement = asyncio.create_task(self._replace())
+            self._tasks.add(replacement)
+            replacement.add_done_callback(self._tasks.discard)
+        if reason == "timeout":
+            raise ImageProblem(
+                "decoder_timeout", f"decoding took more than {self.settings.decode_seconds:g} s; make it smaller"
+            )
+        raise ImageProblem("decoder_crashed", "the decoder died of this image; export it again")
+
+    def _decoded(self, answer: dict[str, Any], payload: bytes) -> Decoded:
+        shape = (answer["tiles"], 3, self.crop_size, self.crop_size)
+        return Decoded(
+            answer["width"],
+            answer["height"],
+            answer["sha256"],
+            np.frombuffer(payload, np.uint8).reshape(shape),
+            answer["provenance"] and Provenance.model_validate(answer["provenance"]),
+        )
+
+    async def _spawn(self) -> None:
+        process = await asyncio.create_subprocess_exec(
+            *self._command,
+            env={name: value for name, value in os.environ.items() if name != TOKEN_VARIABLE},
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.DEVNULL,
+            limit=_PIPE_BYTES,
+            start_new_session=True,  # Ctrl-C is for the server, which lets the processes finish
+        )
+        self._processes.add(process)
+        try:
+            async with asyncio.timeout(_START_SECONDS):
+                await _answer(process, 0)
+        except BaseException:
+            await self._kill(process)
+            raise
+        self._idle.put_nowait(process)
+
+    async def _replace(self) -> None:
+        """Start a process, again and again, ever more slowly, until one is ready."""
+        wait = 0.1
+        while not self._closed:
+            with contextlib.suppress(OSError, EOFError, ValueError, TimeoutError):
+                return await self._spawn()
+            await asyncio.sleep(wait)
+            wait = min(2 * wait, 10.0)
+
+    async def _kill(self, process: asyncio.subprocess.Process) -> None:
+        self._processes.discard(process)
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
+        if process.stdin is not None:
+            process.stdin.close()
+        await process.wait()
+
+
+def _worker_settings(settings: ServeSettings, preprocess: PreprocessConfig) -> dict[str, Any]:
+    return {
+        "preprocess": preprocess.model_dump(mode="json"),
+        "max_bytes": settings.max_image_bytes,
+        "max_pixels": settings.max_pixels,
+        "memory": settings.worker_memory,
+        "cpu_seconds": settings.decode_cpu_seconds,
+    }
+
+
+async def _ask(
+    process: asyncio.subprocess.Process, request: dict[str, bool], data: bytes, most: int
+) -> tuple[dict[str, Any], bytes]:
+    assert process.stdin is not None
+    text = json.dumps(request).encode()
+    process.stdin.write(FRAME.pack(len(text), len(data)) + text)
+    process.stdin.write(data)
+    await process.stdin.drain()
+    return await _answer(process, most)
+
+
+async def _answer(process: asyncio.subprocess.Process, most: int) -> tuple[dict[str, Any], bytes]:
+    """The header and the payload, which has `most` bytes at most."""
+    assert process.stdout is not None
+    header, payload = FRAME.unpack(await process.stdout.readexactly(FRAME.size))
+    if header > _HEADER_BYTES or payload > most:
+        raise ValueError("an answer that is too long")
+    return json.loads(await process.stdout.readexactly(header)), await process.stdout.readexactly(payload)

@@ -1,0 +1,93 @@
+"""What a forward pass costs by arithmetic: operations, and bytes that must move, for an image.
+
+In: the geometry of a tower and its adapter. Out: counts. Only matrix products count as operations, two for each
+multiplication and addition, as is usual; they are all but about 1 % of the arithmetic. It knows nothing of time.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from clipmole.config import MoLEConfig, TowerConfig
+
+BYTES = {"float32": 4, "bfloat16": 2, "int8": 1}
+
+
+@dataclass(frozen=True)
+class Product:
+    """`count` matrix products (rows, inner) x (inner, columns) an image; `weight`: the second is a parameter."""
+
+    name: str
+    rows: int
+    inner: int
+    columns: int
+    count: int = 1
+    weight: bool = True
+
+    @property
+    def operations(self) -> int:
+        """Multiplications and additions of an image."""
+        return 2 * self.rows * self.inner * self.columns * self.count
+
+
+def products(tower: TowerConfig, mole: MoLEConfig | None = None, class_token_only: bool = False) -> list[Product]:
+    """The matrix products of one image of `tower.image_size`.
+
+    Args:
+        mole: the adapter; None: the bare tower with a head.
+        class_token_only: as `MoLENetwork` does it: after its queries, keys and values the last block goes on with the
+            class token alone, since nothing else of it is read.
+    """
+    d, grid = tower.width, tower.grid
+    tokens = 1 + grid**2
+    found, channels, side = [], 3, tower.image_size
+    for wider in tower.stem:
+        side = (side + 1) // 2
+        found.append(Product("patch embedding", side * side, 9 * channels, wider))
+        channels = wider
+    patch = tower.patch_size // 2 ** len(tower.stem)
+    found.append(Product("patch embedding", grid**2, channels * patch**2, d))
+    adapted = mole.block_indices(tower.depth) if mole else ()
+    ranks = mole.shared_rank + sum(mole.expert_ranks) if mole else 0
+    for index in range(tower.depth):
+        rows = 1 if class_token_only and index == tower.depth - 1 else tokens
+        head = d // tower.heads
+        found += [
+            Product("queries, keys, values", tokens, d, 3 * d),
+            Product("attention", rows, head, tokens, tower.heads, weight=False),
+            Product("attention", rows, tokens, head, tower.heads, weight=False),
+            Product("attention output", rows, d, d),
+            Product("MLP", rows, d, tower.mlp_width),
+            Product("MLP", rows, tower.mlp_width, d),
+        ]
+        if mole and index in adapted:
+            found += [Product("adapter", rows, d, ranks), Product("adapter", rows, ranks, d)]
+            if mole.expert_ranks:
+                found.append(Product("adapter", rows, d, len(mole.expert_ranks)))
+    if tower.projection_dim:
+        found.append(Product("projection", 1, d, tower.projection_dim))
+    return [*found, Product("head", 1, tower.feature_dim, 1)]
+
+
+def operations(tower: TowerConfig, mole: MoLEConfig | None = None, class_token_only: bool = False) -> int:
+    """Operations of an image, as `products` says."""
+    return sum(product.operations for product in products(tower, mole, class_token_only))
+
+
+def weight_bytes(tower: TowerConfig, mole: MoLEConfig | None = None, precision: str = "float32") -> int:
+    """Bytes of the parameters of all matrix products: read once a forward pass, however large the batch."""
+    return sum(p.inner * p.columns * p.count for p in products(tower, mole) if p.weight) * BYTES[precision]
+
+
+def activation_bytes(
+    tower: TowerConfig, mole: MoLEConfig | None = None, precision: str = "float32", class_token_only: bool = False
+) -> int:
+    """Bytes of an image that matrix products read and write, each input and result once.
+
+    What fuses, or stays in a cache between two products, moves less; what is written between them (LayerNorm,
+    activations, additions) moves more.
+    """
+    values = 0
+    for p in products(tower, mole, class_token_only):
+        values += p.count * (p.rows * p.inner + p.rows * p.columns + (0 if p.weight else p.inner * p.columns))
+    return values * BYTES[precision]

@@ -1,0 +1,212 @@
+"""Several training configurations, over several seeds, on the same data -> one table with paired differences.
+
+In: a `Plan`, labelled images, a folder for the trained runs. Out: a `Comparison`, as JSON and as Markdown. Each
+method's learning rate and each run's epoch are chosen on validation; the reported splits are scored after that, and
+nothing is chosen by them. It knows nothing of terminals.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clipmole import metrics
+from clipmole.data import VARIANTS, labels_of, read_data, take_split
+from clipmole.data.sample import Sample
+from clipmole.errors import TrainingDiverged
+from clipmole.evaluation.bootstrap import resample
+from clipmole.evaluation.estimates import Estimate
+from clipmole.evaluation.records import ComparedMethod, Comparison, Difference
+from clipmole.plumbing.progress import Say, Track, silent, untracked
+from clipmole.report.comparison import comparison_page
+from clipmole.training.comparison_plan import Method, Plan, differing, wider, with_rate
+from clipmole.training.trained_runs import Run, Runs, order_digest, write_whole
+
+WIDENINGS = 4  # times that a grid is extended at most: two decades
+
+
+def get(runs: Runs, method: Method, rate: float, seed: int) -> Run:
+    """The run of a method at a rate with a seed."""
+    return runs.get(method.name, with_rate(method.config, rate).model_copy(update={"seed": seed}))
+
+
+def choose_rate(runs: Runs, plan: Plan, method: Method) -> tuple[float, dict[float, float | None]]:
+    """The learning rate with the best validation figure for the first seed, and rate -> figure of all tried.
+
+    Where the best is the lowest or highest rate tried the grid goes on beyond it, `WIDENINGS` times at most. A
+    single rate is taken as it is. Raises `TrainingDiverged` if every run did.
+    """
+    tried: dict[float, float | None] = {}
+    waiting = list(plan.rates_of(method))
+    single = len(waiting) == 1
+    widened = 0
+    while waiting:
+        rate = waiting.pop(0)
+        try:
+            tried[rate] = get(runs, method, rate, plan.seeds[0]).val
+        except TrainingDiverged as error:
+            if single:
+                raise
+            runs.say(f"{method.name}, rate {rate:g}: {error}")
+            tried[rate] = None
+        if not waiting and not single and widened < WIDENINGS:
+            further = wider(list(tried), best_of(method, tried))
+            waiting = [further] if further is not None and further not in tried else []
+            widened += 1
+    return best_of(method, tried), tried
+
+
+def best_of(method: Method, tried: Mapping[float, float | None]) -> float:
+    """The rate with the highest validation figure; of equal ones the lowest."""
+    reached = {rate: figure for rate, figure in tried.items() if figure is not None}
+    if not reached:
+        raise TrainingDiverged(f"{method.name}: every rate diverged: {', '.join(f'{r:g}' for r in sorted(tried))}")
+    return max(sorted(reached), key=lambda rate: reached[rate])
+
+
+def mean_ap(labels: NDArray[np.int64], logits: NDArray[np.float64]) -> float:
+    """Mean of the average precision over the columns of `logits` (n, seeds)."""
+    return float(np.mean([metrics.average_precision(labels, column) for column in logits.T]))
+
+
+def estimate_ap(samples: Sequence[Sample], logits: NDArray[np.float64], resamples: int) -> Estimate:
+    """`mean_ap` of logits (n, seeds), and of resamples that are the same for all logits of the same samples."""
+    labels = labels_of(samples)
+    drawn = resample(labels, resamples, groups=[sample.group for sample in samples])
+    return Estimate(mean_ap(labels, logits), np.array([mean_ap(labels[i], logits[i]) for i in drawn]))
+
+
+def compare(
+    plan: Plan,
+    data: str | Path,
+    out: Path,
+    *,
+    test_data: str | Path | None = None,
+    backbone: str | None = None,
+    runs: Path | None = None,
+    resamples: int = 1000,
+    command: str = "",
+    track: Track = untracked,
+    say: Say = silent,
+) -> Comparison:
+    """Train what is not there yet, score it, and write `NAME.json` and `NAME.md` into `out`.
+
+    Args:
+        data: labelled images with the splits train, val and, if there, calibration.
+        test_data: labelled images with the plan's splits; None: those of `data`.
+        backbone: instead of the one that the configurations name.
+        runs: folder of the trained runs; None: `out`/runs.
+        resamples: of the bootstrap over images.
+        command: printed as the way to make it again.
+
+    Raises `DataError` for splits that are not there, before any training, and whatever `train` raises.
+    """
+    everything = read_data(data if test_data is None else test_data)
+    splits = {split: take_split(everything, split) for split in plan.splits}
+    digests = {split: order_digest(samples) for split, samples in splits.items()}
+    trained = Runs(runs or out / "runs", data, backbone, track, say)
+    finished: dict[str, list[Run]] = {}
+    logits: dict[str, dict[str, NDArray[np.float64]]] = {}
+    rates: dict[str, tuple[float, dict[float, float | None]]] = {}
+    for method in plan.methods:
+        rates[method.name] = choose_rate(trained, plan, method)
+        chosen = rates[method.name][0]
+        finished[method.name] = [get(trained, method, chosen, seed) for seed in plan.seeds]
+        scored = [trained.logits(run, splits, digests) for run in finished[method.name]]
+        logits[method.name] = {key: np.stack([each[key] for each in scored], axis=1) for key in scored[0]}
+    reported = {f"{split}, {v}": samples for split, samples in splits.items() for v in VARIANTS}
+    estimates = {
+        name: {key: estimate_ap(reported[key], each, resamples) for key, each in own.items()}
+        for name, own in logits.items()
+    }
+    settings = differing({method.name: method.config for method in plan.methods})
+    comparison = Comparison(
+        title=plan.title,
+        note=plan.note,
+        methods=tuple(
+            compared(
+                method.name,
+                {key: row[method.name] for key, row in settings.items()},
+                finished[method.name],
+                *rates[method.name],
+                {key: labels_of(samples) for key, samples in reported.items()},
+                logits[method.name],
+                estimates[method.name],
+            )
+            for method in plan.methods
+        ),
+        images={split: (len(s) - int(labels_of(s).sum()), int(labels_of(s).sum())) for split, s in splits.items()},
+        differences=differences(plan, estimates),
+        recipe={
+            "command": command,
+            "data digest": trained.digest,
+            "seeds": list(plan.seeds),
+            "resamples": resamples,
+            **trained_with([run for each in finished.values() for run in each]),
+        },
+    )
+    write_whole(out / f"{plan.name}.json", comparison.model_dump_json(indent=1) + "\n")
+    write_whole(out / f"{plan.name}.md", comparison_page(comparison))
+    return comparison
+
+
+def compared(
+    name: str,
+    settings: dict[str, Any],
+    runs: Sequence[Run],
+    rate: float,
+    tried: Mapping[float, float | None],
+    labels: Mapping[str, NDArray[np.int64]],
+    logits: Mapping[str, NDArray[np.float64]],
+    estimates: Mapping[str, Estimate],
+) -> ComparedMethod:
+    """One method's line: `logits` (n, seeds), `labels` (n,) and average precision by "SPLIT, CONDITION"."""
+    first = runs[0].record
+    return ComparedMethod(
+        name=name,
+        settings=settings,
+        backbone=f"{first['backbone']['id']}@{first['backbone']['sha256'][:12]}",
+        trained_parameters=first["trained_parameters"],
+        learning_rate=rate,
+        val_by_rate=dict(sorted(tried.items())),
+        on_edge=wider(list(tried), rate) is not None,
+        val=tuple(run.val for run in runs),
+        runs=tuple(run.folder.name for run in runs),
+        figures={key: estimate.figure() for key, estimate in estimates.items()},
+        seeds={
+            key: tuple(metrics.average_precision(labels[key], column) for column in scores.T)
+            for key, scores in logits.items()
+        },
+        seconds_per_epoch=float(np.median([epoch["seconds"] for run in runs for epoch in run.record["curve"]])),
+    )
+
+
+def differences(plan: Plan, estimates: Mapping[str, Mapping[str, Estimate]]) -> tuple[Difference, ...]:
+    """The reference minus each other method, both averaged over the seeds, on the same resampled images."""
+    return tuple(
+        Difference(
+            first=reference,
+            second=name,
+            set=key.rsplit(", ", 1)[0],
+            condition=key.rsplit(", ", 1)[1],
+            metric="average_precision",
+            figure=estimates[reference][key].minus(estimates[name][key]).figure(),
+        )
+        for reference, name in plan.pairs()
+        for key in estimates[name]
+    )
+
+
+def trained_with(runs: Sequence[Run]) -> dict[str, Any]:
+    """Versions, hardware and dates that the runs record: a value if all agree, else the list of them."""
+    found: dict[str, list[Any]] = {}
+    for run in runs:
+        for key, value in run.record["environment"].items():
+            found.setdefault(key, [])
+            if value not in found[key]:
+                found[key].append(value)
+    return {key: values[0] if len(values) == 1 else sorted(values, key=str) for key, values in found.items()}

@@ -1,0 +1,317 @@
+"""The training loop: a network, samples and a configuration -> the best epoch's weights and the curve.
+
+In: what `train` has read and built. Out: `Epoch` records; the network holds the weights of the best one. Everything
+an epoch draws depends on the seed and its number alone, and after each step the run is a state that can be put away
+and taken up again: a run that was killed ends with the weights of one that was not. It knows nothing of adapter
+directories, terminals, or how processes talk to each other (`team`).
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from clipmole import metrics
+from clipmole.config import PreprocessConfig, TrainConfig
+from clipmole.data import labels_of, windows
+from clipmole.data.sample import Sample
+from clipmole.errors import CheckpointError, TrainingDiverged
+from clipmole.evaluation.estimates import mean_generator_ap
+from clipmole.inference.detector import Detector
+from clipmole.models.mole import balance_loss
+from clipmole.models.network import MoLENetwork
+from clipmole.plumbing.progress import Say, Track
+from clipmole.records import Record
+from clipmole.training.augmented_views import views
+from clipmole.training.distributed import Team
+from clipmole.training.optimizer import make_optimizer, set_learning_rate
+from clipmole.training.prefix_cache import PrefixCache
+from clipmole.training.run_state import load_state, save_state
+from clipmole.training.sampling import Item, Part, epoch_items, step_parts, steps_in_epoch
+from clipmole.training.tensorboard import ScalarLog
+
+
+class Epoch(Record):
+    """One epoch's curve.
+
+    Attributes:
+        loss, balance_loss: means over its images, in training.
+        gates: mean gate of each expert, an adapted block a row; each row sums to 1.
+        learning_rate: at its end.
+        val_ap: average precision on equalised centre crops of the validation images; it picks the epoch.
+        val_mean_generator_ap: the mean over generators of the same.
+        seconds: of the whole epoch, `train_seconds` of it without validation.
+    """
+
+    epoch: int
+    loss: float
+    balance_loss: float
+    learning_rate: float
+    gates: tuple[tuple[float, ...], ...] = ()
+    val_ap: float
+    val_mean_generator_ap: float
+    seconds: float
+    train_seconds: float
+
+
+@dataclass
+class Progress:
+    """Where a run is: `step` steps into epoch `epoch`, with the sums over its images so far."""
+
+    epoch: int = 0
+    step: int = 0
+    images: int = 0
+    loss: float = 0.0
+    balance: float = 0.0
+    gates: list[list[float]] = field(default_factory=list)
+    seconds: float = 0.0
+    best: int = 0
+    curve: list[dict[str, Any]] = field(default_factory=list)
+
+
+class Trainee(nn.Module):
+    """What is called in a step: the whole network on crops, or its suffix on kept tokens -> logits (B,)."""
+
+    def __init__(self, network: MoLENetwork, cached: bool) -> None:
+        super().__init__()
+        self.network, self.cached = network, cached
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.network.suffix(inputs.float()) if self.cached else self.network(inputs)
+
+
+class Run:
+    """One training run. `fit` takes it from wherever it is to its end.
+
+    Args:
+        network: trained in place; on `team.device`.
+        cache: tokens of the training images; None: every view is computed anew.
+        state: file that the run is kept in while it is unfinished.
+        digest: of everything that the run depends on; a state of another run is refused.
+        log: folder of TensorBoard's files; None: none.
+        save_seconds: the state is saved after each epoch, and when it is so old.
+
+    Raises `CheckpointError` if `state` is damaged or belongs to another run.
+    """
+
+    def __init__(
+        self,
+        network: MoLENetwork,
+        train_set: Sequence[Sample],
+        val_set: Sequence[Sample],
+        config: TrainConfig,
+        *,
+        cache: PrefixCache | None,
+        state: Path,
+        digest: str,
+        log: Path | None,
+        team: Team,
+        pool: ThreadPoolExecutor,
+        track: Track,
+        say: Say,
+        save_seconds: float = 600.0,
+    ) -> None:
+        self.network, self.train_set, self.val_set, self.config = network, train_set, val_set, config
+        self.cache, self.state, self.digest, self.log = cache, state, digest, log
+        self.team, self.pool, self.track, self.say = team, pool, track, say
+        self.save_seconds = save_seconds
+        self.steps = steps_in_epoch(len(train_set), config)
+        self.trained = network.trained_parameters()
+        self.best = {name: parameter.detach().clone() for name, parameter in self.trained.items()}
+        self.optimizer = make_optimizer(network, config)
+        self.at = Progress()
+        self._restore()
+        self.model = team.prepare(Trainee(network, cache is not None))
+        self._saved = time.monotonic()
+
+    def fit(self) -> tuple[list[Epoch], int]:
+        """Train to the end and leave the best epoch's weights in the network; returns the curve and that epoch."""
+        first_step = self.at.epoch * self.steps + self.at.step
+        with ScalarLog(self.log if self.team.leads else None, first_step, self.say) as log:
+            while self.at.epoch < self.config.epochs and not self._patience_is_over():
+                self.train_epoch(log)
+                self._close_epoch(log)
+        if self._patience_is_over() and self.at.epoch < self.config.epochs:
+            self.say(f"stopped: no better epoch for {self.config.patience}")
+        self.network.load_state_dict(self.best, strict=False)
+        return [Epoch.model_validate(epoch) for epoch in self.at.curve], self.at.best
+
+    def _patience_is_over(self) -> bool:
+        patience = self.config.patience
+        return patience is not None and self.at.epoch - 1 - self.at.best >= patience and self.at.epoch > 0
+
+    def train_epoch(self, log: ScalarLog) -> None:
+        """The steps of the epoch that are left."""
+        at, size = self.at, self.config.batch_size
+        items = epoch_items(self.train_set, at.epoch, self.config)
+        steps = [items[start : start + size] for start in range(at.step * size, len(items), size)]
+        todo = [step_parts(step, self.config, self.team.rank, self.team.size) for step in steps]
+        inputs = self._inputs([list(part.items) for parts in todo for part in parts])
+        self.network.train()
+        self.network.keep_gates(True)
+        began = time.perf_counter()
+        for parts in self.track(todo, f"epoch {at.epoch + 1}/{self.config.epochs}", len(todo)):
+            step = at.epoch * self.steps + at.step
+            rate = set_learning_rate(self.optimizer, self.config, step, self.steps * self.config.epochs)
+            loss = sum(self._part(next(inputs), part) for part in parts)
+            if not math.isfinite(loss):
+                raise TrainingDiverged(
+                    f"the training loss is not finite; lower learning_rate ({self.config.learning_rate:g})"
+                )
+            self.team.clip(list(self.trained.values()), self.config.clip_norm)
+            self.optimizer.step()
+            self.optimizer.zero_grad(set_to_none=True)
+            log.write(step, {"loss/step": loss, "learning_rate": rate})
+            at.step += 1
+            now = time.perf_counter()
+            at.seconds, began = at.seconds + now - began, now
+            if self.team.leads and at.step < self.steps and time.monotonic() - self._saved >= self.save_seconds:
+                self._save()
+        self.network.keep_gates(False)
+        self.network.eval()
+
+    def _inputs(self, batches: list[list[Item]]) -> Iterator[Tensor]:
+        if self.cache is not None:
+            return self.cache.read(batches)
+        return views(self.train_set, batches, self.config, self.pool)
+
+    def _part(self, inputs: Tensor, part: Part) -> float:
+        """Forward and backward of one part; returns its share of the step's mean cross-entropy.
+
+        The balance loss is of the part's images over all processes. Its mean gates m are the sum of what each process
+        adds; only the own share has a gradient here, and the processes' gradients add up to that of the whole.
+        """
+        device, config = self.team.device, self.config
+        labels = torch.tensor([float(self.train_set[i].label) for i, _ in part.items], device=device)
+        weights = torch.tensor(part.weights, device=device)
+        with nullcontext() if part.last else self.team.without_sync(self.model):
+            with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
+                logits = self.model(inputs.to(device, non_blocking=True))
+            errors = F.binary_cross_entropy_with_logits(logits.float(), labels, reduction="none")
+            loss = (errors * weights).sum()
+            gates = [torch.einsum("bte,b->e", g, weights) / g.shape[1] for g in self.network.gates()]
+            own = torch.cat([loss.reshape(1), *gates])
+            every = self.team.total(own.detach().clone())
+            means = (every + own - own.detach())[1:] / part.images
+            blocks = means.reshape(len(gates), -1) if gates else means.reshape(0, 0)
+            balance = torch.stack([balance_loss(m[None]) for m in blocks]).mean() if gates else means.sum()
+            share = part.images / part.step_images
+            total = loss / part.step_images + config.mole.balance_weight * share * balance
+            (total * self.team.size).backward()  # type: ignore[no-untyped-call]
+        self._count(every.tolist()[0], float(balance.detach()), blocks.detach(), part.images)
+        return float(every[0]) / part.step_images
+
+    def _count(self, loss: float, balance: float, gates: Tensor, images: int) -> None:
+        at = self.at
+        at.images += images
+        at.loss += loss
+        at.balance += balance * images
+        sums = gates.double().cpu() * images
+        at.gates = (sums + torch.tensor(at.gates, dtype=torch.float64) if at.gates else sums).tolist()
+
+    def _close_epoch(self, log: ScalarLog) -> None:
+        """Validate, enter the epoch into the curve, keep its weights if it is the best, and save."""
+        at = self.at
+        began = time.perf_counter()
+        scores = self.validate()
+        labels, generators = labels_of(self.val_set), np.array([sample.generator for sample in self.val_set])
+        epoch = Epoch(
+            epoch=at.epoch,
+            loss=at.loss / at.images,
+            balance_loss=at.balance / at.images,
+            learning_rate=self.optimizer.param_groups[0]["lr"],
+            gates=tuple(tuple(g / at.images for g in row) for row in at.gates),
+            val_ap=metrics.average_precision(labels, scores),
+            val_mean_generator_ap=mean_generator_ap(generators, labels, scores),
+            seconds=at.seconds + time.perf_counter() - began,
+            train_seconds=at.seconds,
+        )
+        curve = [*at.curve, epoch.model_dump(mode="json")]
+        best = at.best
+        if at.epoch == 0 or epoch.val_ap > at.curve[at.best]["val_ap"]:
+            best = at.epoch
+            self.best = {name: parameter.detach().clone() for name, parameter in self.trained.items()}
+        rate = at.images / at.seconds if at.seconds else math.inf
+        self.at = Progress(epoch=at.epoch + 1, best=best, curve=curve)
+        self._log_epoch(log, epoch)
+        left = (self.config.epochs - self.at.epoch) * float(np.mean([e["seconds"] for e in curve]))
+        self.say(
+            f"epoch {self.at.epoch}/{self.config.epochs}: loss {epoch.loss:.4f}, val AP {epoch.val_ap:.4f} "
+            f"(best {curve[best]['val_ap']:.4f}); {rate:.3g} images/s, at most {duration(left)} left"
+        )
+        if self.team.leads:
+            self._save()
+
+    def validate(self) -> np.ndarray:
+        """Logits of the validation images, every process its share."""
+        crop = PreprocessConfig(mode="center_crop", crop_size=self.config.preprocess.crop_size)
+        detector = Detector(self.network, crop, device=str(self.team.device), precision=self.config.precision)
+        own = range(self.team.rank, len(self.val_set), self.team.size)
+        logits = detector.score(windows([self.val_set[i] for i in own], "equalised", self.config.seed))
+        pairs = self.team.gather(list(zip(own, logits.tolist(), strict=True)))
+        return np.array([logit for _, logit in sorted(pairs)], dtype=np.float64)
+
+    def _log_epoch(self, log: ScalarLog, epoch: Epoch) -> None:
+        values = {
+            "loss/epoch": epoch.loss,
+            "loss/balance": epoch.balance_loss,
+            "val/ap": epoch.val_ap,
+            "val/mean_generator_ap": epoch.val_mean_generator_ap,
+        }
+        blocks = self.network.config.block_indices(self.network.tower.config.depth)
+        for block, row in zip(blocks, epoch.gates, strict=False):
+            values |= {f"gates/block_{block}/expert_{i}": gate for i, gate in enumerate(row)}
+        log.write((epoch.epoch + 1) * self.steps, values)
+
+    def _save(self) -> None:
+        """Put the state away; a disk that is full is told of, and the run goes on with the older state kept."""
+        tensors: dict[str, Tensor] = {f"trained/{name}": p for name, p in self.trained.items()}
+        tensors |= {f"best/{name}": tensor for name, tensor in self.best.items()}
+        for name, p in self.trained.items():
+            tensors |= {f"{key}/{name}": value for key, value in self.optimizer.state[p].items()}
+        try:
+            save_state(self.state, tensors, {"digest": self.digest, "progress": vars(self.at)})
+        except CheckpointError as error:
+            self.say(f"state not saved, training goes on: {error}")
+        self._saved = time.monotonic()
+
+    @torch.no_grad()
+    def _restore(self) -> None:
+        """Take up the state on disk, if there is one."""
+        loaded = load_state(self.state)
+        self.team.wait()  # nobody writes before all have read
+        if loaded is None:
+            return
+        tensors, facts = loaded
+        if facts["digest"] != self.digest:
+            raise CheckpointError(
+                f"{self.state}: holds an unfinished run with other settings or data; finish that one, or give another "
+                "--out, or delete it (--fresh) to begin anew"
+            )
+        self.at = Progress(**facts["progress"])
+        for name, parameter in self.trained.items():
+            parameter.copy_(tensors[f"trained/{name}"])
+            self.best[name].copy_(tensors[f"best/{name}"])
+            own = {key: tensors[f"{key}/{name}"] for key in ("step", "exp_avg", "exp_avg_sq")}
+            self.optimizer.state[parameter] = {
+                key: value if key == "step" else value.to(parameter.device) for key, value in own.items()
+            }
+        self.say(f"goes on at epoch {self.at.epoch + 1}, step {self.at.step + 1}, where {self.state} ends")
+
+
+def duration(seconds: float) -> str:
+    """A length of time as a person says it: "40 s", "12 min", "3.5 h"."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

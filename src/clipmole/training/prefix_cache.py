@@ -1,0 +1,287 @@
+"""The prefix cache: tokens before the first adapted block, computed once for each augmented view and kept on disk.
+
+All before the first adapted block is a fixed function of the view, so training on kept tokens is training, but for
+the rounding to bfloat16. In: a network, samples and a configuration. Out: tokens (B, T, d) bfloat16 of any items.
+
+One file a view, `<digest>-<view>.npy`: an array of records, one a sample, of the tokens' bits and their CRC-32. The
+digest is of all that the tokens depend on (backbone, data in their order, augmentation, crop size, seed, first
+adapted block, precision), so a file is used by every run that would compute the same, whatever its rate, ranks or
+epochs. A file is written under another name, goes on after a kill where it was, and is renamed when it is whole.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from clipmole.config import TrainConfig
+from clipmole.data.sample import Sample
+from clipmole.errors import ConfigError, DataError
+from clipmole.models.network import MoLENetwork
+from clipmole.plumbing.files import cache_folder
+from clipmole.plumbing.prefetch import started_ahead
+from clipmole.plumbing.progress import Track
+from clipmole.training.augmented_views import views
+from clipmole.training.distributed import Team
+from clipmole.training.sampling import Item
+
+FORMAT = 1  # goes up when the same settings would give other tokens
+ROWS = 32  # of a forward pass; fixed, so that a pass that was killed rounds as one that was not
+GIB = 2**30
+
+
+def default_folder() -> Path:
+    """`$CLIPMOLE_CACHE/prefix`, else `~/.cache/clipmole/prefix`."""
+    return cache_folder("prefix")
+
+
+def prefix_digest(network: MoLENetwork, backbone_sha256: str, data: Sequence[str], config: TrainConfig) -> str:
+    """sha256 of all that the tokens depend on.
+
+    Args:
+        data: `data.sample_lines` of the training images, in their order.
+    """
+    what = {
+        "format": FORMAT,
+        "backbone": backbone_sha256,
+        "data": hashlib.sha256("\n".join(data).encode()).hexdigest(),
+        "augment": config.augment.model_dump(mode="json"),
+        "crop_size": config.preprocess.crop_size,
+        "seed": config.seed,
+        "first_adapted_block": network.first_adapted_block,
+        "precision": config.precision,
+    }
+    return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
+
+
+def record_type(network: MoLENetwork, config: TrainConfig) -> np.dtype[Any]:
+    """The record of one view of one sample: bits of its tokens (T, d) in bfloat16, and their CRC-32."""
+    tower = network.tower.config
+    tokens = 1 + (config.preprocess.crop_size // tower.patch_size) ** 2
+    return np.dtype([("crc32", "<u4"), ("tokens", "<u2", (tokens, tower.width))])
+
+
+class PrefixCache:
+    """The tokens of every sample in `config.cached_views` views.
+
+    Building it computes what is not there yet; all processes of `team` do so together.
+
+    Args:
+        folder: of the files; made if it is not there. All processes must see the same one.
+        digest: `prefix_digest` of the rest.
+        say: is told how much will be written and where, before it is, and what is damaged.
+
+    Raises:
+        ConfigError: the files would be larger than `config.cache_gib`.
+        DataError: there is no room for them, or they cannot be written.
+    """
+
+    def __init__(
+        self,
+        network: MoLENetwork,
+        samples: Sequence[Sample],
+        config: TrainConfig,
+        folder: Path,
+        digest: str,
+        *,
+        team: Team,
+        pool: ThreadPoolExecutor,
+        track: Track,
+        say: Callable[[str], None],
+    ) -> None:
+        self.pool = pool
+        count = config.cached_views or 0
+        self._type = record_type(network, config)
+        self._length = len(samples)
+        paths = [folder / f"{digest[:32]}-{view}.npy" for view in range(count)]
+        found = {path: self._whole(path) for path in paths}
+        if team.leads:
+            self._announce(folder, found, config, say)
+        team.wait()
+        for number, path in enumerate(paths):
+            if found[path] is None:
+                self._compute(network, samples, config, path, number, team, track)
+                found[path] = np.load(path, mmap_mode="r")
+            elif team.leads:
+                with suppress(OSError):  # a folder that may only be read
+                    os.utime(path)  # the least lately used go first
+        self._views = [found[path] for path in paths]
+
+    def read(self, batches: Iterable[Sequence[Item]]) -> Iterator[Tensor]:
+        """Tokens (B, T, d) bfloat16 of each batch of items, read ahead of their use."""
+
+        def copy(batch: Sequence[Item]) -> Tensor:
+            rows = np.stack([self._views[view]["tokens"][index] for index, view in batch])  # type: ignore[index]
+            return torch.from_numpy(rows.view(np.int16)).view(torch.bfloat16)
+
+        for future in started_ahead(batches, lambda batch: self.pool.submit(copy, batch)):
+            yield future.result()
+
+    def _whole(self, path: Path) -> NDArray[Any] | None:
+        """The records of a file, mapped; None if it is not there, of another kind or damaged."""
+        try:
+            records: NDArray[Any] = np.load(path, mmap_mode="r")
+        except (OSError, ValueError, EOFError):
+            return None
+        if records.dtype != self._type or records.shape != (self._length,):
+            return None
+        return records if all(fits(record) for record in records) else None
+
+    def _announce(
+        self, folder: Path, found: dict[Path, NDArray[Any] | None], config: TrainConfig, say: Callable[[str], None]
+    ) -> None:
+        """Say what will be written, and make room for it within `config.cache_gib`."""
+        size = self._length * self._type.itemsize
+        all_gib, limit = len(found) * size / GIB, config.cache_gib
+        what = f"prefix cache: {len(found)} views of {self._length} images, {all_gib:.3g} GiB in {folder}"
+        if all_gib > limit:
+            raise ConfigError(
+                f"{what}: more than cache_gib={limit:g}; raise it, lower cached_views={len(found)}, or leave "
+                "cached_views out to compute every view anew"
+            )
+        missing = [path for path, records in found.items() if records is None]
+        for path in missing:
+            if path.exists():
+                say(f"{path}: is damaged; it is computed again")
+                path.unlink()
+        if not missing:
+            say(f"{what}: is there and is used")
+            return
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            make_room(folder, found, limit * GIB - len(found) * size, say)
+            begun = sum(path.with_suffix(".partial").stat().st_size for path in missing if exists_partly(path))
+            free = shutil.disk_usage(folder).free + begun
+        except OSError as error:
+            raise DataError(_unwritable(folder, error)) from error
+        if len(missing) * size > free:
+            raise DataError(
+                f"{what}: only {free / GIB:.3g} GiB are free there; free space, name another place "
+                "(--cache-dir), or lower cached_views"
+            )
+        say(f"{what} (at most {limit:g}): {len(missing)} to be computed")
+
+    def _compute(
+        self,
+        network: MoLENetwork,
+        samples: Sequence[Sample],
+        config: TrainConfig,
+        path: Path,
+        number: int,
+        team: Team,
+        track: Track,
+    ) -> None:
+        """Write the file of one view, or what is missing of it, every process its share."""
+        partial = path.with_suffix(".partial")
+        try:
+            if team.leads:
+                self._reserve(partial)
+            team.wait()
+            begun: NDArray[Any] = np.load(partial, mmap_mode="r")
+            starts = range(team.rank * ROWS, self._length, team.size * ROWS)
+            todo = [s for s in starts if not all(fits(record) for record in begun[s : s + ROWS])]
+            batches = [[(i, number) for i in range(s, min(s + ROWS, self._length))] for s in todo]
+            done = zip(todo, views(samples, batches, config, self.pool), strict=True)
+            with partial.open("r+b") as file:
+                for start, crops in track(done, f"view {number + 1}/{config.cached_views}", len(todo)):
+                    data = self._records(network, crops.to(team.device), config).tobytes()
+                    file.seek(begun.offset + start * self._type.itemsize)  # type: ignore[attr-defined]
+                    file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            team.wait()
+            if team.leads:
+                publish(partial, path)
+            team.wait()
+        except OSError as error:
+            raise DataError(_unwritable(path.parent, error)) from error
+
+    def _reserve(self, partial: Path) -> None:
+        """Make a file of the right size and kind with no record in it, unless there is one that was begun."""
+        try:
+            begun: NDArray[Any] = np.load(partial, mmap_mode="r")
+            if begun.dtype == self._type and begun.shape == (self._length,):
+                return
+        except (OSError, ValueError, EOFError):
+            pass
+        head: dict[str, Any] = {
+            "descr": np.lib.format.dtype_to_descr(self._type),
+            "fortran_order": False,
+            "shape": (self._length,),
+        }
+        fresh = partial.with_suffix(".new")
+        try:
+            with fresh.open("wb") as file:
+                np.lib.format.write_array_header_1_0(file, head)
+                size = file.tell() + self._length * self._type.itemsize
+                file.flush()
+                if hasattr(os, "posix_fallocate"):  # a full disk is found out now, not when the pages are written
+                    os.posix_fallocate(file.fileno(), 0, size)
+                else:
+                    file.truncate(size)
+            os.replace(fresh, partial)
+        except OSError:
+            fresh.unlink(missing_ok=True)
+            raise
+
+    @torch.inference_mode()
+    def _records(self, network: MoLENetwork, crops: Tensor, config: TrainConfig) -> NDArray[Any]:
+        with torch.autocast(crops.device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
+            tokens = network.prefix(crops).bfloat16().cpu()
+        records = np.zeros(len(tokens), dtype=self._type)
+        records["tokens"] = tokens.contiguous().view(torch.int16).numpy().view(np.uint16)
+        records["crc32"] = [zlib.crc32(record["tokens"].tobytes()) for record in records]
+        return records
+
+
+def fits(record: np.void) -> bool:
+    """Whether a record's bits are those that were written; a reserved one's are not."""
+    return zlib.crc32(record["tokens"].tobytes()) == int(record["crc32"])
+
+
+def publish(partial: Path, path: Path) -> None:
+    """Rename a file that is whole; where another run that wrote the same bytes was faster, that is as well."""
+    try:
+        os.replace(partial, path)
+    except FileNotFoundError:
+        if not path.exists():
+            raise
+
+
+def exists_partly(path: Path) -> bool:
+    """Whether the file of a view was begun."""
+    return path.with_suffix(".partial").is_file()
+
+
+def make_room(folder: Path, keep: Iterable[Path], budget: float, say: Callable[[str], None]) -> None:
+    """Delete the least lately used files of the cache until those left are within `budget` bytes; `keep` stay."""
+    kept = {path.stem for path in keep}
+    others = [p for p in folder.iterdir() if p.suffix in (".npy", ".partial", ".new") and p.stem not in kept]
+    sizes = {path: path.stat() for path in others}
+    left = sum(stat.st_size for stat in sizes.values())
+    for path in sorted(others, key=lambda p: sizes[p].st_mtime):
+        if left <= budget:
+            break
+        say(f"prefix cache: {path.name}, the least lately used, is deleted to make room")
+        path.unlink(missing_ok=True)
+        left -= sizes[path].st_size
+
+
+def _unwritable(folder: Path, error: OSError) -> str:
+    return (
+        f"{folder}: the prefix cache cannot be written: {error.strerror}; free space, name another place "
+        "(--cache-dir), or leave cached_views out"
+    )

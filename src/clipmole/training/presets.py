@@ -1,0 +1,82 @@
+"""Settings of a training run by name: the presets that come with the package, and files that build on them.
+
+In: the name of a preset of `presets/*.toml`, or a TOML file of the same form. A file may begin with
+`extends = "NAME"`, a preset or another file (relative to its own folder), and then says only what differs: tables
+are merged key by key, everything else is replaced. `without = ["KEY"]` leaves out a setting of what is extended,
+since TOML has no word for none. Out: a `TrainConfig`. It knows nothing of what a run does.
+"""
+
+from __future__ import annotations
+
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from clipmole.config import TrainConfig, packaged_names, read_toml
+from clipmole.errors import ConfigError
+
+EXTENDS, WITHOUT = "extends", "without"
+
+
+def preset_names() -> tuple[str, ...]:
+    """Names of the training presets that come with the package, sorted."""
+    return packaged_names("training/presets")
+
+
+def preset_text(name: str) -> str:
+    """The TOML file of a preset, with its comments; `ConfigError` if there is none of this name."""
+    if name not in preset_names():
+        raise ConfigError(f"preset {name!r}: there is none; the presets are {', '.join(preset_names())}")
+    return (resources.files("clipmole") / "training" / "presets" / f"{name}.toml").read_text(encoding="utf-8")
+
+
+def load_train_config(name: str | Path) -> TrainConfig:
+    """The training settings of a preset or a TOML file.
+
+    Raises `ConfigError` if there is neither, if a file cannot be read, or if what comes together does not validate.
+    """
+    return TrainConfig.parse(resolved({EXTENDS: str(name)}, Path(), "config"), str(name))
+
+
+def resolved(values: dict[str, Any], folder: Path, source: str, above: tuple[str, ...] = ()) -> dict[str, Any]:
+    """`values` of a training run merged onto what they extend, all the way down; `extends` and `without` are gone.
+
+    Args:
+        folder: from which paths in `values` are taken.
+        source: the file that holds `values`, for messages.
+        above: files that led here; to extend one of them has no end.
+    """
+    if EXTENDS not in values:
+        return built_on({}, values, source)
+    name = values[EXTENDS]
+    if not isinstance(name, str):
+        raise ConfigError(f"{source}: {EXTENDS}: must be the name of a preset or a file (given: {name!r})")
+    if name in preset_names():
+        with resources.as_file(resources.files("clipmole") / "training" / "presets" / f"{name}.toml") as path:
+            base, place, key = read_toml(path), path.parent, name
+    elif (folder / name).is_file():
+        place, key = (folder / name).parent, str((folder / name).resolve())
+        base = read_toml(folder / name)
+    else:
+        raise ConfigError(f"{source}: {name!r} is neither a TOML file nor one of {', '.join(preset_names())}")
+    if key in above:
+        raise ConfigError(f"{source}: {EXTENDS} = {name!r} leads back to itself")
+    return built_on(resolved(base, place, name, (*above, key)), values, source)
+
+
+def built_on(base: dict[str, Any], values: dict[str, Any], source: str) -> dict[str, Any]:
+    """`base` less what `values` are without, and with what else they set."""
+    unwanted = values.get(WITHOUT, [])
+    if not isinstance(unwanted, list) or not all(key in base for key in unwanted):
+        raise ConfigError(f"{source}: {WITHOUT} = {unwanted!r}: must be a list of settings of what is extended")
+    kept = {key: value for key, value in base.items() if key not in unwanted}
+    return merged(kept, {key: value for key, value in values.items() if key not in (EXTENDS, WITHOUT)})
+
+
+def merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """`base` with `changes`: tables key by key, anything else replaced. Neither argument is changed."""
+    result = dict(base)
+    for key, value in changes.items():
+        old = result.get(key)
+        result[key] = merged(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+    return result

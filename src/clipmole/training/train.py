@@ -1,0 +1,200 @@
+"""Labelled images and a configuration -> an adapter directory, with its record, model card and page.
+
+In: `TrainConfig` and images of the splits train, val and, for calibrated verdicts, calibration. Out: an adapter
+directory. It never reads other splits. While it is unfinished, a run is kept in a folder beside it, and the
+same call goes on with it. It knows nothing of terminals: progress goes to the `track` and `say` that it is given.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from clipmole.calibration import Calibration
+from clipmole.config import PLACES, TrainConfig
+from clipmole.data import VARIANTS, DataSource, windows
+from clipmole.data.sample import Sample
+from clipmole.data.training_set import TrainingData, training_data
+from clipmole.errors import DataError
+from clipmole.evaluation.estimates import report_table
+from clipmole.evaluation.recalibrate import calibrate
+from clipmole.evaluation.records import DetectorInfo, EvaluationReport
+from clipmole.evaluation.scores import ScoreTable
+from clipmole.inference.detector import Detector
+from clipmole.models.adapter import check_target, save_adapter
+from clipmole.models.backbone import Backbone, load_backbone
+from clipmole.models.network import MoLENetwork
+from clipmole.plumbing.environment import environment
+from clipmole.plumbing.progress import Say, Track, silent, untracked
+from clipmole.report.training import training_page
+from clipmole.training.distributed import Team
+from clipmole.training.loop import Epoch, Run
+from clipmole.training.model_card import model_card
+from clipmole.training.prefix_cache import PrefixCache, default_folder, prefix_digest
+from clipmole.training.sampling import check_batch
+
+STATE, LOG = "state.safetensors", "tensorboard"
+RESAMPLES = 200  # of the bootstrap for the page
+
+
+def run_folder(out: str | Path) -> Path:
+    """Where an unfinished run that will become the adapter directory `out` is kept, with TensorBoard's files."""
+    return Path(out).with_name(Path(out).name + ".run")
+
+
+def run_digest(config: TrainConfig, backbone: Backbone, lines: Sequence[str]) -> str:
+    """sha256 of all that a run's weights depend on: settings, backbone, and data in their order."""
+    settings = config.model_dump(mode="json", exclude={"backbone", *PLACES})
+    what = json.dumps([settings, backbone.sha256, *lines], sort_keys=True)
+    return hashlib.sha256(what.encode()).hexdigest()
+
+
+def train(
+    config: TrainConfig,
+    out: str | Path,
+    *,
+    data: DataSource | None = None,
+    backbone: Backbone | None = None,
+    track: Track = untracked,
+    say: Say = silent,
+    cache_dir: str | Path | None = None,
+    fresh: bool = False,
+    save_seconds: float = 600.0,
+) -> Detector:
+    """Train an adapter and write its directory.
+
+    A run that was killed goes on when it is called again with the same settings and data, and ends with the weights
+    that it would have had. Called in several processes (`accelerate launch`), they train one network together.
+
+    Args:
+        out: the adapter directory; an older one is replaced as a whole at the end, and only then.
+        data: instead of what the configuration names.
+        backbone: instead of loading `config.backbone`; its tower is changed in place.
+        track: wraps the steps of an epoch, given a description and their number (a progress bar).
+        say: gets a line an epoch.
+        cache_dir: of the prefix cache; None: `cache.default_folder()`.
+        fresh: begin anew even if an unfinished run is there.
+        save_seconds: how often the state of the run is saved within an epoch; it always is after one.
+
+    Returns the trained detector, calibrated if there is a calibration split (in the first process; the
+    others return it without a calibration).
+    Raises `DataError`, `ConfigError`, `WeightsError`, `CheckpointError` or `MissingDependency` before any training
+    where it can.
+    """
+    check_target(out)
+    team = Team()
+    check_batch(config, team.size)
+    if not team.leads:
+        track, say = untracked, silent
+        team.wait()  # the first process unpacks what must be unpacked
+    chosen = training_data(config, data, track=track, say=say)
+    if team.leads:
+        team.wait()
+
+    torch.manual_seed(config.seed)
+    loaded = backbone or load_backbone(config.backbone)
+    network = MoLENetwork(loaded.tower, config.mole, config.full_finetune).to(team.device)
+    count = sum(parameter.numel() for parameter in network.trained_parameters().values())
+    say(f"{len(chosen.train)} training images, {len(chosen.val)} validation images; {count:,} parameters are trained")
+    folder, digest = run_folder(out), run_digest(config, loaded, chosen.lines)
+    if fresh and team.leads:
+        (folder / STATE).unlink(missing_ok=True)
+    team.wait()
+    with ThreadPoolExecutor(team.workers) as pool:
+        cache = None
+        if config.cached_views:
+            key = prefix_digest(network, loaded.sha256, chosen.lines[: len(chosen.train)], config)
+            place = Path(cache_dir) if cache_dir else default_folder()
+            cache = PrefixCache(network, chosen.train, config, place, key, team=team, pool=pool, track=track, say=say)
+        run = Run(
+            network,
+            chosen.train,
+            chosen.val,
+            config,
+            cache=cache,
+            state=folder / STATE,
+            digest=digest,
+            log=folder / LOG / digest[:12],
+            team=team,
+            pool=pool,
+            track=track,
+            say=say,
+            save_seconds=save_seconds,
+        )
+        curve, best = run.fit()
+    if not team.leads:
+        return Detector(network, config.preprocess, None, Path(out).name, device=str(team.device))
+    record = make_record(config, loaded, network, chosen, curve, best, team)
+    detector = finish(out, record, network, loaded, config, chosen, say)
+    (folder / STATE).unlink(missing_ok=True)
+    return detector
+
+
+def make_record(
+    config: TrainConfig,
+    backbone: Backbone,
+    network: MoLENetwork,
+    chosen: TrainingData,
+    curve: Sequence[Epoch],
+    best: int,
+    team: Team,
+) -> dict[str, Any]:
+    """What `train.json` holds: how the run was made, and what came out."""
+    return {
+        "config": config.model_dump(mode="json", exclude=set(PLACES)),
+        "backbone": {"id": backbone.id, "revision": backbone.revision, "sha256": backbone.sha256},
+        "data": chosen.record,
+        "trained_parameters": sum(p.numel() for p in network.trained_parameters().values()),
+        "tower_parameters": sum(p.numel() for p in network.tower.parameters()),
+        "adapted_blocks": list(network.config.block_indices(network.tower.config.depth)),
+        "best_epoch": best,
+        "curve": [epoch.model_dump() for epoch in curve],
+        "environment": environment() | {"device": str(team.device), "processes": team.size},
+    }
+
+
+def finish(
+    out: str | Path,
+    record: dict[str, Any],
+    network: MoLENetwork,
+    backbone: Backbone,
+    config: TrainConfig,
+    chosen: TrainingData,
+    say: Say,
+) -> Detector:
+    """Calibrate, look at the validation images once more for the page, and write the adapter directory."""
+    device = str(next(network.parameters()).device)
+    detector = Detector(network, config.preprocess, device=device)
+    calibration: Calibration | None = None
+    try:
+        calibration = calibrate(detector, chosen.calibration, config.seed) if chosen.calibration else None
+    except DataError as error:  # the weights are worth keeping all the same
+        say(f"not calibrated: {error}")
+    detector = Detector(network, config.preprocess, calibration, Path(out).name, device=device)
+    page = training_page(record, *look_again(detector, chosen.val, config.seed))
+    card = model_card(record, calibration)
+    save_adapter(out, network, backbone, config.preprocess, calibration, record, card, page=page)
+    return detector
+
+
+def look_again(detector: Detector, val: Sequence[Sample], seed: int) -> tuple[EvaluationReport, ScoreTable]:
+    """Figures and logits of the validation images, looked at as the finished detector looks at images."""
+    logits = np.array([[detector.score(windows(val, variant, seed)) for variant in VARIANTS]], dtype=np.float64)
+    table = ScoreTable(tuple(val), np.array(["val"] * len(val)), (detector.name,), VARIANTS, logits)
+    reports, _ = report_table(table, {detector.name: detector.calibration}, RESAMPLES, seed)
+    known = detector.calibration
+    info = DetectorInfo(
+        name=detector.name,
+        id=detector.name,
+        thresholds=known.thresholds if known else None,
+        slope=known.slope if known else None,
+        intercept=known.intercept if known else None,
+    )
+    return EvaluationReport(title="Validation", detectors=(info,), sets=reports), table

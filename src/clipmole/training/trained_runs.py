@@ -1,0 +1,144 @@
+"""Trained runs in a folder: those that are there are taken, the others are trained.
+
+In: training settings, labelled images, a backbone. Out: an adapter directory with its `train.json`, and its logits.
+It knows nothing of plans or figures.
+
+A run's folder carries a digest of its settings, the training data, the backbone's weights and clipmole's version. One
+that is there is not trained again, whatever it was trained for; one that was killed is not there yet.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import clipmole
+from clipmole.config import PLACES, TrainConfig
+from clipmole.data import VARIANTS, data_digest, file_sha256, read_data, windows
+from clipmole.data.sample import Sample
+from clipmole.errors import DataError, TrainingDiverged
+from clipmole.inference.detector import Detector
+from clipmole.models.backbone import load_backbone
+from clipmole.plumbing.files import write_texts
+from clipmole.plumbing.progress import Say, Track, silent, untracked
+from clipmole.training.comparison_plan import rate_of
+from clipmole.training.train import train
+
+USED = ("train", "val", "calibration")  # splits that a run reads
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run: its adapter directory and its `train.json`."""
+
+    folder: Path
+    record: dict[str, Any]
+
+    @property
+    def val(self) -> float:
+        """The figure that validation chooses by: average precision of the best epoch."""
+        return float(self.record["curve"][self.record["best_epoch"]]["val_ap"])
+
+
+class Runs:
+    """Trained runs in a folder, made where they are not there yet.
+
+    Args:
+        folder: of the runs; comparisons may share it.
+        data: labelled images with the splits train, val and, if there, calibration.
+        backbone: a preset, a hub id or a directory, instead of the configurations' own.
+    """
+
+    def __init__(
+        self, folder: Path, data: str | Path, backbone: str | None = None, track: Track = untracked, say: Say = silent
+    ) -> None:
+        self.folder = folder
+        self.data = data
+        self.backbone = backbone
+        self.track = track
+        self.say = say
+        samples = read_data(data)
+        self.digest = data_digest([sample for sample in samples if sample.split in USED] or samples)
+        self._weights: dict[str, str] = {}
+
+    def place(self, name: str, config: TrainConfig) -> Path:
+        """Folder of a run; one of the same digest that is there, under whatever name it was trained."""
+        backbone = self.backbone or config.backbone
+        if backbone not in self._weights:
+            self._weights[backbone] = load_backbone(backbone).sha256
+        digest = run_digest(config, self.digest, self._weights[backbone])[:12]
+        slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+        there = sorted(self.folder.glob(f"*-{digest}")) if self.folder.is_dir() else []
+        return there[0] if there else self.folder / f"{slug}-{rate_of(config):g}-seed{config.seed}-{digest}"
+
+    def get(self, name: str, config: TrainConfig) -> Run:
+        """The run of these settings; `name` is for people. Raises `TrainingDiverged`, of a kept run too."""
+        folder = self.place(name, config)
+        diverged = folder.with_name(folder.name + ".diverged")
+        if diverged.is_file():
+            raise TrainingDiverged(diverged.read_text(encoding="utf-8").strip())
+        if not (folder / "train.json").is_file():
+            self.say(f"{name}, rate {rate_of(config):g}, seed {config.seed}: {folder}")
+            backbone = load_backbone(self.backbone or config.backbone)
+            try:
+                train(config, folder, data=self.data, backbone=backbone, track=self.track, say=self.say)
+            except TrainingDiverged as error:
+                write_whole(diverged, f"{error}\n")
+                raise
+        return Run(folder, json.loads((folder / "train.json").read_text(encoding="utf-8")))
+
+    def logits(self, run: Run, splits: Mapping[str, Sequence[Sample]], digests: Mapping[str, str]) -> dict[str, Any]:
+        """ "SPLIT, CONDITION" -> logits (n,) of a run, kept beside it.
+
+        Args:
+            digests: split -> `order_digest` of its samples; what was kept for other images does not count.
+        """
+        file = run.folder.with_name(run.folder.name + ".logits.json")
+        kept: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        missing = [split for split in splits if kept.get(split, {}).get("digest") != digests[split]]
+        if missing:
+            own = run.record["config"]["backbone"]
+            detector = Detector.from_pretrained(run.folder, backbone=self.backbone or own)
+            for split in missing:
+                kept[split] = {"digest": digests[split]}
+                for variant in VARIANTS:
+                    images = self.track(windows(splits[split], variant), f"{split}, {variant}", len(splits[split]))
+                    kept[split][variant] = detector.score(images).tolist()
+            write_whole(file, json.dumps(kept) + "\n")
+        return {f"{split}, {variant}": np.array(kept[split][variant]) for split in splits for variant in VARIANTS}
+
+
+def run_digest(config: TrainConfig, data: str, backbone: str) -> str:
+    """sha256 over what makes a run: settings, training data, the backbone's weights, clipmole's version.
+
+    The names of the data and the backbone do not count, only their digests. A setting that is None does not either:
+    it is a feature that is not used.
+    """
+
+    def used(value: Any) -> Any:
+        return {k: used(v) for k, v in value.items() if v is not None} if isinstance(value, dict) else value
+
+    settings = config.model_dump(mode="json", exclude={"backbone", *PLACES})
+    what = {"config": used(settings), "data": data, "backbone": backbone, "clipmole": clipmole.__version__}
+    return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
+
+
+def order_digest(samples: Sequence[Sample]) -> str:
+    """sha256 over the files' contents, ignored rows and labels in their order, as logits stand in it."""
+    lines = [f"{file_sha256(s)} {s.ignore_bottom_px} {s.label}" for s in samples]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a text file as a whole or not at all. Raises `DataError` if it cannot be written."""
+    try:
+        write_texts(path.parent, {path.name: text})
+    except OSError as error:
+        raise DataError(f"{path}: cannot be written: {error.strerror}; what is done is kept: free space") from error

@@ -1,0 +1,285 @@
+"""The command line as a person or a program uses it: a process, its output and its exit code."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import typer
+from tiny import CALIBRATION, PREPROCESS, encoded, picture, tiny_backbone, tiny_network, write_corpus
+
+import clipmole
+from clipmole.cli.options import name_backbones
+from clipmole.cli.render import rate
+from clipmole.inference.detector import Detector
+from clipmole.models.adapter import save_adapter
+from clipmole.models.backbone import save_tower
+
+
+@pytest.fixture(scope="module")
+def detector(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Arguments that name a tiny detector."""
+    folder = tmp_path_factory.mktemp("detector")
+    backbone = tiny_backbone()
+    save_tower(backbone.tower, folder / "tiny", torch.float32)
+    save_adapter(folder / "mine", tiny_network(backbone), backbone, PREPROCESS, CALIBRATION)
+    return ["--detector", str(folder / "mine"), "--backbone", str(folder / "tiny")]
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with three images, one of them in a folder below, and a text file."""
+    folder = tmp_path_factory.mktemp("photos")
+    (folder / "a.b.PNG").write_bytes(encoded(picture(0)))
+    (folder / "sub.dir").mkdir()
+    (folder / "sub.dir" / "b.JPeG").write_bytes(encoded(picture(1), "JPEG"))
+    (folder / "c [1].webp").write_bytes(encoded(picture(2), "WebP"))
+    (folder / "notes.txt").write_text("not an image")
+    return folder
+
+
+def run(*arguments: str, stdin: bytes = b"", cwd: Path | None = None) -> subprocess.CompletedProcess[bytes]:
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "COLUMNS": "100"}
+    command = [sys.executable, "-m", "clipmole.cli", *arguments]
+    return subprocess.run(command, input=stdin, capture_output=True, cwd=cwd, env=environment, check=False)
+
+
+def json_lines(result: subprocess.CompletedProcess[bytes]) -> list[dict[str, object]]:
+    return [json.loads(line) for line in result.stdout.splitlines()]
+
+
+def test_a_folder_as_json_lines_in_a_fixed_order(detector: list[str], photos: Path) -> None:
+    result = run("detect", str(photos), "--json", *detector)
+    assert result.returncode == 0, result.stderr
+    rows = json_lines(result)
+    assert [os.path.relpath(str(row["source"]), photos) for row in rows] == ["a.b.PNG", "c [1].webp", "sub.dir/b.JPeG"]
+    expected = Detector(tiny_network(), PREPROCESS).score([picture(0)])[0]
+    assert rows[0]["logit"] == pytest.approx(float(expected), abs=2e-5)
+    assert rows[0]["verdict"] in {"real", "uncertain", "ai_generated"}
+    assert "\r" not in result.stdout.decode()
+
+
+def test_every_way_to_name_an_image_gives_the_same_logit(detector: list[str], photos: Path) -> None:
+    path = photos / "a.b.PNG"
+    by_path = run("detect", str(path), "--json", *detector)
+    by_pattern = run("detect", "*.b.PN[G]", "--json", *detector, cwd=photos)
+    by_stdin = run("detect", "-", "--json", *detector, stdin=path.read_bytes())
+    by_list = run("detect", "--list", "-", "--json", *detector, stdin=f"{path}\n\n".encode())
+    by_nul = run("detect", "--list", "-", "--json", *detector, stdin=f"{path}\0".encode())
+    results = [by_path, by_pattern, by_stdin, by_list, by_nul]
+    assert [result.returncode for result in results] == [0] * 5
+    assert len({json_lines(result)[0]["logit"] for result in results}) == 1
+    assert json_lines(by_stdin)[0]["source"] == "<bytes>"
+
+
+def test_a_list_on_stdin_is_scored_as_it_comes(detector: list[str], photos: Path) -> None:
+    """The first result is there before the list ends."""
+    command = [sys.executable, "-m", "clipmole.cli", "detect", "--list", "-", "--json", *detector]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        for name in ("a.b.PNG", "absent.png", "c [1].webp"):
+            process.stdin.write(f"{photos / name}\n".encode())
+            process.stdin.flush()
+            assert json.loads(process.stdout.readline())["source"] == str(photos / name)
+        process.stdin.write(b"-\n")
+        process.stdin.close()
+        assert "stdin is the list itself" in json.loads(process.stdout.readline())["error"]["message"]
+        assert process.wait() == 1
+
+
+def test_ctrl_c_ends_a_wait_for_stdin(detector: list[str], photos: Path) -> None:
+    # What a shell starts in the background ignores SIGINT, and so does what that starts.
+    heed = "signal.signal(signal.SIGINT, signal.default_int_handler)"
+    program = f"import signal, clipmole.cli; {heed}; clipmole.cli.main()"
+    command = [sys.executable, "-c", program, "detect", "--list", "-", "--json", *detector]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.write(f"{photos / 'a.b.PNG'}\n".encode())
+        process.stdin.flush()
+        process.stdout.readline()
+        process.send_signal(signal.SIGINT)
+        process.wait(20)
+        assert process.stderr is not None
+        errors = process.stderr.read()
+        assert b"Fatal" not in errors
+        assert process.returncode in (130, 1, -signal.SIGINT), errors
+
+
+@pytest.mark.parametrize("workers", ["0", "3"])
+def test_workers_change_no_number_and_timings_say_where_the_time_went(
+    workers: str, detector: list[str], photos: Path
+) -> None:
+    result = run("detect", str(photos), "--json", "--timings", "--workers", workers, "--batch-size", "2", *detector)
+    expected = Detector(tiny_network(), PREPROCESS, workers=0).score([picture(0), encoded(picture(2), "WebP")])
+    assert [row["logit"] for row in json_lines(result)[:2]] == pytest.approx(expected.tolist(), abs=2e-5)
+    remark = result.stderr.decode()
+    found = re.search(
+        r"Seconds: (\S+) imports, (\S+) loading the detector, (\S+) for 3 inputs, of which (\S+) in", remark
+    )
+    assert found, remark
+    assert all(0 <= float(seconds) < 100 for seconds in found.groups())
+    assert float(found[4]) <= float(found[3]) + 0.01
+    assert f"in {'no' if workers == '0' else workers} threads" in remark
+
+
+def test_a_file_with_brackets_in_its_name_is_that_file(detector: list[str], photos: Path) -> None:
+    result = run("detect", "c [1].webp", "--json", *detector, cwd=photos)
+    assert [row["source"] for row in json_lines(result)] == ["c [1].webp"]
+
+
+def test_bad_inputs_fail_alone(detector: list[str], photos: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "broken.jpg").write_bytes(encoded(picture(0), "JPEG")[:200])
+    inputs = [str(tmp_path / "absent.png"), str(tmp_path / "empty"), "nothing*.jpg", str(tmp_path / "broken.jpg")]
+    result = run("detect", *inputs, str(photos / "a.b.PNG"), "--json", *detector)
+    assert result.returncode == 1
+    rows = json_lines(result)
+    assert [row.get("error", {}).get("code") for row in rows[:4]] == ["not_found"] * 3 + ["unreadable"]  # type: ignore[attr-defined]
+    assert "logit" in rows[4]
+    assert result.stderr.decode().rstrip().endswith("4 of 5 inputs could not be scored.")
+    assert "Traceback" not in result.stderr.decode()
+
+
+def test_the_table_for_people(detector: list[str], photos: Path, tmp_path: Path) -> None:
+    result = run("detect", str(photos), str(tmp_path / "absent.png"), *detector)
+    assert result.returncode == 1
+    lines = result.stdout.decode().splitlines()
+    assert len(lines) == 4
+    for line in lines[:3]:
+        assert line.startswith(("likely photograph", "uncertain", "likely AI-generated"))
+        assert " % " in line
+    assert lines[3].startswith("not scored")
+    assert "absent.png: no such file" in lines[3]
+    remarks = result.stderr.decode()
+    assert "AI-generated above 70 %, photograph below 30 %, uncertain between." in remarks
+    assert "not a proof" in remarks
+
+
+def test_csv_has_one_row_an_input(detector: list[str], photos: Path, tmp_path: Path) -> None:
+    result = run("detect", str(photos), str(tmp_path / "absent, really.png"), "--csv", *detector)
+    rows = list(csv.DictReader(io.StringIO(result.stdout.decode())))
+    assert len(rows) == 4
+    assert float(rows[0]["probability"]) == pytest.approx(CALIBRATION.probability(float(rows[0]["logit"])))
+    assert rows[3]["source"].endswith("absent, really.png")
+    assert (rows[3]["error_code"], rows[3]["logit"]) == ("not_found", "")
+
+
+def test_tiles_come_with_their_places(detector: list[str], photos: Path) -> None:
+    row = json_lines(run("detect", str(photos / "a.b.PNG"), "--json", "--tiles", *detector))[0]
+    assert len(row["tile_logits"]) == len(row["tile_boxes"]) == row["tiles"]  # type: ignore[arg-type]
+
+
+def test_an_uncalibrated_detector_gives_no_verdict(tmp_path: Path, photos: Path) -> None:
+    backbone = tiny_backbone()
+    save_tower(backbone.tower, tmp_path / "tiny", torch.float32)
+    save_adapter(tmp_path / "raw", tiny_network(backbone), backbone, PREPROCESS)
+    names = ["--detector", str(tmp_path / "raw"), "--backbone", str(tmp_path / "tiny")]
+    result = run("detect", str(photos / "a.b.PNG"), *names)
+    assert result.returncode == 0
+    assert result.stdout.decode().startswith("not calibrated")
+    assert "is not calibrated: a higher logit means" in result.stderr.decode()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["detect"], "no images"),
+        (["detect", "--list", "-"], "no images"),
+        (["detect", "x.png", "--json", "--csv"], "exclude each other"),
+        (["detect", "x.png", "--tiles"], "--tiles needs --json"),
+        (["detect", "-", "-"], "stdin can be read once only"),
+        (["detect", "-", "--list", "-"], "stdin can be read once only"),
+        (["detect", "--list", "absent.txt"], "absent.txt: cannot be read"),
+        (["detect", "x.png", "--detector", "no-such"], "no-such: no such detector"),
+        (["detect", "x.png", "--detector", "vit-l-14"], "is a backbone, not a detector"),
+        (["train", "--config", "absent.toml", "--out", "x"], "'absent.toml' is neither a TOML file nor one of"),
+        (["evaluate", "--data", "absent", "--out", "x"], "there is no such file or folder"),
+        (["evaluate", "--data", ".", "--out", "x", "-d", "a/b", "-d", "c/b"], "each needs another name"),
+        (["evaluate", "--data", ".", "--out", "x", "--protocol", "no-such"], "protocols 'no-such'"),
+        (["push", ".", "someone/thing"], "is not an adapter directory"),
+        (["import-univfd", "absent.pth", "--out", "x"], "absent.pth: cannot be read"),
+    ],
+)
+def test_wrong_usage_is_exit_2_and_says_what_is_wrong(arguments: list[str], message: str, tmp_path: Path) -> None:
+    result = run(*arguments, cwd=tmp_path)
+    assert result.returncode == 2
+    error = " ".join(result.stderr.decode().replace("│", " ").split())
+    assert message in error
+    assert "Traceback" not in error
+    assert result.stdout == b""
+
+
+def test_options_of_train_are_checked_like_the_configuration(tmp_path: Path) -> None:
+    (tmp_path / "config.toml").write_text("backbone = 'tiny'\n")
+    result = run("train", "--config", "config.toml", "--out", "x", "--seed", "-1", cwd=tmp_path)
+    assert result.returncode == 2
+    assert "options: seed" in result.stderr.decode()
+    assert not (tmp_path / "x").exists()
+
+
+def test_version_and_help() -> None:
+    assert run("--version").stdout.decode() == f"clipmole {clipmole.__version__}\n"
+    for command in (
+        [],
+        ["detect"],
+        ["train"],
+        ["evaluate"],
+        ["calibrate"],
+        ["push"],
+        ["import-univfd"],
+        ["compare"],
+        ["presets"],
+    ):
+        result = run(*command, "--help")
+        assert result.returncode == 0
+        assert b"Usage" in result.stdout
+
+
+def test_a_reader_that_leaves_early_is_no_error(detector: list[str], photos: Path) -> None:
+    command = [sys.executable, "-m", "clipmole.cli", "detect", *[str(photos)] * 5, "--json", *detector]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        assert b"Traceback" not in process.stderr.read()
+
+
+def test_train_then_detect(tmp_path: Path) -> None:
+    manifest = write_corpus(tmp_path / "corpus", {"train": 4, "val": 2, "calibration": 2})
+    save_tower(tiny_backbone().tower, tmp_path / "tiny", torch.float32)
+    (tmp_path / "config.toml").write_text(
+        f"backbone = '{tmp_path / 'tiny'}'\nepochs = 1\nbatch_size = 4\n[preprocess]\ncrop_size = 32\n"
+    )
+    arguments = ["--config", str(tmp_path / "config.toml"), "--out", str(tmp_path / "out"), "--data", str(manifest)]
+    result = run("train", *arguments, "--seed", "3")
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.decode().strip() == str(tmp_path / "out")
+    assert json.loads((tmp_path / "out" / "train.json").read_text())["config"]["seed"] == 3
+    names = ["--detector", str(tmp_path / "out"), "--backbone", str(tmp_path / "tiny")]
+    scored = run("detect", str(tmp_path / "corpus"), "--json", *names)
+    assert scored.returncode == 0, scored.stderr
+    assert len(json_lines(scored)) == 16
+
+
+def test_a_backbone_is_for_every_detector_but_the_embedded_one_or_for_the_one_it_names() -> None:
+    specs = {"embedded": "embedded", "a": "runs/a", "b": "runs/b"}
+    assert name_backbones([], specs) == {}
+    assert name_backbones(["vit=tiny"], specs) == {"a": "vit=tiny", "b": "vit=tiny"}
+    assert name_backbones(["tiny", "b=other", "embedded=own"], specs) == {"a": "tiny", "b": "other", "embedded": "own"}
+    with pytest.raises(typer.BadParameter, match="small: give NAME=BACKBONE for detectors embedded, a, b"):
+        name_backbones(["tiny", "small"], specs)
+
+
+def test_a_rate_is_said_as_a_person_reads_it() -> None:
+    assert [rate(s) for s in (None, 0, 0.25, 1, 12.34)] == ["", "", "4.0 s each", "1.0/s", "12.3/s"]

@@ -1,0 +1,188 @@
+"""The one inference path: every kind of input, order, batches, tiles, verdicts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tiny import CALIBRATION, PREPROCESS, encoded, picture, tiny_backbone, tiny_network
+
+from clipmole import Detector, Verdict
+from clipmole.config import PreprocessConfig
+from clipmole.errors import ConfigError, ImageError, ImageNotFound, ImageUnreadable
+from clipmole.images.crops import crop_boxes, preprocess
+from clipmole.inference.runtime import batch_for
+from clipmole.models.adapter import save_adapter
+from clipmole.models.backbone import save_tower
+from clipmole.records import Thresholds
+
+
+@pytest.fixture(scope="module")
+def detector() -> Detector:
+    return Detector(tiny_network(), PREPROCESS, CALIBRATION, "tiny@0")
+
+
+def test_path_bytes_image_and_array_give_the_same_logit(detector: Detector, tmp_path: Path) -> None:
+    image = picture(0)
+    (tmp_path / "a.b.PNG").write_bytes(encoded(image))
+    sources = [tmp_path / "a.b.PNG", str(tmp_path / "a.b.PNG"), encoded(image), image, np.asarray(image)]
+    logits = detector.score(sources)
+    assert logits.dtype == np.float32
+    assert np.ptp(logits) == 0
+    names = [detection.source for detection in detector.detect_batch(sources)]
+    assert names == [str(tmp_path / "a.b.PNG"), str(tmp_path / "a.b.PNG"), "<bytes>", "<image>", "<array>"]
+
+
+def test_a_logit_is_the_mean_of_the_networks_logits_over_the_crops(detector: Detector) -> None:
+    image = picture(1, 100, 70)
+    crops = torch.from_numpy(preprocess(image, PREPROCESS))
+    with torch.no_grad():
+        expected = detector.network(crops)
+    detection = detector.detect(image, tiles=True)
+    assert detection.tiles == len(expected) == 4
+    assert detection.tile_logits == pytest.approx(expected.tolist(), abs=1e-5)
+    assert detection.logit == pytest.approx(float(expected.mean()), abs=1e-5)
+    assert (detection.width, detection.height) == (100, 70)
+
+
+def test_tile_boxes_say_where_the_crops_lie(detector: Detector) -> None:
+    image = picture(1, 100, 70)
+    boxes = detector.detect(image, tiles=True).tile_boxes
+    assert boxes is not None
+    pixels = preprocess(image, PREPROCESS)
+    for box, crop in zip(boxes, pixels, strict=True):
+        assert np.array_equal(np.asarray(image.crop(box)).transpose(2, 0, 1), crop)
+
+
+def test_boxes_of_an_image_smaller_than_a_crop_are_the_image(detector: Detector) -> None:
+    detection = detector.detect(picture(1, 20, 9), tiles=True)
+    assert detection.tile_boxes == ((0, 0, 20, 9),)
+
+
+def test_boxes_are_cut_where_one_side_only_is_mirrored(detector: Detector) -> None:
+    detection = detector.detect(picture(1, 20, 100), tiles=True)
+    assert detection.tile_boxes is not None
+    tops = [y for _, y in crop_boxes(20, 100, PREPROCESS)]
+    assert detection.tile_boxes == tuple((0, top, 20, top + 32) for top in tops)
+
+
+def test_scores_do_not_depend_on_batch_size_or_neighbours() -> None:
+    images = [picture(i, 30 + 13 * i, 90 - 7 * i) for i in range(9)]
+    network = tiny_network()
+    alone = [Detector(network, PREPROCESS, batch_size=1).score([image])[0] for image in images]
+    for batch_size in (1, 2, 5, 32):
+        together = Detector(network, PREPROCESS, batch_size=batch_size).score(images)
+        assert together == pytest.approx(np.array(alone), abs=2e-5)
+        backwards = Detector(network, PREPROCESS, batch_size=batch_size).score(images[::-1])[::-1]
+        assert backwards == pytest.approx(np.array(alone), abs=2e-5)
+    assert np.ptp(alone) > 0.01  # different images, different logits
+
+
+def test_no_forward_pass_is_larger_than_the_batch_size() -> None:
+    network = tiny_network()
+    sizes: list[int] = []
+    network.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
+    Detector(network, PREPROCESS, batch_size=3).score([picture(i, 100, 70) for i in range(4)])
+    assert max(sizes) == 3
+    assert sum(sizes) == 16
+
+
+def test_forward_passes_are_small_on_a_cpu_where_nothing_is_said() -> None:
+    network = tiny_network()
+    sizes: list[int] = []
+    network.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
+    Detector(network, PREPROCESS).score([picture(i, 100, 70) for i in range(4)])
+    assert sizes == [8, 8]
+    assert batch_for("cuda:1") == 32
+
+
+def test_verdicts_follow_the_calibration(detector: Detector) -> None:
+    for detection in detector.detect_batch([picture(i) for i in range(20)]):
+        assert detection.probability == pytest.approx(1 / (1 + np.exp(-(2.0 * detection.logit + 0.1))), abs=1e-9)
+        expected = Verdict.AI_GENERATED if detection.probability > 0.7 else Verdict.UNCERTAIN
+        assert detection.verdict is (Verdict.REAL if detection.probability < 0.3 else expected)
+        assert detection.thresholds == CALIBRATION.thresholds
+
+
+def test_without_a_calibration_there_is_no_probability_and_no_verdict() -> None:
+    detection = Detector(tiny_network(), PREPROCESS).detect(picture(0))
+    assert (detection.probability, detection.verdict, detection.thresholds) == (None, None, None)
+
+
+def test_a_bad_image_among_good_ones_keeps_its_place(detector: Detector, tmp_path: Path) -> None:
+    missing = ImageNotFound("pattern*", "nothing matches this pattern")
+    sources = [picture(0), b"not an image", picture(1), tmp_path / "absent.png", missing, picture(2)]
+    results = list(detector.stream(sources))
+    kinds = [type(result).__name__ for result in results]
+    assert kinds == ["Detection", "ImageUnreadable", "Detection", "ImageNotFound", "ImageNotFound", "Detection"]
+    assert results[4] is missing
+    good = [result.logit for result in results if not isinstance(result, ImageError)]
+    assert good == pytest.approx(detector.score([picture(i) for i in range(3)]).tolist(), abs=2e-5)
+    with pytest.raises(ImageUnreadable, match="<bytes>"):
+        detector.detect_batch(sources)
+
+
+def test_nothing_in_nothing_out(detector: Detector) -> None:
+    assert detector.detect_batch([]) == []
+    assert detector.score([]).shape == (0,)
+
+
+def test_images_are_taken_one_batch_at_a_time(detector: Detector) -> None:
+    taken = 0
+
+    def endless():  # type: ignore[no-untyped-def]
+        nonlocal taken
+        while True:
+            taken += 1
+            yield picture(taken)
+
+    next(iter(detector.stream(endless())))
+    assert taken <= detector.batch_size
+
+
+def test_from_pretrained_loads_what_was_saved(tmp_path: Path) -> None:
+    backbone = tiny_backbone()
+    save_tower(backbone.tower, tmp_path / "tiny", torch.float32)
+    network = tiny_network(backbone)
+    save_adapter(tmp_path / "mine", network, backbone, PREPROCESS, CALIBRATION)
+    loaded = Detector.from_pretrained(tmp_path / "mine", backbone=tmp_path / "tiny")
+    ours = Detector(network, PREPROCESS, CALIBRATION).detect(picture(3))
+    theirs = loaded.detect(picture(3))
+    assert (theirs.logit, theirs.verdict) == (ours.logit, ours.verdict)
+    assert theirs.detector.startswith("mine@")
+
+
+def test_bfloat16_stays_close() -> None:
+    network = tiny_network()
+    images = [picture(i) for i in range(4)]
+    exact = Detector(network, PREPROCESS).score(images)
+    fast = Detector(network, PREPROCESS, precision="bfloat16").score(images)
+    assert 0 < np.abs(exact - fast).max() < 0.1 * np.abs(exact).max()
+
+
+def test_settings_that_cannot_be_are_refused() -> None:
+    with pytest.raises(ConfigError, match="batch_size=0"):
+        Detector(tiny_network(), PREPROCESS, batch_size=0)
+    with pytest.raises(ConfigError, match="device=quantum"):
+        Detector(tiny_network(), PREPROCESS, device="quantum")
+
+
+def test_bfloat16_near_a_threshold_is_scored_again_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    network, images = tiny_network(), [picture(i) for i in range(8)]
+    logits = Detector(network, PREPROCESS).score(images)
+    gaps = [min(abs(a - b) for j, b in enumerate(logits) if j != i) for i, a in enumerate(logits)]
+    near = int(np.argmax(gaps))
+    monkeypatch.setattr("clipmole.inference.detector.RECHECK", gaps[near] / 2)
+    threshold = CALIBRATION.probability(float(logits[near]))
+    calibration = CALIBRATION.model_copy(update={"thresholds": Thresholds(real=threshold, ai=threshold)})
+    reduced = Detector(network, PREPROCESS, calibration, precision="bfloat16").score(images)
+    assert [i for i in range(8) if abs(reduced[i] - logits[i]) < 1e-5] == [near]
+    plain = Detector(network, PREPROCESS, precision="bfloat16").score(images)
+    assert (abs(plain - logits) > 1e-5).all()
+
+
+def test_center_crop_mode_takes_one_crop() -> None:
+    detector = Detector(tiny_network(), PreprocessConfig(mode="center_crop", crop_size=32))
+    assert detector.detect(picture(0, 200, 100), tiles=True).tile_boxes == ((84, 34, 116, 66),)

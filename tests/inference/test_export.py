@@ -1,0 +1,196 @@
+"""Exports: what is written runs like the detector, and what does not is not written."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tiny import CALIBRATION, PREPROCESS, picture, tiny_backbone, tiny_network
+from typer.testing import CliRunner
+
+from clipmole import Detector
+from clipmole.cli import app
+from clipmole.errors import CheckpointError, ConfigError, DataError
+from clipmole.evaluation.scorers import load_scorer
+from clipmole.inference import export
+from clipmole.inference.export import ExportRefused, check_place, compare_logits, export_detector, failures
+from clipmole.inference.export_directory import is_export, read_export
+from clipmole.inference.graph import GraphRuntime, convert
+from clipmole.models.adapter import save_adapter
+from clipmole.models.backbone import save_tower
+
+LIBRARIES = {"openvino": ["openvino", "nncf"], "onnx": ["onnxruntime", "onnxscript", "onnx"]}
+IMAGES = [picture(i, 70, 50) for i in range(8)]
+LABELS = [0, 1] * 4
+
+
+def images() -> Iterator[object]:
+    return iter(IMAGES)
+
+
+def need(runtime: str) -> None:
+    for library in LIBRARIES[runtime]:
+        pytest.importorskip(library, reason=f"needs {library}: pip install 'clipmole[{runtime}]'")
+
+
+@pytest.fixture(scope="module")
+def adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An adapter directory, its backbone in the folder `tiny` beside it."""
+    folder = tmp_path_factory.mktemp("adapter")
+    backbone = tiny_backbone()
+    save_tower(backbone.tower, folder / "tiny", torch.float32)
+    save_adapter(folder / "adapter", tiny_network(backbone), tiny_backbone(), PREPROCESS, CALIBRATION)
+    return folder / "adapter"
+
+
+@pytest.mark.parametrize(
+    ("runtime", "precision"), [("openvino", "float32"), ("openvino", "bfloat16"), ("onnx", "float32")]
+)
+def test_an_export_scores_like_its_detector_without_adapter_and_backbone(
+    adapter: Path, tmp_path: Path, runtime: GraphRuntime, precision: str
+) -> None:
+    need(runtime)
+    record = export_detector(
+        adapter, tmp_path / "out", runtime, images, labels=LABELS, precision=precision, backbone=adapter.parent / "tiny"
+    )  # type: ignore[arg-type]
+    plain = Detector.from_pretrained(adapter, backbone=adapter.parent / "tiny")
+    graph = Detector.from_pretrained(tmp_path / "out")
+    expected = plain.score(IMAGES)
+    tolerance = 1e-4 if precision == "float32" else 0.25 * float(expected.std())
+    assert graph.score(IMAGES) == pytest.approx(expected, abs=tolerance)
+    assert np.abs(graph.score(IMAGES) - expected).max() == pytest.approx(record.check.max_difference, abs=1e-5)
+    assert graph.calibration == plain.calibration
+    assert graph.preprocess == plain.preprocess
+    assert graph.name == plain.name + ("" if precision == "float32" else f", {runtime} {precision}")
+    assert record.detector == plain.name
+    assert record == read_export(tmp_path / "out")
+    assert record.check.images == record.check.labelled == 8
+    assert load_scorer(str(tmp_path / "out")).name == graph.name
+
+
+@pytest.mark.parametrize("runtime", ["openvino", "onnx"])
+def test_int8_says_so(adapter: Path, tmp_path: Path, runtime: GraphRuntime, monkeypatch: pytest.MonkeyPatch) -> None:
+    need(runtime)
+    loose = export.Limits(average_precision=2.0, difference=10.0, changed=None, reversed=8)  # a tiny tower is coarse
+    monkeypatch.setitem(export.LIMITS, "int8", loose)
+    record = export_detector(
+        adapter,
+        tmp_path / "out",
+        runtime,
+        images,
+        precision="int8",
+        calibrate_on=IMAGES,
+        backbone=adapter.parent / "tiny",
+    )
+    assert record.calibrated_on == (8 if runtime == "openvino" else 0)
+    assert record.check.average_precision is None
+    assert Detector.from_pretrained(tmp_path / "out").name == f"{record.detector}, {runtime} int8"
+
+
+def test_int8_that_fails_with_fixed_ranges_takes_them_while_it_runs(
+    adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    need("openvino")
+    monkeypatch.setitem(export.LIMITS, "int8", export.Limits(average_precision=2.0, difference=10.0, changed=None))
+    failures = export.failures
+    outcomes = [["a logit differs"], []]
+    monkeypatch.setattr(export, "failures", lambda *given: [*failures(*given), *outcomes.pop(0)])
+    said: list[str] = []
+    record = export_detector(
+        adapter,
+        tmp_path / "out",
+        "openvino",
+        images,
+        precision="int8",
+        calibrate_on=IMAGES,
+        backbone=adapter.parent / "tiny",
+        say=said.append,
+    )
+    assert record.calibrated_on == 0
+    assert outcomes == []
+    assert "with fixed ranges a logit differs; taking them while it runs instead" in said
+    assert export.describe(record)[0].startswith(f"{record.detector} for openvino in int8 (dynamic), checked on 8")
+
+
+def test_a_broken_graph_is_not_written(adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    need("openvino")
+
+    def broken(_network: object, crop_size: int, runtime: GraphRuntime, folder: Path) -> Path:
+        return convert(tiny_network(seed=7), crop_size, runtime, folder)  # another adapter than was asked for
+
+    monkeypatch.setattr(export, "convert", broken)
+    with pytest.raises(ExportRefused, match="not exported: a logit differs by") as refused:
+        export_detector(adapter, tmp_path / "out", "openvino", images, backbone=adapter.parent / "tiny")
+    assert refused.value.check.max_difference > 0.1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_graph_that_was_changed_is_not_run(adapter: Path, tmp_path: Path) -> None:
+    need("openvino")
+    export_detector(adapter, tmp_path / "out", "openvino", images, backbone=adapter.parent / "tiny")
+    weights = tmp_path / "out" / "model.bin"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\x01")
+    with pytest.raises(CheckpointError, match="is not the one that was checked"):
+        Detector.from_pretrained(tmp_path / "out")
+
+
+def test_an_export_runs_as_it_was_checked_or_not_at_all(adapter: Path, tmp_path: Path) -> None:
+    need("openvino")
+    export_detector(adapter, tmp_path / "out", "openvino", images, backbone=adapter.parent / "tiny")
+    assert Detector.from_pretrained(tmp_path / "out", runtime="auto").runtime.name == "openvino"
+    with pytest.raises(ConfigError, match="exported with runtime openvino, not torch"):
+        Detector.from_pretrained(tmp_path / "out", runtime="torch")
+    with pytest.raises(ConfigError, match="exported with precision float32, not bfloat16"):
+        Detector.from_pretrained(tmp_path / "out", precision="bfloat16")
+
+
+def test_the_check_counts_what_changes() -> None:
+    # p = sigmoid(2 z + 0.1): real below z = -0.474, AI-generated above z = 0.374.
+    exact = [-2.0, -0.5, 0.0, 0.5, 2.0, 0.3]
+    given = [-2.0, -0.4, 0.0, -0.6, 2.0, 0.4]
+    check = compare_logits(exact, given, [0, 0, 0, 1, 1, 1], CALIBRATION)
+    assert (check.changed, check.reversed, check.settled) == (2, 1, 1)
+    assert check.max_difference == pytest.approx(1.1)
+    assert check.mean_difference == pytest.approx(1.3 / 6)
+    assert check.spread == pytest.approx(np.std(exact))
+    assert check.average_precision == pytest.approx((1.0, (1 + 1 + 3 / 5) / 3))
+    assert len(failures(check, "bfloat16")) == 4
+    assert not failures(compare_logits(exact, exact, None, CALIBRATION), "float32")
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_graph_that_gives_no_number_fails(bad: float) -> None:
+    check = compare_logits([0.0, 1.0, 2.0], [0.0, 1.0, bad], None, None)
+    assert failures(check, "int8")
+    assert check.changed is None
+
+
+def test_a_check_needs_images() -> None:
+    with pytest.raises(DataError, match="give two or more"):
+        compare_logits([1.0], [1.0], None, None)
+
+
+def test_other_things_are_not_overwritten(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(CheckpointError, match="exists and is not an export"):
+        check_place(tmp_path)
+    assert not is_export(tmp_path)
+
+
+def test_the_command_exports_and_detect_runs_it(adapter: Path, tmp_path: Path) -> None:
+    need("openvino")
+    for name in ("a.png", "b.png"):
+        picture(ord(name[0])).save(tmp_path / name)
+    names = [str(adapter), "--backbone", str(adapter.parent / "tiny"), "--out", str(tmp_path / "out")]
+    result = CliRunner().invoke(app, ["export", *names, "--check-on", str(tmp_path / "*.png")])
+    assert result.exit_code == 0, result.output
+    assert result.stdout.strip() == str(tmp_path / "out")
+    assert "checked on 2 images (0 labelled)" in result.stderr
+    found = CliRunner().invoke(app, ["detect", str(tmp_path / "a.png"), "--json", "--detector", str(tmp_path / "out")])
+    assert json.loads(found.stdout)["source"] == str(tmp_path / "a.png")
+    neither = CliRunner().invoke(app, ["export", *names])
+    assert neither.exit_code == 2

@@ -1,0 +1,263 @@
+"""Execution paths: each gives the network's logits, says its arithmetic, and is kept once it is made."""
+
+from __future__ import annotations
+
+import pickle
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from tiny import PREPROCESS, picture, tiny_network, write_adapter
+
+from clipmole import Detector
+from clipmole.config import MoLEConfig
+from clipmole.errors import CheckpointError, ConfigError
+from clipmole.inference.graph import GRAPH, GraphRuntime, convert, default_folder, open_graph
+from clipmole.inference.pytorch import TorchRuntime, exact_precision, matmul_precision, product_error
+from clipmole.inference.quantize import quantise
+from clipmole.inference.runtime import pytorch, remark
+from clipmole.models.network import MoLENetwork
+
+LIBRARIES = {"openvino": ["openvino"], "onnx": ["onnxruntime", "onnxscript"]}
+
+
+def need(runtime: str) -> None:
+    for library in LIBRARIES[runtime]:
+        pytest.importorskip(library, reason=f"needs {library}: pip install 'clipmole[{runtime}]'")
+
+
+def crops(count: int, seed: int = 0) -> NDArray[np.uint8]:
+    return np.random.default_rng(seed).integers(0, 256, (count, 3, 32, 32), dtype=np.uint8)
+
+
+@pytest.fixture(scope="module")
+def network() -> MoLENetwork:
+    return tiny_network()
+
+
+@pytest.fixture(scope="module")
+def exact(network: MoLENetwork) -> NDArray[np.float32]:
+    with torch.no_grad():
+        logits: NDArray[np.float32] = network(torch.from_numpy(crops(5))).numpy()
+    return logits
+
+
+@pytest.fixture(scope="module")
+def adapter(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """An adapter directory and its backbone's."""
+    return write_adapter(tmp_path_factory.mktemp("adapter"))
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 5, 8])
+def test_pytorch_gives_the_networks_logits_in_any_batches(
+    network: MoLENetwork, exact: NDArray[np.float32], batch_size: int
+) -> None:
+    assert TorchRuntime(network).logits(crops(5), batch_size) == pytest.approx(exact, abs=1e-5)
+
+
+def test_bfloat16_is_near_and_says_so(network: MoLENetwork, exact: NDArray[np.float32]) -> None:
+    runtime = TorchRuntime(network, precision="bfloat16")
+    difference = np.abs(runtime.logits(crops(5), 8) - exact).max()
+    assert 1e-6 < difference < 0.1 * np.abs(exact).max()
+    assert remark(runtime) == ", bfloat16"
+    assert remark(TorchRuntime(network)) == ""
+
+
+@pytest.mark.parametrize("runtime", ["openvino", "onnx"])
+def test_a_graph_gives_the_networks_logits_for_any_number_of_crops(
+    network: MoLENetwork, exact: NDArray[np.float32], runtime: GraphRuntime, tmp_path: Path
+) -> None:
+    need(runtime)
+    assert convert(network, 32, runtime, tmp_path) == tmp_path / GRAPH[runtime]
+    graph = open_graph(tmp_path, runtime, "float32")
+    for count in (5, 1, 3):
+        assert graph.logits(crops(5)[:count], 2) == pytest.approx(exact[:count], abs=2e-5)
+    assert graph.logits(crops(5), 5).dtype == np.float32
+    assert remark(graph) == ""
+
+
+@pytest.mark.parametrize("config", [MoLEConfig(top_k=1), MoLEConfig(shared_rank=0), MoLEConfig(expert_ranks=())])
+def test_every_kind_of_adapter_is_in_the_graph(config: MoLEConfig, tmp_path: Path) -> None:
+    need("openvino")
+    network = tiny_network(config=config)
+    convert(network, 32, "openvino", tmp_path)
+    with torch.no_grad():
+        expected = network(torch.from_numpy(crops(4))).numpy()
+    assert open_graph(tmp_path, "openvino", "float32").logits(crops(4), 4) == pytest.approx(expected, abs=5e-5)
+
+
+@pytest.mark.parametrize("runtime", ["openvino", "onnx"])
+def test_int8_is_near_and_leaves_router_adapter_and_head_alone(
+    network: MoLENetwork, exact: NDArray[np.float32], runtime: GraphRuntime, tmp_path: Path
+) -> None:
+    need(runtime)
+    if runtime == "openvino":
+        pytest.importorskip("nncf", reason="needs nncf: pip install 'clipmole[openvino]'")
+    (tmp_path / "int8").mkdir()
+    graph = convert(network, 32, runtime, tmp_path)
+    given = [crops(1, seed) for seed in range(8)]
+    quantise(graph, runtime, 24, given, tmp_path / "int8" / GRAPH[runtime])
+    logits = open_graph(tmp_path / "int8", runtime, "int8").logits(crops(5), 5)
+    assert 1e-6 < np.abs(logits - exact).max() < 0.5 * np.abs(exact).max()
+    products = 4 if runtime == "openvino" else 3  # qkv, out, fc1 and, but for ONNX Runtime, fc2 of each block
+    assert quantised_weights(tmp_path / "int8" / GRAPH[runtime], runtime) == products * 8
+
+
+def quantised_weights(graph: Path, runtime: str) -> int:
+    """Matrices that are stored in 8 bits."""
+    if runtime == "onnx":
+        import onnx
+
+        return sum(
+            w.data_type == onnx.TensorProto.INT8 and len(w.dims) == 2 for w in onnx.load(graph).graph.initializer
+        )
+    import openvino
+
+    ops = openvino.Core().read_model(graph).get_ordered_ops()
+    constants = [op for op in ops if op.get_type_name() == "Constant" and op.get_element_type().get_type_name() == "i8"]
+    return sum(len(op.get_output_shape(0)) == 2 and min(op.get_output_shape(0)) >= 24 for op in constants)
+
+
+def test_openvino_takes_the_ranges_of_int8_while_it_runs_if_none_are_shown(
+    network: MoLENetwork, exact: NDArray[np.float32], tmp_path: Path
+) -> None:
+    need("openvino")
+    pytest.importorskip("nncf", reason="needs nncf: pip install 'clipmole[openvino]'")
+    (tmp_path / "int8").mkdir()
+    quantise(convert(network, 32, "openvino", tmp_path), "openvino", 24, (), tmp_path / "int8" / "model.xml")
+    logits = open_graph(tmp_path / "int8", "openvino", "int8").logits(crops(5), 5)
+    assert 1e-6 < np.abs(logits - exact).max() < 0.1 * np.abs(exact).max()
+
+
+@pytest.mark.parametrize("runtime", ["openvino", "onnx"])
+def test_a_detector_is_converted_once_and_then_kept(
+    runtime: GraphRuntime, adapter: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    need(runtime)
+    monkeypatch.setenv("CLIPMOLE_CACHE", str(tmp_path))
+    folder, backbone = adapter
+    images = [picture(i, 70, 50) for i in range(3)]
+    plain = Detector.from_pretrained(folder, backbone=backbone)
+    first = Detector.from_pretrained(folder, backbone=backbone, runtime=runtime)
+    assert len(graphs()) == 1
+    again = Detector.from_pretrained(folder, runtime=runtime)  # the backbone is in the graph
+    assert first.score(images) == pytest.approx(plain.score(images), abs=5e-5)
+    assert (again.score(images) == first.score(images)).all()
+    assert (pickle.loads(pickle.dumps(first)).score(images) == first.score(images)).all()  # to another process
+    assert again.name == plain.name
+    assert again.calibration == plain.calibration
+    with pytest.raises(ConfigError, match="is a graph without a network"):
+        _ = again.network
+
+
+def graphs() -> list[Path]:
+    """The graphs in the cache, and whatever else was left there but locks."""
+    return [path for path in default_folder().iterdir() if path.suffix != ".lock"]
+
+
+def load(folder: Path, backbone: Path, runtime: GraphRuntime) -> list[float]:
+    torch.set_num_threads(1)
+    detector = Detector.from_pretrained(folder, backbone=backbone, runtime=runtime)
+    return detector.score([picture(0)]).tolist()
+
+
+def test_processes_that_convert_at_the_same_time_share_one_graph(
+    adapter: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    need("openvino")
+    monkeypatch.setenv("CLIPMOLE_CACHE", str(tmp_path))
+    with ProcessPoolExecutor(3, get_context("spawn")) as pool:
+        found = [each.result() for each in [pool.submit(load, *adapter, "openvino") for _ in range(3)]]
+    assert found[0] == found[1] == found[2]
+    assert len(graphs()) == 1
+    assert len(list(graphs()[0].glob("compiled/*.blob"))) == 1
+
+
+def test_openvino_in_bfloat16_says_so(adapter: tuple[Path, Path]) -> None:
+    need("openvino")
+    folder, backbone = adapter
+    plain = Detector.from_pretrained(folder, backbone=backbone)
+    detector = Detector.from_pretrained(folder, backbone=backbone, runtime="openvino", precision="bfloat16")
+    assert detector.name == f"{plain.name}, openvino bfloat16"
+    assert detector.detect(picture(0)).detector == detector.name
+
+
+def test_bfloat16_has_an_exact_twin(network: MoLENetwork, exact: NDArray[np.float32], tmp_path: Path) -> None:
+    need("openvino")
+    convert(network, 32, "openvino", tmp_path)
+    for reduced in (open_graph(tmp_path, "openvino", "bfloat16"), TorchRuntime(network, precision="bfloat16")):
+        twin = reduced.exact()
+        assert twin is not None
+        assert twin.precision == "float32"
+        assert twin.logits(crops(5), 5) == pytest.approx(exact, abs=2e-5)
+        assert twin.exact() is None
+
+
+def test_what_cannot_be_is_refused(adapter: tuple[Path, Path], tmp_path: Path) -> None:
+    folder, backbone = adapter
+    with pytest.raises(ConfigError, match="precision=int8"):
+        Detector.from_pretrained(folder, backbone=backbone, precision="int8")
+    with pytest.raises(ConfigError, match="computes on the cpu"):
+        Detector.from_pretrained(folder, backbone=backbone, runtime="openvino", device="cuda")
+    with pytest.raises(CheckpointError, match=r"holds no model\.onnx"):
+        open_graph(tmp_path, "onnx", "float32")
+    with pytest.raises(ConfigError, match="is a graph without a network"):
+        Detector(None, PREPROCESS)
+
+
+def test_a_graph_that_is_damaged_is_one_line(tmp_path: Path) -> None:
+    need("onnx")
+    (tmp_path / "model.onnx").write_bytes(b"no graph")
+    with pytest.raises(CheckpointError, match=r"cannot be run by ONNX Runtime: .*; export it again"):
+        open_graph(tmp_path, "onnx", "float32")
+    with pytest.raises(ConfigError, match="not bfloat16"):
+        open_graph(tmp_path, "onnx", "bfloat16")
+
+
+def test_float32_is_left_to_onednn_only_where_it_stays_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    for error, expected in ((1e-7, "medium"), (2e-3, "highest")):
+        exact_precision.cache_clear()
+        monkeypatch.setattr(pytorch, "product_error", lambda _name, error=error: error)
+        assert exact_precision() == expected
+    monkeypatch.undo()
+    exact_precision.cache_clear()
+    assert product_error(exact_precision()) < 2e-6
+    assert product_error("highest") < 2e-6
+
+
+def test_the_setting_of_matrix_products_is_put_back() -> None:
+    before = torch.get_float32_matmul_precision()
+    with matmul_precision("medium"):
+        assert torch.get_float32_matmul_precision() == "medium"
+    assert torch.get_float32_matmul_precision() == before
+
+
+def test_a_compiled_network_sees_few_sizes_of_batches(network: MoLENetwork) -> None:
+    runtime = TorchRuntime(network, compiled=True)
+    assert [len(runtime.padded(torch.zeros(n, 3, 2, 2))) for n in (1, 2, 3, 5, 8, 9)] == [1, 2, 4, 8, 8, 16]
+    batch = torch.arange(3).view(3, 1)
+    assert runtime.padded(batch).flatten().tolist() == [0, 1, 2, 2]
+    assert len(TorchRuntime(network).padded(torch.zeros(3, 1))) == 3
+
+
+@pytest.mark.slow
+def test_a_compiled_network_gives_the_same_logits(exact: NDArray[np.float32]) -> None:
+    runtime = TorchRuntime(tiny_network(), compiled=True)
+    try:
+        logits = runtime.logits(crops(5), 8)
+    except RuntimeError as error:
+        pytest.skip(f"torch.compile needs a C++ compiler: {str(error).splitlines()[0]}")
+    assert logits == pytest.approx(exact, abs=1e-4)
+    assert logits.shape == (5,)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_gpu_gives_the_same_logits(exact: NDArray[np.float32]) -> None:
+    for precision, tolerance in (("float32", 1e-3), ("bfloat16", 0.5)):
+        runtime = TorchRuntime(tiny_network(), "cuda", precision)  # type: ignore[arg-type]
+        assert runtime.logits(crops(5), 2) == pytest.approx(exact, abs=tolerance)

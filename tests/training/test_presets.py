@@ -1,0 +1,138 @@
+"""Presets: each loads, says whose choice it is, and trains; a file that extends one says only what differs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from tiny import tiny_backbone, write_corpus
+
+from clipmole.config import CLIP_TOWERS, PreprocessConfig, TrainConfig
+from clipmole.errors import ConfigError
+from clipmole.training.presets import built_on, load_train_config, preset_names, preset_text
+from clipmole.training.train import train
+
+PAPER = ("paper-vit-b-16", "paper-vit-b-32", "paper-vit-l-14")
+FEW = tuple(f"{name}-few" for name in PAPER)
+
+
+def file(folder: Path, name: str, text: str) -> Path:
+    path = folder / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_corpus(tmp_path_factory.mktemp("corpus"), {"train": 8, "val": 4})
+
+
+def test_these_presets_come_with_the_package() -> None:
+    assert preset_names() == tuple(sorted([*PAPER, *FEW, "univfd", "lora", "full", "embedded"]))
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_every_preset_trains_two_steps_on_a_tiny_tower(name: str, manifest: Path, tmp_path: Path) -> None:
+    config = load_train_config(name)
+    small = {"preprocess": PreprocessConfig(crop_size=32), "epochs": 1, "batch_size": 8, "per_class": None}
+    train(config.model_copy(update=small), tmp_path / "run", data=manifest, backbone=tiny_backbone())
+    record = json.loads((tmp_path / "run" / "train.json").read_text())
+    assert len(record["curve"]) == 1
+    assert record["data"]["train"] / 8 == 2  # steps
+    width, depth, head = 24, 8, 25
+    mole = config.mole
+    rows = 2 * (mole.shared_rank + sum(mole.expert_ranks)) + len(mole.expert_ranks)  # of A, of B, of the router
+    tower = record["tower_parameters"] if config.full_finetune else 0
+    assert record["trained_parameters"] == head + tower + (depth // 4) * rows * width
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_every_preset_says_in_one_line_what_it_is_and_whose_the_choices_are(name: str) -> None:
+    first, *rest = preset_text(name).splitlines()
+    assert first.startswith("# ")
+    assert len(first) <= 120
+    if name != "embedded":
+        comments = "\n".join(line.partition("#")[2] for line in rest)
+        assert "ours" in comments.lower()
+        assert "not run here" in comments.lower()
+
+
+def trained_on(name: str) -> int:
+    """Parameters that a preset trains of its CLIP tower, by the formula of its parts (not full fine-tuning)."""
+    config = load_train_config(name)
+    tower, mole = CLIP_TOWERS[config.backbone], config.mole
+    ranks = mole.shared_rank + sum(mole.expert_ranks)
+    blocks = len(mole.block_indices(tower.depth))
+    return blocks * tower.width * (2 * ranks + len(mole.expert_ranks)) + tower.feature_dim + 1
+
+
+def test_the_numbers_that_the_presets_state_are_theirs() -> None:
+    assert trained_on("paper-vit-l-14") == 240_385
+    assert "240,385" in preset_text("paper-vit-l-14")
+    assert trained_on("lora") == 246_529
+    assert "246,529" in preset_text("lora")
+    assert trained_on("univfd") == 769
+    assert "769" in preset_text("univfd")
+    assert load_train_config("paper-vit-b-32").mole.block_indices(12) == (9, 10, 11)  # the paper's figure
+
+
+def test_what_is_compared_with_the_papers_method_differs_from_it_in_the_method_alone() -> None:
+    paper = load_train_config("paper-vit-l-14").model_dump()
+    for name, own in (("lora", {"mole"}), ("full", {"mole", "full_finetune", "tower_learning_rate"})):
+        other = load_train_config(name).model_dump()
+        assert {key for key in paper if paper[key] != other[key]} == own
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_few_samples_are_a_hundred_of_each_class(name: str) -> None:
+    full, few = load_train_config(name), load_train_config(f"{name}-few")
+    assert (full.per_class, few.per_class) == (None, 100)
+    assert (few.backbone, few.mole, few.augment) == (full.backbone, full.mole, full.augment)
+
+
+def test_a_file_extends_a_preset_or_another_file_table_by_table(tmp_path: Path) -> None:
+    file(tmp_path, "base.toml", 'extends = "embedded"\nepochs = 2\n[mole]\nshared_rank = 8\n')
+    top = file(tmp_path, "below/top.toml", 'extends = "../base.toml"\nwithout = ["cached_views"]\n[mole]\ntop_k = 1\n')
+    config, embedded = load_train_config(top), load_train_config("embedded")
+    assert (config.epochs, config.mole.shared_rank, config.mole.top_k) == (2, 8, 1)
+    assert (embedded.cached_views, config.cached_views) == (3, None)
+    same = {"augment", "backbone", "batch_size", "learning_rate"}
+    assert config.model_dump(include=same) == embedded.model_dump(include=same)
+
+
+def test_a_file_without_extends_is_read_as_it_is(tmp_path: Path) -> None:
+    path = file(tmp_path, "own.toml", 'backbone = "somewhere"\nepochs = 3\n')
+    assert load_train_config(path) == TrainConfig.from_toml(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('extends = "own.toml"', r"own\.toml: extends = 'own\.toml' leads back to itself"),
+        ('extends = "no-such"', r"own\.toml: 'no-such' is neither a TOML file nor one of embedded, full, lora"),
+        ("extends = 3", r"own\.toml: extends: must be the name of a preset or a file \(given: 3\)"),
+        ('extends = "lora"\nepoch = 3', r"own\.toml: epoch: unknown key \(given: 3\)"),
+        ('extends = "lora"\nwithout = ["seed"]', r"own\.toml: without = \['seed'\]: must be a list of settings of"),
+        ('extends = "lora"\nwithout = "seed"', r"own\.toml: without = 'seed': must be a list"),
+        ('extends = "embedded"\nfull_finetune = true', r"own\.toml: full_finetune trains the tower itself"),
+    ],
+)
+def test_what_cannot_be_extended_is_one_line_that_names_the_file(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as error:
+        load_train_config(file(tmp_path, "own.toml", text))
+    assert "\n" not in str(error.value)
+
+
+def test_an_unknown_preset_names_those_there_are() -> None:
+    for call in (load_train_config, preset_text):
+        with pytest.raises(ConfigError, match=r"'moel'.*embedded, full, lora, paper-vit-b-16"):
+            call("moel")
+
+
+def test_building_on_settings_leaves_them_as_they_were() -> None:
+    base = {"mole": {"shared_rank": 4, "top_k": 1}, "epochs": 3}
+    assert built_on(base, {"mole": {"top_k": 2}}, "x") == {"mole": {"shared_rank": 4, "top_k": 2}, "epochs": 3}
+    assert built_on(base, {"without": ["epochs"]}, "x") == {"mole": {"shared_rank": 4, "top_k": 1}}
+    assert base == {"mole": {"shared_rank": 4, "top_k": 1}, "epochs": 3}

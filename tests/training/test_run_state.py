@@ -1,0 +1,204 @@
+"""A run that is killed, or that finds its disk full, loses nothing: it ends as one that was not disturbed."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import resource
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import processes
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny import PREPROCESS, tiny_backbone, write_corpus
+
+from clipmole.config import AugmentConfig, TrainConfig
+from clipmole.errors import CheckpointError
+from clipmole.training.run_state import load_state, save_state
+from clipmole.training.train import run_folder, train
+
+CONFIG = TrainConfig(
+    backbone="given",
+    preprocess=PREPROCESS,
+    augment=AugmentConfig(equalise_quality=(90, 95)),
+    epochs=4,
+    batch_size=4,
+    learning_rate=1e-2,
+    cached_views=2,
+)
+
+
+@pytest.fixture(scope="module")
+def manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_corpus(tmp_path_factory.mktemp("corpus"), {"train": 12, "val": 6})
+
+
+@pytest.fixture(scope="module")
+def whole(manifest: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The adapter of a run that nothing disturbed, with a cache of its own."""
+    out = tmp_path_factory.mktemp("whole") / "adapter"
+    train(CONFIG, out, data=manifest, backbone=tiny_backbone(), cache_dir=out.parent / "cache")
+    return out
+
+
+def same(first: Path, second: Path) -> bool:
+    """Whether two adapters have the same weights, bit for bit, and the same curve but for the seconds."""
+    one, other = (load_file(path / "adapter.safetensors") for path in (first, second))
+    curves = [json.loads((path / "train.json").read_text())["curve"] for path in (first, second)]
+    for curve in curves:
+        for epoch in curve:
+            del epoch["seconds"], epoch["train_seconds"]
+    return one.keys() == other.keys() and all(torch.equal(one[n], other[n]) for n in one) and curves[0] == curves[1]
+
+
+@pytest.mark.parametrize("cached", [True, False], ids=["cached", "uncached"])
+def test_a_run_that_is_killed_at_random_moments_ends_as_if_it_had_not(
+    manifest: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cached: bool
+) -> None:
+    monkeypatch.setenv("CLIPMOLE_CACHE", str(tmp_path / "cache"))
+    config, out = CONFIG, tmp_path / "killed"
+    if not cached:
+        config = CONFIG.model_copy(update={"cached_views": None})
+        whole = tmp_path / "whole"
+        train(config, whole, data=manifest, backbone=tiny_backbone())
+    rng = random.Random(7)
+    # In the first pass over the views and in the first epoch by count, then by the clock wherever it may be.
+    for die_at in (1, 5):
+        process = processes.start(config, out, manifest, die_at=die_at)
+        process.join(60)
+        assert process.exitcode == -signal.SIGKILL
+    for _ in range(3):
+        process = processes.start(config, out, manifest)
+        time.sleep(rng.uniform(0.1, 1.2))
+        process.kill()
+        process.join(60)
+    process = processes.start(config, out, manifest)
+    process.join(60)
+    log = out.with_name("killed.log").read_text()
+    assert process.exitcode == 0, log
+    assert "goes on at epoch" in log
+    assert same(out, whole)
+    assert not (run_folder(out) / "state.safetensors").exists()
+
+
+def test_a_run_goes_on_in_the_middle_of_an_epoch(manifest: Path, whole: Path, tmp_path: Path) -> None:
+    """Killed as step 8 of 6 an epoch would begin: two views of one pass each, then an epoch and two steps."""
+    process = processes.start(CONFIG, tmp_path / "run", manifest, die_at=2 + 6 + 2)
+    process.join(60)
+    loaded = load_state(run_folder(tmp_path / "run") / "state.safetensors")
+    assert loaded is not None
+    progress = loaded[1]["progress"]
+    assert (progress["epoch"], progress["step"], progress["images"]) == (1, 2, 8)
+    lines: list[str] = []
+    train(CONFIG, tmp_path / "run", data=manifest, backbone=tiny_backbone(), say=lines.append)
+    assert any(line.startswith("goes on at epoch 2, step 3") for line in lines)
+    assert same(tmp_path / "run", whole)
+
+
+def test_an_unfinished_run_is_not_taken_up_by_another_and_can_be_left(manifest: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    processes.start(CONFIG, out, manifest, die_at=4).join(60)
+    other = CONFIG.model_copy(update={"learning_rate": 2e-2})
+    with pytest.raises(CheckpointError, match=r"unfinished run with other settings or data.*--fresh"):
+        train(other, out, data=manifest, backbone=tiny_backbone())
+    assert load_state(run_folder(out) / "state.safetensors") is not None
+    train(other, out, data=manifest, backbone=tiny_backbone(), fresh=True)
+    assert (out / "adapter.safetensors").is_file()
+
+
+def test_a_damaged_state_is_refused_with_the_cure(tmp_path: Path) -> None:
+    path = tmp_path / "state.safetensors"
+    save_state(path, {"a": torch.arange(5.0)}, {"epoch": 3})
+    tensors, facts = load_state(path) or ({}, {})
+    assert tensors["a"].tolist() == [0, 1, 2, 3, 4]
+    assert facts == {"epoch": 3}
+    path.write_bytes(path.read_bytes()[:-4])
+    with pytest.raises(CheckpointError, match="is damaged; delete it to begin the run anew"):
+        load_state(path)
+    assert load_state(tmp_path / "none") is None
+
+
+def test_a_full_disk_leaves_the_state_that_was_there(tmp_path: Path) -> None:
+    """A limit on the size of a file stands in for the disk: writing fails in the middle of it."""
+    path = tmp_path / "state.safetensors"
+    save_state(path, {"a": torch.ones(10)}, {"epoch": 1})
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, before[1]))
+    try:
+        with pytest.raises(CheckpointError, match=r"cannot be written: .*free space"):
+            save_state(path, {"a": torch.ones(100_000)}, {"epoch": 2})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert os.listdir(tmp_path) == ["state.safetensors"]
+    assert (load_state(path) or ({}, {}))[1] == {"epoch": 1}
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 64 kB."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(place)]
+    try:
+        done = subprocess.run(command, capture_output=True, check=False).returncode == 0
+    except OSError:
+        done = False
+    if not done:
+        pytest.skip("may not mount a small tmpfs here; a limit on the size of files stands in for it in other tests")
+    yield place
+    subprocess.run(["umount", "--lazy", str(place)], check=False)
+
+
+def test_a_disk_that_is_really_full_leaves_the_state_that_was_there(small_disk: Path) -> None:
+    path = small_disk / "run" / "state.safetensors"
+    save_state(path, {"a": torch.ones(5_000)}, {"epoch": 1})  # 20 kB
+    with pytest.raises(CheckpointError, match=r"cannot be written: .*free space"):
+        save_state(path, {"a": torch.ones(15_000)}, {"epoch": 2})
+    assert os.listdir(path.parent) == ["state.safetensors"]
+    tensors, facts = load_state(path) or ({}, {})
+    assert (len(tensors["a"]), facts) == (5_000, {"epoch": 1})
+
+
+def test_a_run_on_a_full_disk_can_be_finished_once_there_is_room(
+    manifest: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No file may exceed 4 kB, so neither a state nor the adapter can be written; an older adapter stays."""
+    monkeypatch.setenv("CLIPMOLE_CACHE", str(whole.parent / "unused"))
+    out, config = tmp_path / "run", CONFIG.model_copy(update={"cached_views": None, "epochs": 1})
+    train(config, out, data=manifest, backbone=tiny_backbone())
+    older = (out / "adapter.safetensors").read_bytes()
+    longer = config.model_copy(update={"epochs": 2})
+    process = processes.start(longer, out, manifest, file_size=4096)
+    process.join(60)
+    log = out.with_name("run.log").read_text()
+    assert process.exitcode == 3
+    assert "state not saved, training goes on" in log
+    assert log.splitlines()[-1].startswith("CheckpointError: ")
+    assert "cannot be written" in log.splitlines()[-1]
+    assert (out / "adapter.safetensors").read_bytes() == older
+    process = processes.start(longer, out, manifest)
+    process.join(60)
+    train(longer, tmp_path / "undisturbed", data=manifest, backbone=tiny_backbone())
+    assert same(out, tmp_path / "undisturbed")
+
+
+def test_a_full_disk_under_the_cache_is_one_line_and_leaves_nothing_half_written(
+    manifest: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    process = processes.start(
+        CONFIG, out, manifest, file_size=4096, environment={"CLIPMOLE_CACHE": str(tmp_path / "cache")}
+    )
+    process.join(60)
+    last = out.with_name("run.log").read_text().splitlines()[-1]
+    assert process.exitcode == 3
+    assert last.startswith("DataError: ")
+    assert "the prefix cache cannot be written" in last
+    assert list((tmp_path / "cache" / "prefix").iterdir()) == []
+    assert not out.exists()

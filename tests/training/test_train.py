@@ -1,0 +1,220 @@
+"""One training run on a tiny tower: it learns, it is reproducible, and it writes what it says."""
+
+from __future__ import annotations
+
+import json
+import math
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny import PREPROCESS, tiny_backbone, write_corpus
+
+from clipmole.config import AugmentConfig, MoLEConfig, TrainConfig
+from clipmole.data import read_manifest, take_split
+from clipmole.errors import CheckpointError, ConfigError, DataError
+from clipmole.inference.detector import Detector
+from clipmole.models.adapter import load_adapter
+from clipmole.models.backbone import save_tower
+from clipmole.models.network import MoLENetwork
+from clipmole.training.augmented_views import views
+from clipmole.training.optimizer import learning_rate_factor, make_optimizer
+from clipmole.training.train import train
+
+GENTLE = AugmentConfig(blur_probability=0, jpeg_probability=0, equalise_quality=(90, 95))
+CONFIG = TrainConfig(
+    backbone="given",
+    preprocess=PREPROCESS,
+    augment=GENTLE,
+    epochs=6,
+    batch_size=8,
+    learning_rate=1e-2,
+    precision="float32",
+)
+
+
+@pytest.fixture(scope="module")
+def manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_corpus(tmp_path_factory.mktemp("corpus"), {"train": 24, "val": 12, "calibration": 24, "test": 2})
+
+
+@pytest.fixture(scope="module")
+def trained(manifest: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("run") / "adapter"
+    train(CONFIG, out, data=manifest, backbone=tiny_backbone())
+    save_tower(tiny_backbone().tower, out.parent / "tiny", torch.float32)
+    return out
+
+
+def test_it_learns_what_can_be_learnt(trained: Path) -> None:
+    record = json.loads((trained / "train.json").read_text())
+    curve = record["curve"]
+    assert curve[record["best_epoch"]]["val_ap"] > 0.9
+    assert curve[-1]["loss"] < curve[0]["loss"]
+    assert curve[record["best_epoch"]]["val_ap"] == max(epoch["val_ap"] for epoch in curve)
+
+
+def test_the_adapter_directory_holds_everything_and_loads(trained: Path, manifest: Path) -> None:
+    detector = Detector.from_pretrained(trained, backbone=trained.parent / "tiny")
+    assert detector.calibration is not None
+    assert (detector.calibration.real, detector.calibration.ai) == (24, 24)
+    assert detector.calibration.variants == ("as stored", "equalised")
+    reals = [s.path for s in read_manifest(manifest) if s.split == "calibration" and s.label == 0]
+    verdicts = [detection.verdict.value for detection in detector.detect_batch(reals) if detection.verdict]
+    assert verdicts.count("ai_generated") <= 0.05 * len(reals)
+    card = (trained / "README.md").read_text()
+    assert "Generators seen: checks." in card
+    assert "never a proof" in card
+
+
+def test_the_record_says_how_it_was_made(trained: Path) -> None:
+    record = json.loads((trained / "train.json").read_text())
+    assert record["data"]["source"] == "manifest.csv"
+    assert TrainConfig.model_validate(record["config"]) == CONFIG
+    assert record["backbone"]["sha256"] == tiny_backbone().sha256
+    assert record["data"]["train"] == 48
+    assert len(record["data"]["digest"]) == 64
+    assert record["trained_parameters"] == 2 * (18 * 48 + 3 * 24) + 25
+    assert set(record["environment"]) >= {"torch", "cpu", "date", "clipmole", "python"}
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_does_not(
+    manifest: Path, trained: Path, tmp_path: Path
+) -> None:
+    train(CONFIG, tmp_path / "again", data=manifest, backbone=tiny_backbone())
+    train(CONFIG.model_copy(update={"seed": 1}), tmp_path / "other", data=manifest, backbone=tiny_backbone())
+    first, again, other = (
+        load_file(path / "adapter.safetensors") for path in (trained, tmp_path / "again", tmp_path / "other")
+    )
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert not all(torch.equal(first[name], other[name]) for name in first)
+
+
+def test_the_frozen_tower_is_left_as_it_was(manifest: Path, tmp_path: Path) -> None:
+    backbone = tiny_backbone()
+    train(CONFIG.model_copy(update={"epochs": 1}), tmp_path / "one", data=manifest, backbone=backbone)
+    untouched = tiny_backbone().tower.state_dict()
+    for name, value in backbone.tower.state_dict().items():
+        if "lora" not in name and "router" not in name:
+            assert torch.equal(value, untouched[name.replace(".mlp.mlp.", ".mlp.")]), name
+
+
+@pytest.mark.parametrize(
+    ("mole", "full", "stored"),
+    [
+        (MoLEConfig(shared_rank=0, expert_ranks=()), False, 2),
+        (MoLEConfig(expert_ranks=()), False, 2 + 2 * 2),
+        (MoLEConfig(), False, 2 + 2 * 3),
+        (MoLEConfig(shared_rank=0, expert_ranks=()), True, 2 + len(tiny_backbone().tower.state_dict())),
+    ],
+    ids=["linear-probe", "lora", "mole", "full"],
+)
+def test_every_way_to_train_takes_a_step_and_comes_back(
+    manifest: Path, tmp_path: Path, mole: MoLEConfig, full: bool, stored: int
+) -> None:
+    config = CONFIG.model_copy(update={"mole": mole, "full_finetune": full, "epochs": 1, "precision": "bfloat16"})
+    train(config, tmp_path / "run", data=manifest, backbone=tiny_backbone())
+    save_tower(tiny_backbone().tower, tmp_path / "tiny", torch.float32)
+    adapter = load_adapter(tmp_path / "run", tmp_path / "tiny")
+    assert len(load_file(tmp_path / "run" / "adapter.safetensors")) == stored
+    assert adapter.config.full_finetune is full
+
+
+def test_it_stops_when_patience_is_over(manifest: Path, tmp_path: Path) -> None:
+    lines: list[str] = []
+    config = CONFIG.model_copy(update={"learning_rate": 1e-12, "patience": 2})
+    train(config, tmp_path / "run", data=manifest, backbone=tiny_backbone(), say=lines.append)
+    record = json.loads((tmp_path / "run" / "train.json").read_text())
+    assert len(record["curve"]) == 3
+    assert "stopped: no better epoch for 2" in lines
+
+
+def test_weights_that_cannot_be_calibrated_are_kept_without_a_calibration(manifest: Path, tmp_path: Path) -> None:
+    upside_down = manifest.read_text().replace(",1,checks,calibration", ",9,checks,calibration")
+    upside_down = upside_down.replace(",0,camera,calibration", ",1,checks,calibration")
+    swapped = manifest.with_name("swapped.csv")
+    swapped.write_text(upside_down.replace(",9,checks,calibration", ",0,camera,calibration"))
+    lines: list[str] = []
+    detector = train(CONFIG, tmp_path / "run", data=swapped, backbone=tiny_backbone(), say=lines.append)
+    assert detector.calibration is None
+    assert lines[-1].startswith("not calibrated: calibration: generated images do not score higher")
+    assert not (tmp_path / "run" / "calibration.json").exists()
+    assert "gives logits and no verdicts" in (tmp_path / "run" / "README.md").read_text()
+
+
+def test_a_view_depends_on_seed_epoch_and_sample_alone(manifest: Path) -> None:
+    samples = take_split(read_manifest(manifest), "train")
+    config = TrainConfig(backbone="given", preprocess=PREPROCESS)
+    with ThreadPoolExecutor(2) as pool:
+        forward = torch.cat(
+            list(views(samples, [[(i, 0) for i in range(3)], [(i, 0) for i in range(3, 8)]], config, pool))
+        )
+        backward = torch.cat(list(views(samples, [[(i, 0)] for i in range(7, -1, -1)], config, pool)))
+        next_epoch = torch.cat(list(views(samples, [[(i, 1) for i in range(8)]], config, pool)))
+    assert forward.shape == (8, 3, 32, 32)
+    assert forward.dtype == torch.uint8
+    assert torch.equal(forward, backward.flip(0))
+    assert not torch.equal(forward, next_epoch)
+
+
+@pytest.mark.parametrize("mole", [MoLEConfig(), MoLEConfig(shared_rank=0, expert_ranks=())], ids=["mole", "probe"])
+def test_training_on_cached_views_is_training_on_those_views(manifest: Path, tmp_path: Path, mole: MoLEConfig) -> None:
+    """Two epochs on two cached views against two epochs that draw the same two views, to bfloat16 rounding."""
+    config = CONFIG.model_copy(update={"epochs": 2, "mole": mole, "learning_rate": 1e-3})
+    train(config, tmp_path / "drawn", data=manifest, backbone=tiny_backbone())
+    cached = config.model_copy(update={"cached_views": 2})
+    train(cached, tmp_path / "cached", data=manifest, backbone=tiny_backbone())
+    curves = [json.loads((tmp_path / name / "train.json").read_text())["curve"] for name in ("drawn", "cached")]
+    for drawn, kept in zip(*curves, strict=True):
+        assert kept["loss"] == pytest.approx(drawn["loss"], rel=2e-2)
+    one_view = config.model_copy(update={"cached_views": 1})
+    train(one_view, tmp_path / "one", data=manifest, backbone=tiny_backbone())
+    one = json.loads((tmp_path / "one" / "train.json").read_text())["curve"]
+    assert one[0]["loss"] == curves[1][0]["loss"]  # the first view is the same,
+    assert one[1]["loss"] != curves[1][1]["loss"]  # the second is not
+
+
+def test_the_learning_rate_warms_up_and_falls_along_a_cosine() -> None:
+    factors = [learning_rate_factor(step, 100, 10) for step in range(100)]
+    assert factors[0] == pytest.approx(0.1)
+    assert factors[9] == factors[10] == pytest.approx(1.0)
+    assert factors[55] == pytest.approx(0.5)
+    assert factors[-1] == pytest.approx(0.5 * (1 + math.cos(math.pi * 89 / 90)))
+    assert factors[10:] == sorted(factors[10:], reverse=True)
+
+
+def test_the_tower_has_its_own_learning_rate_only_when_it_is_trained() -> None:
+    probe = MoLEConfig(shared_rank=0, expert_ranks=())
+    config = CONFIG.model_copy(update={"full_finetune": True, "mole": probe})
+    groups = make_optimizer(MoLENetwork(tiny_backbone().tower, probe, True), config).param_groups
+    assert [len(group["params"]) for group in groups] == [2, len(tiny_backbone().tower.state_dict())]
+    assert [group["lr"] for group in groups] == [1e-2, 1e-4]
+    groups = make_optimizer(MoLENetwork(tiny_backbone().tower, MoLEConfig()), CONFIG).param_groups
+    assert [len(group["params"]) for group in groups] == [8, 0]
+
+
+def test_what_cannot_be_trained_is_refused_before_anything_is_written(manifest: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no data"):
+        train(CONFIG, tmp_path / "run", backbone=tiny_backbone())
+    only_train = write_corpus(tmp_path / "only-train", {"train": 2})
+    with pytest.raises(DataError, match="split 'val'"):
+        train(CONFIG, tmp_path / "run", data=only_train, backbone=tiny_backbone())
+    gone = write_corpus(tmp_path / "gone", {"train": 2, "val": 2})
+    (tmp_path / "gone" / "val-0-1.png").unlink()
+    with pytest.raises(DataError, match=r"1 of 8 images cannot be read: .*val-0-1\.png: cannot be read: No such file"):
+        train(CONFIG, tmp_path / "run", data=gone, backbone=tiny_backbone())
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "a.jpg").write_bytes(b"x")
+    with pytest.raises(CheckpointError, match="not an adapter directory"):
+        train(CONFIG, tmp_path / "photos", data=manifest, backbone=tiny_backbone())
+    assert not (tmp_path / "run").exists()
+
+
+def test_full_finetuning_with_experts_is_a_contradiction() -> None:
+    with pytest.raises(ConfigError, match="full_finetune trains the tower itself"):
+        TrainConfig.parse({"backbone": "x", "full_finetune": True}, "config")
+    probe = {"shared_rank": 0, "expert_ranks": []}
+    with pytest.raises(ConfigError, match="leaves no block frozen"):
+        TrainConfig.parse({"backbone": "x", "full_finetune": True, "cached_views": 2, "mole": probe}, "config")
