@@ -18,7 +18,7 @@ from tiny import CALIBRATION, PREPROCESS, tiny_network
 from clipmole.errors import ClipmoleError
 from clipmole.inference.detector import Detector
 from clipmole.inference.pytorch import TorchRuntime
-from clipmole.serve import runner
+from clipmole.serve import server as runner
 from clipmole.serve.app import create_app
 from clipmole.serve.middleware import allowed_hosts
 from clipmole.serve.service import Service

@@ -16,10 +16,11 @@ from tiny import PREPROCESS, picture, tiny_network, write_adapter
 from clipmole import Detector
 from clipmole.config import MoLEConfig
 from clipmole.errors import CheckpointError, ConfigError
+from clipmole.inference import pytorch
 from clipmole.inference.graph import GRAPH, GraphRuntime, convert, default_folder, open_graph
 from clipmole.inference.pytorch import TorchRuntime, exact_precision, matmul_precision, product_error
 from clipmole.inference.quantize import quantise
-from clipmole.inference.runtime import pytorch, remark
+from clipmole.inference.runtime import remark
 from clipmole.models.network import MoLENetwork
 
 LIBRARIES = {"openvino": ["openvino"], "onnx": ["onnxruntime", "onnxscript"]}

@@ -14,7 +14,7 @@ from tiny import CALIBRATION, PREPROCESS, tiny_backbone, tiny_network
 
 from clipmole.config import MoLEConfig
 from clipmole.errors import CheckpointError
-from clipmole.models import checkpoint
+from clipmole.models import adapter as checkpoint
 from clipmole.models.adapter import load_adapter, push_adapter, save_adapter
 from clipmole.models.backbone import save_tower
 from clipmole.models.network import MoLENetwork
