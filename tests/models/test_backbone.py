@@ -8,7 +8,9 @@ import json
 import os
 import pickle
 import re
+import sys
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -437,8 +439,74 @@ def test_values_that_are_not_finite(value: float, said: str, tmp_path: Path) -> 
 
 def test_integers_are_no_weights(tmp_path: Path) -> None:
     saved("vit", tmp_path)
-    rewrite(tmp_path, lambda tensors: tensors | {"layernorm.weight": torch.ones(128, dtype=torch.int8)})
-    refused(tmp_path, "layernorm.weight is torch.int8; only dense floating-point weights are read")
+    rewrite(tmp_path, lambda tensors: tensors | {"layernorm.weight": torch.ones(128, dtype=torch.int32)})
+    refused(tmp_path, "layernorm.weight is torch.int32; only dense floating-point weights are read")
+
+
+def in_int8(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The same with the matrices of the MLPs and of attention in int8, a scale per output channel."""
+    result = dict(tensors)
+    for name, tensor in tensors.items():
+        if "encoder.layers" in name and tensor.dim() == 2:
+            scale = tensor.abs().amax(1) / 127
+            result[name] = (tensor / scale[:, None]).round().to(torch.int8)
+            result[name + "_scale"] = scale
+    return result
+
+
+def test_int8_matrices_are_read_by_their_scales(tmp_path: Path) -> None:
+    saved("clip-projected", tmp_path)
+    plain = load_file(tmp_path / "model.safetensors")
+    stored = in_int8(plain)
+    assert sum(tensor.dtype == torch.int8 for tensor in stored.values()) == 12  # two blocks of q, k, v, out, fc1, fc2
+    rewrite(tmp_path, lambda _: stored)
+    found = load_backbone(tmp_path).tower
+    for name, tensor in stored.items():
+        if tensor.dtype == torch.int8:
+            plain[name] = tensor.float() * stored[name + "_scale"][:, None]
+    rewrite(tmp_path, lambda _: plain)
+    expected = load_backbone(tmp_path).tower
+    assert tower_sha256(found) == tower_sha256(expected)
+    assert found.blocks[0].mlp.fc1.weight.dtype == torch.float32
+
+
+FC1 = "vision_model.encoder.layers.0.mlp.fc1.weight"
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda _scale: None, f"{FC1} is int8, and {FC1}_scale does not hold its 160 scales in float32"),
+        (lambda scale: scale[:-1].clone(), "does not hold its 160 scales in float32"),
+        (lambda scale: scale.half(), "does not hold its 160 scales in float32"),
+        (lambda scale: scale * torch.nan, f"{FC1}: its scales are not all finite and positive"),
+        (lambda scale: -scale, f"{FC1}: its scales are not all finite and positive"),
+    ],
+)
+def test_int8_without_fitting_scales_is_refused(
+    change: Callable[[Tensor], Tensor | None], said: str, tmp_path: Path
+) -> None:
+    saved("clip-projected", tmp_path)
+    stored = in_int8(load_file(tmp_path / "model.safetensors"))
+    scale = change(stored.pop(f"{FC1}_scale"))
+    rewrite(tmp_path, lambda _: stored | ({} if scale is None else {f"{FC1}_scale": scale}))
+    refused(tmp_path, said)
+
+
+def test_the_packaged_clip_is_the_pinned_one() -> None:
+    preset = PRESETS["clip-vit-b-16-int8"]
+    if find_spec("clipmole_clip_vit_b_16") is None:
+        pytest.skip("needs the package of weights: pip install -e weights/clip-vit-b-16")
+    backbone = load_backbone("clip-vit-b-16-int8")
+    assert backbone.sha256 == preset.tower_sha256 == tower_sha256(backbone.tower)
+    assert backbone.tower.config == CLIP_TOWERS["vit-b-16"]
+    assert "clipmole_clip_vit_b_16" not in sys.modules  # data, found without running anything
+
+
+def test_absent_packaged_weights_name_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "find_spec", lambda _name: None)
+    with pytest.raises(WeightsNotFound, match="install the package clipmole-clip-vit-b-16"):
+        load_backbone("clip-vit-b-16-int8")
 
 
 @pytest.mark.parametrize("config", [None, "{", "[]"])
@@ -603,12 +671,12 @@ def test_names_that_lead_nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     (tmp_path / "file.bin").write_bytes(b"")
     (tmp_path / "empty").mkdir()
     for name, said in {
-        "vit-b-23": "vit-b-23: is not there; a backbone is one of vit-b-32, vit-b-16, vit-l-14, embedded, a directory",
+        "vit-b-23": f"vit-b-23: is not there; a backbone is one of {', '.join(PRESETS)}, a directory",
         tmp_path / "absent": "is not there",
         f"{tmp_path}/a/b": "is not there",
         str(tmp_path / "file.bin"): "is a file; give the directory that it is in",
         str(tmp_path / "empty"): "holds no weights",
-        "embedded": "embedded: this installation of clipmole has no backbone",
+        "embedded": "embedded: its weights are not installed; install the package clipmole, or",
     }.items():
         with pytest.raises(WeightsNotFound) as caught:
             load_backbone(name)

@@ -4,7 +4,7 @@ In: a name. Out: a frozen `ViT` with the id, the revision and the sha256 that ti
 neither images nor adapters; what files call their tensors is `keymaps`' matter, and the network is `hub`'s.
 
 Weights are read from safetensors, or from .bin, .pt and .pth files of plain tensors; no file is ever given the
-chance to run code.
+chance to run code. A safetensors file may hold matrices in int8 with a scale per output channel (`int8_matrices`).
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.resources import files
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -55,16 +56,20 @@ class Backbone:
 
 @dataclass(frozen=True)
 class Preset:
-    """Pinned weights on the hub, or (hub_id None) those that come with the package.
+    """Pinned weights: on the hub, or (hub_id None) in a package of weights, or in this one.
 
     Attributes:
         file_sha256: of the whole weight file, checked at each load; None: none is published.
+        package: the package of weights that holds them; it is not imported.
+        tower_sha256: `tower_sha256` of what the pinned file holds, which then need not be computed at each load.
     """
 
     hub_id: str | None = None
     revision: str | None = None
     weight_file: str = SAFETENSORS[0]
     file_sha256: str | None = None
+    package: str | None = None
+    tower_sha256: str | None = None
 
 
 PRESETS: dict[str, Preset] = {
@@ -75,6 +80,12 @@ PRESETS: dict[str, Preset] = {
         "32bd64288804d66eefd0ccbe215aa642df71cc41",
         "model.safetensors",
         "a2bf730a0c7debf160f7a6b50b3aaf3703e7e88ac73de7a314903141db026dcb",
+    ),
+    "clip-vit-b-16-int8": Preset(
+        weight_file="model.int8.safetensors",
+        file_sha256="935603ac59df264e4eba4bb7b7212d57dc028f934c0a46a59b84620ab3e946a3",
+        package="clipmole_clip_vit_b_16",
+        tower_sha256="0ac89e67d2d4c85b83792d6554fcd6e5b8665d51f6fe98efe5106d124aee30db",
     ),
     "embedded": Preset(),
 }
@@ -99,14 +110,15 @@ def load_backbone(name: str | Path, *, revision: str | None = None, cache_dir: P
     preset = PRESETS.get(name) if isinstance(name, str) else None
     weights, label, commit = find_weights(name, preset, revision, cache_dir)
     tower = read_tower(weights, f"{name}/{weights.name}", preset.file_sha256 if preset else None)
-    return Backbone(tower, label, commit, tower_sha256(tower))
+    known = preset.tower_sha256 if preset and preset.file_sha256 else None
+    return Backbone(tower, label, commit, known or tower_sha256(tower))
 
 
 def find_weights(
     name: str | Path, preset: Preset | None, revision: str | None, cache_dir: Path | None
 ) -> tuple[Path, str, str | None]:
     """The weight file, its configuration files beside it; the id; the commit. Arguments as `load_backbone`'s."""
-    folder = Path(str(files("clipmole"))) / "embedded" / "backbone" if name == "embedded" else Path(name)
+    folder = packaged_weights(preset) if preset and preset.hub_id is None else Path(name)
     if revision is not None and (preset or folder.is_dir()) and revision != (preset and preset.revision):
         raise WeightsNotFound(f"{name}: is not to be had at revision {revision!r}; only a hub id has revisions")
     if preset is not None and preset.hub_id is not None:
@@ -116,7 +128,10 @@ def find_weights(
     if folder.is_dir():
         return weight_file(folder, str(name)), str(name) if preset else folder.resolve().name, None
     if preset is not None:
-        raise WeightsNotFound(f"{name}: this installation of clipmole has no backbone; name another one")
+        where = preset.package.replace("_", "-") if preset.package else "clipmole"
+        raise WeightsNotFound(
+            f"{name}: its weights are not installed; install the package {where}, or name another one"
+        )
     if isinstance(name, str) and HUB_ID.fullmatch(name) and not folder.exists():
         optional = [CONFIG, OPEN_CLIP, PREPROCESSOR]
         folder = hub_files(name, [SAFETENSORS + PICKLES], optional=optional, revision=revision, cache_dir=cache_dir)
@@ -125,6 +140,15 @@ def find_weights(
     raise WeightsNotFound(
         f"{name}: {reason}; a backbone is one of {', '.join(PRESETS)}, a directory, or a hub id owner/name"
     )
+
+
+def packaged_weights(preset: Preset) -> Path:
+    """The folder of weights that come in a package, found without importing it; it may not be there."""
+    if preset.package is None:
+        return Path(str(files("clipmole"))) / "embedded" / "backbone"
+    spec = find_spec(preset.package)
+    places = list(spec.submodule_search_locations or ()) if spec else []
+    return Path(places[0] if places else preset.package) / "backbone"
 
 
 def weight_file(folder: Path, source: str) -> Path:
@@ -169,7 +193,7 @@ def read_tower(path: Path, source: str, file_sha256: str | None = None) -> ViT:
 
 @contextmanager
 def open_weights(path: Path, source: str) -> Iterator[tuple[dict[str, Shape], Callable[[str], Tensor]]]:
-    """Names and shapes of a file's tensors, and a function that reads one of them."""
+    """Names and shapes of a file's tensors, and a function that reads one of them; int8 matrices come as float32."""
     if path.suffix != ".safetensors":
         tensors = read_pickle(path, source)
         yield {name: tuple(tensor.shape) for name, tensor in tensors.items()}, tensors.__getitem__
@@ -179,7 +203,40 @@ def open_weights(path: Path, source: str) -> Iterator[tuple[dict[str, Shape], Ca
     except (SafetensorError, OSError) as error:
         raise WeightsMismatch(f"{source}: is damaged or no safetensors file ({first_line(error)})") from error
     with handle as file:
-        yield {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}, file.get_tensor  # noqa: SIM118
+        kinds = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+        shapes = {name: tuple(kind.get_shape()) for name, kind in kinds.items()}
+        scales = int8_matrices(shapes, {name: kind.get_dtype() for name, kind in kinds.items()}, source)
+
+        def tensor_of(name: str) -> Tensor:
+            tensor: Tensor = file.get_tensor(name)
+            return dequantized(tensor, file.get_tensor(scales[name]), f"{source}: {name}") if name in scales else tensor
+
+        yield {name: shape for name, shape in shapes.items() if name not in scales.values()}, tensor_of
+
+
+SCALE = "_scale"  # NAME_scale holds the scales of the int8 matrix NAME
+
+
+def int8_matrices(shapes: dict[str, Shape], dtypes: dict[str, str], source: str) -> dict[str, str]:
+    """Names of the int8 matrices of a safetensors file -> names of their scales.
+
+    W (out, ...) = NAME.float() * NAME_scale[:, None]: symmetric, one float32 scale per output channel. Raises
+    `WeightsMismatch` for int8 without scales that fit.
+    """
+    found = {name: name + SCALE for name, dtype in dtypes.items() if dtype == "I8"}
+    for name, scale in found.items():
+        if dtypes.get(scale) != "F32" or shapes[scale] != shapes[name][:1]:
+            raise WeightsMismatch(
+                f"{source}: {name} is int8, and {scale} does not hold its {shapes[name][0]} scales in float32"
+            )
+    return found
+
+
+def dequantized(matrix: Tensor, scale: Tensor, source: str) -> Tensor:
+    """The float32 matrix that int8 rows (out, ...) and their positive scales (out,) stand for."""
+    if not (all_finite(scale) and bool((scale > 0).all())):
+        raise WeightsMismatch(f"{source}: its scales are not all finite and positive; the file is damaged")
+    return matrix.float() * scale.view(-1, *[1] * (matrix.dim() - 1))
 
 
 def read_pickle(path: Path, source: str) -> dict[str, Tensor]:

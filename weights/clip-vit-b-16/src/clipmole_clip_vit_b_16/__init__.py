@@ -1,0 +1,1 @@
+"""CLIP ViT-B/16's image tower in int8: data for clipmole, and no code."""
