@@ -21,9 +21,9 @@ from typer.testing import CliRunner
 from clipmole.cli import app
 from clipmole.errors import ImageNotFound, ImageTooLarge, ImageUnreadable
 from clipmole.images.loading import ImageLimits
+from clipmole.plumbing.text import MAX_LINE, one_line
 from clipmole.provenance import CAUTION, Finding, Provenance, read_provenance
 from clipmole.provenance.camera import find_camera
-from clipmole.provenance.findings import MAX_TEXT, one_line
 from clipmole.provenance.metadata import Metadata, read_metadata
 from clipmole.provenance.source_type import source_type
 from clipmole.provenance.xmp import UnsafeXMP, read_xmp
@@ -577,7 +577,7 @@ def test_hostile_xmp_leaves_the_other_metadata_readable() -> None:
 def test_a_text_is_cut_and_made_printable() -> None:
     hostile = "Midjourney \u202egnp.exe\x1b[2J\n\0 " + "A" * 10_000_000
     line = one_line(hostile)
-    assert len(line) <= MAX_TEXT
+    assert len(line) <= MAX_LINE
     assert line.isprintable()
     assert "\u202e" not in line
     assert line.endswith("...")

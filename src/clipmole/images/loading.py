@@ -45,6 +45,7 @@ from PIL.JpegImagePlugin import JpegImageFile
 from clipmole.errors import ImageError, ImageNotFound, ImageTooLarge, ImageUnreadable
 from clipmole.images import fast_jpeg as jpeg
 from clipmole.images.formats import FORMATS, HEAD, ORIENTATION, check_jpeg, check_whole, image_format, reader_of
+from clipmole.plumbing.text import escaped, first_line
 
 ImageSource = str | os.PathLike[str] | bytes | Image.Image | NDArray[Any]
 
@@ -123,7 +124,7 @@ def load_image(source: ImageSource, *, name: str | None = None, limits: ImageLim
             f"an image is a path, bytes, a PIL image or a numpy array, not {type(source).__name__}; "
             "of an open file give file.read(), of a tensor give tensor.numpy()"
         )
-    name = _line(source_name(source) if name is None else name) or "''"
+    name = escaped(source_name(source) if name is None else name) or "''"
     if isinstance(source, Image.Image):
         image = source
         _check_pixels(image.size, name, limits)
@@ -152,7 +153,7 @@ def load_pixels(
     """
     if not isinstance(source, str | os.PathLike | bytes):
         return load_image(source, name=name, limits=limits)
-    name = _line(source_name(source) if name is None else name) or "''"
+    name = escaped(source_name(source) if name is None else name) or "''"
     data = source if isinstance(source, bytes) else _read(source, name, limits)
     pixels = _jpeg_pixels(data, name, limits) if image_format(data) == "JPEG" else None
     return load_image(data, name=name, limits=limits) if pixels is None else pixels
@@ -324,15 +325,10 @@ def _decoding(name: str, what: str) -> Iterator[None]:
     except ImageError:
         raise
     except Image.DecompressionBombError as error:  # Pillow's own limit, which its WebP reader insists on
-        raise ImageTooLarge(name, f"{_line(str(error))} Crop it.") from error
+        raise ImageTooLarge(name, f"{first_line(error)} Crop it.") from error
     except Exception as error:  # on hostile bytes: OSError, SyntaxError, struct.error, MemoryError, ...
-        detail = _line(str(error))[:120] if error.args else type(error).__name__
+        detail = first_line(error)
         raise ImageUnreadable(name, f"damaged or truncated {what} ({detail}); fetch or export it again") from error
-
-
-def _line(text: str) -> str:
-    """`text` as one line that any terminal can print: what is not printable, escaped as Python would."""
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def open_image(
@@ -342,7 +338,7 @@ def open_image(
 
     For who reads metadata. Raises `ImageError` as `load_image` does, but not for damaged content.
     """
-    name = _line(source_name(source) if name is None else name) or "''"
+    name = escaped(source_name(source) if name is None else name) or "''"
     data = source if isinstance(source, bytes) else _read(source, name, limits)
     found = _admitted(data, name, limits)
     try:

@@ -28,6 +28,7 @@ from clipmole.errors import CheckpointError, ConfigError, MissingDependency
 from clipmole.inference.runtime import Precision, Runtime, RuntimeName
 from clipmole.models.network import MoLENetwork
 from clipmole.plumbing.files import cache_folder
+from clipmole.plumbing.text import first_line
 
 GraphRuntime = Literal["openvino", "onnx"]
 GRAPH: dict[str, str] = {"openvino": "model.xml", "onnx": "model.onnx"}
@@ -186,7 +187,7 @@ class ONNXRuntime:
         try:
             self.session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # its errors share no base but Exception
-            reason = str(error).strip().splitlines()[0]
+            reason = first_line(error)
             raise CheckpointError(f"{graph}: cannot be run by ONNX Runtime: {reason}; export it again") from error
 
     def __reduce__(self) -> tuple[type[ONNXRuntime], tuple[Any, ...]]:

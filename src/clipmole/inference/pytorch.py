@@ -23,6 +23,7 @@ from torch import Tensor
 from clipmole.errors import ConfigError
 from clipmole.inference.runtime import Precision, RuntimeName
 from clipmole.models.network import MoLENetwork
+from clipmole.plumbing.text import first_line
 
 # Largest error of a product of 256 terms, in units of the largest product: float32 gives 3e-7, bfloat16 2e-3.
 EXACT = 2e-6
@@ -60,7 +61,7 @@ def usable(device: str) -> torch.device:
     try:
         return torch.zeros(0, device=device).device
     except (RuntimeError, AssertionError) as error:
-        raise ConfigError(f"device={device}: cannot be used: {str(error).splitlines()[0]}") from error
+        raise ConfigError(f"device={device}: cannot be used: {first_line(error)}") from error
 
 
 class TorchRuntime:
@@ -83,7 +84,7 @@ class TorchRuntime:
         try:
             self.network = network.to(self.device).eval()
         except RuntimeError as error:
-            raise ConfigError(f"device={device}: has no room for the network: {str(error).splitlines()[0]}") from error
+            raise ConfigError(f"device={device}: has no room for the network: {first_line(error)}") from error
         self.name: RuntimeName = "torch-compile" if compiled else "torch"
         self.precision: Precision = precision
         self.forward = _compiled(self.network, self.device) if compiled else self.network

@@ -36,6 +36,7 @@ from clipmole.errors import CheckpointError, ConfigError, WeightsError
 from clipmole.models.backbone import PRESETS, Backbone, load_backbone
 from clipmole.models.hub import HUB_ID, hub_files
 from clipmole.models.network import MoLENetwork
+from clipmole.plumbing.text import first_line
 
 FORMAT_VERSION = 1
 CONFIG, ADAPTER, CALIBRATION, TRAIN, PAGE, CARD = (
@@ -342,6 +343,6 @@ def push_adapter(directory: str | Path, repo_id: str, private: bool = False, tok
             commit_message="Upload clipmole adapter",
         )
     except (HfHubHTTPError, OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = first_line(error)
         raise CheckpointError(f"{repo_id}: could not be uploaded: {reason}") from error
     return commit.commit_url

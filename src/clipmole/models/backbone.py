@@ -28,9 +28,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from clipmole.errors import WeightsError, WeightsMismatch, WeightsNotFound
-from clipmole.models.hub import HUB_ID, first_line, hub_files
+from clipmole.models.hub import HUB_ID, hub_files
 from clipmole.models.vit import ViT
 from clipmole.models.weight_layouts import Json, Part, Shape, describe, listed, match
+from clipmole.plumbing.text import first_line
 
 SAFETENSORS = ("model.safetensors", "open_clip_model.safetensors")
 PICKLES = ("pytorch_model.bin", "open_clip_pytorch_model.bin")

@@ -16,6 +16,7 @@ from contextlib import suppress
 from pathlib import Path, PurePosixPath
 
 from clipmole.errors import WeightsNotFound
+from clipmole.plumbing.text import first_line
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 PROBE_SECONDS = 5.0  # an answer to a HEAD request takes well under one second where there is a network
@@ -177,8 +178,3 @@ def root_cause(error: BaseException) -> BaseException:
     for _ in range(10):  # a chain may be cyclic
         error = error.__cause__ or error.__context__ or error
     return error
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error's message, or its type's name."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

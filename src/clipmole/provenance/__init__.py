@@ -10,9 +10,10 @@ import os
 
 from clipmole.errors import MissingDependency
 from clipmole.images.loading import DEFAULT_LIMITS, ImageLimits, open_image, source_name
+from clipmole.plumbing.text import one_line
 from clipmole.provenance.camera import find_camera
 from clipmole.provenance.credentials import find_credentials
-from clipmole.provenance.findings import CAUTION, Finding, Provenance, one_line
+from clipmole.provenance.findings import CAUTION, Finding, Provenance
 from clipmole.provenance.generators import find_generators
 from clipmole.provenance.metadata import Metadata, read_metadata
 from clipmole.provenance.source_type import source_type

@@ -12,7 +12,8 @@ import re
 from datetime import UTC, datetime
 from typing import Any
 
-from clipmole.provenance.findings import Finding, PointsTo, Strength, one_line
+from clipmole.plumbing.text import one_line
+from clipmole.provenance.findings import Finding, PointsTo, Strength
 from clipmole.provenance.metadata import Metadata
 
 _EXPOSURE = ("ExposureTime", "FNumber", "ISOSpeedRatings", "FocalLength")

@@ -14,7 +14,8 @@ import json
 from typing import Any
 
 from clipmole.errors import MissingDependency
-from clipmole.provenance.findings import Finding, PointsTo, Strength, one_line
+from clipmole.plumbing.text import one_line
+from clipmole.provenance.findings import Finding, PointsTo, Strength
 from clipmole.provenance.source_type import source_type
 
 _MIME = {

@@ -20,7 +20,6 @@ CAUTION = (
     "Metadata are evidence apart from the detector's score and do not change it. Anybody can write, copy or remove "
     "them, and most sites strip them: that there are none proves nothing."
 )
-MAX_TEXT = 300  # characters of a detail
 
 
 class Finding(Record):
@@ -29,7 +28,7 @@ class Finding(Record):
     Attributes:
         kind: what sort of evidence it is.
         title: one line for a person.
-        detail: what was read, cut to `MAX_TEXT` characters, on one line, without control characters.
+        detail: what was read, cut to 300 characters, on one line, without control characters.
         points_to: what it speaks for, if it is true; "neither" is context.
         strength: "strong": says it outright or is a whole record that only such a program writes; "moderate": what
             such files usually hold; "weak": a hint. It does not say how hard it is to forge.
@@ -60,10 +59,3 @@ class Provenance(Record):
     findings: tuple[Finding, ...] = ()
     not_checked: tuple[str, ...] = Field(())
     caution: str = CAUTION
-
-
-def one_line(text: str, limit: int = MAX_TEXT) -> str:
-    """`text` on one line of at most `limit` characters: what does not print (control, bidi, zero width) is a space."""
-    head = text[: 8 * limit]
-    line = " ".join("".join(c if c.isprintable() else " " for c in head).split())
-    return line if len(line) <= limit and len(head) == len(text) else line[: limit - 3].rstrip() + "..."

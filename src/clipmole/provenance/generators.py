@@ -14,7 +14,8 @@ import re
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from clipmole.provenance.findings import Finding, PointsTo, Strength, one_line
+from clipmole.plumbing.text import one_line
+from clipmole.provenance.findings import Finding, PointsTo, Strength
 from clipmole.provenance.metadata import Text
 
 _PARAMETERS = re.compile(r"\bSteps: \d{1,4}, .{0,400}?\b(?:Sampler|CFG scale|Seed|Size|Model)\b", re.DOTALL)

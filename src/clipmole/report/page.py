@@ -16,6 +16,8 @@ from dataclasses import dataclass, field
 from importlib.resources import files
 from xml.etree.ElementTree import Element
 
+from clipmole.plumbing.text import printable
+
 URL = re.compile(r"https?://[^\s<>\"']*[^\s<>\"'.,;:)\]]")
 ON_THEIR_OWN_LINE = frozenset(
     {"section", "figure", "table", "tr", "p", "li", "h2", "h3", "h4", "details", "nav", "header", "main"}
@@ -121,21 +123,16 @@ class Section:
     blocks: Sequence[Block]
 
 
-def printable(text: str) -> str:
-    """`text` with what cannot be shown (control characters, changes of direction, half a surrogate) replaced."""
-    return "".join(c if c.isprintable() or c == "\n" else "\ufffd" for c in text)
-
-
 def element(tag: str, /, *children: Element | str, **attributes: str | float) -> Element:
     """An element; `class_` is the attribute class, and `stroke_width` is stroke-width."""
-    node = Element(tag, {k.rstrip("_").replace("_", "-"): printable(str(v)) for k, v in attributes.items()})
+    node = Element(tag, {k.rstrip("_").replace("_", "-"): printable(str(v), keep="\n") for k, v in attributes.items()})
     last: Element | None = None
     for child in children:
         if isinstance(child, str):
             if last is None:
-                node.text = (node.text or "") + printable(child)
+                node.text = (node.text or "") + printable(child, keep="\n")
             else:
-                last.tail = (last.tail or "") + printable(child)
+                last.tail = (last.tail or "") + printable(child, keep="\n")
         else:
             node.append(child)
             last = child
@@ -311,5 +308,5 @@ def _words(cell: Cell) -> str:
 
 def _plain(text: str) -> str:
     """`text` on one line with nothing that Markdown or HTML would take for markup."""
-    line = " ".join(printable(text).split()).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    line = " ".join(printable(text, keep="\n").split()).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     return re.sub(r"([\\`*|~$\[\]]|(?<!\w)_|_(?!\w)|^[#+-](?=\s)|^\d+(?=[.)]\s))", r"\\\1", line)

@@ -32,7 +32,8 @@ from clipmole.errors import (
 from clipmole.images.formats import IMAGE_EXTENSIONS
 from clipmole.images.loading import DEFAULT_LIMITS
 from clipmole.plumbing.progress import silent
-from clipmole.scan.filesystems import one_line, open_place, too_large
+from clipmole.plumbing.text import first_line
+from clipmole.scan.filesystems import open_place, too_large
 from clipmole.scan.settings import ScanSettings
 
 TAR = re.compile(r"\.(tar|tar\.gz|tgz)$", re.IGNORECASE)
@@ -139,11 +140,11 @@ def _tar(unit: Unit, settings: ScanSettings) -> Iterator[Entry]:
                     entry.data = held.read() if held else b""
                 yield entry
     except (tarfile.TarError, EOFError, zlib.error) as error:
-        yield _damaged(unit, ImageUnreadable(unit.place, f"damaged or truncated tar file: {one_line(error)}"))
+        yield _damaged(unit, ImageUnreadable(unit.place, f"damaged or truncated tar file: {first_line(error)}"))
     except ClipmoleError:
         raise
     except Exception as error:  # of disks and networks: each library has its own
-        yield _damaged(unit, ImageNotRead(unit.place, f"cannot be read: {one_line(error)}"))
+        yield _damaged(unit, ImageNotRead(unit.place, f"cannot be read: {first_line(error)}"))
 
 
 def _damaged(unit: Unit, error: ImageError) -> Entry:
@@ -205,7 +206,7 @@ def _parquet(place: str) -> Any:
     except ClipmoleError:
         raise
     except Exception as error:  # of disks, networks and damaged files
-        raise DataError(f"{place}: cannot be read as a Parquet file: {one_line(error)}") from error
+        raise DataError(f"{place}: cannot be read as a Parquet file: {first_line(error)}") from error
 
 
 def table_paths(place: str, column: str) -> Iterator[str]:
@@ -237,7 +238,7 @@ def _table(unit: Unit, settings: ScanSettings) -> Iterator[Entry]:
     except ClipmoleError:
         raise
     except Exception as error:  # of damaged pages, disks and networks
-        yield _damaged(unit, ImageNotRead(unit.place, f"cannot be read: {one_line(error)}"))
+        yield _damaged(unit, ImageNotRead(unit.place, f"cannot be read: {first_line(error)}"))
 
 
 def _held(source: str, container: str, number: int, value: Any) -> Entry:
@@ -260,7 +261,7 @@ def _at(path: str, source: str) -> bytes | ImageError:
         with open_place(path) as file:
             return file.read()
     except Exception as error:  # of networks, archives and file systems
-        return ImageNotRead(source, f"{path} cannot be read: {one_line(error)}")
+        return ImageNotRead(source, f"{path} cannot be read: {first_line(error)}")
 
 
 def data_set_units(spec: str, rows: int) -> Iterator[Unit]:

@@ -24,6 +24,7 @@ from clipmole.errors import (
     MissingDependency,
 )
 from clipmole.images.loading import DEFAULT_LIMITS
+from clipmole.plumbing.text import first_line
 
 MODIFIED = ("mtime", "LastModified", "last_modified", "updated", "created")  # what file systems call it
 
@@ -61,7 +62,7 @@ def file_system(place: str) -> tuple[Any, str, str]:
         # A cache of listings would keep every name of a bucket in memory.
         fs, path = fsspec.core.url_to_fs(place, **({} if protocol == "memory" else {"use_listings_cache": False}))
     except (ImportError, ValueError) as error:
-        raise DataError(f"{place}: cannot be opened: {one_line(error)}") from error
+        raise DataError(f"{place}: cannot be opened: {first_line(error)}") from error
     return fs, path, protocol
 
 
@@ -101,7 +102,7 @@ def read_place(place: str, size: int | None = None) -> bytes:
     except (ImageError, DataError, MissingDependency):
         raise
     except Exception as error:  # of disks and networks: each library has its own
-        raise ImageNotRead(place, f"cannot be read: {one_line(error)}") from error
+        raise ImageNotRead(place, f"cannot be read: {first_line(error)}") from error
 
 
 def _without_waiting(file: str, flags: int) -> int:  # a FIFO must not hang
@@ -136,7 +137,7 @@ def files_below(place: str) -> Iterator[File]:
     except (DataError, MissingDependency):
         raise
     except Exception as error:  # of networks and credentials: each library has its own
-        raise DataError(f"{place}: cannot be listed: {one_line(error)}") from error
+        raise DataError(f"{place}: cannot be listed: {first_line(error)}") from error
     if not count:
         raise DataError(f"{place}: there is nothing; check the address")
 
@@ -191,10 +192,5 @@ def file_at(place: str) -> File:
     except (FileNotFoundError, PermissionError):
         return File(place, None, None, there=False)
     except Exception as error:  # of networks and credentials: each library has its own
-        raise DataError(f"{place}: cannot be looked up: {one_line(error)}") from error
+        raise DataError(f"{place}: cannot be looked up: {first_line(error)}") from error
     return File(place, info.get("size"), modified(info))
-
-
-def one_line(error: BaseException) -> str:
-    """What an error of a foreign library says, on one line."""
-    return " ".join(str(error).split())[:200] or type(error).__name__

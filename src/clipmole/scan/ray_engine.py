@@ -20,9 +20,9 @@ from typing import Any
 
 from clipmole.errors import ClipmoleError, ConfigError, DataError, MissingDependency
 from clipmole.inference.detector import Detector
+from clipmole.plumbing.text import first_line
 from clipmole.scan.containers import Unit, entries_of
 from clipmole.scan.duplicates import Firsts
-from clipmole.scan.filesystems import one_line
 from clipmole.scan.listing import Listings
 from clipmole.scan.rows import Row, from_table, to_table
 from clipmole.scan.scorer import Scorer, Step
@@ -127,7 +127,7 @@ class Worker:
         except ClipmoleError as problem:
             error = str(problem)
         except Exception as problem:  # a result, so that the scan ends with its reason
-            error = f"a worker failed: {type(problem).__name__}: {one_line(problem)}"
+            error = f"a worker failed: {type(problem).__name__}: {first_line(problem)}"
         return {"chunk": np.array([chunk]), "error": np.array([error]), "rows": np.array([rows], dtype=object)}
 
     def _score(self, chunk: int, skip: int) -> bytes:
@@ -209,7 +209,7 @@ def score_on_ray(
                 yield chunk, None
                 del left[chunk]
         except ray.exceptions.RayError as error:
-            reason = one_line(error)
+            reason = first_line(error)
         finally:
             _let_go()
         if len(left) == there:

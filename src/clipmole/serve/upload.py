@@ -18,6 +18,7 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.requests import ClientDisconnect, Request
 
+from clipmole.plumbing.text import printable
 from clipmole.serve.errors import Problem
 from clipmole.serve.settings import MIB, ServeSettings
 
@@ -171,7 +172,7 @@ class _Form:
 
 def _shown(name: str) -> str:
     """A name as it may stand in an answer: one printable line of bounded length."""
-    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in name[:NAME_CHARACTERS])
+    return printable(name[:NAME_CHARACTERS])
 
 
 async def _pieces(request: Request, settings: ServeSettings, most: int) -> AsyncIterator[bytes]:
