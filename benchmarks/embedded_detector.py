@@ -53,11 +53,11 @@ def summary_table(reports: Sequence[EvaluationReport], probe: str, one_crop: str
                 continue
             others = [found.get((other, name, condition)) for other in (probe, one_crop)]
             cells = [
-                f"`{name}`, {condition} ({s.real} + {s.ai})",
-                str(s.figures["average_precision"]),
-                *("" if o is None else f"{o.figures['average_precision'].value:.3f}" for o in others),
-                str(s.figures["auroc"]),
-                *(f"{s.figures[key].value:.1%}" for key in RATES),
+                f"`{name}`, {condition} ({s.n_real} + {s.n_generated})",
+                str(s.estimates["average_precision"]),
+                *("" if o is None else f"{o.estimates['average_precision'].value:.3f}" for o in others),
+                str(s.estimates["auroc"]),
+                *(f"{s.estimates[key].value:.1%}" for key in RATES),
             ]
             lines.append("| " + " | ".join(cells) + " |")
     return lines

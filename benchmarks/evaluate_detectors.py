@@ -19,7 +19,7 @@ from clipmole.cli.render import with_progress
 from clipmole.data import read_manifest, take_split
 from clipmole.evaluation.evaluate import evaluate
 from clipmole.evaluation.protocol import load_protocol, published_for
-from clipmole.evaluation.records import ALL_SETS, EvaluationReport, PublishedFigure
+from clipmole.evaluation.records import ALL_SETS, EvaluationReport, PublishedResult
 from clipmole.evaluation.scorers import load_scorer
 from clipmole.images.conditions import load_conditions
 from clipmole.report import write_report
@@ -48,12 +48,12 @@ def summary(report: EvaluationReport) -> str:
     rows = []
     for name, detector in dict.fromkeys((s.set, s.detector) for s in report.sets if s.set != ALL_SETS):
         stored, equalised = (found[name, detector, condition] for condition in ("as stored", "equalised"))
-        figures = [equalised.figures.get(key) for key in SUMMARY]
+        figures = [equalised.estimates.get(key) for key in SUMMARY]
         rows.append(
             [
-                f"`{name}` ({stored.real} + {stored.ai})",
+                f"`{name}` ({stored.n_real} + {stored.n_generated})",
                 detector,
-                str(stored.figures["average_precision"]),
+                str(stored.estimates["average_precision"]),
                 *("" if figure is None else str(figure) for figure in figures),
             ]
         )
@@ -66,7 +66,7 @@ def summary(report: EvaluationReport) -> str:
     return markdown_table(heads, rows, 2) + f"\n{made}\n"
 
 
-def published(figures: Sequence[PublishedFigure]) -> str:
+def published(figures: Sequence[PublishedResult]) -> str:
     """What others published on UnivFD's sets: AP by set, the means, and the caveats."""
     own = {(f.set, f.method): f for f in figures if f.set}
     methods, sets = (list(dict.fromkeys(key[place] for key in own)) for place in (1, 0))

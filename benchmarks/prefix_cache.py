@@ -40,8 +40,8 @@ from clipmole.models.network import MoLENetwork
 from clipmole.models.vit import ViT
 from clipmole.plumbing.environment import environment
 from clipmole.plumbing.progress import untracked
-from clipmole.training.distributed import Team
-from clipmole.training.loop import Run
+from clipmole.training.distributed import Distributed
+from clipmole.training.loop import TrainingLoop
 from clipmole.training.prefix_cache import PrefixCache, record_type
 from clipmole.training.tensorboard import ScalarLog
 
@@ -73,10 +73,10 @@ class Loop:
         self.network = MoLENetwork(ViT(CLIP_TOWERS[shape]).eval(), config.mole)
         torch.nn.init.normal_(self.network.tower.position_embedding, std=0.02)
         self.pool = ThreadPoolExecutor(2)
-        self.team, self.samples, self.config, self.folder = Team(), samples, config, folder
+        self.distributed, self.samples, self.config, self.folder = Distributed(), samples, config, folder
         self.cache: PrefixCache | None = None
         self.first_pass = self.build() if cache else 0.0
-        self.run = Run(
+        self.run = TrainingLoop(
             self.network,
             samples,
             samples,
@@ -85,7 +85,7 @@ class Loop:
             state=folder / f"{shape}.state",
             digest="",
             log=None,
-            team=self.team,
+            distributed=self.distributed,
             pool=self.pool,
             track=untracked,
             say=quiet,
@@ -101,7 +101,7 @@ class Loop:
             self.config,
             self.folder / f"cache-{time.monotonic_ns()}",
             "0" * 64,
-            team=self.team,
+            distributed=self.distributed,
             pool=self.pool,
             track=untracked,
             say=quiet,

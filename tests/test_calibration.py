@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import warnings
 
@@ -32,11 +33,11 @@ from clipmole.records import Thresholds, Verdict
 FIXED = Calibration(
     slope=1.7,
     intercept=-0.3,
-    thresholds=Thresholds(real=0.25, ai=0.8),
+    thresholds=Thresholds(real=0.25, generated=0.8),
     max_false_alarm=0.05,
     max_miss=0.1,
-    real=50,
-    ai=50,
+    n_real=50,
+    n_generated=50,
     variants=("as stored",),
 )
 
@@ -74,7 +75,7 @@ def test_one_logit_and_many_give_the_same_bits_and_verdicts(logits: list[float])
     assert FIXED.probabilities(wide)[:, 1].tolist() == single
     for logit, probability in zip(logits, single, strict=True):
         verdict = FIXED.verdict(logit)
-        assert (verdict is Verdict.AI_GENERATED) == (probability > FIXED.thresholds.ai)
+        assert (verdict is Verdict.AI_GENERATED) == (probability > FIXED.thresholds.generated)
         assert (verdict is Verdict.REAL) == (probability < FIXED.thresholds.real)
 
 
@@ -250,7 +251,7 @@ def test_the_band_has_its_stated_coverage_on_held_out_images(
         real, ai = rng.normal(0, 1, n + 200), rng.laplace(1.5, 0.7, n + 200)
         fitted = np.concatenate([real[:n], ai[:n]])
         calibration = fit_calibration({"as stored": fitted}, [0] * n + [1] * n, false_alarm, miss, method)
-        alarms = calibration.probabilities(real[n:]) > calibration.thresholds.ai
+        alarms = calibration.probabilities(real[n:]) > calibration.thresholds.generated
         misses = calibration.probabilities(ai[n:]) < calibration.thresholds.real
         rates.append((alarms.mean(), misses.mean()))
     for found, rate in zip(np.transpose(rates), (false_alarm, miss), strict=True):
@@ -300,7 +301,7 @@ def test_fitted_verdicts_keep_both_rates_on_fresh_images() -> None:
         calibration = fit_calibration({"as stored": logits}, labels)
         fresh, fresh_labels = simulated(10_000 + seed, 300, 300, distance=1.5)
         p, y = calibration.probabilities(fresh), np.array(fresh_labels)
-        false_alarms.append((p[y == 0] > calibration.thresholds.ai).mean())
+        false_alarms.append((p[y == 0] > calibration.thresholds.generated).mean())
         misses.append((p[y == 1] < calibration.thresholds.real).mean())
     for rates, allowed in ((false_alarms, 0.05), (misses, 0.10)):
         assert np.mean(rates) <= allowed + 3 * np.std(rates) / math.sqrt(len(rates))
@@ -320,7 +321,7 @@ def test_no_variant_of_the_calibration_images_breaks_a_rate(seed: int) -> None:
         misses.append((given_verdicts[y == 1] == Verdict.REAL).mean())
     assert max(alarms) <= 0.05
     assert max(misses) <= 0.10
-    assert (calibration.real, calibration.ai) == (64, 64)
+    assert (calibration.n_real, calibration.n_generated) == (64, 64)
     assert calibration.variants == ("as stored", "equalised")
     # The more cautious variant binds: k = 62 of 64 photographs, 59 of 64 generated images.
     assert max(alarms) == 2 / 64
@@ -329,7 +330,7 @@ def test_no_variant_of_the_calibration_images_breaks_a_rate(seed: int) -> None:
 
 def test_too_few_images_give_thresholds_that_nothing_passes() -> None:
     calibration = fit_calibration({"as stored": [0.0] * 18 + [5.0] * 8}, [0] * 18 + [1] * 8)
-    assert calibration.thresholds == Thresholds(real=0, ai=1)
+    assert calibration.thresholds == Thresholds(real=0, generated=1)
     assert {calibration.verdict(logit) for logit in (-1e4, -5.0, 0.0, 5.0, 1e4)} == {Verdict.UNCERTAIN}
     enough_photographs = fit_calibration({"as stored": [0.0] * 19 + [5.0] * 8}, [0] * 19 + [1] * 8)
     assert enough_photographs.thresholds.real == 0
@@ -343,7 +344,7 @@ def test_separated_classes_leave_an_uncertain_band_between_them() -> None:
     assert calibration.verdict(-6) is Verdict.REAL
     assert calibration.verdict(6) is Verdict.AI_GENERATED
     assert {calibration.verdict(logit) for logit in (-4.0, -2.0, 0.0, 2.0, 4.0)} == {Verdict.UNCERTAIN}
-    assert calibration.thresholds.real < 0.5 < calibration.thresholds.ai
+    assert calibration.thresholds.real < 0.5 < calibration.thresholds.generated
 
 
 def test_an_image_at_a_threshold_stays_uncertain_whatever_its_last_digits() -> None:
@@ -378,7 +379,7 @@ def test_extreme_logits_are_calibrated() -> None:
         wide = fit_calibration({"as stored": (logits - 1) * 1e4}, labels)
     usual = fit_calibration({"as stored": logits - 1}, labels)
     assert wide.slope * 1e4 == pytest.approx(usual.slope, rel=1e-4)
-    assert wide.thresholds.ai == pytest.approx(usual.thresholds.ai, abs=1e-4)
+    assert wide.thresholds.generated == pytest.approx(usual.thresholds.generated, abs=1e-4)
     assert verdicts(wide, (logits - 1) * 1e4) == verdicts(usual, logits - 1)
 
 
@@ -389,7 +390,7 @@ def test_photographs_alone_move_one_threshold_and_nothing_else() -> None:
     logits = np.linspace(-4, 1, 99)
     moved = move_to_photographs(FIXED, logits, 0.10)
     bound = float(logits[89])  # the 90th of 99 in order
-    assert moved.thresholds.ai == pytest.approx(sigmoid(1.7 * bound - 0.3), abs=1e-4)
+    assert moved.thresholds.generated == pytest.approx(sigmoid(1.7 * bound - 0.3), abs=1e-4)
     assert moved.verdict(bound) is Verdict.UNCERTAIN
     assert moved.verdict(float(logits[90])) is Verdict.AI_GENERATED
     assert moved.own_photographs == 99
@@ -405,7 +406,7 @@ def test_photographs_alone_move_one_threshold_and_nothing_else() -> None:
 
 def test_photographs_that_all_look_real_leave_the_thresholds_in_order() -> None:
     moved = move_to_photographs(FIXED, np.full(50, -20.0))
-    assert moved.thresholds == Thresholds(real=0.25, ai=0.25)
+    assert moved.thresholds == Thresholds(real=0.25, generated=0.25)
     assert moved.verdict(-20) is Verdict.REAL
 
 
@@ -416,8 +417,8 @@ def test_photographs_of_another_source_keep_the_rate_that_the_first_fit_breaks()
     for seed in range(200):
         own = np.random.default_rng(seed).normal(1, 1, 300)
         moved = move_to_photographs(fitted, own[:100])
-        before.append((fitted.probabilities(own[100:]) > fitted.thresholds.ai).mean())
-        after.append((moved.probabilities(own[100:]) > moved.thresholds.ai).mean())
+        before.append((fitted.probabilities(own[100:]) > fitted.thresholds.generated).mean())
+        after.append((moved.probabilities(own[100:]) > moved.thresholds.generated).mean())
     exact = 1 - math.ceil(101 * 0.95) / 101
     assert np.mean(before) > 0.15
     assert np.mean(after) == pytest.approx(exact, abs=4 * float(np.std(after)) / math.sqrt(200))
@@ -484,7 +485,7 @@ def test_scores_that_fall_with_the_label_are_refused() -> None:
     ai=st.floats(0.5, 1),
 )
 def test_json_keeps_every_bit(slope: float, intercept: float, real: float, ai: float) -> None:
-    thresholds = Thresholds(real=real, ai=ai)
+    thresholds = Thresholds(real=real, generated=ai)
     calibration = FIXED.model_copy(update={"slope": slope, "intercept": intercept, "thresholds": thresholds})
     assert Calibration.model_validate_json(calibration.model_dump_json()) == calibration
 
@@ -495,7 +496,7 @@ def test_verdicts_survive_saving_for_images_next_to_the_thresholds() -> None:
     loaded = Calibration.model_validate_json(calibration.model_dump_json(indent=2))
     edges = [
         (math.log(p / (1 - p)) - calibration.intercept) / calibration.slope
-        for p in (calibration.thresholds.real, calibration.thresholds.ai)
+        for p in (calibration.thresholds.real, calibration.thresholds.generated)
     ]
     near = np.concatenate([edge + np.arange(-300, 300) * np.spacing(edge) for edge in edges])
     probe = np.concatenate([logits, near])
@@ -528,3 +529,15 @@ def test_a_calibration_that_contradicts_itself_is_refused(change: dict[str, obje
 def test_a_temperature_with_an_intercept_is_refused() -> None:
     with pytest.raises(ValidationError, match="temperature scaling has none"):
         Calibration.model_validate(FIXED.model_dump() | {"method": "temperature"})
+
+
+def test_files_keep_the_older_names_of_fields_and_both_names_are_read() -> None:
+    stored = json.loads(FIXED.model_dump_json())
+    assert (stored["real"], stored["ai"], stored["thresholds"]) == (50, 50, {"real": 0.25, "ai": 0.8})
+    assert "n_real" not in stored
+    newer = {key: value for key, value in stored.items() if key not in ("real", "ai")} | {
+        "n_real": 50,
+        "n_generated": 50,
+        "thresholds": {"real": 0.25, "generated": 0.8},
+    }
+    assert Calibration.model_validate(stored) == Calibration.model_validate(newer) == FIXED

@@ -22,11 +22,11 @@ TINY = TowerConfig(image_size=32, patch_size=16, width=24, depth=8, heads=2, mlp
 CALIBRATION = Calibration(
     slope=2.0,
     intercept=0.1,
-    thresholds=Thresholds(real=0.3, ai=0.7),
+    thresholds=Thresholds(real=0.3, generated=0.7),
     max_false_alarm=0.05,
     max_miss=0.1,
-    real=50,
-    ai=50,
+    n_real=50,
+    n_generated=50,
     variants=("as stored",),
 )
 

@@ -26,7 +26,7 @@ from numpy.typing import ArrayLike, NDArray
 from pydantic import ConfigDict, Field, model_validator
 
 from clipmole.errors import ConfigError, DataError, MissingDependency
-from clipmole.records import Record, Thresholds, Verdict
+from clipmole.records import StoredRecord, Thresholds, Verdict
 
 # Log-odds by which a threshold stands clear of the image that it comes from: a logit repeats only to float
 # rounding from one batch, machine or number of crops to the next, which must not change that image's verdict.
@@ -42,19 +42,19 @@ def sigmoid(z: float) -> float:
     return math.exp(z) / (1 + math.exp(z))
 
 
-class Calibration(Record):
+class Calibration(StoredRecord):
     """p = sigmoid(slope * logit + intercept), and the probabilities that bound the verdicts.
 
     Attributes:
         slope, intercept: of the sigmoid; slope > 0.
         thresholds: AI-generated above `ai`, real below `real`, uncertain between and on both; real <= ai.
-        max_false_alarm: share of photographs that `thresholds.ai` was set to stay at or below.
+        max_false_alarm: share of photographs that `thresholds.generated` was set to stay at or below.
         max_miss: share of generated images that `thresholds.real` was set to stay at or below.
-        real, ai: images of each class it was fitted on.
+        n_real, n_generated: images of each class it was fitted on; files call them `real` and `ai`.
         variants: the versions of each image that it was fitted on, such as "as stored" and "equalised".
         method: how the sigmoid was fitted: "platt", or "temperature", whose intercept is 0.
-        own_photographs: number of unlabelled photographs that `thresholds.ai` was moved to afterwards, as stored;
-            0: it was set on the `real` photographs like the rest.
+        own_photographs: number of unlabelled photographs that `thresholds.generated` was moved to afterwards, as
+            stored; 0: it was set on the `n_real` photographs like the rest.
     """
 
     model_config = ConfigDict(allow_inf_nan=False)
@@ -64,16 +64,16 @@ class Calibration(Record):
     thresholds: Thresholds
     max_false_alarm: float = Field(gt=0, lt=1)
     max_miss: float = Field(gt=0, lt=1)
-    real: int = Field(gt=0)
-    ai: int = Field(gt=0)
+    n_real: int = Field(gt=0, alias="real")
+    n_generated: int = Field(gt=0, alias="ai")
     variants: tuple[str, ...]
     method: Method = "platt"
     own_photographs: int = Field(0, ge=0)
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        if self.thresholds.real > self.thresholds.ai:
-            raise ValueError(f"thresholds: real={self.thresholds.real} is above ai={self.thresholds.ai}")
+        if self.thresholds.real > self.thresholds.generated:
+            raise ValueError(f"thresholds: real={self.thresholds.real} is above generated={self.thresholds.generated}")
         if self.method == "temperature" and self.intercept != 0:
             raise ValueError(f"intercept={self.intercept}: temperature scaling has none")
         return self
@@ -91,7 +91,7 @@ class Calibration(Record):
     def verdict(self, logit: float) -> Verdict:
         """AI-generated above one threshold, real below the other, else uncertain (so also for nan)."""
         probability = self.probability(logit)
-        if probability > self.thresholds.ai:
+        if probability > self.thresholds.generated:
             return Verdict.AI_GENERATED
         return Verdict.REAL if probability < self.thresholds.real else Verdict.UNCERTAIN
 
@@ -229,7 +229,7 @@ def fit_calibration(
     variants the promise holds in each of them.
 
     With too few images of a class to tell (fewer than 1 / rate - 1) its threshold is one that no probability
-    passes: `thresholds.ai` 1 or `thresholds.real` 0.
+    passes: `thresholds.generated` 1 or `thresholds.real` 0.
 
     Raises `DataError` if a class is missing, a label is neither 0 nor 1, a logit is not finite, or the logits
     do not rise with the label; `ConfigError` if a share is out of range.
@@ -257,32 +257,33 @@ def fit_calibration(
         slope=slope,
         intercept=intercept,
         thresholds=Thresholds(
-            real=sigmoid(slope * low + intercept - CLEARANCE), ai=sigmoid(slope * high + intercept + CLEARANCE)
+            real=sigmoid(slope * low + intercept - CLEARANCE), generated=sigmoid(slope * high + intercept + CLEARANCE)
         ),
         max_false_alarm=max_false_alarm,
         max_miss=max_miss,
-        real=int((y == 0).sum()),
-        ai=int((y == 1).sum()),
+        n_real=int((y == 0).sum()),
+        n_generated=int((y == 1).sum()),
         variants=tuple(scores),
         method=method,
     )
 
 
 def move_to_photographs(calibration: Calibration, logits: ArrayLike, max_false_alarm: float = 0.05) -> Calibration:
-    """The calibration with `thresholds.ai` moved to a false-alarm rate on photographs of another source.
+    """The calibration with `thresholds.generated` moved to a false-alarm rate on photographs of another source.
 
     Args:
         logits: (n,) of photographs, such as a user's own, all of them known to be photographs.
         max_false_alarm: highest share of such photographs called AI-generated, between 0 and 1.
 
-    The probability and `thresholds.real` stay: photographs alone say nothing of generated images. `thresholds.ai`
-    does not fall below `thresholds.real`. Raises `DataError` if a logit is not finite or there are too few.
+    The probability and `thresholds.real` stay: photographs alone say nothing of generated images.
+    `thresholds.generated` does not fall below `thresholds.real`. Raises `DataError` if a logit is not finite
+    or there are too few.
     """
     scores = np.asarray(logits, dtype=np.float64)
     if scores.ndim != 1 or not np.isfinite(scores).all():
         raise DataError("calibration: needs one finite logit for each photograph")
     check_enough(len(scores), max_false_alarm, "photographs")
     z = calibration.slope * upper_threshold(scores, max_false_alarm) + calibration.intercept + CLEARANCE
-    thresholds = Thresholds(real=calibration.thresholds.real, ai=max(calibration.thresholds.real, sigmoid(z)))
+    thresholds = Thresholds(real=calibration.thresholds.real, generated=max(calibration.thresholds.real, sigmoid(z)))
     changes = {"thresholds": thresholds, "max_false_alarm": max_false_alarm, "own_photographs": len(scores)}
     return Calibration.model_validate(calibration.model_dump() | changes)

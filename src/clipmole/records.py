@@ -16,6 +16,15 @@ class Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+class StoredRecord(Record):
+    """Base of records with fields that files call by an older name, their alias.
+
+    Files are written with the older name, so that every version of clipmole can read them; both names are read.
+    """
+
+    model_config = ConfigDict(populate_by_name=True, serialize_by_alias=True)
+
+
 class Verdict(StrEnum):
     """What a calibrated detector says of an image."""
 
@@ -29,11 +38,14 @@ class Verdict(StrEnum):
         return {"real": "likely photograph", "uncertain": "uncertain", "ai_generated": "likely AI-generated"}[self]
 
 
-class Thresholds(Record):
-    """Probabilities that bound the verdicts: AI-generated above `ai`, real below `real`, uncertain between."""
+class Thresholds(StoredRecord):
+    """Probabilities that bound the verdicts: AI-generated above `generated`, real below `real`, uncertain between.
+
+    Files and the HTTP API call `generated` by its older name, `ai`.
+    """
 
     real: float = Field(ge=0, le=1)
-    ai: float = Field(ge=0, le=1)
+    generated: float = Field(ge=0, le=1, alias="ai")
 
 
 class Detection(Record):

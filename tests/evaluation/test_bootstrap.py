@@ -12,12 +12,12 @@ from sklearn.metrics import roc_auc_score
 
 from clipmole import metrics
 from clipmole.errors import ConfigError, DataError
-from clipmole.evaluation.bootstrap import bootstrap_interval, group_codes, percentile_interval, resample
+from clipmole.evaluation.bootstrap import bootstrap_indices, bootstrap_interval, group_codes, percentile_interval
 
 
 def test_resamples_keep_the_size_of_each_stratum_and_draw_evenly_within() -> None:
     strata = np.array([2, 0, 0, 2, 0, 7])
-    drawn = np.array(list(resample(strata, 4000)))
+    drawn = np.array(list(bootstrap_indices(strata, 4000)))
     assert drawn.shape == (4000, 6)
     assert np.array_equal(np.sort(strata[drawn], axis=1), np.tile(np.sort(strata), (4000, 1)))
     shares = np.bincount(drawn.ravel(), minlength=6) / 4000  # how often an image is drawn: once on average
@@ -26,7 +26,7 @@ def test_resamples_keep_the_size_of_each_stratum_and_draw_evenly_within() -> Non
 
 
 def test_resampling_nothing_gives_nothing() -> None:
-    assert [index.tolist() for index in resample([], 2)] == [[], []]
+    assert [index.tolist() for index in bootstrap_indices([], 2)] == [[], []]
     assert all(math.isnan(bound) for bound in bootstrap_interval(metrics.auroc, [], []))
 
 
@@ -34,7 +34,7 @@ def test_the_interval_is_the_percentiles_of_the_resampled_figure() -> None:
     rng = np.random.default_rng(3)
     y = np.repeat([0, 1], [30, 20])
     s = rng.normal(y)
-    values = [roc_auc_score(y[i], s[i]) for i in resample(y, 300, seed=5)]
+    values = [roc_auc_score(y[i], s[i]) for i in bootstrap_indices(y, 300, seed=5)]
     expected = np.percentile(values, [10, 90])
     assert bootstrap_interval(metrics.auroc, y, s, 300, 0.8, seed=5) == pytest.approx(expected, abs=1e-12)
 
@@ -84,7 +84,7 @@ def test_contradictory_arguments_are_refused() -> None:
     with pytest.raises(DataError, match="two vectors of one length"):
         bootstrap_interval(metrics.auroc, [0, 1], [0.1])
     with pytest.raises(DataError, match="2 images need as many groups"):
-        next(resample([0, 1], 1, groups=["a"]))
+        next(bootstrap_indices([0, 1], 1, groups=["a"]))
 
 
 # -- groups ---------------------------------------------------------------------------------------------------
@@ -93,7 +93,7 @@ def test_contradictory_arguments_are_refused() -> None:
 def test_a_group_is_drawn_whole_or_not_at_all() -> None:
     strata = np.array([1, 0, 1, 1, 0, 1])
     groups = ["a", "", "b", "a", "", "b"]  # two of two images in class 1; each photograph its own
-    draws = list(resample(strata, 2000, groups=groups))
+    draws = list(bootstrap_indices(strata, 2000, groups=groups))
     for index in draws:
         assert sorted(strata[index].tolist()) == [0, 0, 1, 1, 1, 1]
         times = np.bincount(index, minlength=6)
@@ -105,7 +105,7 @@ def test_a_group_is_drawn_whole_or_not_at_all() -> None:
 
 def test_as_many_groups_are_drawn_as_there_are_whatever_their_size() -> None:
     groups = ["big"] * 8 + ["", "", "small", "small"]
-    sizes = {len(index) for index in resample(np.ones(12), 500, groups=groups)}
+    sizes = {len(index) for index in bootstrap_indices(np.ones(12), 500, groups=groups)}
     # Four groups of 8, 1, 1 and 2: four draws give anything from 4 to 32 images.
     assert min(sizes) == 4
     assert max(sizes) == 32
@@ -115,7 +115,7 @@ def test_strata_that_share_a_group_are_drawn_as_one() -> None:
     strata = [0, 1, 2, 1, 3]
     groups = ["x", "x", "y", "y", ""]  # 0 and 1 by x, 1 and 2 by y; 3 alone
     seen = set()
-    for index in resample(strata, 300, groups=groups):
+    for index in bootstrap_indices(strata, 300, groups=groups):
         times = np.bincount(index, minlength=5)
         assert times[0] == times[1]
         assert times[2] == times[3]
@@ -142,7 +142,7 @@ def test_pairs_of_both_classes_stay_pairs() -> None:
 def test_without_groups_every_image_is_its_own() -> None:
     y = np.repeat([0, 1], [5, 7])
     plain, empty, single = (
-        [index.tolist() for index in resample(y, 20, groups=groups)]
+        [index.tolist() for index in bootstrap_indices(y, 20, groups=groups)]
         for groups in (None, [""] * 12, [f"g{i}" for i in range(12)])
     )
     assert plain == empty == single
@@ -188,8 +188,8 @@ def test_one_group_alone_has_no_width_and_no_crash() -> None:
 def test_sets_with_the_same_images_draw_them_together() -> None:
     """Photographs that two sets share are drawn alike in both, whatever stands beside them."""
     photographs = [f"laion/{i}" for i in range(30)]
-    first = resample([0] * 30 + [1] * 10, 40, names=[*photographs, *(f"a/{i}" for i in range(10))])
-    second = resample([0] * 30 + [1] * 20, 40, names=[*photographs, *(f"b/{i}" for i in range(20))])
-    third = resample([0] * 30, 40, names=[f"imagenet/{i}" for i in range(30)])
+    first = bootstrap_indices([0] * 30 + [1] * 10, 40, names=[*photographs, *(f"a/{i}" for i in range(10))])
+    second = bootstrap_indices([0] * 30 + [1] * 20, 40, names=[*photographs, *(f"b/{i}" for i in range(20))])
+    third = bootstrap_indices([0] * 30, 40, names=[f"imagenet/{i}" for i in range(30)])
     draws = [[index[index < 30].tolist() for index in each] for each in (first, second, third)]
     assert draws[0] == draws[1] != draws[2]

@@ -18,32 +18,32 @@ from clipmole import metrics
 from clipmole.calibration import Calibration, fit_calibration
 from clipmole.data.sample import Sample
 from clipmole.errors import DataError
-from clipmole.evaluation.bootstrap import resample
+from clipmole.evaluation.bootstrap import bootstrap_indices
 from clipmole.evaluation.estimates import (
     COMPARED,
     QUICK,
     RANKING,
-    Estimate,
-    by_generator,
+    Replicates,
     estimate_set,
     mean_generator_ap,
-    mean_of,
+    mean_replicates,
+    metric_by_generator,
     report_set,
     report_table,
     verdict_metrics,
 )
-from clipmole.evaluation.records import ALL_SETS, Figure, SetReport
+from clipmole.evaluation.records import ALL_SETS, Estimate, SetReport
 from clipmole.evaluation.scores import ScoreTable
 from clipmole.records import Thresholds, Verdict
 
 UNIT = Calibration(  # the logit is the log-odds
     slope=1.0,
     intercept=0.0,
-    thresholds=Thresholds(real=0.3, ai=0.8),
+    thresholds=Thresholds(real=0.3, generated=0.8),
     max_false_alarm=0.05,
     max_miss=0.1,
-    real=50,
-    ai=50,
+    n_real=50,
+    n_generated=50,
     variants=("as stored",),
 )
 
@@ -87,7 +87,7 @@ def report(calibration: Calibration | None = UNIT, **settings: Any) -> SetReport
 
 def test_figures_are_those_computed_by_hand() -> None:
     found = report()
-    values = {name: figure.value for name, figure in found.figures.items()}
+    values = {name: figure.value for name, figure in found.estimates.items()}
     # Falling: .95 camera, .9 a, .85 b, .6 a, .55 b, .45 camera, .35 camera, .2 b, .1 camera
     assert values == pytest.approx(
         {
@@ -130,7 +130,7 @@ def test_a_generators_figure_is_its_images_against_all_photographs() -> None:
     accuracies = {name: figures["accuracy"].value for name, figures in found.generators.items()}
     assert accuracies == pytest.approx({"a": 5 / 6, "b": 5 / 7})  # wrong: camera .95; camera .95 and b .2
     assert found.means["accuracy"].value == pytest.approx((5 / 6 + 5 / 7) / 2)
-    assert (found.real, found.ai, found.set, found.condition) == (4, 5, "some set", "as stored")
+    assert (found.n_real, found.n_generated, found.set, found.condition) == (4, 5, "some set", "as stored")
 
 
 def test_the_mean_over_generators_equals_scikit_learns_aps() -> None:
@@ -142,7 +142,7 @@ def test_the_mean_over_generators_equals_scikit_learns_aps() -> None:
     for name in "xyz":
         own = np.isin(generators, ["camera", name])
         aps[name] = average_precision_score(labels[own], scores[own])
-    assert by_generator(metrics.average_precision, generators, labels, scores) == pytest.approx(aps, abs=1e-12)
+    assert metric_by_generator(metrics.average_precision, generators, labels, scores) == pytest.approx(aps, abs=1e-12)
     assert mean_generator_ap(generators, labels, scores) == pytest.approx(np.mean(list(aps.values())), abs=1e-12)
 
 
@@ -162,9 +162,9 @@ def test_shares_are_those_of_the_verdicts_and_add_to_1() -> None:
     samples = named(["camera"] * 70 + ["a"] * 50)
     labels = np.array([s.label for s in samples])
     logits = np.round(rng.normal(2 * labels, 1), 1)  # ties, also at the thresholds
-    thresholds = Thresholds(real=UNIT.probability(0.5), ai=UNIT.probability(1.5))
+    thresholds = Thresholds(real=UNIT.probability(0.5), generated=UNIT.probability(1.5))
     calibration = UNIT.model_copy(update={"thresholds": thresholds})
-    found = measured(samples, logits, calibration, resamples=10).figures
+    found = measured(samples, logits, calibration, resamples=10).estimates
     given = np.array([calibration.verdict(x) for x in logits.tolist()])
     shares = {(label, verdict): (given[labels == label] == verdict).mean() for label in (0, 1) for verdict in Verdict}
     assert found["false_alarm"].value == pytest.approx(shares[0, Verdict.AI_GENERATED])
@@ -180,20 +180,20 @@ def test_shares_are_those_of_the_verdicts_and_add_to_1() -> None:
 
 def test_an_uncalibrated_detector_reports_ranking_and_accuracies_at_logit_0() -> None:
     found = report(None)
-    assert list(found.figures) == [*RANKING, "accuracy", "real_accuracy", "fake_accuracy"]
+    assert list(found.estimates) == [*RANKING, "accuracy", "real_accuracy", "fake_accuracy"]
     # The unit calibration's probability 0.5 is logit 0.
     for name in ("accuracy", "real_accuracy", "fake_accuracy"):
-        assert found.figures[name].value == report().figures[name].value
-    assert list(report().figures) == [*RANKING, *verdict_metrics(UNIT), "raw_accuracy"]
+        assert found.estimates[name].value == report().estimates[name].value
+    assert list(report().estimates) == [*RANKING, *verdict_metrics(UNIT), "raw_accuracy"]
 
 
 def test_only_the_figures_that_are_asked_for_are_made() -> None:
-    assert set(report(only=QUICK).figures) == set(QUICK)
+    assert set(report(only=QUICK).estimates) == set(QUICK)
 
 
 def test_the_figures_do_not_change_where_probabilities_saturate() -> None:
-    far = measured(SAMPLES, LOGITS * 1e4, UNIT, resamples=10).figures
-    assert far["average_precision"].value == report().figures["average_precision"].value
+    far = measured(SAMPLES, LOGITS * 1e4, UNIT, resamples=10).estimates
+    assert far["average_precision"].value == report().estimates["average_precision"].value
     assert far["calibration_error"].value == pytest.approx(3 / 9 - 1 / 9)  # p is 0 or 1: one false 1, one false 0
 
 
@@ -201,11 +201,11 @@ def test_the_figures_do_not_change_where_probabilities_saturate() -> None:
 def test_a_set_of_one_class_reports_what_is_defined(label: int) -> None:
     samples = named(["a" if label else "camera"] * 4)
     found = measured(samples, np.array([-3.0, 0.1, 1.0, 4.0]), UNIT, resamples=20)
-    assert found.figures["uncertain"].value == pytest.approx(2 / 4)
-    assert found.figures["false_alarm" if label == 0 else "detected"].value == pytest.approx(1 / 4)
+    assert found.estimates["uncertain"].value == pytest.approx(2 / 4)
+    assert found.estimates["false_alarm" if label == 0 else "detected"].value == pytest.approx(1 / 4)
     undefined = set(RANKING) | {"balanced_accuracy"}
     undefined |= {"false_alarm", "real_accuracy"} if label else {"detected", "miss", "fake_accuracy"}
-    assert {name for name, figure in found.figures.items() if math.isnan(figure.value)} == undefined
+    assert {name for name, figure in found.estimates.items() if math.isnan(figure.value)} == undefined
     assert math.isnan(found.means["average_precision"].value)
     assert math.isnan(found.means["average_precision"].low)
     assert list(found.generators) == ["a"] * label
@@ -237,17 +237,17 @@ def test_an_ordinary_set_is_reported_in_seconds_with_intervals_around_the_values
     start = time.process_time()
     found = measured(samples, logits, calibration)
     assert time.process_time() - start < 30  # of this process; two on a free core
-    assert len(found.figures) == len(RANKING) + len(verdict_metrics(calibration)) + 1
+    assert len(found.estimates) == len(RANKING) + len(verdict_metrics(calibration)) + 1
     assert len(found.generators) == 11
-    shares = {name: figure for name, figure in found.figures.items() if name != "negative_log_likelihood"}
+    shares = {name: figure for name, figure in found.estimates.items() if name != "negative_log_likelihood"}
     own = [figure for figures in found.generators.values() for figure in figures.values()]
     for figure in (*shares.values(), *own, *found.means.values()):
         assert figure.low <= figure.value <= figure.high
         assert 0 <= figure.low < figure.high <= 1
     # The normal approximation of a share and of an AUROC (Hanley and McNeil 1982) is about as wide.
-    share = found.figures["real_accuracy"]
+    share = found.estimates["real_accuracy"]
     assert share.high - share.low == pytest.approx(2 * 1.96 * math.sqrt(share.value * (1 - share.value) / 140), rel=0.2)
-    auroc, n = found.figures["auroc"], 140
+    auroc, n = found.estimates["auroc"], 140
     a = auroc.value
     variance = (a * (1 - a) + (n - 1) * (a / (2 - a) - a**2) + (n - 1) * (2 * a**2 / (1 + a) - a**2)) / n**2
     assert auroc.high - auroc.low == pytest.approx(2 * 1.96 * math.sqrt(variance), rel=0.2)
@@ -259,7 +259,7 @@ def test_intervals_of_generators_resample_photographs_and_each_generator() -> No
     code = {"camera": 0, "a": 1, "b": 2}
     aps: dict[str, list[float]] = {"a": [], "b": []}
     strata, names = [code[name] for name in GENERATORS], [sample.path.name for sample in SAMPLES]
-    for index in resample(strata, 150, seed=4, names=names):
+    for index in bootstrap_indices(strata, 150, seed=4, names=names):
         drawn, y, s = generators[index], labels[index], LOGITS[index]
         assert [(drawn == name).sum() for name in code] == [4, 2, 3]
         for name, values in aps.items():
@@ -277,7 +277,7 @@ def test_intervals_of_generators_resample_photographs_and_each_generator() -> No
 def test_intervals_depend_on_the_seed_alone() -> None:
     assert report(seed=1) == report(seed=1)
     assert report(seed=1) != report(seed=2)
-    values = [{name: figure.value for name, figure in report(seed=seed).figures.items()} for seed in (1, 2)]
+    values = [{name: figure.value for name, figure in report(seed=seed).estimates.items()} for seed in (1, 2)]
     assert values[0] == values[1]
 
 
@@ -291,15 +291,15 @@ def test_a_paired_difference_is_smaller_in_spread_than_two_separate_ones() -> No
     first = rng.normal(labels * 2.0)
     second = first + rng.normal(size=200) * 0.1  # nearly the same detector
     one, two = (estimate_set("s", samples, s, None, only=["auroc"], resamples=300) for s in (first, second))
-    found = one.figures["auroc"].minus(two.figures["auroc"]).figure()
+    found = one.estimates["auroc"].minus(two.estimates["auroc"]).estimate()
     assert found.value == pytest.approx(roc_auc_score(labels, first) - roc_auc_score(labels, second), abs=1e-12)
     assert found.low <= found.value <= found.high
-    alone = one.figures["auroc"].figure()
+    alone = one.estimates["auroc"].estimate()
     assert found.high - found.low < 0.5 * (alone.high - alone.low)
     names = [sample.path.name for sample in samples]
     gaps = [
         roc_auc_score(labels[i], first[i]) - roc_auc_score(labels[i], second[i])
-        for i in resample(labels, 300, names=names)
+        for i in bootstrap_indices(labels, 300, names=names)
     ]
     assert (found.low, found.high) == pytest.approx(tuple(np.percentile(gaps, [2.5, 97.5])), abs=1e-12)
 
@@ -314,13 +314,13 @@ def test_images_of_one_prompt_are_drawn_together() -> None:
     grouped = measured(copies, np.repeat(scores, 4), UNIT, resamples=200)
     naive = measured([s.model_copy(update={"group": ""}) for s in copies], np.repeat(scores, 4), UNIT, resamples=200)
     assert (single.groups, grouped.groups, naive.groups) == (60, 60, 240)
-    assert (grouped.real, grouped.ai) == (120, 120)
+    assert (grouped.n_real, grouped.n_generated) == (120, 120)
 
     def width(found: SetReport, key: str = "auroc") -> float:
-        return found.figures[key].high - found.figures[key].low
+        return found.estimates[key].high - found.estimates[key].low
 
     for key in ("auroc", "accuracy", "negative_log_likelihood"):
-        assert grouped.figures[key].value == pytest.approx(single.figures[key].value)
+        assert grouped.estimates[key].value == pytest.approx(single.estimates[key].value)
         assert width(grouped, key) == pytest.approx(width(single, key), rel=0.2)
         assert width(naive, key) == pytest.approx(width(single, key) / 2, rel=0.2)
     own = [each.generators["a"]["average_precision"] for each in (grouped, naive)]
@@ -344,15 +344,15 @@ def test_one_prompt_for_two_generators_ties_their_images_together() -> None:
 def test_a_mean_passes_over_what_is_not_defined() -> None:
     nan = math.nan
     parts = [
-        Estimate(0.5, np.array([0.1, 0.2, nan])),
-        Estimate(nan, np.array([0.9, 0.9, 0.9])),
-        Estimate(0.7, np.array([0.3, nan, nan])),
+        Replicates(0.5, np.array([0.1, 0.2, nan])),
+        Replicates(nan, np.array([0.9, 0.9, 0.9])),
+        Replicates(0.7, np.array([0.3, nan, nan])),
     ]
-    found = mean_of(parts)
+    found = mean_replicates(parts)
     assert found.value == pytest.approx(0.6)
     np.testing.assert_allclose(found.draws, [0.2, 0.2, nan])
-    assert math.isnan(mean_of(parts[1:2]).value)
-    assert math.isnan(mean_of([]).figure().low)
+    assert math.isnan(mean_replicates(parts[1:2]).value)
+    assert math.isnan(mean_replicates([]).estimate().low)
 
 
 def test_a_table_is_reported_by_set_condition_and_detector() -> None:
@@ -370,7 +370,7 @@ def test_a_table_is_reported_by_set_condition_and_detector() -> None:
     ]
     found = estimate_set("two", second, logits[0, 1, 9:], UNIT, resamples=20)
     assert reports[8] == report_set("x", "two", "equalised", second, found)
-    assert set(reports[4].figures) == set(QUICK)  # JPEG 50, x
+    assert set(reports[4].estimates) == set(QUICK)  # JPEG 50, x
     assert reports[4].generators == {}
     assert {(d.set, d.condition, d.metric) for d in differences} == {
         (name, condition, metric) for name in sets for condition in ("as stored", "equalised") for metric in COMPARED
@@ -378,7 +378,7 @@ def test_a_table_is_reported_by_set_condition_and_detector() -> None:
     first = next(d for d in differences if (d.set, d.condition, d.metric) == ("two", "equalised", "auroc"))
     expected = roc_auc_score(labels[9:], logits[0, 1, 9:]) - roc_auc_score(labels[9:], logits[1, 1, 9:])
     assert (first.first, first.second) == ("x", "y")
-    assert first.figure.value == pytest.approx(expected, abs=1e-12)
+    assert first.estimate.value == pytest.approx(expected, abs=1e-12)
 
 
 def test_means_over_sets_have_intervals_of_their_own() -> None:
@@ -388,18 +388,18 @@ def test_means_over_sets_have_intervals_of_their_own() -> None:
     fakes = {g: [s.model_copy(update={"path": Path(g) / s.path}) for s in named([g] * 400)] for g in "ab"}
     scores = np.concatenate([rng.normal(size=60), rng.normal(1, 1, 400)])
 
-    def means(second: list[Sample]) -> tuple[Figure, Figure, SetReport]:
+    def means(second: list[Sample]) -> tuple[Estimate, Estimate, SetReport]:
         samples = (*photographs, *fakes["a"], *second, *fakes["b"])
         table = ScoreTable(samples, np.repeat(["a", "b"], 460), ("x",), ("as stored",), np.tile(scores, 2)[None, None])
         reports, _ = report_table(table, {"x": None}, resamples=300)
-        return reports[0].figures["auroc"], reports[2].figures["auroc"], reports[2]
+        return reports[0].estimates["auroc"], reports[2].estimates["auroc"], reports[2]
 
     single, shared, report = means(photographs)
-    assert (report.set, report.real, report.ai, report.groups) == (ALL_SETS, 60, 800, 860)
+    assert (report.set, report.n_real, report.n_generated, report.groups) == (ALL_SETS, 60, 800, 860)
     assert shared.value == pytest.approx(single.value)
     other = [s.model_copy(update={"path": Path("imagenet") / s.path}) for s in photographs]
     _, separate, report = means(other)
-    assert report.real == 120
+    assert report.n_real == 120
     width, apart = shared.high - shared.low, separate.high - separate.low
     assert width > 0.9 * (single.high - single.low)  # the photographs' error does not average out
     assert apart == pytest.approx((single.high - single.low) / math.sqrt(2), rel=0.2)
@@ -417,10 +417,10 @@ def test_what_is_not_defined_is_null_in_json_and_nan_again() -> None:
         "high": None,
     }
     back = SetReport.model_validate_json(text)
-    assert math.isnan(back.figures["auroc"].value)
-    assert back.figures["detected"] == found.figures["detected"]
+    assert math.isnan(back.estimates["auroc"].value)
+    assert back.estimates["detected"] == found.estimates["detected"]
     assert back.model_dump_json() == text
 
 
 def test_a_figure_reads_as_value_and_interval() -> None:
-    assert str(Figure(value=0.91234, low=0.9, high=0.95)) == "0.912 [0.900, 0.950]"
+    assert str(Estimate(value=0.91234, low=0.9, high=0.95)) == "0.912 [0.900, 0.950]"

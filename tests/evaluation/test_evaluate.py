@@ -100,7 +100,7 @@ def test_a_report_has_every_set_condition_and_detector(
     report, table = evaluate(
         {"d": detector, "spy": Spy()}, sets, MAIN, tmp_path / "scores.jsonl", title="T", resamples=30, seed=2
     )
-    order = [(s.set, s.condition, s.detector, s.real, s.ai) for s in report.sets]
+    order = [(s.set, s.condition, s.detector, s.n_real, s.n_generated) for s in report.sets]
     expected = [
         (name, condition, who, count, count)
         for name, count in (("first", 8), ("second", 4), ("mean over sets", 8))
@@ -109,7 +109,7 @@ def test_a_report_has_every_set_condition_and_detector(
     ]
     assert order == expected
     labels = [s.label for s in pictures]
-    assert report.sets[0].figures["auroc"].value == pytest.approx(roc_auc_score(labels, table.logits[0, 0, :16]))
+    assert report.sets[0].estimates["auroc"].value == pytest.approx(roc_auc_score(labels, table.logits[0, 0, :16]))
     assert [info.thresholds for info in report.detectors] == [CALIBRATION.thresholds, None]
     assert "not calibrated" in report.detectors[1].note
     assert report.recipe["images"] == 24
@@ -261,8 +261,8 @@ def test_a_protocol_from_manifest_to_report(tmp_path: Path) -> None:
     assert found.recipe["command"] == "clipmole evaluate ..."
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["scores.jsonl"]  # pages are the door's
     assert {s.split for s in table.samples} == {"test"}
-    assert [c.name for c in conditions] == list(MAIN)
-    assert all(d.figure.value == 0 for d in found.differences)  # the same detector twice
+    assert list(conditions) == list(MAIN)
+    assert all(d.estimate.value == 0 for d in found.differences)  # the same detector twice
     with pytest.raises(DataError, match="none of the data sets is there"):
         run_protocol(load_protocol("manifest"), specs, manifest, tmp_path / "other", splits=["nothing"])
 
@@ -304,10 +304,10 @@ def test_univfds_benchmark_from_the_command_line_beside_the_published_figures(tm
     # The photographs of the two diffusion sets are the same files, and are scored once.
     assert len((tmp_path / "out" / "scores.jsonl").read_text().splitlines()) == 1 + 5 * 6
     overall = next(s for s in report.sets if (s.set, s.condition) == ("mean over sets", "equalised"))
-    assert (overall.real, overall.ai) == (12, 18)
-    own = [s.figures["auroc"].value for s in report.sets if s.condition == "equalised" and s.set != "mean over sets"]
-    assert overall.figures["auroc"].value == pytest.approx(np.mean(own))
-    assert overall.figures["auroc"].low <= overall.figures["auroc"].value <= overall.figures["auroc"].high
+    assert (overall.n_real, overall.n_generated) == (12, 18)
+    own = [s.estimates["auroc"].value for s in report.sets if s.condition == "equalised" and s.set != "mean over sets"]
+    assert overall.estimates["auroc"].value == pytest.approx(np.mean(own))
+    assert overall.estimates["auroc"].low <= overall.estimates["auroc"].value <= overall.estimates["auroc"].high
 
     text = (tmp_path / "out" / "report.md").read_text()
     rows = [[c.strip() for c in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("|")]
@@ -322,7 +322,7 @@ def test_univfds_benchmark_from_the_command_line_beside_the_published_figures(tm
     jpeg = next(row for row in rows if row[0] == "univfd-19 under JPEG q10-75")
     measured = next(s for s in report.sets if (s.set, s.condition) == ("mean over sets", "RINE JPEG as run"))
     assert jpeg[:4] == ["univfd-19 under JPEG q10-75", "RINE", "88.72", "RINE JPEG as run"]
-    assert jpeg[4].startswith(f"{100 * measured.figures['accuracy'].value:.1f} ")
+    assert jpeg[4].startswith(f"{100 * measured.estimates['accuracy'].value:.1f} ")
     assert "measured at JPEG quality 95 and not at the 10-75 it states" in jpeg[5]
     with (tmp_path / "out" / "report.csv").open(newline="") as file:
         published = [row for row in csv.DictReader(file) if row["scope"] == "published"]

@@ -22,7 +22,7 @@ from clipmole.cli import app
 from clipmole.data import labels_of, read_manifest, windows
 from clipmole.data.sample import Sample
 from clipmole.errors import CheckpointError, ClipmoleError, ConfigError, DataError, ImageNotFound
-from clipmole.evaluation.recalibrate import calibrate, describe, recalibrate, recalibrate_on_photographs
+from clipmole.evaluation.recalibrate import calibrate, recalibrate, recalibrate_on_photographs, recalibration_summary
 from clipmole.inference.detector import Detector
 from clipmole.models.adapter import save_adapter, with_calibration
 from clipmole.models.backbone import save_tower
@@ -105,17 +105,17 @@ def test_shares_are_counted_on_the_images_as_stored(home: Path, samples: list[Sa
     assert result.before is not None
     for shares, calibration in ((result.before, CALIBRATION), (result.after, result.new)):
         p = calibration.probabilities(logits)
-        assert shares.false_alarm == pytest.approx((p[y == 0] > calibration.thresholds.ai).mean())
-        assert shares.detected == pytest.approx((p[y == 1] > calibration.thresholds.ai).mean())
+        assert shares.false_alarm == pytest.approx((p[y == 0] > calibration.thresholds.generated).mean())
+        assert shares.detected == pytest.approx((p[y == 1] > calibration.thresholds.generated).mean())
         assert shares.miss == pytest.approx((p[y == 1] < calibration.thresholds.real).mean())
-    assert (result.real, result.ai, result.new.method) == (24, 24, "temperature")
+    assert (result.n_real, result.n_generated, result.new.method) == (24, 24, "temperature")
     assert result.after.false_alarm <= 0.05
     assert result.after.miss <= 0.10
 
 
 def test_what_is_said_is_computed_from_the_number_of_images(home: Path, samples: list[Sample], tmp_path: Path) -> None:
     result = recalibrate(home / "mine", samples, tmp_path / "new", backbone=home / "tiny")
-    text = " ".join(describe(result))
+    text = " ".join(recalibration_summary(result))
     # k = ceil(25 * 0.95) = 24 of 24 photographs and 229 of 240; ceil(25 * 0.9) = 23 of 24 generated images and 217
     for kind, rate, (m, k), (more_m, more_k) in (
         ("photographs", "5.0", (1, 24), (12, 229)),
@@ -134,19 +134,19 @@ def test_the_model_card_says_what_holds_now_and_only_once(home: Path, samples: l
     card = (tmp_path / "first" / "README.md").read_text()
     assert card.startswith(CARD)
     assert "This replaces what is said above of probabilities and thresholds." in card
-    assert card.endswith("".join(f"- {line}\n" for line in describe(first)))
+    assert card.endswith("".join(f"- {line}\n" for line in recalibration_summary(first)))
     second = recalibrate(tmp_path / "first", samples, tmp_path / "second", max_miss=0.2, backbone=home / "tiny")
     card = (tmp_path / "second" / "README.md").read_text()
     assert card.startswith(CARD)
     assert card.count("## Calibrated again") == 1
-    assert card.endswith("".join(f"- {line}\n" for line in describe(second)))
+    assert card.endswith("".join(f"- {line}\n" for line in recalibration_summary(second)))
 
 
 def test_a_detector_without_calibration_or_card_gets_both(home: Path, samples: list[Sample], tmp_path: Path) -> None:
     result = recalibrate(home / "raw", samples, tmp_path / "new", backbone=home / "tiny")
     assert result.old is None
     assert result.before is None
-    assert "before" not in " ".join(describe(result))
+    assert "before" not in " ".join(recalibration_summary(result))
     assert load(home, tmp_path / "new").calibration == result.new
     assert (tmp_path / "new" / "README.md").read_text().startswith("## Calibrated again\n")
     assert not (tmp_path / "new" / "train.json").exists()
@@ -165,11 +165,11 @@ def test_photographs_move_the_threshold_to_their_rate(home: Path, photos: Path, 
     bound = max(CALIBRATION.thresholds.real, sigmoid(2.0 * logits[36] + 0.1 + 1e-4))
     copy = load(home, tmp_path / "new")
     assert copy.calibration == result.new
-    assert result.new.thresholds.ai == pytest.approx(bound, abs=1e-7)  # float32's rounding
+    assert result.new.thresholds.generated == pytest.approx(bound, abs=1e-7)  # float32's rounding
     assert result.new.thresholds.real == CALIBRATION.thresholds.real
-    assert (result.new.slope, result.new.intercept, result.new.real, result.new.ai) == (2.0, 0.1, 50, 50)
+    assert (result.new.slope, result.new.intercept, result.new.n_real, result.new.n_generated) == (2.0, 0.1, 50, 50)
     assert (result.new.own_photographs, result.new.max_false_alarm) == (40, 0.1)
-    assert (result.real, result.ai) == (40, 0)
+    assert (result.n_real, result.n_generated) == (40, 0)
     assert result.after.false_alarm <= 0.1
     assert math.isnan(result.after.miss)
     assert result.before is not None
@@ -179,7 +179,7 @@ def test_photographs_move_the_threshold_to_their_rate(home: Path, photos: Path, 
 def test_photographs_alone_promise_nothing_of_generated_images(home: Path, photos: Path, tmp_path: Path) -> None:
     paths = sorted(photos.iterdir())
     result = recalibrate_on_photographs(home / "mine", paths, tmp_path / "new", backbone=home / "tiny")
-    text = " ".join(describe(result))
+    text = " ".join(recalibration_summary(result))
     bound = 100 * beta.ppf(0.95, 2, 39)  # k = ceil(41 * 0.95) = 39 of 40
     promise = "of further ones like them at most 5.0 % are called AI-generated, on average over such sets of 40"
     assert f"What 40 photographs buy: {promise}; 19 such sets in 20 keep it to {bound:.1f} %" in text
@@ -307,7 +307,7 @@ def test_the_command_on_labelled_images(home: Path, manifest: Path, samples: lis
         method="temperature",
         backbone=home / "tiny",
     )
-    assert result.stderr.splitlines() == describe(expected)
+    assert result.stderr.splitlines() == recalibration_summary(expected)
     assert contents(tmp_path / "new") == contents(tmp_path / "expected")
 
 

@@ -176,7 +176,7 @@ def test_bfloat16_near_a_threshold_is_scored_again_in_float32(monkeypatch: pytes
     near = int(np.argmax(gaps))
     monkeypatch.setattr("clipmole.inference.detector.RECHECK", gaps[near] / 2)
     threshold = CALIBRATION.probability(float(logits[near]))
-    calibration = CALIBRATION.model_copy(update={"thresholds": Thresholds(real=threshold, ai=threshold)})
+    calibration = CALIBRATION.model_copy(update={"thresholds": Thresholds(real=threshold, generated=threshold)})
     reduced = Detector(network, PREPROCESS, calibration, precision="bfloat16").score(images)
     assert [i for i in range(8) if abs(reduced[i] - logits[i]) < 1e-5] == [near]
     plain = Detector(network, PREPROCESS, precision="bfloat16").score(images)

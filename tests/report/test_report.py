@@ -11,6 +11,7 @@ import json
 import math
 import os
 import re
+from collections.abc import Sequence
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -26,9 +27,9 @@ from clipmole.evaluation.records import (
     ALL_SETS,
     DetectorInfo,
     Difference,
+    Estimate,
     EvaluationReport,
-    Figure,
-    PublishedFigure,
+    PublishedResult,
     SetReport,
 )
 from clipmole.evaluation.scores import ScoreTable
@@ -47,8 +48,8 @@ PERTURBED = [
 FILES = ("report.html", "report.json", "report.csv", "report.md")
 
 
-def figure(value: float, spread: float = 0.05) -> Figure:
-    return Figure(value=value, low=value - spread, high=value + spread)
+def estimate(value: float, spread: float = 0.05) -> Estimate:
+    return Estimate(value=value, low=value - spread, high=value + spread)
 
 
 def made(
@@ -74,7 +75,7 @@ def made(
             DetectorInfo(
                 name=name,
                 id=f"id of {name}",
-                thresholds=Thresholds(real=0.2, ai=0.8) if calibrated else None,
+                thresholds=Thresholds(real=0.2, generated=0.8) if calibrated else None,
                 slope=1.0 if calibrated else None,
                 intercept=0.0 if calibrated else None,
             )
@@ -83,28 +84,30 @@ def made(
             for which in ("test", "photographs"):
                 own = table.sets == which
                 y, s = labels[own], logits[d, c, own]
-                figures = {"average_precision": figure(metrics.average_precision(y, s))}
-                figures["accuracy"] = figure(metrics.accuracy(y, s, 0.0))
+                figures = {"average_precision": estimate(metrics.average_precision(y, s))}
+                figures["accuracy"] = estimate(metrics.accuracy(y, s, 0.0))
                 if calibrated:
-                    figures |= {key: figure(0.1 + d / 10) for key in ("false_alarm", "uncertain", "selective_accuracy")}
-                by = {HOSTILE: {"average_precision": figure(0.7123456789)}} if y.any() else {}
-                means = {"average_precision": figure(0.7123456789 if y.any() else math.nan)}
+                    figures |= {
+                        key: estimate(0.1 + d / 10) for key in ("false_alarm", "uncertain", "selective_accuracy")
+                    }
+                by = {HOSTILE: {"average_precision": estimate(0.7123456789)}} if y.any() else {}
+                means = {"average_precision": estimate(0.7123456789 if y.any() else math.nan)}
                 reports.append(
                     SetReport(
                         detector=name,
                         set=which,
                         condition=condition,
-                        real=int((y == 0).sum()),
-                        ai=int(y.sum()),
+                        n_real=int((y == 0).sum()),
+                        n_generated=int(y.sum()),
                         groups=len(y),
-                        figures=figures,
+                        estimates=figures,
                         generators=by,
                         means=means,
                     )
                 )
     reports += [s.model_copy(update={"set": ALL_SETS, "generators": {}}) for s in reports if s.set == "test"]
     differences = [
-        Difference(first=a, second=b, set="test", condition=c, metric="average_precision", figure=figure(v, 0.03))
+        Difference(first=a, second=b, set="test", condition=c, metric="average_precision", estimate=estimate(v, 0.03))
         for i, a in enumerate(detectors)
         for b, v in zip(detectors[i + 1 :], (0.051, 0.01), strict=False)
         for c in conditions[:2]
@@ -115,7 +118,7 @@ def made(
         detectors=tuple(infos),
         sets=tuple(reports),
         differences=tuple(differences),
-        published=(PublishedFigure(benchmark="test", method="Theirs", metric="mean_ap", value=93.38, note="a table"),),
+        published=(PublishedResult(benchmark="test", method="Theirs", metric="mean_ap", value=93.38, note="a table"),),
         missing=("GenImage: its owners publish it at https://example.org/genimage; expected below data/.",),
         failed={f"{HOSTILE}.png": "truncated"},
         recipe={"command": f"clipmole evaluate --detector '{NASTY}'", "seed": 0, "versions": {"numpy": "2"}},
@@ -149,9 +152,9 @@ class Page(HTMLParser):
         return [attributes for name, attributes in self.elements if name == tag]
 
 
-def written(folder: Path, **options: object) -> tuple[Page, str]:
+def written(folder: Path, conditions: Sequence[Condition] = PERTURBED, **options: object) -> tuple[Page, str]:
     report, table = made(folder)
-    text = write_report(report, table, folder / "out", conditions=PERTURBED, **options).read_text(encoding="utf-8")  # type: ignore[arg-type]
+    text = write_report(report, table, folder / "out", conditions=conditions, **options).read_text(encoding="utf-8")  # type: ignore[arg-type]
     return Page(text), text
 
 
@@ -223,21 +226,21 @@ def test_csv_holds_every_number_once(tmp_path: Path) -> None:
     assert len(found) == len(rows)
     for s in report.sets:
         for scope, generator, figures, ai in [
-            ("set", "", s.figures, s.ai),
-            ("mean", "", s.means, s.ai),
+            ("set", "", s.estimates, s.n_generated),
+            ("mean", "", s.means, s.n_generated),
             *(("generator", g, own, 20) for g, own in s.generators.items()),
         ]:
             for key, expected in figures.items():
                 row = found.pop((s.detector, s.set, s.condition, key, scope, generator, ""))
                 numbers = [float(row[column]) for column in ("value", "low", "high", "real", "ai")]
-                np.testing.assert_array_equal(numbers, [expected.value, expected.low, expected.high, s.real, ai])
+                np.testing.assert_array_equal(numbers, [expected.value, expected.low, expected.high, s.n_real, ai])
     assert len(found) == len(report.differences) + len(report.published)
     for p in report.published:
         row = next(row for row in rows if row["scope"] == "published" and row["detector"] == p.method)
         assert (float(row["value"]), row["figure"], row["note"]) == (pytest.approx(0.9338), p.metric, p.note)
     for d in report.differences:
         row = found[d.first, d.set, d.condition, d.metric, "difference", "", d.second]
-        assert (float(row["value"]), float(row["low"])) == (d.figure.value, d.figure.low)
+        assert (float(row["value"]), float(row["low"])) == (d.estimate.value, d.estimate.low)
 
 
 def test_markdown_has_a_row_for_every_detector_and_as_many_cells_as_heads(tmp_path: Path) -> None:
@@ -257,12 +260,14 @@ def test_markdown_has_a_row_for_every_detector_and_as_many_cells_as_heads(tmp_pa
 
 
 def test_numbers_are_printed_in_percent_and_nan_as_a_dash() -> None:
-    assert number(Figure(value=0.93449, low=0.9, high=0.951)) == Value("93.4", "[90.0, 95.1]")
-    assert number(Figure(value=-0.02, low=-0.031, high=0.001), sign=True) == Value(f"{MINUS}2.0", f"[{MINUS}3.1, 0.1]")
-    assert number(Figure(value=0.6931, low=0.5, high=0.9), "negative_log_likelihood") == Value(
+    assert number(Estimate(value=0.93449, low=0.9, high=0.951)) == Value("93.4", "[90.0, 95.1]")
+    assert number(Estimate(value=-0.02, low=-0.031, high=0.001), sign=True) == Value(
+        f"{MINUS}2.0", f"[{MINUS}3.1, 0.1]"
+    )
+    assert number(Estimate(value=0.6931, low=0.5, high=0.9), "negative_log_likelihood") == Value(
         "0.693", "[0.500, 0.900]"
     )
-    assert number(Figure(value=math.nan, low=math.nan, high=math.nan)) == number(None) == Value(DASH)
+    assert number(Estimate(value=math.nan, low=math.nan, high=math.nan)) == number(None) == Value(DASH)
 
 
 def test_the_verdict_says_who_is_better_and_what_could_not_be_shown(tmp_path: Path) -> None:
@@ -272,12 +277,14 @@ def test_the_verdict_says_who_is_better_and_what_could_not_be_shown(tmp_path: Pa
     assert page.text.count("no difference could be shown") >= 2
     assert "an interval that holds 0 shows no difference" in page.text.lower()
     flat = report.model_copy(
-        update={"differences": tuple(d.model_copy(update={"figure": figure(0.0)}) for d in report.differences)}
+        update={"differences": tuple(d.model_copy(update={"estimate": estimate(0.0)}) for d in report.differences)}
     )
     text = Page(write_report(flat, table, tmp_path / "flat").read_text(encoding="utf-8")).text
     assert "No difference between the detectors could be shown (by AP, equalised)." in text
     ahead = tuple(
-        d.model_copy(update={"figure": figure(0.051 if d.first == best else -0.051 if d.second == best else 0, 0.03)})
+        d.model_copy(
+            update={"estimate": estimate(0.051 if d.first == best else -0.051 if d.second == best else 0, 0.03)}
+        )
         for d in report.differences
     )
     clear = report.model_copy(update={"differences": ahead})
@@ -288,7 +295,7 @@ def test_the_verdict_says_who_is_better_and_what_could_not_be_shown(tmp_path: Pa
 
 def equalised_ap(report: EvaluationReport, name: str) -> float:
     return next(
-        s.figures["average_precision"].value
+        s.estimates["average_precision"].value
         for s in report.sets
         if (s.detector, s.set, s.condition) == (name, "test", "equalised")
     )
@@ -317,11 +324,11 @@ def test_published_figures_of_sets_and_perturbations_stand_beside_ours(tmp_path:
     report, table = made(tmp_path)
     theirs = [("test", "Theirs", 80.5), ("elsewhere", "Theirs", 60.25), ("test", "Others", 0.905)]
     own = [
-        PublishedFigure(benchmark="b", method=m, metric="average_precision", value=v, note="a table", set=s)
+        PublishedResult(benchmark="b", method=m, metric="average_precision", value=v, note="a table", set=s)
         for s, m, v in theirs
     ]
     own += [
-        PublishedFigure(
+        PublishedResult(
             benchmark="b under JPEG", method="Theirs", metric="mean_accuracy", value=70.0, note="as run", condition=c
         )
         for c in ("JPEG 30", "JPEG 31")
@@ -334,12 +341,12 @@ def test_published_figures_of_sets_and_perturbations_stand_beside_ours(tmp_path:
         line = next(line for line in lines if line.startswith(f"| {start} |"))
         return [cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
 
-    ap = next(s.figures["average_precision"] for s in report.sets if s.set == "test")
+    ap = next(s.estimates["average_precision"] for s in report.sets if s.set == "test")
     ours = f"{100 * ap.value:.1f} \\[{100 * ap.low:.1f}, {100 * ap.high:.1f}\\]"
     assert row("test | 80.50")[:4] == ["test", "80.50", "90.50", ours]
     assert row("elsewhere")[:4] == ["elsewhere", "60.25", DASH, DASH]
     assert row("mean of the 1 set here")[:3] == ["mean of the 1 set here", "80.50", "90.50"]  # of "test" alone
-    accuracy = next(s.figures["accuracy"] for s in report.sets if (s.set, s.condition) == (ALL_SETS, "JPEG 30"))
+    accuracy = next(s.estimates["accuracy"] for s in report.sets if (s.set, s.condition) == (ALL_SETS, "JPEG 30"))
     measured = [line for line in lines if line.startswith("| b under JPEG |")]
     assert f"| 70.00 | JPEG 30 | {100 * accuracy.value:.1f} " in measured[0]
     assert f"| 70.00 | JPEG 31 | {DASH} |" in measured[1]
@@ -454,7 +461,7 @@ def test_many_sets_are_summed_up_and_folded_away(tmp_path: Path) -> None:
     assert "AP against JPEG quality on mean over sets" in text
     # ROC, reliability, scores, coverage, robustness and all figures of each; the results; the differences
     assert len(page.all("details")) == 6 * 6 + 2
-    first = report.sets[0].figures["average_precision"].value
+    first = report.sets[0].estimates["average_precision"].value
     start = page.text.index("mean over sets", page.text.index("How well photographs"))
     assert f"{100 * first:.1f}" in page.text[start : start + 200]
     markdown = (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
@@ -502,7 +509,7 @@ def test_a_folder_that_is_a_file_is_named(tmp_path: Path) -> None:
 
 
 def test_conditions_of_a_family_are_one_curve_and_the_rest_are_rows(tmp_path: Path) -> None:
-    page, _ = written(tmp_path, notes={"chain": "our own model of it", "equalised": "not here"})
+    page, _ = written(tmp_path, [*PERTURBED, Condition(name="chain", note="our own model of it")])
     labels = [svg["aria-label"] for svg in page.all("svg") if "aria-label" in svg]
     assert len([label for label in labels if label.startswith("AP against JPEG quality on test")]) == 1
     assert not [label for label in labels if "against chain" in label]

@@ -27,7 +27,7 @@ from clipmole.training.compare import choose_rate, compare
 from clipmole.training.comparison_plan import Method, Plan
 from clipmole.training.presets import preset_text
 from clipmole.training.train import train
-from clipmole.training.trained_runs import Run, Runs, run_digest
+from clipmole.training.trained_runs import TrainedRun, TrainedRuns, trained_run_digest
 
 PROBE = TrainConfig(
     backbone="tiny",
@@ -97,9 +97,9 @@ def test_figures_are_means_over_the_seeds_of_what_the_saved_detectors_score(
         logits = rescored(done, tower, manifest, method.name, key)
         expected = [average_precision_score(labels, column) for column in logits.T]
         assert method.seeds[key] == pytest.approx(expected, abs=1e-9)
-        assert method.figures[key].value == pytest.approx(np.mean(expected), abs=1e-9)
-        assert method.figures[key].low <= method.figures[key].value <= method.figures[key].high
-    assert len({method.figures[key].value for method in done[0].methods}) == 2
+        assert method.estimates[key].value == pytest.approx(np.mean(expected), abs=1e-9)
+        assert method.estimates[key].low <= method.estimates[key].value <= method.estimates[key].high
+    assert len({method.estimates[key].value for method in done[0].methods}) == 2
 
 
 def test_differences_resample_images_within_each_class_the_same_for_both_and_average_the_seeds(
@@ -117,10 +117,10 @@ def test_differences_resample_images_within_each_class_the_same_for_both_and_ave
     (found,) = [d for d in done[0].differences if d.condition == "equalised"]
     assert (found.first, found.second, found.set, found.metric) == ("MoLE", "linear probe", "test", "average_precision")
     means = [np.mean([average_precision_score(labels, s) for s in logits.T]) for logits in (ours, theirs)]
-    assert found.figure.value == pytest.approx(means[0] - means[1], abs=1e-9)
+    assert found.estimate.value == pytest.approx(means[0] - means[1], abs=1e-9)
     low, high = np.quantile(drawn, [0.025, 0.975])
-    assert found.figure.low == pytest.approx(low, abs=0.08)
-    assert found.figure.high == pytest.approx(high, abs=0.08)
+    assert found.estimate.low == pytest.approx(low, abs=0.08)
+    assert found.estimate.high == pytest.approx(high, abs=0.08)
 
 
 def test_the_record_says_what_was_compared_and_how(done: tuple[Comparison, Path]) -> None:
@@ -144,9 +144,9 @@ def test_the_page_shows_the_numbers_of_the_record(done: tuple[Comparison, Path])
     page = (out / "tiny.md").read_text()
     assert page == comparison_page(comparison)
     lines = page.splitlines()
-    first, second = (comparison.methods[1].figures[key] for key in KEYS)
+    first, second = (comparison.methods[1].estimates[key] for key in KEYS)
     assert f"| MoLE | {first} | {second} |" in lines
-    f, g = (difference.figure for difference in comparison.differences)
+    f, g = (difference.estimate for difference in comparison.differences)
     cells = [f"{x.value:+.3f} [{x.low:+.3f}, {x.high:+.3f}]" for x in (f, g)]
     assert f"| MoLE minus linear probe | {cells[0]} | {cells[1]} |" in lines
     assert "| `mole.expert_ranks` | none | 2, 4, 8 |" in lines
@@ -223,39 +223,39 @@ def test_other_test_images_are_scored_and_nothing_is_trained(
 
 
 def test_a_run_is_its_settings_its_data_and_its_weights() -> None:
-    digest = run_digest(MOLE, "data", "weights")
+    digest = trained_run_digest(MOLE, "data", "weights")
     placed = MOLE.model_copy(update={"backbone": "elsewhere", "manifest": "x.csv"})
-    assert run_digest(placed, "data", "weights") == digest
+    assert trained_run_digest(placed, "data", "weights") == digest
     changed = [
-        run_digest(MOLE.model_copy(update={"seed": 1}), "data", "weights"),
-        run_digest(MOLE.model_copy(update={"mole": MoLEConfig(blocks=2, top_k=2)}), "data", "weights"),
-        run_digest(MOLE, "other data", "weights"),
-        run_digest(MOLE, "data", "other weights"),
+        trained_run_digest(MOLE.model_copy(update={"seed": 1}), "data", "weights"),
+        trained_run_digest(MOLE.model_copy(update={"mole": MoLEConfig(blocks=2, top_k=2)}), "data", "weights"),
+        trained_run_digest(MOLE, "other data", "weights"),
+        trained_run_digest(MOLE, "data", "other weights"),
     ]
     assert len({digest, *changed}) == 5
 
 
 def test_the_data_of_a_run_are_the_splits_it_reads(manifest: Path, tmp_path: Path) -> None:
     copied = write_corpus(tmp_path / "copy", {"train": 8, "val": 6, "test": 2})  # the same files but for test
-    assert Runs(tmp_path, copied).digest == Runs(tmp_path, manifest).digest
+    assert TrainedRuns(tmp_path, copied).digest == TrainedRuns(tmp_path, manifest).digest
     (tmp_path / "copy" / "val-0-0.png").write_bytes((tmp_path / "copy" / "val-0-1.png").read_bytes())
-    assert Runs(tmp_path, copied).digest != Runs(tmp_path, manifest).digest
+    assert TrainedRuns(tmp_path, copied).digest != TrainedRuns(tmp_path, manifest).digest
 
 
-class Pretended(Runs):
-    """Runs whose validation figure is a function of the rate; None diverges."""
+class Pretended(TrainedRuns):
+    """TrainedRuns whose validation figure is a function of the rate; None diverges."""
 
     def __init__(self, figure: Callable[[float], float | None]) -> None:
-        self.figure = figure
+        self.estimate = figure
         self.asked: list[float] = []
         self.say = lambda _line: None
 
-    def get(self, name: str, config: TrainConfig) -> Run:
+    def get(self, name: str, config: TrainConfig) -> TrainedRun:
         self.asked.append(config.learning_rate)
-        figure = self.figure(config.learning_rate)
+        figure = self.estimate(config.learning_rate)
         if figure is None:
             raise TrainingDiverged(f"{name}: not finite")
-        return Run(Path(), {"curve": [{"val_ap": 0.0}, {"val_ap": figure}], "best_epoch": 1})
+        return TrainedRun(Path(), {"curve": [{"val_ap": 0.0}, {"val_ap": figure}], "best_epoch": 1})
 
 
 GRID = PLAN.model_copy(update={"rates": (1e-3, 3e-3)})
@@ -283,7 +283,7 @@ def test_a_rate_that_diverges_is_no_choice() -> None:
 
 
 def test_a_diverged_run_is_remembered(tower: str, manifest: Path, trained: list[str], tmp_path: Path) -> None:
-    runs = Runs(tmp_path, manifest, tower)
+    runs = TrainedRuns(tmp_path, manifest, tower)
     too_high = MOLE.model_copy(update={"learning_rate": 1e30})
     for _ in range(2):
         with pytest.raises(TrainingDiverged, match="the training loss is not finite; lower learning_rate"):

@@ -21,7 +21,7 @@ from clipmole.models.network import MoLENetwork
 from clipmole.plumbing.progress import Track, untracked
 from clipmole.training import prefix_cache as cache_module
 from clipmole.training.augmented_views import views
-from clipmole.training.distributed import Team
+from clipmole.training.distributed import Distributed
 from clipmole.training.prefix_cache import GIB, PrefixCache, prefix_digest, record_type
 
 CONFIG = TrainConfig(backbone="given", preprocess=PREPROCESS, cached_views=2, precision="float32")
@@ -42,7 +42,7 @@ def build(
     digest = prefix_digest(network, backbone.sha256, sample_lines(samples), config)
     with ThreadPoolExecutor(2) as pool:
         cache = PrefixCache(
-            network, samples, config, folder, digest, team=Team(), pool=pool, track=track, say=said.append
+            network, samples, config, folder, digest, distributed=Distributed(), pool=pool, track=track, say=said.append
         )
         return torch.cat(list(cache.read([ITEMS[:1], ITEMS[1:]]))), said
 

@@ -11,7 +11,7 @@ import pytest
 from clipmole.config import TrainConfig
 from clipmole.data.sample import Sample
 from clipmole.errors import ConfigError
-from clipmole.training.sampling import apportion, check_batch, epoch_items, step_parts
+from clipmole.training.sampling import apportion, check_batch, epoch_items, micro_batches
 
 COUNTS = {("camera", "a"): 10, ("camera", "b"): 90, ("gan", ""): 16, ("diffusion", ""): 64, ("dalle", ""): 4}
 SAMPLES = [
@@ -76,7 +76,7 @@ def test_apportioning_sums_up_and_is_within_one_of_the_exact_share() -> None:
 def test_the_parts_of_all_processes_are_the_step(processes: int, accumulation: int, images: int) -> None:
     settings = config(accumulation=accumulation)
     items = [(i, 0) for i in range(images)]
-    every = [step_parts(items, settings, rank, processes) for rank in range(processes)]
+    every = [micro_batches(items, settings, rank, processes) for rank in range(processes)]
     counted = [i for parts in every for part in parts for i, w in zip(part.items, part.weights, strict=True) if w]
     assert sorted(counted) == items
     for parts in zip(*every, strict=True):

@@ -59,7 +59,7 @@ def test_it_learns_what_can_be_learnt(trained: Path) -> None:
 def test_the_adapter_directory_holds_everything_and_loads(trained: Path, manifest: Path) -> None:
     detector = Detector.from_pretrained(trained, backbone=trained.parent / "tiny")
     assert detector.calibration is not None
-    assert (detector.calibration.real, detector.calibration.ai) == (24, 24)
+    assert (detector.calibration.n_real, detector.calibration.n_generated) == (24, 24)
     assert detector.calibration.variants == ("as stored", "equalised")
     reals = [s.path for s in read_manifest(manifest) if s.split == "calibration" and s.label == 0]
     verdicts = [detection.verdict.value for detection in detector.detect_batch(reals) if detection.verdict]

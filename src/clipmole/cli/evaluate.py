@@ -122,7 +122,7 @@ def calibrate(
         raise typer.BadParameter("--split needs a manifest; a folder of photographs has no splits")
 
     from clipmole.data import Unpacking, read_data
-    from clipmole.evaluation.recalibrate import describe, recalibrate, recalibrate_on_photographs
+    from clipmole.evaluation.recalibrate import recalibrate, recalibrate_on_photographs, recalibration_summary
     from clipmole.images.discovery import find_images
 
     how = Unpacking(say=remark)
@@ -151,9 +151,9 @@ def calibrate(
         )
     for failure in result.failed:
         remark(f"not scored: {failure}")
-    for line in describe(result):
+    for line in recalibration_summary(result):
         remark(line)
     typer.echo(str(out))
     if result.failed:
-        remark(f"{len(result.failed)} of {len(result.failed) + result.real} photographs could not be read.")
+        remark(f"{len(result.failed)} of {len(result.failed) + result.n_real} photographs could not be read.")
         raise typer.Exit(1)

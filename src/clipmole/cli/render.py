@@ -68,7 +68,8 @@ class Table:
         else:
             remark(
                 f"Probability of being AI-generated, by {self.detector}: AI-generated above "
-                f"{percent(self.thresholds.ai)}, photograph below {percent(self.thresholds.real)}, uncertain between."
+                f"{percent(self.thresholds.generated)}, photograph below {percent(self.thresholds.real)}, "
+                "uncertain between."
             )
             remark(
                 "A likelihood, not a proof: new generators, edits and heavy compression mislead it. See MODEL_CARD.md."

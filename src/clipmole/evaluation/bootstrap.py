@@ -64,7 +64,7 @@ def _joined(strata: NDArray[np.int64], codes: NDArray[np.int64]) -> NDArray[np.i
         strata = renamed[strata]
 
 
-def resample(
+def bootstrap_indices(
     strata: ArrayLike,
     resamples: int,
     seed: int = 0,
@@ -134,5 +134,5 @@ def bootstrap_interval(
     y, s = np.asarray(y_true), np.asarray(y_score, dtype=np.float64)
     if y.ndim != 1 or y.shape != s.shape:
         raise DataError(f"metrics: labels {y.shape} and scores {s.shape} must be two vectors of one length")
-    draws = resample(y, resamples, seed, groups=groups)
+    draws = bootstrap_indices(y, resamples, seed, groups=groups)
     return percentile_interval((metric(y[i], s[i]) for i in draws), level)

@@ -24,8 +24,8 @@ from clipmole.calibration import Calibration
 from clipmole.data import labels_of
 from clipmole.data.sample import Sample
 from clipmole.errors import DataError
-from clipmole.evaluation.bootstrap import group_codes, percentile_interval, resample
-from clipmole.evaluation.records import ALL_SETS, Difference, Figure, SetReport
+from clipmole.evaluation.bootstrap import bootstrap_indices, group_codes, percentile_interval
+from clipmole.evaluation.records import ALL_SETS, Difference, Estimate, SetReport
 from clipmole.evaluation.scores import ScoreTable
 
 MAIN = ("as stored", "equalised")  # conditions that get every figure; the others get those of `QUICK`
@@ -34,7 +34,7 @@ COMPARED = ("average_precision", "auroc", "accuracy")  # more is better
 
 
 @dataclass(frozen=True)
-class Estimate:
+class Replicates:
     """A figure and its resamples.
 
     Attributes:
@@ -45,37 +45,38 @@ class Estimate:
     value: float
     draws: NDArray[np.float64]
 
-    def figure(self) -> Figure:
+    def estimate(self) -> Estimate:
+        """The value with its 95 % percentile interval."""
         low, high = percentile_interval(self.draws)
-        return Figure(value=self.value, low=low, high=high)
+        return Estimate(value=self.value, low=low, high=high)
 
-    def minus(self, other: Self) -> Estimate:
+    def minus(self, other: Self) -> Replicates:
         """The paired difference; both must come from the same resamples."""
-        return Estimate(self.value - other.value, self.draws - other.draws)
+        return Replicates(self.value - other.value, self.draws - other.draws)
 
 
-def mean_of(estimates: Sequence[Estimate]) -> Estimate:
+def mean_replicates(estimates: Sequence[Replicates]) -> Replicates:
     """The mean of those that are defined on the data; in each resample of those that are defined there."""
     own = [estimate for estimate in estimates if not np.isnan(estimate.value)]
     if not own:
-        return Estimate(float("nan"), np.zeros(0))
+        return Replicates(float("nan"), np.zeros(0))
     draws = np.stack([estimate.draws for estimate in own])  # (estimates, resamples)
     defined = ~np.isnan(draws)
     count = defined.sum(0)
     means = np.where(defined, draws, 0).sum(0) / np.where(count, count, np.nan)
-    return Estimate(float(np.mean([estimate.value for estimate in own])), means)
+    return Replicates(float(np.mean([estimate.value for estimate in own])), means)
 
 
 @dataclass(frozen=True)
-class SetEstimates:
+class SetReplicates:
     """What is measured of one detector on one set under one condition; as `SetReport`."""
 
-    figures: dict[str, Estimate]
-    generators: dict[str, dict[str, Estimate]]
-    means: dict[str, Estimate]
+    estimates: dict[str, Replicates]
+    generators: dict[str, dict[str, Replicates]]
+    means: dict[str, Replicates]
 
 
-def by_generator(
+def metric_by_generator(
     metric: metrics.Metric, generators: NDArray[np.str_], labels: NDArray[np.int64], scores: NDArray[np.float64]
 ) -> dict[str, float]:
     """Generator -> `metric` of its images and all photographs, by name; vectors of (n,)."""
@@ -88,7 +89,7 @@ def by_generator(
 
 def mean_generator_ap(generators: NDArray[np.str_], labels: NDArray[np.int64], scores: NDArray[np.float64]) -> float:
     """Mean over generators of the average precision of a generator's images against all photographs."""
-    aps = by_generator(metrics.average_precision, generators, labels, scores)
+    aps = metric_by_generator(metrics.average_precision, generators, labels, scores)
     return float(np.mean(list(aps.values()))) if aps else float("nan")
 
 
@@ -120,24 +121,24 @@ RANKING: Mapping[str, metrics.Metric] = {
 
 def verdict_metrics(calibration: Calibration) -> dict[str, metrics.Metric]:
     """Name -> metric of labels and calibrated probabilities, at this calibration's thresholds."""
-    real, ai = calibration.thresholds.real, calibration.thresholds.ai
+    real, generated = calibration.thresholds.real, calibration.thresholds.generated
     return {
         "accuracy": partial(metrics.accuracy, threshold=0.5),
-        "alarm_accuracy": partial(metrics.accuracy, threshold=ai),
+        "alarm_accuracy": partial(metrics.accuracy, threshold=generated),
         "balanced_accuracy": partial(metrics.balanced_accuracy, threshold=0.5),
         "real_accuracy": partial(metrics.class_accuracy, label=0, threshold=0.5),
         "fake_accuracy": partial(metrics.class_accuracy, label=1, threshold=0.5),
         "calibration_error": metrics.expected_calibration_error,
         "negative_log_likelihood": metrics.negative_log_likelihood,
-        "false_alarm": partial(share_above, label=0, threshold=ai),
-        "detected": partial(share_above, label=1, threshold=ai),
+        "false_alarm": partial(share_above, label=0, threshold=generated),
+        "detected": partial(share_above, label=1, threshold=generated),
         "miss": partial(share_below, label=1, threshold=real),
-        "uncertain": partial(share_between, low=real, high=ai),
-        "selective_accuracy": partial(metrics.selective_accuracy, low=real, high=ai),
+        "uncertain": partial(share_between, low=real, high=generated),
+        "selective_accuracy": partial(metrics.selective_accuracy, low=real, high=generated),
     }
 
 
-def figure_metrics(
+def scored_metrics(
     scores: NDArray[np.float64], calibration: Calibration | None
 ) -> dict[str, tuple[metrics.Metric, NDArray[np.float64]]]:
     """Name -> a figure's metric and what it is of: the logits (n,), or their calibrated probabilities.
@@ -167,7 +168,7 @@ def estimate_set(
     only: Sequence[str] | None = None,
     resamples: int = 1000,
     seed: int = 0,
-) -> SetEstimates:
+) -> SetReplicates:
     """Figures of logits `scores` (n,) for `samples`, on the data and on resamples of them.
 
     The figures resample groups within each class, the generators' and their mean within each generator too: the
@@ -183,66 +184,72 @@ def estimate_set(
     labels = labels_of(samples)
     groups = [sample.group for sample in samples]
     names = ["/".join(sample.path.parts[-3:]) for sample in samples]  # the same wherever the data lies
-    functions = figure_metrics(scores, calibration)
+    functions = scored_metrics(scores, calibration)
     if only is not None:
         functions = {key: function for key, function in functions.items() if key in only}
     draws: dict[str, list[float]] = {key: [] for key in functions}
-    for i in resample(labels, resamples, seed, groups=groups, names=names):
+    for i in bootstrap_indices(labels, resamples, seed, groups=groups, names=names):
         drawn = labels[i]
         for key, (metric, given) in functions.items():
             draws[key].append(metric(drawn, given[i]))
-    figures = {key: Estimate(metric(labels, given), np.array(draws[key])) for key, (metric, given) in functions.items()}
+    estimates = {
+        key: Replicates(metric(labels, given), np.array(draws[key])) for key, (metric, given) in functions.items()
+    }
     if only is not None:
-        return SetEstimates(figures, {}, {})
+        return SetReplicates(estimates, {}, {})
 
     generators = np.array([sample.generator for sample in samples])
     strata = np.where(labels == 1, np.unique(generators, return_inverse=True)[1], -1)
     chosen = {key: functions[key] for key in ("average_precision", "accuracy")}
     found: dict[str, list[dict[str, float]]] = {key: [] for key in chosen}
-    for i in resample(strata, resamples, seed, groups=groups, names=names):
+    for i in bootstrap_indices(strata, resamples, seed, groups=groups, names=names):
         for key, (metric, given) in chosen.items():
-            found[key].append(by_generator(metric, generators[i], labels[i], given[i]))
-    per_generator: dict[str, dict[str, Estimate]] = {}
-    means: dict[str, Estimate] = {}
+            found[key].append(metric_by_generator(metric, generators[i], labels[i], given[i]))
+    per_generator: dict[str, dict[str, Replicates]] = {}
+    means: dict[str, Replicates] = {}
     for key, (metric, given) in chosen.items():
-        own = by_generator(metric, generators, labels, given)
-        estimates = {g: Estimate(v, np.array([one.get(g, np.nan) for one in found[key]])) for g, v in own.items()}
-        for generator, estimate in estimates.items():
-            per_generator.setdefault(generator, {})[key] = estimate
-        means[key] = mean_of(list(estimates.values()))
-    return SetEstimates(figures, per_generator, means)
+        own = metric_by_generator(metric, generators, labels, given)
+        own_replicates = {
+            g: Replicates(v, np.array([one.get(g, np.nan) for one in found[key]])) for g, v in own.items()
+        }
+        for generator, replicates in own_replicates.items():
+            per_generator.setdefault(generator, {})[key] = replicates
+        means[key] = mean_replicates(list(own_replicates.values()))
+    return SetReplicates(estimates, per_generator, means)
 
 
-def report_set(detector: str, name: str, condition: str, samples: Sequence[Sample], found: SetEstimates) -> SetReport:
+def report_set(detector: str, name: str, condition: str, samples: Sequence[Sample], found: SetReplicates) -> SetReport:
     """The record of what was measured on `samples`."""
     labels = labels_of(samples)
     return SetReport(
         detector=detector,
         set=name,
         condition=condition,
-        real=int((labels == 0).sum()),
-        ai=int((labels == 1).sum()),
+        n_real=int((labels == 0).sum()),
+        n_generated=int((labels == 1).sum()),
         groups=len(np.unique(group_codes([sample.group for sample in samples]))),
-        figures={key: estimate.figure() for key, estimate in found.figures.items()},
+        estimates={key: estimate.estimate() for key, estimate in found.estimates.items()},
         generators={
-            generator: {key: estimate.figure() for key, estimate in own.items()}
+            generator: {key: estimate.estimate() for key, estimate in own.items()}
             for generator, own in found.generators.items()
         },
-        means={key: estimate.figure() for key, estimate in found.means.items()},
+        means={key: estimate.estimate() for key, estimate in found.means.items()},
     )
 
 
-def mean_over_sets(found: Sequence[SetEstimates]) -> SetEstimates:
+def mean_over_sets(found: Sequence[SetReplicates]) -> SetReplicates:
     """Each figure's mean over the sets where it is defined, as the papers give it over a benchmark."""
 
-    def means(parts: Sequence[Mapping[str, Estimate]]) -> dict[str, Estimate]:
+    def means(parts: Sequence[Mapping[str, Replicates]]) -> dict[str, Replicates]:
         keys = dict.fromkeys(key for part in parts for key in part)
-        return {key: mean_of([part[key] for part in parts if key in part]) for key in keys}
+        return {key: mean_replicates([part[key] for part in parts if key in part]) for key in keys}
 
-    return SetEstimates(means([each.figures for each in found]), {}, means([each.means for each in found]))
+    return SetReplicates(means([each.estimates for each in found]), {}, means([each.means for each in found]))
 
 
-def differences(name: str, condition: str, detectors: Sequence[str], found: Sequence[SetEstimates]) -> list[Difference]:
+def paired_differences(
+    name: str, condition: str, detectors: Sequence[str], found: Sequence[SetReplicates]
+) -> list[Difference]:
     """Paired differences of each two detectors in the figures of `COMPARED`."""
     return [
         Difference(
@@ -251,7 +258,7 @@ def differences(name: str, condition: str, detectors: Sequence[str], found: Sequ
             set=name,
             condition=condition,
             metric=key,
-            figure=found[a].figures[key].minus(found[b].figures[key]).figure(),
+            estimate=found[a].estimates[key].minus(found[b].estimates[key]).estimate(),
         )
         for a, b in combinations(range(len(detectors)), 2)
         for key in COMPARED
@@ -273,7 +280,7 @@ def report_table(
     compared: list[Difference] = []
     by_set = {name: np.flatnonzero(table.sets == name) for name in dict.fromkeys(table.sets.tolist())}
     samples = {name: [table.samples[i] for i in own.tolist()] for name, own in by_set.items()}
-    everything: dict[tuple[int, int], list[SetEstimates]] = {}
+    everything: dict[tuple[int, int], list[SetReplicates]] = {}
     for name, own in by_set.items():
         for c, condition in enumerate(table.conditions):
             found = [
@@ -292,7 +299,7 @@ def report_table(
                 reports.append(report_set(detector, name, condition, samples[name], found[d]))
                 everything.setdefault((c, d), []).append(found[d])
             if condition in MAIN:
-                compared += differences(name, condition, table.detectors, found)
+                compared += paired_differences(name, condition, table.detectors, found)
     if len(by_set) > 1:
         distinct = list({sample.path: sample for sample in table.samples}.values())
         for c, condition in enumerate(table.conditions):
@@ -300,5 +307,5 @@ def report_table(
             for d, detector in enumerate(table.detectors):
                 reports.append(report_set(detector, ALL_SETS, condition, distinct, found[d]))
             if condition in MAIN:
-                compared += differences(ALL_SETS, condition, table.detectors, found)
+                compared += paired_differences(ALL_SETS, condition, table.detectors, found)
     return tuple(reports), tuple(compared)

@@ -22,7 +22,7 @@ from clipmole.errors import ConfigError, DataError, ImageError
 from clipmole.evaluation.estimates import MAIN, report_table
 from clipmole.evaluation.protocol import Protocol, find_sets, published_for
 from clipmole.evaluation.records import DetectorInfo, EvaluationReport
-from clipmole.evaluation.scorers import Scorer, load_scorer, with_center_crop
+from clipmole.evaluation.scorers import ImageScorer, load_scorer, with_center_crop
 from clipmole.evaluation.scores import Logits, ScoreFile, ScoreTable
 from clipmole.images.conditions import Condition, apply, load_conditions
 from clipmole.images.transforms import RGB
@@ -34,7 +34,7 @@ from clipmole.plumbing.seeding import sample_rng
 CHUNK_BYTES = 256 * 2**20  # decoded pixels of one chunk, all conditions together; as much is prepared ahead
 CHUNK_IMAGES = 32
 
-Views = list[RGB] | str  # an image under each condition, or the reason why there is none
+Pixels = list[RGB] | str  # an image under each condition, or the reason why there is none
 
 
 def perturbed(sample: Sample, conditions: Sequence[Condition], seed: int) -> list[RGB]:
@@ -45,22 +45,22 @@ def perturbed(sample: Sample, conditions: Sequence[Condition], seed: int) -> lis
 
 def chunks(
     samples: Iterable[Sample], conditions: Sequence[Condition], seed: int, workers: int
-) -> Iterator[list[tuple[Sample, Views]]]:
+) -> Iterator[list[tuple[Sample, Pixels]]]:
     """Images with their perturbed pixels (or why there are none), in order, in chunks of bounded size.
 
     `workers` threads decode and perturb the next chunk while the scorers are at work on this one. As many images
     are prepared ahead as `CHUNK_BYTES` holds of the largest one so far, but no fewer than there are workers.
     """
 
-    def prepare(sample: Sample) -> Views:
+    def prepare(sample: Sample) -> Pixels:
         try:
             return perturbed(sample, conditions, seed)
         except (ImageError, DataError) as error:
             return str(error)
 
-    chunk: list[tuple[Sample, Views]] = []
+    chunk: list[tuple[Sample, Pixels]] = []
     size, largest, depth = 0, 1, 2 * workers
-    ahead: deque[tuple[Sample, Future[Views]]] = deque()
+    ahead: deque[tuple[Sample, Future[Pixels]]] = deque()
     remaining = iter(samples)
     with ThreadPoolExecutor(workers) as pool:
         while True:
@@ -83,7 +83,7 @@ def chunks(
 
 
 def score_sets(
-    scorers: Mapping[str, Scorer],
+    scorers: Mapping[str, ImageScorer],
     sets: Mapping[str, Sequence[Sample]],
     conditions: Sequence[Condition],
     file: Path,
@@ -99,7 +99,7 @@ def score_sets(
     with the reason and left out of the table.
 
     Args:
-        scorers: short name -> scorer. Scorers of the same `Scorer.name` are one, and scored once.
+        scorers: short name -> scorer. Scorers of the same `ImageScorer.name` are one, and scored once.
         file: JSON lines; see `scores`. One that was begun with other conditions or another seed is refused.
         workers: threads that decode and perturb.
         track: wraps the images that are left to score, given a description and their number (a progress bar).
@@ -129,7 +129,7 @@ def score_sets(
         return scores.table(sets, names, [condition.name for condition in conditions])
 
 
-def describe(name: str, scorer: Scorer) -> DetectorInfo:
+def detector_info(name: str, scorer: ImageScorer) -> DetectorInfo:
     """What a report says of a scorer."""
     calibration = scorer.calibration
     if calibration is None:
@@ -145,7 +145,7 @@ def describe(name: str, scorer: Scorer) -> DetectorInfo:
 
 
 def evaluate(
-    scorers: Mapping[str, Scorer],
+    scorers: Mapping[str, ImageScorer],
     sets: Mapping[str, Sequence[Sample]],
     conditions: Sequence[Condition],
     file: Path,
@@ -173,7 +173,7 @@ def evaluate(
     reports, differences = report_table(table, calibrations, resamples, seed)
     report = EvaluationReport(
         title=title,
-        detectors=tuple(describe(name, scorer) for name, scorer in scorers.items()),
+        detectors=tuple(detector_info(name, scorer) for name, scorer in scorers.items()),
         sets=reports,
         differences=differences,
         failed=failed,

@@ -19,7 +19,7 @@ from clipmole.config import Config, load_packaged
 from clipmole.data import CAMERA, DataSource, Folders, Unpacking, limit_samples, read_data, read_folder
 from clipmole.data.sample import Sample
 from clipmole.errors import ConfigError, DataError
-from clipmole.evaluation.records import PublishedFigure
+from clipmole.evaluation.records import PublishedResult
 
 
 class Owner(Config):
@@ -172,16 +172,16 @@ def _lacks(samples: Sequence[Sample]) -> str:
     return "no generated images" if ai == 0 else "no photographs" if ai == len(samples) else ""
 
 
-def published_figures() -> tuple[PublishedFigure, ...]:
+def published_figures() -> tuple[PublishedResult, ...]:
     """Every published figure that comes with the package, in percent: means over benchmarks, then those of sets."""
     return tuple(
-        PublishedFigure.model_validate({"metric": "average_precision"} | row)
+        PublishedResult.model_validate({"metric": "average_precision"} | row)
         for name in ("published.csv", "published_sets.csv")
         for row in _rows(name)
     )
 
 
-def published_for(protocol: Protocol) -> tuple[PublishedFigure, ...]:
+def published_for(protocol: Protocol) -> tuple[PublishedResult, ...]:
     """Published figures of the protocol's benchmark: the means, also under perturbations, and those of its sets."""
     return tuple(f for f in published_figures() if f.benchmark.partition(" under ")[0] == protocol.benchmark)
 

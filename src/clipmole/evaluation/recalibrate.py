@@ -55,7 +55,7 @@ class Recalibration(Record):
         detector: the one that was calibrated, by name and digest.
         old: its calibration; None if it had none.
         new: the calibration of the copy.
-        real, ai: images of each class that `new` was set on now; ai = 0 for photographs alone.
+        n_real, n_generated: images of each class that `new` was set on now; n_generated = 0 for photographs alone.
         before, after: what either calibration says of these images; None if there was none.
         failed: photographs that could not be read, each with its reason.
     """
@@ -63,8 +63,8 @@ class Recalibration(Record):
     detector: str
     old: Calibration | None
     new: Calibration
-    real: int
-    ai: int
+    n_real: int
+    n_generated: int
     before: VerdictShares | None
     after: VerdictShares
     failed: tuple[str, ...] = ()
@@ -123,7 +123,7 @@ def recalibrate(
     logits = score_variants(detector, samples, seed, track)
     new = fit_calibration(logits, labels.tolist(), max_false_alarm, max_miss, method)
     result = _compare(detector, new, np.asarray(logits[VARIANTS[0]]), labels)
-    with_calibration(folder, out, new, describe(result))
+    with_calibration(folder, out, new, recalibration_summary(result))
     return result
 
 
@@ -170,7 +170,7 @@ def recalibrate_on_photographs(
     check_enough(len(logits), max_false_alarm, "photographs that can be read")
     new = move_to_photographs(detector.calibration, logits, max_false_alarm)
     result = _compare(detector, new, logits, np.zeros(len(logits), dtype=np.int64), failed)
-    with_calibration(folder, out, new, describe(result))
+    with_calibration(folder, out, new, recalibration_summary(result))
     return result
 
 
@@ -189,7 +189,7 @@ def _compare(
     labels: NDArray[np.int64],
     failed: tuple[str, ...] = (),
 ) -> Recalibration:
-    real, ai = logits[labels == 0].tolist(), logits[labels == 1].tolist()
+    real, generated = logits[labels == 0].tolist(), logits[labels == 1].tolist()
 
     def shares(calibration: Calibration) -> VerdictShares:
         def share(own: list[float], verdict: Verdict) -> float:
@@ -197,8 +197,8 @@ def _compare(
 
         return VerdictShares(
             false_alarm=share(real, Verdict.AI_GENERATED),
-            detected=share(ai, Verdict.AI_GENERATED),
-            miss=share(ai, Verdict.REAL),
+            detected=share(generated, Verdict.AI_GENERATED),
+            miss=share(generated, Verdict.REAL),
         )
 
     old = detector.calibration
@@ -206,8 +206,8 @@ def _compare(
         detector=detector.name,
         old=old,
         new=new,
-        real=len(real),
-        ai=len(ai),
+        n_real=len(real),
+        n_generated=len(generated),
         before=shares(old) if old else None,
         after=shares(new),
         failed=failed,
@@ -227,13 +227,13 @@ def _promise(n: int, rate: float, kind: str, verdict: str) -> str:
     )
 
 
-def describe(result: Recalibration) -> list[str]:
+def recalibration_summary(result: Recalibration) -> list[str]:
     """What changed and what it promises, a sentence or two an item, for a person and for a model card."""
     old, new, before, after = result.old, result.new, result.before, result.after
-    labelled = result.ai > 0
+    labelled = result.n_generated > 0
     variants = " and ".join(new.variants) if labelled else "as stored"
-    given = f"{result.real} photographs" + (f" and {result.ai} generated images" if labelled else "")
-    was = f" (before: {old.thresholds.ai:.3f} and {old.thresholds.real:.3f})" if old else ""
+    given = f"{result.n_real} photographs" + (f" and {result.n_generated} generated images" if labelled else "")
+    was = f" (before: {old.thresholds.generated:.3f} and {old.thresholds.real:.3f})" if old else ""
     shares = f"Of these photographs {_percent(after.false_alarm)} are called AI-generated"
     shares += f" (before: {_percent(before.false_alarm)})" if before else ""
     if labelled:
@@ -244,22 +244,23 @@ def describe(result: Recalibration) -> list[str]:
         shares += f" (before: {_percent(before.detected)} and {_percent(before.miss)})" if before else ""
     lines = [
         f"{result.detector}, calibrated again on {given}, {variants}.",
-        f"AI-generated above a probability of {new.thresholds.ai:.3f}, photograph below {new.thresholds.real:.3f}, "
-        f"uncertain between{was}.",
+        f"AI-generated above a probability of {new.thresholds.generated:.3f}, "
+        f"photograph below {new.thresholds.real:.3f}, uncertain between{was}.",
         f"{shares}. The new thresholds were set on these very images, which flatters them.",
-        _promise(result.real, new.max_false_alarm, "photographs", "AI-generated"),
+        _promise(result.n_real, new.max_false_alarm, "photographs", "AI-generated"),
     ]
     if labelled:
         lines += [
-            _promise(result.ai, new.max_miss, "generated images", "photographs"),
+            _promise(result.n_generated, new.max_miss, "generated images", "photographs"),
             f"The probability was fitted on them as well ({new.method} scaling), and is meant for as many generated "
             "images as photographs.",
         ]
     else:
         lines.append(
             "They say nothing of generated images: the probability and the threshold for a photograph are as before, "
-            f"from {new.real} photographs and {new.ai} generated images. Labelled generated images beside them would "
-            "fit the probability anew, bound the share that passes as photographs, and show how many are found."
+            f"from {new.n_real} photographs and {new.n_generated} generated images. Labelled generated images beside "
+            "them would fit the probability anew, bound the share that passes as photographs, and show how many are "
+            "found."
         )
     lines.append(
         "All this is for images that are independent draws from the same sources, not copies or series of one "

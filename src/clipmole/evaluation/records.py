@@ -1,6 +1,7 @@
 """What an evaluation or a comparison found: estimates with intervals, and the recipe that makes them again.
 
-Frozen pydantic records that turn into JSON as they are. They know nothing of how they are made or shown.
+Frozen pydantic records that turn into JSON as they are. Where a field has been renamed, JSON is written with the
+older name and both are read (`StoredRecord`). They know nothing of how they are made or shown.
 """
 
 from __future__ import annotations
@@ -9,13 +10,13 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field
 
-from clipmole.records import Record, Thresholds
+from clipmole.records import Record, StoredRecord, Thresholds
 
 # JSON has no nan: pydantic writes null, and here it is read again.
 Number = Annotated[float, BeforeValidator(lambda value: float("nan") if value is None else value)]
 
 
-class Figure(Record):
+class Estimate(Record):
     """A value with its 95 % bootstrap interval over groups of images; nan (in JSON null) where it is not defined."""
 
     value: Number
@@ -48,44 +49,47 @@ class DetectorInfo(Record):
 ALL_SETS = "mean over sets"
 
 
-class SetReport(Record):
-    """Figures of one detector on one set of images under one condition.
+class SetReport(StoredRecord):
+    """What was measured of one detector on one set of images under one condition.
 
     Attributes:
         detector: name of the detector.
         set: name of the set of images, such as "test_unseen"; `ALL_SETS` for the means over several of them.
         condition: "as stored", "equalised", or a perturbation such as "JPEG 50".
-        real, ai: images of each class.
+        n_real, n_generated: images of each class; JSON: `real`, `ai`.
         groups: how many independent groups they are: images that share a scene or a prompt are one.
-        figures: name -> figure; names as in `metrics`.
-        generators: generator -> figures of its images against all photographs of the set.
+        estimates: name of a metric -> its estimate; names as in `metrics`; JSON: `figures`.
+        generators: generator -> estimates of its images against all photographs of the set.
         means: name -> mean over generators, as papers report it (mAP, mean accuracy).
     """
 
     detector: str
     set: str
     condition: str
-    real: int
-    ai: int
+    n_real: int = Field(alias="real")
+    n_generated: int = Field(alias="ai")
     groups: int
-    figures: dict[str, Figure]
-    generators: dict[str, dict[str, Figure]]
-    means: dict[str, Figure]
+    estimates: dict[str, Estimate] = Field(alias="figures")
+    generators: dict[str, dict[str, Estimate]]
+    means: dict[str, Estimate]
 
 
-class Difference(Record):
-    """Paired difference first - second of a figure on the same images, with its 95 % bootstrap interval."""
+class Difference(StoredRecord):
+    """Paired difference first - second of a metric on the same images, with its 95 % bootstrap interval.
+
+    JSON calls `estimate` by its older name, `figure`.
+    """
 
     first: str
     second: str
     set: str
     condition: str
     metric: str
-    figure: Figure
+    estimate: Estimate = Field(alias="figure")
 
 
-class PublishedFigure(Record):
-    """A figure that somebody else published; rows are not like for like.
+class PublishedResult(Record):
+    """A result that somebody else published; rows are not like for like.
 
     Attributes:
         benchmark: such as "univfd-19"; a perturbation may stand after " under ".
@@ -125,13 +129,13 @@ class EvaluationReport(Record):
     detectors: tuple[DetectorInfo, ...]
     sets: tuple[SetReport, ...]
     differences: tuple[Difference, ...] = ()
-    published: tuple[PublishedFigure, ...] = ()
+    published: tuple[PublishedResult, ...] = ()
     missing: tuple[str, ...] = ()
     failed: dict[str, str] = Field(default_factory=dict)
     recipe: dict[str, Any] = Field(default_factory=dict)
 
 
-class ComparedMethod(Record):
+class ComparedMethod(StoredRecord):
     """A method of a comparison, over its seeds.
 
     Attributes:
@@ -142,7 +146,7 @@ class ComparedMethod(Record):
         on_edge: the chosen rate is still the lowest or highest of those tried.
         val: validation AP of the best epoch, a seed each.
         runs: folders of the trained adapters, a seed each.
-        figures: "SPLIT, CONDITION" -> average precision, mean over the seeds.
+        estimates: "SPLIT, CONDITION" -> average precision, mean over the seeds; JSON: `figures`.
         seeds: the same -> average precision of each seed.
         seconds_per_epoch: median over all epochs of the seeds' runs.
     """
@@ -156,7 +160,7 @@ class ComparedMethod(Record):
     on_edge: bool
     val: tuple[float, ...]
     runs: tuple[str, ...]
-    figures: dict[str, Figure]
+    estimates: dict[str, Estimate] = Field(alias="figures")
     seeds: dict[str, tuple[float, ...]]
     seconds_per_epoch: float
 

@@ -1,6 +1,6 @@
 """Whatever gives an image a score: clipmole's detectors, Hugging Face classifiers, functions of one's own.
 
-In: how somebody names it. Out: a `Scorer`, which an evaluation asks for logits. It knows nothing of labels.
+In: how somebody names it. Out: an `ImageScorer`, which an evaluation asks for logits. It knows nothing of labels.
 
     embedded, DIR, owner/name         a clipmole detector
     univfd:fc_weights.pth             UnivFD's published head on CLIP ViT-L/14
@@ -38,7 +38,7 @@ from clipmole.models.hub import why_unreachable
 from clipmole.models.univfd import UNIVFD_HEAD_SHA256, univfd_network
 
 
-class Scorer(Protocol):
+class ImageScorer(Protocol):
     """What an evaluation needs: a name, logits, and perhaps a calibration."""
 
     @property
@@ -96,8 +96,8 @@ class HuggingFaceScorer:
         unknown = [label for label in ai_labels if label.lower() not in names]
         if unknown or not 0 < len(ai_labels) < len(names):
             raise ConfigError(f"hf:{model}: name the AI classes after #, out of its classes {', '.join(names)}")
-        self.ai = [names[label.lower()] for label in ai_labels]
-        self.real = [index for index in names.values() if index not in self.ai]
+        self.generated = [names[label.lower()] for label in ai_labels]
+        self.real = [index for index in names.values() if index not in self.generated]
 
     @torch.inference_mode()
     def score(self, images: Iterable[RGB]) -> NDArray[np.float32]:
@@ -107,7 +107,7 @@ class HuggingFaceScorer:
             # RGB stands last: without a word, an image of three rows would be taken for one of three channels.
             pixels = self.processor(images=batch, return_tensors="pt", input_data_format="channels_last")
             logits = self.network(**pixels.to(self.device)).logits.float()
-            odds = logits[:, self.ai].logsumexp(1) - logits[:, self.real].logsumexp(1)
+            odds = logits[:, self.generated].logsumexp(1) - logits[:, self.real].logsumexp(1)
             parts.append(odds.cpu().numpy())
         return np.concatenate(parts) if parts else np.zeros(0, dtype=np.float32)
 
@@ -142,7 +142,7 @@ def load_scorer(
     device: str = "cpu",
     precision: Literal["float32", "bfloat16"] = "float32",
     batch_size: int | None = None,
-) -> Scorer:
+) -> ImageScorer:
     """The scorer that `spec` names; see the top of this module."""
     kind, _, rest = spec.partition(":")
     size = batch_for(device, batch_size)
@@ -174,7 +174,7 @@ def load_scorer(
     )
 
 
-def with_center_crop(scorer: Scorer) -> Scorer:
+def with_center_crop(scorer: ImageScorer) -> ImageScorer:
     """The same scorer looking at one centre crop, if it is a clipmole detector; others are left as they are."""
     if not isinstance(scorer, Detector) or scorer.preprocess.mode == "center_crop":
         return scorer

@@ -83,16 +83,16 @@ def tidy(content: Content) -> str:
     rows = csv.writer(file, lineterminator="\n")
     rows.writerow(COLUMNS)
     for s in content.report.sets:
-        groups = [("set", "", s.figures, s.ai), ("mean", "", s.means, s.ai)]
-        groups += [("generator", g, figures, content.generated[s.set, g]) for g, figures in s.generators.items()]
-        for scope, generator, figures, ai in groups:
-            for key, f in figures.items():
-                numbers = (f.value, f.low, f.high, s.real, ai)
+        groups = [("set", "", s.estimates, s.n_generated), ("mean", "", s.means, s.n_generated)]
+        groups += [("generator", g, estimates, content.generated[s.set, g]) for g, estimates in s.generators.items()]
+        for scope, generator, estimates, n_generated in groups:
+            for key, f in estimates.items():
+                numbers = (f.value, f.low, f.high, s.n_real, n_generated)
                 rows.writerow((s.detector, s.set, s.condition, key, *numbers, scope, generator, "", ""))
     for d in content.report.differences:
         own = content.found.get((d.first, d.set, d.condition))
-        counts = (own.real, own.ai) if own else ("", "")
-        f = d.figure
+        counts = (own.n_real, own.n_generated) if own else ("", "")
+        f = d.estimate
         numbers = (f.value, f.low, f.high, *counts)
         rows.writerow((d.first, d.set, d.condition, d.metric, *numbers, "difference", "", d.second, ""))
     for p in content.report.published:
@@ -106,9 +106,9 @@ def sections(content: Content, gallery: bool) -> list[Section]:
     made = [
         Section("results", "Results", tables.headline(content)),
         Section("detectors", "Detectors", tables.detectors(content)),
-        Section("differences", "Paired differences", tables.differences(content)),
+        Section("differences", "Paired differences", tables.difference_tables(content)),
         Section("published", "Published figures beside these", tables.published(content)),
-        Section("generators", "By generator", tables.by_generator(content)),
+        Section("generators", "By generator", tables.generator_tables(content)),
         Section("ranking", "ROC and precision-recall", curves.ranking(content)),
         Section("reliability", "Are the probabilities right?", curves.reliability(content)),
         Section("scores", "Scores by class", curves.histograms(content)),
@@ -117,6 +117,6 @@ def sections(content: Content, gallery: bool) -> list[Section]:
         Section("mistakes", "Worst mistakes", mistakes.worst(content) if gallery else []),
         Section("figures", "All figures", tables.all_figures(content)),
         Section("missing", "Not evaluated", tables.missing(content)),
-        Section("recipe", "Recipe", tables.recipe(content)),
+        Section("recipe", "Recipe", tables.recipe_blocks(content)),
     ]
     return [section for section in made if section.blocks]

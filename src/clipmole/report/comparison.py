@@ -16,7 +16,7 @@ VIEWS = ("augment.", "preprocess.", "per_class", "sampling", "batch_size")  # se
 def comparison_page(comparison: Comparison) -> str:
     """Average precision with intervals, paired differences, and what stands behind them."""
     recipe = comparison.recipe
-    columns = list(comparison.methods[0].figures)
+    columns = list(comparison.methods[0].estimates)
     seeds = recipe["seeds"]
     backbones = ", ".join(sorted({f"`{method.backbone}`" for method in comparison.methods}))
     counted = "; ".join(f"`{split}` {real} + {ai}" for split, (real, ai) in comparison.images.items())
@@ -28,7 +28,9 @@ def comparison_page(comparison: Comparison) -> str:
         f"images (photographs + generated: {counted}). *Equalised*: every image re-encoded by one rule. Learning rate "
         "and epoch were chosen on `val`.",
         "",
-        *table(["method", *columns], ([m.name, *(str(m.figures[c]) for c in columns)] for m in comparison.methods)),
+        *markdown_table(
+            ["method", *columns], ([m.name, *(str(m.estimates[c]) for c in columns)] for m in comparison.methods)
+        ),
         "",
         "Paired differences on the same images, averaged over the seeds:",
         "",
@@ -37,7 +39,7 @@ def comparison_page(comparison: Comparison) -> str:
         *seed_table(comparison, columns),
         "What was trained:",
         "",
-        *table(
+        *markdown_table(
             ["method", "trained", "rate", "val AP by rate, first seed", "val AP", "s / epoch"],
             (
                 [
@@ -55,7 +57,7 @@ def comparison_page(comparison: Comparison) -> str:
         *settings(comparison.methods),
         f"Seeds {', '.join(map(str, seeds))}; {recipe['resamples']} resamples; training data digest "
         f"`{recipe['data digest'][:12]}`; backbone {backbones}. "
-        + "; ".join(f"{key} {listed(recipe[key])}" for key in recipe if key not in NOT_VERSIONS)
+        + "; ".join(f"{key} {setting_text(recipe[key])}" for key in recipe if key not in NOT_VERSIONS)
         + ".",
     ]
     if recipe["command"]:
@@ -67,10 +69,10 @@ def difference_table(comparison: Comparison, columns: Sequence[str]) -> list[str
     """A row a pair, a column a split and condition."""
     rows: dict[str, dict[str, str]] = {}
     for each in comparison.differences:
-        f = each.figure
+        f = each.estimate
         cell = f"{f.value:+.3f} [{f.low:+.3f}, {f.high:+.3f}]"
         rows.setdefault(f"{each.first} minus {each.second}", {})[f"{each.set}, {each.condition}"] = cell
-    return table(["", *columns], ([name, *(row[c] for c in columns)] for name, row in rows.items()))
+    return markdown_table(["", *columns], ([name, *(row[c] for c in columns)] for name, row in rows.items()))
 
 
 def seed_table(comparison: Comparison, columns: Sequence[str]) -> list[str]:
@@ -78,7 +80,7 @@ def seed_table(comparison: Comparison, columns: Sequence[str]) -> list[str]:
     if len(comparison.recipe["seeds"]) == 1:
         return []
     rows = ([m.name, *(spread(m.seeds[c]) for c in columns)] for m in comparison.methods)
-    return ["The seeds apart, lowest to highest:", "", *table(["method", *columns], rows), ""]
+    return ["The seeds apart, lowest to highest:", "", *markdown_table(["method", *columns], rows), ""]
 
 
 def settings(methods: Sequence[ComparedMethod]) -> list[str]:
@@ -86,18 +88,18 @@ def settings(methods: Sequence[ComparedMethod]) -> list[str]:
     keys = list(methods[0].settings)
     if not keys:
         return []
-    rows = ([f"`{key}`", *(listed(m.settings[key]) for m in methods)] for key in keys)
+    rows = ([f"`{key}`", *(setting_text(m.settings[key]) for m in methods)] for key in keys)
     own_views = any(key.startswith(VIEWS) for key in keys)
     views = "" if own_views else ", and so, seed for seed, are the order of the images and their random views"
     return [
         f"Settings that differ; all others are the same{views}:",
         "",
-        *table(["setting", *(m.name for m in methods)], rows),
+        *markdown_table(["setting", *(m.name for m in methods)], rows),
         "",
     ]
 
 
-def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+def markdown_table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
     """A Markdown table, its first column to the left, the others to the right."""
     lines = ["| " + " | ".join(heads) + " |", "|---|" + "--:|" * (len(heads) - 1)]
     return lines + ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
@@ -112,7 +114,7 @@ def shown(value: float | None) -> str:
     return "diverged" if value is None else f"{value:.3f}"
 
 
-def listed(value: object) -> str:
+def setting_text(value: object) -> str:
     """A setting's value for people."""
     if isinstance(value, (list, tuple)):
         return ", ".join(map(str, value)) or "none"

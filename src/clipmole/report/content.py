@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from clipmole.calibration import sigmoid
 from clipmole.data import VARIANTS, labels_of
-from clipmole.evaluation.records import ALL_SETS, DetectorInfo, EvaluationReport, Figure, SetReport
+from clipmole.evaluation.records import ALL_SETS, DetectorInfo, Estimate, EvaluationReport, SetReport
 from clipmole.evaluation.scores import ScoreTable
 from clipmole.report import plots
 from clipmole.report.page import Block, Drawings, Fold, Heading, Items, Name, Note, Table, Value, element
@@ -49,7 +49,7 @@ WORDS = {
 
 
 @dataclass(frozen=True)
-class View:
+class ScoredImages:
     """The images of one set under one condition that got a finite logit from one detector."""
 
     labels: NDArray[np.int64]
@@ -96,11 +96,11 @@ class Content:
         """The sets, and before them their mean if there are several."""
         return [ALL_SETS, *self.sets] if len(self.sets) > 1 else self.sets
 
-    def figure(self, detector: str, name: str, condition: str, key: str) -> Figure | None:
+    def estimate(self, detector: str, name: str, condition: str, key: str) -> Estimate | None:
         own = self.found.get((detector, name, condition))
-        return own.figures.get(key) if own else None
+        return own.estimates.get(key) if own else None
 
-    def mean(self, detector: str, name: str, condition: str, key: str) -> Figure | None:
+    def mean(self, detector: str, name: str, condition: str, key: str) -> Estimate | None:
         """The mean over generators."""
         own = self.found.get((detector, name, condition))
         return own.means.get(key) if own else None
@@ -108,7 +108,7 @@ class Content:
     def info(self, detector: str) -> DetectorInfo:
         return next(d for d in self.report.detectors if d.name == detector)
 
-    def view(self, detector: str, name: str, condition: str) -> View:
+    def scored_images(self, detector: str, name: str, condition: str) -> ScoredImages:
         """Empty where the scores do not hold it."""
         own = self.table.sets == name
         if detector in self.table.detectors and condition in self.table.conditions:
@@ -117,7 +117,7 @@ class Content:
             own = own & np.isfinite(logits)
         else:
             logits, own = np.zeros(len(self.labels)), np.zeros(len(self.labels), dtype=bool)
-        return View(self.labels[own], logits[own], probabilities(self.info(detector), logits[own]))
+        return ScoredImages(self.labels[own], logits[own], probabilities(self.info(detector), logits[own]))
 
     def named(self, detector: str) -> Name:
         return Name(self.brief(detector), plots.swatch(self.names.index(detector)))
@@ -156,7 +156,7 @@ def words(key: str) -> str:
     return WORDS.get(key, key.replace("_", " "))
 
 
-def number(figure: Figure | None, key: str = "", sign: bool = False) -> Value:
+def number(figure: Estimate | None, key: str = "", sign: bool = False) -> Value:
     """A figure as a cell: percent for a share; a dash where there is none."""
     if figure is None or math.isnan(figure.value):
         return Value(DASH)
@@ -174,14 +174,14 @@ def in_line(value: Value) -> str:
     return f"{value.text} {value.small}".strip()
 
 
-def bare(figure: Figure | None) -> tuple[float, float, float]:
+def bare(figure: Estimate | None) -> tuple[float, float, float]:
     return (figure.value, figure.low, figure.high) if figure else (math.nan,) * 3
 
 
-def mean_of(figures: Sequence[Figure | None]) -> Figure | None:
+def mean_estimate(figures: Sequence[Estimate | None]) -> Estimate | None:
     """Plain mean of those that are defined, without an interval; None if none is."""
     values = [f.value for f in figures if f and not math.isnan(f.value)]
-    return Figure(value=sum(values) / len(values), low=math.nan, high=math.nan) if values else None
+    return Estimate(value=sum(values) / len(values), low=math.nan, high=math.nan) if values else None
 
 
 def plural(count: int, noun: str) -> str:
@@ -190,5 +190,5 @@ def plural(count: int, noun: str) -> str:
 
 def key_figures(content: Content, name: str, condition: str, key: str) -> str:
     """A figure of every detector in words, for those who do not see the plot."""
-    values = [(d, number(content.figure(d, name, condition, key), key)) for d in content.names]
+    values = [(d, number(content.estimate(d, name, condition, key), key)) for d in content.names]
     return f"{words(key)} " + "; ".join(f"{d} {in_line(value)}" for d, value in values)

@@ -28,7 +28,7 @@ def ranking(content: Content) -> list[Block]:
             for condition in content.main:
                 lines = []
                 for index, detector in enumerate(content.names):
-                    view = content.view(detector, name, condition)
+                    view = content.scored_images(detector, name, condition)
                     if kind == "ROC":
                         x, y = metrics.roc_points(view.labels, view.logits)
                     else:
@@ -70,7 +70,7 @@ def reliability(content: Content) -> list[Block]:
         for condition in content.main:
             lines, rows = [], []
             for index, detector in calibrated(content):
-                view = content.view(detector, name, condition)
+                view = content.scored_images(detector, name, condition)
                 if view.probabilities is None or not 0 < view.labels.sum() < len(view.labels):
                     continue
                 bins = metrics.reliability_bins(view.labels, view.probabilities)
@@ -108,7 +108,7 @@ def histograms(content: Content) -> list[Block]:
             (histogram(content, i, detector, name, condition), f"{content.brief(detector)}, {condition}")
             for i, detector in enumerate(content.names)
             for condition in content.main
-            if len(content.view(detector, name, condition).labels)
+            if len(content.scored_images(detector, name, condition).labels)
         ]
         blocks += content.of_set(name, [Drawings(drawn)] if drawn else [])
     if blocks:
@@ -121,7 +121,7 @@ def histograms(content: Content) -> list[Block]:
 
 
 def histogram(content: Content, index: int, detector: str, name: str, condition: str) -> Element:
-    view, info = content.view(detector, name, condition), content.info(detector)
+    view, info = content.scored_images(detector, name, condition), content.info(detector)
     marks: list[tuple[float, str]] = []
     if info.slope is not None and info.intercept is not None:
         edge = log_odds(0.9999)
@@ -129,10 +129,10 @@ def histogram(content: Content, index: int, detector: str, name: str, condition:
         ticks = [(log_odds(p), f"{100 * p:g}") for p in (0.001, 0.01, 0.1, 0.5, 0.9, 0.99, 0.999)]
         axis = plots.Axis("probability of being AI-generated, %", -edge, edge, ticks)
         if info.thresholds:
-            bounds = ((info.thresholds.real, "real < "), (info.thresholds.ai, "AI > "))
+            bounds = ((info.thresholds.real, "real < "), (info.thresholds.generated, "AI > "))
             marks = [(log_odds(p), f"{text}{100 * p:.3g}") for p, text in bounds if 0 < p < 1]
     else:
-        every = [content.view(detector, s, c).logits for s in content.sets for c in content.main]
+        every = [content.scored_images(detector, s, c).logits for s in content.sets for c in content.main]
         low, high = np.quantile(np.concatenate(every), [0.002, 0.998]).tolist()
         values = view.logits
         axis = plots.even_axis("logit (not calibrated)", low, max(high, low + 1e-6), percent=False)
@@ -154,14 +154,14 @@ def coverage(content: Content) -> list[Block]:
         for condition in content.main:
             lines, points = [], []
             for index, detector in calibrated(content):
-                view = content.view(detector, name, condition)
+                view = content.scored_images(detector, name, condition)
                 if view.probabilities is None or not len(view.labels):
                     continue
                 x, y = metrics.risk_coverage(view.labels, view.probabilities)
                 wide = x >= 0.05  # before, it is the accuracy of a few images
                 lines.append(plots.Line(index, x[wide].tolist(), y[wide].tolist()))
-                uncertain = content.figure(detector, name, condition, "uncertain")
-                given = content.figure(detector, name, condition, "selective_accuracy")
+                uncertain = content.estimate(detector, name, condition, "uncertain")
+                given = content.estimate(detector, name, condition, "selective_accuracy")
                 if uncertain and given:
                     points.append(plots.Line(index, [1 - uncertain.value], [given.value], marked=True))
             curves[name, condition] = lines + points
@@ -203,7 +203,7 @@ def robustness(content: Content) -> list[Block]:
         rows: list[tuple[Cell, ...]] = []
         keys = ("average_precision", "accuracy", "false_alarm")
         for condition in [*content.main, *others] if others else []:
-            cells = [number(content.figure(d, name, condition, key)) for key in keys for d in content.names]
+            cells = [number(content.estimate(d, name, condition, key)) for key in keys for d in content.names]
             if any(cell.text != DASH for cell in cells):
                 rows.append((condition, *cells))
         heads = [
@@ -229,7 +229,7 @@ def family_charts(
     content: Content, name: str, key: str, curves: Mapping[str, Sequence[tuple[float, str]]]
 ) -> list[tuple[Element, str]]:
     """One chart a family of conditions, all with the same vertical axis on every set."""
-    every = [f for s in content.report.sets if (f := s.figures.get(key)) and not math.isnan(f.value)]
+    every = [f for s in content.report.sets if (f := s.estimates.get(key)) and not math.isnan(f.value)]
     if not every:
         return []
     bottom = min(f.value if math.isnan(f.low) else f.low for f in every)
@@ -238,12 +238,12 @@ def family_charts(
     for family, points in curves.items():
         lines, levels = [], []
         for index, detector in enumerate(content.names):
-            figures = [(x, content.figure(detector, name, condition, key)) for x, condition in points]
+            figures = [(x, content.estimate(detector, name, condition, key)) for x, condition in points]
             values = [(x, *bare(f)) for x, f in figures if f and not math.isnan(f.value)]
             if values:
                 x, y, low, high = (list(column) for column in zip(*values, strict=True))
                 lines.append(plots.Line(index, x, y, low, high, marked=True))
-                levels.append((index, bare(content.figure(detector, name, content.main[0], key))[0]))
+                levels.append((index, bare(content.estimate(detector, name, content.main[0], key))[0]))
         if lines:
             strengths = [x for x, _ in points]
             margin = (max(strengths) - min(strengths)) * 0.04 or 1

@@ -11,9 +11,9 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 
 from clipmole.data import VARIANTS
-from clipmole.evaluation.records import ALL_SETS, Difference, Figure, PublishedFigure
+from clipmole.evaluation.records import ALL_SETS, Difference, Estimate, PublishedResult
 from clipmole.report import plots
-from clipmole.report.content import DASH, MANY, MINUS, Content, bare, in_line, mean_of, number, plural, words
+from clipmole.report.content import DASH, MANY, MINUS, Content, bare, in_line, mean_estimate, number, plural, words
 from clipmole.report.page import Block, Cell, Code, Fold, Items, Name, Note, Table, Value, element
 
 NEUTRAL = 5  # of `plots`: grey
@@ -40,7 +40,7 @@ def summary(content: Content) -> list[Block]:
 def drawn(content: Content) -> str:
     """What the bootstrap drew: images, or groups of them."""
     sets = {s.set: s for s in content.report.sets if s.set != ALL_SETS}.values()
-    groups, images = sum(s.groups for s in sets), sum(s.real + s.ai for s in sets)
+    groups, images = sum(s.groups for s in sets), sum(s.n_real + s.n_generated for s in sets)
     if groups == images:
         return " over images"
     return f" over {groups:,} groups of images (those of one scene or prompt are drawn together)"
@@ -51,7 +51,7 @@ def alone(content: Content, name: str) -> str:
     detector, condition = content.names[0], content.main[-1]
 
     def of(key: str) -> Value:
-        return number(content.figure(detector, name, condition, key))
+        return number(content.estimate(detector, name, condition, key))
 
     parts = [f"average precision {in_line(of('average_precision'))}"] if of("average_precision").text != DASH else []
     if of("false_alarm").text != DASH:
@@ -66,7 +66,7 @@ def outcome(difference: Difference) -> str:
 
     For the figures that are compared, more is better.
     """
-    figure = difference.figure
+    figure = difference.estimate
     if figure.low > 0:
         return difference.first
     return difference.second if figure.high < 0 else ""
@@ -82,7 +82,7 @@ def comparison(content: Content) -> list[str]:
         return ["The detectors were not compared with each other."]
     sentences, leaders, shown = [], [], False
     for name in content.sets:
-        own = [d for d in pairs if d.set == name and not math.isnan(d.figure.value)]
+        own = [d for d in pairs if d.set == name and not math.isnan(d.estimate.value)]
         if not own:
             sentences.append(f"{name}: no comparison, since the set does not hold both classes.")
             continue
@@ -92,7 +92,7 @@ def comparison(content: Content) -> list[str]:
         shown = shown or any(outcome(d) for d in own)
     where = f"by {words(key)}, {content.main[-1]}"
     if len(content.sets) > MANY:
-        overall = [d for d in pairs if d.set == ALL_SETS and not math.isnan(d.figure.value)]
+        overall = [d for d in pairs if d.set == ALL_SETS and not math.isnan(d.estimate.value)]
         means = [set_verdict(content, ALL_SETS, overall)[1]] if overall else []
         sentences = means + tallies([d for d in pairs if d.set != ALL_SETS], content)
     if len(sentences) == 1 and len(content.sets) == 1:
@@ -112,7 +112,7 @@ def tallies(pairs: Sequence[Difference], content: Content) -> list[str]:
     """For each two detectors, on how many sets which is better."""
     sentences = []
     for first, second in dict.fromkeys((d.first, d.second) for d in pairs):
-        own = [d for d in pairs if (d.first, d.second) == (first, second) and not math.isnan(d.figure.value)]
+        own = [d for d in pairs if (d.first, d.second) == (first, second) and not math.isnan(d.estimate.value)]
         found = [outcome(d) for d in own]
         sentences.append(
             f"Of {plural(len(own), 'set')}, {content.brief(first)} is better on {found.count(first)}, "
@@ -126,7 +126,7 @@ def set_verdict(content: Content, name: str, pairs: Sequence[Difference]) -> tup
     key = pairs[0].metric
 
     def value(detector: str) -> float:
-        figure = content.figure(detector, name, pairs[0].condition, key)
+        figure = content.estimate(detector, name, pairs[0].condition, key)
         return -1.0 if figure is None or math.isnan(figure.value) else figure.value
 
     leader = max(content.names, key=value)
@@ -134,9 +134,9 @@ def set_verdict(content: Content, name: str, pairs: Sequence[Difference]) -> tup
     open_: list[str] = []
     for d in pairs:
         if leader in (d.first, d.second):
-            gap = d.figure
+            gap = d.estimate
             if leader == d.second:
-                gap = Figure(value=-gap.value, low=-gap.high, high=-gap.low)
+                gap = Estimate(value=-gap.value, low=-gap.high, high=-gap.low)
             other = content.brief(d.second if leader == d.first else d.first)
             text = f"{other} ({in_line(number(gap, key, sign=True))} points)"
             (better if outcome(d) == leader else open_).append(text)
@@ -152,7 +152,7 @@ def headline(content: Content) -> list[Block]:
             for detector in content.names:
                 cells = []
                 for kind, key in keys:
-                    of = content.mean if kind == "mean" else content.figure
+                    of = content.mean if kind == "mean" else content.estimate
                     cells += [number(of(detector, name, condition, key)) for condition in VARIANTS]
                 yield name, content.named(detector), *cells
 
@@ -204,21 +204,21 @@ def detectors(content: Content) -> list[Block]:
         if d.thresholds is None:
             band = "not calibrated: no probability, no verdict"
         else:
-            band = f"photograph below {d.thresholds.real:.3g}, AI-generated above {d.thresholds.ai:.3g}"
+            band = f"photograph below {d.thresholds.real:.3g}, AI-generated above {d.thresholds.generated:.3g}"
         rows.append((Name(d.name, content.named(d.name).drawing), d.id, band, d.note))
     return [Table("Detectors that were evaluated", ["detector", "id", "verdicts by probability", "caveat"], rows)]
 
 
-def differences(content: Content) -> list[Block]:
+def difference_tables(content: Content) -> list[Block]:
     blocks: list[Block] = []
     for key in dict.fromkeys(d.metric for d in content.report.differences):
-        own = [d for d in content.report.differences if d.metric == key and not math.isnan(d.figure.value)]
-        reach = max((abs(x) for d in own for x in bare(d.figure) if not math.isnan(x)), default=0) or 0.01
+        own = [d for d in content.report.differences if d.metric == key and not math.isnan(d.estimate.value)]
+        reach = max((abs(x) for d in own for x in bare(d.estimate) if not math.isnan(x)), default=0) or 0.01
         axis = plots.even_axis("", -reach, reach, 5)
         rows: list[tuple[Cell, ...]] = []
         for d in own:
             better = outcome(d)
-            f, colour = d.figure, content.names.index(better) if better in content.names else NEUTRAL
+            f, colour = d.estimate, content.names.index(better) if better in content.names else NEUTRAL
             value = number(f, key, sign=True)
             verdict = f"{content.brief(better)} is better" if better else "no difference could be shown"
             pair = f"{content.brief(d.first)} {MINUS} {content.brief(d.second)}"
@@ -255,14 +255,14 @@ def published(content: Content) -> list[Block]:
     return [Note(text), *blocks]
 
 
-def means_beside(content: Content, benchmark: str, metric: str, figures: Sequence[PublishedFigure]) -> Table:
+def means_beside(content: Content, benchmark: str, metric: str, figures: Sequence[PublishedResult]) -> Table:
     """One published mean a row, then ours."""
     own = [p for p in figures if (p.benchmark, p.metric) == (benchmark, metric)]
     rows: list[tuple[Cell, ...]] = [(p.method, as_published(p), Value(""), Value(""), p.note or DASH) for p in own]
     apart = frozenset(range(len(rows)))
     where = benchmark if benchmark in content.sets else content.groups[0]
     for detector in content.names:
-        of, key = (content.mean, PUBLISHED[metric]) if metric in PUBLISHED else (content.figure, metric)
+        of, key = (content.mean, PUBLISHED[metric]) if metric in PUBLISHED else (content.estimate, metric)
         cells = [number(of(detector, where, condition, key)) for condition in VARIANTS]
         rows.append((content.named(detector), Value(""), *cells, ours(content, where)))
     mean = f"mean {words(PUBLISHED[metric])} over generators" if metric in PUBLISHED else words(metric)
@@ -280,7 +280,7 @@ def sets_beside(content: Content) -> Table | None:
     rows: list[tuple[Cell, ...]] = []
     for name in names:
         theirs = [as_published(own[name, m]) if (name, m) in own else Value(DASH) for m in methods]
-        cells = [number(content.figure(d, name, c, metric)) for d in content.names for c in VARIANTS]
+        cells = [number(content.estimate(d, name, c, metric)) for d in content.names for c in VARIANTS]
         rows.append((name, *theirs, *cells))
     here = [name for name in names if name in content.sets]
     sums = frozenset({len(rows)} if here else set[int]())
@@ -288,7 +288,7 @@ def sets_beside(content: Content) -> Table | None:
         values = [[100 * own[name, m].share for name in here if (name, m) in own] for m in methods]
         theirs = [Value(f"{sum(v) / len(v):.2f}" if len(v) == len(here) else DASH) for v in values]
         where = here[0] if len(here) == 1 else ALL_SETS if len(here) == len(content.sets) else ""
-        cells = [number(content.figure(d, where, c, metric)) for d in content.names for c in VARIANTS]
+        cells = [number(content.estimate(d, where, c, metric)) for d in content.names for c in VARIANTS]
         rows.append((f"mean of the {plural(len(here), 'set')} here", *theirs, *cells))
     heads = ["set", *(f"{m}\npublished" for m in methods)]
     heads += [f"{content.brief(d)}\n{c}" for d in content.names for c in VARIANTS]
@@ -304,14 +304,16 @@ def conditions_beside(content: Content) -> Table | None:
     own = [p for p in content.report.published if p.condition]
     rows: list[tuple[Cell, ...]] = []
     for p in own:
-        cells = [number(content.figure(d, content.groups[0], p.condition, PUBLISHED[p.metric])) for d in content.names]
+        cells = [
+            number(content.estimate(d, content.groups[0], p.condition, PUBLISHED[p.metric])) for d in content.names
+        ]
         rows.append((p.benchmark, p.method, as_published(p), p.condition, *cells, p.note or DASH))
     heads = ["benchmark", "method", "as published", "condition here", *map(content.brief, content.names), "caveat"]
     caption = "Mean accuracy over generators under perturbations, percent (a dash: the condition was not measured)"
     return Table(caption, heads, rows, names=2, apart_columns=frozenset({2})) if rows else None
 
 
-def as_published(figure: PublishedFigure) -> Value:
+def as_published(figure: PublishedResult) -> Value:
     """In percent, whether it was published so or as a share."""
     return Value(f"{100 * figure.share:.2f}")
 
@@ -324,7 +326,7 @@ def ours(content: Content, where: str) -> str:
     return f"mean over {', '.join(content.sets)}" if short else f"mean over {plural(len(content.sets), 'set')}"
 
 
-def by_generator(content: Content) -> list[Block]:
+def generator_tables(content: Content) -> list[Block]:
     """A table a set; one table of all sets where each holds one generator, as the benchmarks' do."""
     keys = ("average_precision", "accuracy")
     pairs = dict.fromkeys((s.set, g) for s in content.report.sets if s.condition in content.main for g in s.generators)
@@ -351,12 +353,12 @@ def generator_table(
     `named` is what a row is called -> the set and the generator.
     """
 
-    def row_figures(name: str, generator: str) -> dict[tuple[str, str], Figure | None]:
+    def row_figures(name: str, generator: str) -> dict[tuple[str, str], Estimate | None]:
         reports = {(d, c): content.found.get((d, name, c)) for c in content.main for d in content.names}
         return {place: s.generators.get(generator, {}).get(key) if s else None for place, s in reports.items()}
 
     def hardness(row: str) -> float:
-        mean = mean_of([f for (_, condition), f in every[row].items() if condition == content.main[-1]])
+        mean = mean_estimate([f for (_, condition), f in every[row].items() if condition == content.main[-1]])
         return mean.value if mean else math.inf
 
     every = {row: row_figures(name, generator) for row, (name, generator) in named.items()}
@@ -386,11 +388,11 @@ def all_figures(content: Content) -> list[Block]:
     blocks: list[Block] = []
     for name in content.sets:
         own = [s for s in content.report.sets if s.set == name and s.condition in content.main]
-        keys = list(dict.fromkeys(key for s in own for key in s.figures))
+        keys = list(dict.fromkeys(key for s in own for key in s.estimates))
         columns = [(d, c) for d in content.names for c in content.main]
         rows: list[tuple[Cell, ...]] = []
         for key in keys:
-            rows.append((words(key), *(number(content.figure(d, name, c, key), key) for d, c in columns)))
+            rows.append((words(key), *(number(content.estimate(d, name, c, key), key) for d, c in columns)))
         caption = f"{content.count(name, 0):,} photographs and {content.count(name, 1):,} generated images of {name}"
         table = Table(caption, ["figure", *(f"{content.brief(d)}\n{c}" for d, c in columns)], rows)
         blocks += content.of_set(name, [table] if rows else [])
@@ -409,7 +411,7 @@ def missing(content: Content) -> list[Block]:
     return blocks
 
 
-def recipe(content: Content) -> list[Block]:
+def recipe_blocks(content: Content) -> list[Block]:
     blocks: list[Block] = []
     rows: list[tuple[Cell, ...]] = []
     for key, value in content.report.recipe.items():

@@ -26,7 +26,7 @@ def training_page(record: dict[str, Any], report: EvaluationReport, table: Score
     content = Content(report, table, {}, {})
     name, curve = content.names[0], record["curve"]
     best = curve[record["best_epoch"]]
-    found = number(content.figure(name, content.sets[0], content.main[-1], "average_precision"))
+    found = number(content.estimate(name, content.sets[0], content.main[-1], "average_precision"))
     verdict = (
         f"{name}: average precision {in_line(found)} on the validation images, {content.main[-1]}, "
         f"from epoch {record['best_epoch'] + 1} of {len(curve)}."
@@ -46,11 +46,11 @@ def training_page(record: dict[str, Any], report: EvaluationReport, table: Score
     sections = [
         Section("curves", "Curves", curve_charts(curve, record["best_epoch"])),
         Section("gates", "Use of the experts", gate_charts(curve, record.get("adapted_blocks", []), best)),
-        Section("generators", "Validation by generator", tables.by_generator(content)),
+        Section("generators", "Validation by generator", tables.generator_tables(content)),
         Section("validation", "Validation figures", tables.all_figures(content)),
         Section("scores", "Scores by class", curves.histograms(content)),
         Section("mistakes", "Worst mistakes in validation", mistakes.worst(content)),
-        Section("recipe", "Recipe", recipe(record)),
+        Section("recipe", "Recipe", run_recipe(record)),
     ]
     return html_page(f"Training of {name}", lead, [section for section in sections if section.blocks])
 
@@ -58,10 +58,10 @@ def training_page(record: dict[str, Any], report: EvaluationReport, table: Score
 def curve_charts(curve: Sequence[dict[str, Any]], best: int) -> list[Block]:
     """Losses, validation and learning rate over the epochs."""
     charts = [
-        chart(curve, [("loss", "training loss")]),
-        chart(curve, [("val_ap", "AP"), ("val_mean_generator_ap", "mean AP over generators")], True),
-        chart(curve, [("balance_loss", "balance loss")]),
-        chart(curve, [("learning_rate", "learning rate")]),
+        epoch_chart(curve, [("loss", "training loss")]),
+        epoch_chart(curve, [("val_ap", "AP"), ("val_mean_generator_ap", "mean AP over generators")], True),
+        epoch_chart(curve, [("balance_loss", "balance loss")]),
+        epoch_chart(curve, [("learning_rate", "learning rate")]),
     ]
     drawn = [
         (charts[0], "Training loss: cross-entropy, nats"),
@@ -86,7 +86,7 @@ def curve_charts(curve: Sequence[dict[str, Any]], best: int) -> list[Block]:
     return [Drawings(drawn), shown]
 
 
-def chart(curve: Sequence[dict[str, Any]], keys: Sequence[tuple[str, str]], percent: bool = False) -> Element:
+def epoch_chart(curve: Sequence[dict[str, Any]], keys: Sequence[tuple[str, str]], percent: bool = False) -> Element:
     """Lines over the epochs of values that every epoch has, each a key and what it is called."""
     lines = [
         plots.Line(i, [e["epoch"] + 1 for e in curve], [e[key] for e in curve], marked=len(curve) < 2)
@@ -131,7 +131,7 @@ def gate_charts(curve: Sequence[dict[str, Any]], blocks: Sequence[int], best: di
     ]
 
 
-def recipe(record: dict[str, Any]) -> list[Block]:
+def run_recipe(record: dict[str, Any]) -> list[Block]:
     """Settings, data and versions."""
     settings = flat(record["config"])
     facts = {f"backbone {key}": value for key, value in record["backbone"].items() if value is not None}

@@ -18,23 +18,23 @@ from clipmole import metrics
 from clipmole.data import VARIANTS, labels_of, read_data, take_split
 from clipmole.data.sample import Sample
 from clipmole.errors import TrainingDiverged
-from clipmole.evaluation.bootstrap import resample
-from clipmole.evaluation.estimates import Estimate
+from clipmole.evaluation.bootstrap import bootstrap_indices
+from clipmole.evaluation.estimates import Replicates
 from clipmole.evaluation.records import ComparedMethod, Comparison, Difference
 from clipmole.plumbing.progress import Say, Track, silent, untracked
 from clipmole.report.comparison import comparison_page
 from clipmole.training.comparison_plan import Method, Plan, differing, wider, with_rate
-from clipmole.training.trained_runs import Run, Runs, order_digest, write_whole
+from clipmole.training.trained_runs import TrainedRun, TrainedRuns, order_digest, write_whole
 
 WIDENINGS = 4  # times that a grid is extended at most: two decades
 
 
-def get(runs: Runs, method: Method, rate: float, seed: int) -> Run:
+def get(runs: TrainedRuns, method: Method, rate: float, seed: int) -> TrainedRun:
     """The run of a method at a rate with a seed."""
     return runs.get(method.name, with_rate(method.config, rate).model_copy(update={"seed": seed}))
 
 
-def choose_rate(runs: Runs, plan: Plan, method: Method) -> tuple[float, dict[float, float | None]]:
+def choose_rate(runs: TrainedRuns, plan: Plan, method: Method) -> tuple[float, dict[float, float | None]]:
     """The learning rate with the best validation figure for the first seed, and rate -> figure of all tried.
 
     Where the best is the lowest or highest rate tried the grid goes on beyond it, `WIDENINGS` times at most. A
@@ -73,11 +73,11 @@ def mean_ap(labels: NDArray[np.int64], logits: NDArray[np.float64]) -> float:
     return float(np.mean([metrics.average_precision(labels, column) for column in logits.T]))
 
 
-def estimate_ap(samples: Sequence[Sample], logits: NDArray[np.float64], resamples: int) -> Estimate:
+def estimate_ap(samples: Sequence[Sample], logits: NDArray[np.float64], resamples: int) -> Replicates:
     """`mean_ap` of logits (n, seeds), and of resamples that are the same for all logits of the same samples."""
     labels = labels_of(samples)
-    drawn = resample(labels, resamples, groups=[sample.group for sample in samples])
-    return Estimate(mean_ap(labels, logits), np.array([mean_ap(labels[i], logits[i]) for i in drawn]))
+    drawn = bootstrap_indices(labels, resamples, groups=[sample.group for sample in samples])
+    return Replicates(mean_ap(labels, logits), np.array([mean_ap(labels[i], logits[i]) for i in drawn]))
 
 
 def compare(
@@ -108,8 +108,8 @@ def compare(
     everything = read_data(data if test_data is None else test_data)
     splits = {split: take_split(everything, split) for split in plan.splits}
     digests = {split: order_digest(samples) for split, samples in splits.items()}
-    trained = Runs(runs or out / "runs", data, backbone, track, say)
-    finished: dict[str, list[Run]] = {}
+    trained = TrainedRuns(runs or out / "runs", data, backbone, track, say)
+    finished: dict[str, list[TrainedRun]] = {}
     logits: dict[str, dict[str, NDArray[np.float64]]] = {}
     rates: dict[str, tuple[float, dict[float, float | None]]] = {}
     for method in plan.methods:
@@ -140,7 +140,7 @@ def compare(
             for method in plan.methods
         ),
         images={split: (len(s) - int(labels_of(s).sum()), int(labels_of(s).sum())) for split, s in splits.items()},
-        differences=differences(plan, estimates),
+        differences=reference_differences(plan, estimates),
         recipe={
             "command": command,
             "data digest": trained.digest,
@@ -157,12 +157,12 @@ def compare(
 def compared(
     name: str,
     settings: dict[str, Any],
-    runs: Sequence[Run],
+    runs: Sequence[TrainedRun],
     rate: float,
     tried: Mapping[float, float | None],
     labels: Mapping[str, NDArray[np.int64]],
     logits: Mapping[str, NDArray[np.float64]],
-    estimates: Mapping[str, Estimate],
+    estimates: Mapping[str, Replicates],
 ) -> ComparedMethod:
     """One method's line: `logits` (n, seeds), `labels` (n,) and average precision by "SPLIT, CONDITION"."""
     first = runs[0].record
@@ -176,7 +176,7 @@ def compared(
         on_edge=wider(list(tried), rate) is not None,
         val=tuple(run.val for run in runs),
         runs=tuple(run.folder.name for run in runs),
-        figures={key: estimate.figure() for key, estimate in estimates.items()},
+        estimates={key: estimate.estimate() for key, estimate in estimates.items()},
         seeds={
             key: tuple(metrics.average_precision(labels[key], column) for column in scores.T)
             for key, scores in logits.items()
@@ -185,7 +185,7 @@ def compared(
     )
 
 
-def differences(plan: Plan, estimates: Mapping[str, Mapping[str, Estimate]]) -> tuple[Difference, ...]:
+def reference_differences(plan: Plan, estimates: Mapping[str, Mapping[str, Replicates]]) -> tuple[Difference, ...]:
     """The reference minus each other method, both averaged over the seeds, on the same resampled images."""
     return tuple(
         Difference(
@@ -194,14 +194,14 @@ def differences(plan: Plan, estimates: Mapping[str, Mapping[str, Estimate]]) -> 
             set=key.rsplit(", ", 1)[0],
             condition=key.rsplit(", ", 1)[1],
             metric="average_precision",
-            figure=estimates[reference][key].minus(estimates[name][key]).figure(),
+            estimate=estimates[reference][key].minus(estimates[name][key]).estimate(),
         )
         for reference, name in plan.pairs()
         for key in estimates[name]
     )
 
 
-def trained_with(runs: Sequence[Run]) -> dict[str, Any]:
+def trained_with(runs: Sequence[TrainedRun]) -> dict[str, Any]:
     """Versions, hardware and dates that the runs record: a value if all agree, else the list of them."""
     found: dict[str, list[Any]] = {}
     for run in runs:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-class Team:
+class Distributed:
     """This process among `size` processes, which all call the same methods in the same order.
 
     Attributes:
@@ -47,7 +47,7 @@ class Team:
         self.workers = min(16, max(2, (os.cpu_count() or 2) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
 
     @property
-    def leads(self) -> bool:
+    def is_main(self) -> bool:
         """Whether this process is the one that speaks and writes."""
         return self.rank == 0
 

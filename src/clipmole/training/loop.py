@@ -3,7 +3,7 @@
 In: what `train` has read and built. Out: `Epoch` records; the network holds the weights of the best one. Everything
 an epoch draws depends on the seed and its number alone, and after each step the run is a state that can be put away
 and taken up again: a run that was killed ends with the weights of one that was not. It knows nothing of adapter
-directories, terminals, or how processes talk to each other (`team`).
+directories, terminals, or how processes talk to each other (`distributed`).
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ from clipmole.models.network import MoLENetwork
 from clipmole.plumbing.progress import Say, Track
 from clipmole.records import Record
 from clipmole.training.augmented_views import views
-from clipmole.training.distributed import Team
+from clipmole.training.distributed import Distributed
 from clipmole.training.optimizer import make_optimizer, set_learning_rate
 from clipmole.training.prefix_cache import PrefixCache
 from clipmole.training.run_state import load_state, save_state
-from clipmole.training.sampling import Item, Part, epoch_items, step_parts, steps_in_epoch
+from clipmole.training.sampling import Item, MicroBatch, epoch_items, micro_batches, steps_in_epoch
 from clipmole.training.tensorboard import ScalarLog
 
 
@@ -66,7 +66,7 @@ class Epoch(Record):
 
 
 @dataclass
-class Progress:
+class LoopState:
     """Where a run is: `step` steps into epoch `epoch`, with the sums over its images so far."""
 
     epoch: int = 0
@@ -91,11 +91,11 @@ class Trainee(nn.Module):
         return self.network.suffix(inputs.float()) if self.cached else self.network(inputs)
 
 
-class Run:
+class TrainingLoop:
     """One training run. `fit` takes it from wherever it is to its end.
 
     Args:
-        network: trained in place; on `team.device`.
+        network: trained in place; on `distributed.device`.
         cache: tokens of the training images; None: every view is computed anew.
         state: file that the run is kept in while it is unfinished.
         digest: of everything that the run depends on; a state of another run is refused.
@@ -116,7 +116,7 @@ class Run:
         state: Path,
         digest: str,
         log: Path | None,
-        team: Team,
+        distributed: Distributed,
         pool: ThreadPoolExecutor,
         track: Track,
         say: Say,
@@ -124,21 +124,21 @@ class Run:
     ) -> None:
         self.network, self.train_set, self.val_set, self.config = network, train_set, val_set, config
         self.cache, self.state, self.digest, self.log = cache, state, digest, log
-        self.team, self.pool, self.track, self.say = team, pool, track, say
+        self.distributed, self.pool, self.track, self.say = distributed, pool, track, say
         self.save_seconds = save_seconds
         self.steps = steps_in_epoch(len(train_set), config)
         self.trained = network.trained_parameters()
         self.best = {name: parameter.detach().clone() for name, parameter in self.trained.items()}
         self.optimizer = make_optimizer(network, config)
-        self.at = Progress()
+        self.at = LoopState()
         self._restore()
-        self.model = team.prepare(Trainee(network, cache is not None))
+        self.model = distributed.prepare(Trainee(network, cache is not None))
         self._saved = time.monotonic()
 
     def fit(self) -> tuple[list[Epoch], int]:
         """Train to the end and leave the best epoch's weights in the network; returns the curve and that epoch."""
         first_step = self.at.epoch * self.steps + self.at.step
-        with ScalarLog(self.log if self.team.leads else None, first_step, self.say) as log:
+        with ScalarLog(self.log if self.distributed.is_main else None, first_step, self.say) as log:
             while self.at.epoch < self.config.epochs and not self._patience_is_over():
                 self.train_epoch(log)
                 self._close_epoch(log)
@@ -156,7 +156,7 @@ class Run:
         at, size = self.at, self.config.batch_size
         items = epoch_items(self.train_set, at.epoch, self.config)
         steps = [items[start : start + size] for start in range(at.step * size, len(items), size)]
-        todo = [step_parts(step, self.config, self.team.rank, self.team.size) for step in steps]
+        todo = [micro_batches(step, self.config, self.distributed.rank, self.distributed.size) for step in steps]
         inputs = self._inputs([list(part.items) for parts in todo for part in parts])
         self.network.train()
         self.network.keep_gates(True)
@@ -169,14 +169,18 @@ class Run:
                 raise TrainingDiverged(
                     f"the training loss is not finite; lower learning_rate ({self.config.learning_rate:g})"
                 )
-            self.team.clip(list(self.trained.values()), self.config.clip_norm)
+            self.distributed.clip(list(self.trained.values()), self.config.clip_norm)
             self.optimizer.step()
             self.optimizer.zero_grad(set_to_none=True)
             log.write(step, {"loss/step": loss, "learning_rate": rate})
             at.step += 1
             now = time.perf_counter()
             at.seconds, began = at.seconds + now - began, now
-            if self.team.leads and at.step < self.steps and time.monotonic() - self._saved >= self.save_seconds:
+            if (
+                self.distributed.is_main
+                and at.step < self.steps
+                and time.monotonic() - self._saved >= self.save_seconds
+            ):
                 self._save()
         self.network.keep_gates(False)
         self.network.eval()
@@ -186,29 +190,29 @@ class Run:
             return self.cache.read(batches)
         return views(self.train_set, batches, self.config, self.pool)
 
-    def _part(self, inputs: Tensor, part: Part) -> float:
+    def _part(self, inputs: Tensor, part: MicroBatch) -> float:
         """Forward and backward of one part; returns its share of the step's mean cross-entropy.
 
         The balance loss is of the part's images over all processes. Its mean gates m are the sum of what each process
         adds; only the own share has a gradient here, and the processes' gradients add up to that of the whole.
         """
-        device, config = self.team.device, self.config
+        device, config = self.distributed.device, self.config
         labels = torch.tensor([float(self.train_set[i].label) for i, _ in part.items], device=device)
         weights = torch.tensor(part.weights, device=device)
-        with nullcontext() if part.last else self.team.without_sync(self.model):
+        with nullcontext() if part.last else self.distributed.without_sync(self.model):
             with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
                 logits = self.model(inputs.to(device, non_blocking=True))
             errors = F.binary_cross_entropy_with_logits(logits.float(), labels, reduction="none")
             loss = (errors * weights).sum()
             gates = [torch.einsum("bte,b->e", g, weights) / g.shape[1] for g in self.network.gates()]
             own = torch.cat([loss.reshape(1), *gates])
-            every = self.team.total(own.detach().clone())
+            every = self.distributed.total(own.detach().clone())
             means = (every + own - own.detach())[1:] / part.images
             blocks = means.reshape(len(gates), -1) if gates else means.reshape(0, 0)
             balance = torch.stack([balance_loss(m[None]) for m in blocks]).mean() if gates else means.sum()
             share = part.images / part.step_images
             total = loss / part.step_images + config.mole.balance_weight * share * balance
-            (total * self.team.size).backward()  # type: ignore[no-untyped-call]
+            (total * self.distributed.size).backward()  # type: ignore[no-untyped-call]
         self._count(every.tolist()[0], float(balance.detach()), blocks.detach(), part.images)
         return float(every[0]) / part.step_images
 
@@ -243,23 +247,23 @@ class Run:
             best = at.epoch
             self.best = {name: parameter.detach().clone() for name, parameter in self.trained.items()}
         rate = at.images / at.seconds if at.seconds else math.inf
-        self.at = Progress(epoch=at.epoch + 1, best=best, curve=curve)
+        self.at = LoopState(epoch=at.epoch + 1, best=best, curve=curve)
         self._log_epoch(log, epoch)
         left = (self.config.epochs - self.at.epoch) * float(np.mean([e["seconds"] for e in curve]))
         self.say(
             f"epoch {self.at.epoch}/{self.config.epochs}: loss {epoch.loss:.4f}, val AP {epoch.val_ap:.4f} "
             f"(best {curve[best]['val_ap']:.4f}); {rate:.3g} images/s, at most {duration(left)} left"
         )
-        if self.team.leads:
+        if self.distributed.is_main:
             self._save()
 
     def validate(self) -> np.ndarray:
         """Logits of the validation images, every process its share."""
         crop = PreprocessConfig(mode="center_crop", crop_size=self.config.preprocess.crop_size)
-        detector = Detector(self.network, crop, device=str(self.team.device), precision=self.config.precision)
-        own = range(self.team.rank, len(self.val_set), self.team.size)
+        detector = Detector(self.network, crop, device=str(self.distributed.device), precision=self.config.precision)
+        own = range(self.distributed.rank, len(self.val_set), self.distributed.size)
         logits = detector.score(windows([self.val_set[i] for i in own], "equalised", self.config.seed))
-        pairs = self.team.gather(list(zip(own, logits.tolist(), strict=True)))
+        pairs = self.distributed.gather(list(zip(own, logits.tolist(), strict=True)))
         return np.array([logit for _, logit in sorted(pairs)], dtype=np.float64)
 
     def _log_epoch(self, log: ScalarLog, epoch: Epoch) -> None:
@@ -290,7 +294,7 @@ class Run:
     def _restore(self) -> None:
         """Take up the state on disk, if there is one."""
         loaded = load_state(self.state)
-        self.team.wait()  # nobody writes before all have read
+        self.distributed.wait()  # nobody writes before all have read
         if loaded is None:
             return
         tensors, facts = loaded
@@ -299,7 +303,7 @@ class Run:
                 f"{self.state}: holds an unfinished run with other settings or data; finish that one, or give another "
                 "--out, or delete it (--fresh) to begin anew"
             )
-        self.at = Progress(**facts["progress"])
+        self.at = LoopState(**facts["progress"])
         for name, parameter in self.trained.items():
             parameter.copy_(tensors[f"trained/{name}"])
             self.best[name].copy_(tensors[f"best/{name}"])

@@ -40,9 +40,9 @@ def model_card(record: dict[str, Any], calibration: Calibration | None) -> str:
         lines.append("- Not calibrated: there was no calibration split, so it gives logits and no verdicts.")
     else:
         lines += [
-            f"- Calibrated on {calibration.real} photographs and {calibration.ai} generated images, "
+            f"- Calibrated on {calibration.n_real} photographs and {calibration.n_generated} generated images, "
             f"{' and '.join(calibration.variants)}.",
-            f"- AI-generated above probability {calibration.thresholds.ai:.3f}: at most "
+            f"- AI-generated above probability {calibration.thresholds.generated:.3f}: at most "
             f"{calibration.max_false_alarm:.0%} of the calibration photographs. Real below "
             f"{calibration.thresholds.real:.3f}: at most {calibration.max_miss:.0%} of its generated images. Between "
             "them: uncertain.",

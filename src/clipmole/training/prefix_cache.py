@@ -35,7 +35,7 @@ from clipmole.plumbing.files import cache_folder
 from clipmole.plumbing.prefetch import started_ahead
 from clipmole.plumbing.progress import Track
 from clipmole.training.augmented_views import views
-from clipmole.training.distributed import Team
+from clipmole.training.distributed import Distributed
 from clipmole.training.sampling import Item
 
 FORMAT = 1  # goes up when the same settings would give other tokens
@@ -43,7 +43,7 @@ ROWS = 32  # of a forward pass; fixed, so that a pass that was killed rounds as 
 GIB = 2**30
 
 
-def default_folder() -> Path:
+def prefix_cache_folder() -> Path:
     """`$CLIPMOLE_CACHE/prefix`, else `~/.cache/clipmole/prefix`."""
     return cache_folder("prefix")
 
@@ -77,7 +77,7 @@ def record_type(network: MoLENetwork, config: TrainConfig) -> np.dtype[Any]:
 class PrefixCache:
     """The tokens of every sample in `config.cached_views` views.
 
-    Building it computes what is not there yet; all processes of `team` do so together.
+    Building it computes what is not there yet; all processes of `distributed` do so together.
 
     Args:
         folder: of the files; made if it is not there. All processes must see the same one.
@@ -97,7 +97,7 @@ class PrefixCache:
         folder: Path,
         digest: str,
         *,
-        team: Team,
+        distributed: Distributed,
         pool: ThreadPoolExecutor,
         track: Track,
         say: Callable[[str], None],
@@ -108,14 +108,14 @@ class PrefixCache:
         self._length = len(samples)
         paths = [folder / f"{digest[:32]}-{view}.npy" for view in range(count)]
         found = {path: self._whole(path) for path in paths}
-        if team.leads:
+        if distributed.is_main:
             self._announce(folder, found, config, say)
-        team.wait()
+        distributed.wait()
         for number, path in enumerate(paths):
             if found[path] is None:
-                self._compute(network, samples, config, path, number, team, track)
+                self._compute(network, samples, config, path, number, distributed, track)
                 found[path] = np.load(path, mmap_mode="r")
-            elif team.leads:
+            elif distributed.is_main:
                 with suppress(OSError):  # a folder that may only be read
                     os.utime(path)  # the least lately used go first
         self._views = [found[path] for path in paths]
@@ -181,31 +181,31 @@ class PrefixCache:
         config: TrainConfig,
         path: Path,
         number: int,
-        team: Team,
+        distributed: Distributed,
         track: Track,
     ) -> None:
         """Write the file of one view, or what is missing of it, every process its share."""
         partial = path.with_suffix(".partial")
         try:
-            if team.leads:
+            if distributed.is_main:
                 self._reserve(partial)
-            team.wait()
+            distributed.wait()
             begun: NDArray[Any] = np.load(partial, mmap_mode="r")
-            starts = range(team.rank * ROWS, self._length, team.size * ROWS)
+            starts = range(distributed.rank * ROWS, self._length, distributed.size * ROWS)
             todo = [s for s in starts if not all(fits(record) for record in begun[s : s + ROWS])]
             batches = [[(i, number) for i in range(s, min(s + ROWS, self._length))] for s in todo]
             done = zip(todo, views(samples, batches, config, self.pool), strict=True)
             with partial.open("r+b") as file:
                 for start, crops in track(done, f"view {number + 1}/{config.cached_views}", len(todo)):
-                    data = self._records(network, crops.to(team.device), config).tobytes()
+                    data = self._records(network, crops.to(distributed.device), config).tobytes()
                     file.seek(begun.offset + start * self._type.itemsize)  # type: ignore[attr-defined]
                     file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
-            team.wait()
-            if team.leads:
+            distributed.wait()
+            if distributed.is_main:
                 publish(partial, path)
-            team.wait()
+            distributed.wait()
         except OSError as error:
             raise DataError(_unwritable(path.parent, error)) from error
 

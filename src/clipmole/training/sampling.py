@@ -24,7 +24,7 @@ POWERS = {"classes": 1.0, "sqrt": 0.5, "generators": 0.0}
 
 
 @dataclass(frozen=True)
-class Part:
+class MicroBatch:
     """What one process computes at once.
 
     Attributes:
@@ -107,7 +107,7 @@ def steps_in_epoch(images: int, config: TrainConfig) -> int:
     return math.ceil(images / config.batch_size)
 
 
-def step_parts(items: Sequence[Item], config: TrainConfig, rank: int, processes: int) -> list[Part]:
+def micro_batches(items: Sequence[Item], config: TrainConfig, rank: int, processes: int) -> list[MicroBatch]:
     """What process `rank` computes of one step's items, part by part.
 
     All processes get parts of the same size, filled up with images of weight 0 where the last ones do not divide.
@@ -121,5 +121,5 @@ def step_parts(items: Sequence[Item], config: TrainConfig, rank: int, processes:
         filled = chunk + [chunk[0]] * (size * processes - len(chunk))
         own = slice(rank * size, (rank + 1) * size)
         last = start + at_once >= len(items)
-        parts.append(Part(tuple(filled[own]), tuple(weights[own]), len(chunk), len(items), last))
+        parts.append(MicroBatch(tuple(filled[own]), tuple(weights[own]), len(chunk), len(items), last))
     return parts

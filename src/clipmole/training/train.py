@@ -34,10 +34,10 @@ from clipmole.models.network import MoLENetwork
 from clipmole.plumbing.environment import environment
 from clipmole.plumbing.progress import Say, Track, silent, untracked
 from clipmole.report.training import training_page
-from clipmole.training.distributed import Team
-from clipmole.training.loop import Epoch, Run
+from clipmole.training.distributed import Distributed
+from clipmole.training.loop import Epoch, TrainingLoop
 from clipmole.training.model_card import model_card
-from clipmole.training.prefix_cache import PrefixCache, default_folder, prefix_digest
+from clipmole.training.prefix_cache import PrefixCache, prefix_cache_folder, prefix_digest
 from clipmole.training.sampling import check_batch
 
 STATE, LOG = "state.safetensors", "tensorboard"
@@ -79,7 +79,7 @@ def train(
         backbone: instead of loading `config.backbone`; its tower is changed in place.
         track: wraps the steps of an epoch, given a description and their number (a progress bar).
         say: gets a line an epoch.
-        cache_dir: of the prefix cache; None: `cache.default_folder()`.
+        cache_dir: of the prefix cache; None: `prefix_cache_folder()`.
         fresh: begin anew even if an unfinished run is there.
         save_seconds: how often the state of the run is saved within an epoch; it always is after one.
 
@@ -89,31 +89,33 @@ def train(
     where it can.
     """
     check_target(out)
-    team = Team()
-    check_batch(config, team.size)
-    if not team.leads:
+    distributed = Distributed()
+    check_batch(config, distributed.size)
+    if not distributed.is_main:
         track, say = untracked, silent
-        team.wait()  # the first process unpacks what must be unpacked
+        distributed.wait()  # the first process unpacks what must be unpacked
     chosen = training_data(config, data, track=track, say=say)
-    if team.leads:
-        team.wait()
+    if distributed.is_main:
+        distributed.wait()
 
     torch.manual_seed(config.seed)
     loaded = backbone or load_backbone(config.backbone)
-    network = MoLENetwork(loaded.tower, config.mole, config.full_finetune).to(team.device)
+    network = MoLENetwork(loaded.tower, config.mole, config.full_finetune).to(distributed.device)
     count = sum(parameter.numel() for parameter in network.trained_parameters().values())
     say(f"{len(chosen.train)} training images, {len(chosen.val)} validation images; {count:,} parameters are trained")
     folder, digest = run_folder(out), run_digest(config, loaded, chosen.lines)
-    if fresh and team.leads:
+    if fresh and distributed.is_main:
         (folder / STATE).unlink(missing_ok=True)
-    team.wait()
-    with ThreadPoolExecutor(team.workers) as pool:
+    distributed.wait()
+    with ThreadPoolExecutor(distributed.workers) as pool:
         cache = None
         if config.cached_views:
             key = prefix_digest(network, loaded.sha256, chosen.lines[: len(chosen.train)], config)
-            place = Path(cache_dir) if cache_dir else default_folder()
-            cache = PrefixCache(network, chosen.train, config, place, key, team=team, pool=pool, track=track, say=say)
-        run = Run(
+            place = Path(cache_dir) if cache_dir else prefix_cache_folder()
+            cache = PrefixCache(
+                network, chosen.train, config, place, key, distributed=distributed, pool=pool, track=track, say=say
+            )
+        run = TrainingLoop(
             network,
             chosen.train,
             chosen.val,
@@ -122,16 +124,16 @@ def train(
             state=folder / STATE,
             digest=digest,
             log=folder / LOG / digest[:12],
-            team=team,
+            distributed=distributed,
             pool=pool,
             track=track,
             say=say,
             save_seconds=save_seconds,
         )
         curve, best = run.fit()
-    if not team.leads:
-        return Detector(network, config.preprocess, None, Path(out).name, device=str(team.device))
-    record = make_record(config, loaded, network, chosen, curve, best, team)
+    if not distributed.is_main:
+        return Detector(network, config.preprocess, None, Path(out).name, device=str(distributed.device))
+    record = make_record(config, loaded, network, chosen, curve, best, distributed)
     detector = finish(out, record, network, loaded, config, chosen, say)
     (folder / STATE).unlink(missing_ok=True)
     return detector
@@ -144,7 +146,7 @@ def make_record(
     chosen: TrainingData,
     curve: Sequence[Epoch],
     best: int,
-    team: Team,
+    distributed: Distributed,
 ) -> dict[str, Any]:
     """What `train.json` holds: how the run was made, and what came out."""
     return {
@@ -156,7 +158,7 @@ def make_record(
         "adapted_blocks": list(network.config.block_indices(network.tower.config.depth)),
         "best_epoch": best,
         "curve": [epoch.model_dump() for epoch in curve],
-        "environment": environment() | {"device": str(team.device), "processes": team.size},
+        "environment": environment() | {"device": str(distributed.device), "processes": distributed.size},
     }
 
 

@@ -35,7 +35,7 @@ USED = ("train", "val", "calibration")  # splits that a run reads
 
 
 @dataclass(frozen=True)
-class Run:
+class TrainedRun:
     """A finished run: its adapter directory and its `train.json`."""
 
     folder: Path
@@ -47,7 +47,7 @@ class Run:
         return float(self.record["curve"][self.record["best_epoch"]]["val_ap"])
 
 
-class Runs:
+class TrainedRuns:
     """Trained runs in a folder, made where they are not there yet.
 
     Args:
@@ -73,12 +73,12 @@ class Runs:
         backbone = self.backbone or config.backbone
         if backbone not in self._weights:
             self._weights[backbone] = load_backbone(backbone).sha256
-        digest = run_digest(config, self.digest, self._weights[backbone])[:12]
+        digest = trained_run_digest(config, self.digest, self._weights[backbone])[:12]
         slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
         there = sorted(self.folder.glob(f"*-{digest}")) if self.folder.is_dir() else []
         return there[0] if there else self.folder / f"{slug}-{rate_of(config):g}-seed{config.seed}-{digest}"
 
-    def get(self, name: str, config: TrainConfig) -> Run:
+    def get(self, name: str, config: TrainConfig) -> TrainedRun:
         """The run of these settings; `name` is for people. Raises `TrainingDiverged`, of a kept run too."""
         folder = self.place(name, config)
         diverged = folder.with_name(folder.name + ".diverged")
@@ -92,9 +92,11 @@ class Runs:
             except TrainingDiverged as error:
                 write_whole(diverged, f"{error}\n")
                 raise
-        return Run(folder, json.loads((folder / "train.json").read_text(encoding="utf-8")))
+        return TrainedRun(folder, json.loads((folder / "train.json").read_text(encoding="utf-8")))
 
-    def logits(self, run: Run, splits: Mapping[str, Sequence[Sample]], digests: Mapping[str, str]) -> dict[str, Any]:
+    def logits(
+        self, run: TrainedRun, splits: Mapping[str, Sequence[Sample]], digests: Mapping[str, str]
+    ) -> dict[str, Any]:
         """ "SPLIT, CONDITION" -> logits (n,) of a run, kept beside it.
 
         Args:
@@ -115,7 +117,7 @@ class Runs:
         return {f"{split}, {variant}": np.array(kept[split][variant]) for split in splits for variant in VARIANTS}
 
 
-def run_digest(config: TrainConfig, data: str, backbone: str) -> str:
+def trained_run_digest(config: TrainConfig, data: str, backbone: str) -> str:
     """sha256 over what makes a run: settings, training data, the backbone's weights, clipmole's version.
 
     The names of the data and the backbone do not count, only their digests. A setting that is None does not either:
