@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 
 def cache_folder(kind: str) -> Path:
@@ -33,3 +35,26 @@ def write_texts(folder: Path, texts: Mapping[str, str]) -> None:
                 os.fsync(file.fileno())
         for name in texts:
             os.replace(Path(scratch) / name, folder / name)
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[IO[bytes]]:
+    """A file to write bytes to, aside in the same folder; it takes the place of `path` when the block ends.
+
+    Then it is on the disk, and so is its name. If the block raises, nothing is left of it, and what was at `path` is
+    still there. Raises `OSError` if it cannot be written. A kill leaves `.NAME.PID`.
+    """
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with aside.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
