@@ -11,7 +11,7 @@ import io
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, cast
 
 from clipmole.errors import DataError
 
@@ -43,7 +43,7 @@ def listed_paths(path: str | Path) -> Iterator[str]:
     """
     try:
         with open(path, "rb", buffering=HEAD) as file:
-            head = file.peek(HEAD)
+            head = cast("io.BufferedReader", file).peek(HEAD)
             encoding = text_encoding(head)
             if encoding == "utf-8-sig":
                 file.read(len(codecs.BOM_UTF8))
