@@ -4,8 +4,8 @@
 # CORPUS holds manifest.csv, originals.csv and images; CLONES the git clones of the repositories in originals.csv
 # (the first step names each one that is missing); TEACHER the ViT-Ti/16
 # (config.json, model.safetensors). To put the result into the package:
-#   cp -r WORK/trunk/{config.json,model.safetensors} src/clipmole/embedded/backbone/
-#   cp WORK/adapter/{config.json,adapter.safetensors,calibration.json,train.json,README.md} src/clipmole/embedded/adapter/
+#   cp -r WORK/trunk/{config.json,model.safetensors} src/clipmole/detectors/embedded/backbone/
+#   cp WORK/adapter/{config.json,adapter.safetensors,calibration.json,train.json,README.md} src/clipmole/detectors/embedded/adapter/
 # but not its train.html, which shows images of the corpus.
 set -euo pipefail
 [ $# -eq 4 ] || { echo "usage: $0 CORPUS CLONES TEACHER WORK" >&2; exit 2; }

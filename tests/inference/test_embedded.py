@@ -13,7 +13,7 @@ from clipmole import Detector
 from clipmole.data import labels_of, read_manifest, take_split, windows
 from clipmole.metrics import average_precision
 
-EMBEDDED = Path(str(resources.files("clipmole") / "embedded"))
+EMBEDDED = Path(str(resources.files("clipmole") / "detectors" / "embedded"))
 
 
 def test_the_package_carries_at_most_12_megabytes_and_no_image() -> None:

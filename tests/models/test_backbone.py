@@ -667,7 +667,7 @@ def test_a_directory_is_known_by_its_name_and_never_by_its_place(
 
 
 def test_names_that_lead_nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "files", lambda package: tmp_path)  # noqa: ARG005
+    monkeypatch.setattr(module, "PACKAGED_DETECTORS", tmp_path)
     (tmp_path / "file.bin").write_bytes(b"")
     (tmp_path / "empty").mkdir()
     for name, said in {

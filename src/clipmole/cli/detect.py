@@ -65,7 +65,7 @@ def detect(
         list[str] | None,
         typer.Argument(help="Images, folders, quoted patterns, or - for one image on stdin."),
     ] = None,
-    detector: DetectorName = "embedded",
+    detector: DetectorName = "default",
     backbone: BackboneName = None,
     list_file: Annotated[str | None, typer.Option("--list", help="A file with a path a line; - reads stdin.")] = None,
     json: Annotated[bool, typer.Option("--json", help="JSON lines.")] = False,

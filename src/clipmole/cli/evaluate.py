@@ -39,7 +39,9 @@ def evaluate(
     fake: FakeFolders = None,
     detector: Annotated[
         list[str] | None,
-        typer.Option("--detector", "-d", help="embedded, a directory, a hub id, univfd:HEAD, hf:ID#CLASS, python:M:F."),
+        typer.Option(
+            "--detector", "-d", help="default, embedded, a directory, a hub id, univfd:HEAD, hf:ID#CLASS, python:M:F."
+        ),
     ] = None,
     protocol: Annotated[str, typer.Option(help="A preset or a TOML file.")] = "manifest",
     split: Annotated[list[str] | None, typer.Option(help="Of a manifest, instead of the protocol's.")] = None,
@@ -57,7 +59,7 @@ def evaluate(
     ] = Precision.FLOAT32,
 ) -> None:
     """Measure detectors on labelled images, side by side, and write a report."""
-    names = name_scorers(detector or ["embedded"])
+    names = name_scorers(detector or ["default"])
     source = data_source(data, real, fake)
 
     from clipmole.data import Unpacking
@@ -94,7 +96,9 @@ def evaluate(
 
 @app.command()
 def calibrate(
-    detector: Annotated[str, typer.Argument(help="'embedded', an adapter directory, or a hub id owner/name.")],
+    detector: Annotated[
+        str, typer.Argument(help="'default', 'embedded', an adapter directory, or a hub id owner/name.")
+    ],
     out: Annotated[Path, typer.Option("--out", "-o", help="The adapter directory to write.")],
     data: DataArgument = None,
     real: RealFolders = None,

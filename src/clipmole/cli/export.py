@@ -26,7 +26,9 @@ class GraphTarget(StrEnum):
 
 @app.command()
 def export(
-    detector: Annotated[str, typer.Argument(help="'embedded', an adapter directory, or a hub id owner/name.")],
+    detector: Annotated[
+        str, typer.Argument(help="'default', 'embedded', an adapter directory, or a hub id owner/name.")
+    ],
     out: Annotated[Path, typer.Option("--out", "-o", help="The directory to write.")],
     to: Annotated[GraphTarget, typer.Option(help="Who is to run it.")] = GraphTarget.OPENVINO,
     precision: Annotated[Precision, typer.Option(help="Arithmetic; bfloat16: OpenVINO only.")] = Precision.FLOAT32,

@@ -64,7 +64,10 @@ RuntimeOption = Annotated[
 
 
 DetectorName = Annotated[
-    str, typer.Option("--detector", "-d", help="'embedded', an adapter or export directory, or a hub id owner/name.")
+    str,
+    typer.Option(
+        "--detector", "-d", help="'default', 'embedded', an adapter or export directory, or a hub id owner/name."
+    ),
 ]
 
 
@@ -114,7 +117,12 @@ def detector_loader(
 ) -> Callable[[], Detector]:
     """What loads the detector that the options name; it can be pickled."""
     from clipmole.inference.detector import Detector
+    from clipmole.models.adapter import DEFAULT, default_detector, fallback_remark
 
+    if detector == DEFAULT:
+        detector = default_detector()
+        if line := fallback_remark():
+            remark(line)
     return partial(
         Detector.from_pretrained,
         detector,
@@ -161,7 +169,7 @@ def name_scorers(specs: Iterable[str], option: str = "--detector") -> dict[str, 
 
 
 def name_backbones(given: Iterable[str], specs: Mapping[str, str]) -> dict[str, str]:
-    """Detector's name -> backbone: of NAME=BACKBONE, or of one without a name, which is for all but "embedded"."""
+    """Detector's name -> backbone: of NAME=BACKBONE, or of one without a name, which is for all but the packaged detectors."""
     own: dict[str, str] = {}
     for text in given:
         name, equals, backbone = text.partition("=")
@@ -172,7 +180,7 @@ def name_backbones(given: Iterable[str], specs: Mapping[str, str]) -> dict[str, 
             raise typer.BadParameter(f"{text}: give NAME=BACKBONE for detectors {names}", param_hint="--backbone")
         else:
             own[""] = text
-    rest = {name: own[""] for name, spec in specs.items() if "" in own and spec != "embedded"}
+    rest = {name: own[""] for name, spec in specs.items() if "" in own and spec not in ("default", "embedded")}
     return rest | {name: backbone for name, backbone in own.items() if name}
 
 

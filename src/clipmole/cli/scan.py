@@ -76,7 +76,7 @@ def scan(
         Path | None, typer.Option("--out", "-o", help="The folder to write; a scan that is there goes on.")
     ] = None,
     list_file: Annotated[Path | None, typer.Option("--list", help="A file with a source a line.")] = None,
-    detector: DetectorName = "embedded",
+    detector: DetectorName = "default",
     backbone: BackboneName = None,
     engine: Annotated[Engine, typer.Option(help="This process, or Ray's workers.")] = Engine.LOCAL,
     address: Annotated[

@@ -28,7 +28,7 @@ MIB = 2**20
 
 @app.command()
 def serve(
-    detector: DetectorName = "embedded",
+    detector: DetectorName = "default",
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 is all.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
     backbone: BackboneName = None,

@@ -101,7 +101,7 @@ def recalibrate(
     """Calibrate a detector on labelled images, and write a copy of it with that calibration.
 
     Args:
-        name: "embedded", an adapter directory, or a hub id `owner/name`; it is left as it is.
+        name: "default", a packaged detector, an adapter directory, or a hub id `owner/name`; it is left as it is.
         samples: of both classes.
         out: the adapter directory to write.
         max_false_alarm: highest share of photographs called AI-generated, between 0 and 1.

@@ -2,7 +2,7 @@
 
 In: how somebody names it. Out: an `ImageScorer`, which an evaluation asks for logits. It knows nothing of labels.
 
-    embedded, DIR, owner/name         a clipmole detector
+    default, embedded, DIR, owner/name  a clipmole detector
     univfd:fc_weights.pth             UnivFD's published head on CLIP ViT-L/14
     hf:owner/name#fake                an image classifier of the Hugging Face Hub (or hf:DIR#fake): the class that
                                       means AI-generated; several: #fake,deepfake

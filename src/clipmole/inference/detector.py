@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
+import warnings
 from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager
@@ -30,7 +31,15 @@ from clipmole.inference.export_directory import is_export, open_export
 from clipmole.inference.graph import cached_graph, installed
 from clipmole.inference.pytorch import TorchRuntime
 from clipmole.inference.runtime import Precision, Runtime, RuntimeName, batch_for, remark
-from clipmole.models.adapter import adapter_digest, find_adapter, load_adapter, read_calibration, read_config
+from clipmole.models.adapter import (
+    DEFAULT,
+    adapter_digest,
+    fallback_remark,
+    find_adapter,
+    load_adapter,
+    read_calibration,
+    read_config,
+)
 from clipmole.models.network import MoLENetwork
 from clipmole.plumbing.prefetch import ahead, cores
 from clipmole.records import Detection
@@ -145,7 +154,7 @@ class Detector:
     @classmethod
     def from_pretrained(
         cls,
-        name: str | Path = "embedded",
+        name: str | Path = DEFAULT,
         *,
         backbone: str | Path | None = None,
         revision: str | None = None,
@@ -159,8 +168,8 @@ class Detector:
         """Load a detector with its backbone, preprocessing and calibration.
 
         Args:
-            name: "embedded" (in the package, no download), an adapter directory, a directory that `clipmole export`
-                wrote, or a hub id `owner/name`.
+            name: "default" (the best that is installed) or the name of another packaged detector, which need no download;
+                an adapter directory; a directory that `clipmole export` wrote; or a hub id `owner/name`.
             backbone: where to take the backbone from, if not from where the adapter says.
             revision: of the adapter on the hub.
             cache_dir: of the hub's files; None: the Hugging Face cache.
@@ -173,6 +182,8 @@ class Detector:
         The name says so where the arithmetic is not float32. Raises `CheckpointError`, `WeightsError`, `ConfigError` or
         `MissingDependency`, with one line that names the thing and the cure.
         """
+        if name == DEFAULT and (line := fallback_remark()):
+            warnings.warn(line, stacklevel=2)
         if is_export(name):
             return cls._from_export(Path(name), precision, runtime, batch_size, workers)
         chosen = runtime or "torch"

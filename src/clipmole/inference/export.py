@@ -162,7 +162,7 @@ def export_detector(
     """Write a detector's graph to `out`, replacing an older export as a whole, if it stands its check.
 
     Args:
-        name: "embedded", an adapter directory, or a hub id `owner/name`.
+        name: "default", a packaged detector, an adapter directory, or a hub id `owner/name`.
         images: gives the images to check on, the same ones each time.
         labels: of these images, 1 = AI-generated; None: not known.
         calibrate_on: images that show OpenVINO's int8 the ranges of activations; best none of those to check on. If

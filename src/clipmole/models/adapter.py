@@ -21,7 +21,6 @@ import shutil
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -33,12 +32,15 @@ from safetensors.torch import load_file, save_file
 from clipmole.calibration import Calibration
 from clipmole.config import Config, MoLEConfig, PreprocessConfig
 from clipmole.errors import CheckpointError, ConfigError, WeightsError
-from clipmole.models.backbone import PRESETS, Backbone, load_backbone
+from clipmole.models.backbone import PACKAGED_DETECTORS, PRESETS, Backbone, is_installed, load_backbone
 from clipmole.models.hub import HUB_ID, hub_files
 from clipmole.models.network import MoLENetwork
 from clipmole.plumbing.text import first_line
 
 FORMAT_VERSION = 1
+DEFAULT = "default"
+# Detectors that come with clipmole, best first -> the backbones they need.
+PACKAGED = {"embedded": "embedded"}
 CONFIG, ADAPTER, CALIBRATION, TRAIN, PAGE, CARD = (
     "config.json",
     "adapter.safetensors",
@@ -201,10 +203,28 @@ def check_copy(source: Path, directory: str | Path) -> Path:
     return target
 
 
+def default_detector() -> str:
+    """The packaged detector that "default" stands for: the first of `PACKAGED` whose backbone is installed."""
+    return next(name for name, backbone in PACKAGED.items() if is_installed(backbone))
+
+
+def fallback_remark() -> str | None:
+    """A line for a person where the best packaged detector cannot be used; None where it can."""
+    best, used = next(iter(PACKAGED)), default_detector()
+    if used == best:
+        return None
+    package = PRESETS[PACKAGED[best]].package
+    return (
+        f"The default detector {best} needs the package {str(package).replace('_', '-')}, which is not installed; "
+        f"using {used}, which is smaller and less accurate."
+    )
+
+
 def find_adapter(name: str | Path, revision: str | None = None, cache_dir: Path | None = None) -> tuple[str, Path]:
-    """The name for people and the folder of a detector: "embedded", a directory, or a hub id `owner/name`."""
-    if name == "embedded":
-        return "embedded", Path(str(files("clipmole"))) / "embedded" / "adapter"
+    """The name for people and the folder of a detector: "default", a packaged one, a directory, or a hub id."""
+    name = default_detector() if name == DEFAULT else name
+    if name in PACKAGED:
+        return str(name), PACKAGED_DETECTORS / name / "adapter"
     path = Path(name)
     if path.is_dir():
         return path.resolve().name, path
@@ -221,7 +241,9 @@ def find_adapter(name: str | Path, revision: str | None = None, cache_dir: Path 
             cache_dir=cache_dir,
         )
         return name, folder
-    raise CheckpointError(f"{name}: no such detector; give 'embedded', an adapter directory, or a hub id owner/name")
+    raise CheckpointError(
+        f"{name}: no such detector; give {', '.join([DEFAULT, *PACKAGED])}, an adapter directory, or a hub id owner/name"
+    )
 
 
 def read_config(folder: Path) -> AdapterConfig:
@@ -287,7 +309,7 @@ def load_adapter(
     """Load a detector and the backbone it was made for.
 
     Args:
-        name: "embedded", an adapter directory, or a hub id `owner/name`.
+        name: "default", a packaged detector, an adapter directory, or a hub id `owner/name`.
         backbone: where to take the backbone from, if not from where its id says; same weights all the same.
         revision: of the adapter on the hub.
 

@@ -33,6 +33,7 @@ from clipmole.models.vit import ViT
 from clipmole.models.weight_layouts import Json, Part, Shape, describe, listed, match
 from clipmole.plumbing.text import first_line
 
+PACKAGED_DETECTORS = Path(str(files("clipmole"))) / "detectors"  # a folder each
 SAFETENSORS = ("model.safetensors", "open_clip_model.safetensors")
 PICKLES = ("pytorch_model.bin", "open_clip_pytorch_model.bin")
 CONFIG, OPEN_CLIP, PREPROCESSOR = "config.json", "open_clip_config.json", "preprocessor_config.json"
@@ -146,10 +147,16 @@ def find_weights(
 def packaged_weights(preset: Preset) -> Path:
     """The folder of weights that come in a package, found without importing it; it may not be there."""
     if preset.package is None:
-        return Path(str(files("clipmole"))) / "embedded" / "backbone"
+        return PACKAGED_DETECTORS / "embedded" / "backbone"
     spec = find_spec(preset.package)
     places = list(spec.submodule_search_locations or ()) if spec else []
     return Path(places[0] if places else preset.package) / "backbone"
+
+
+def is_installed(name: str) -> bool:
+    """Whether the weights of a preset lie in a package of this installation."""
+    preset = PRESETS.get(name)
+    return preset is not None and preset.hub_id is None and packaged_weights(preset).is_dir()
 
 
 def weight_file(folder: Path, source: str) -> Path:
