@@ -15,6 +15,7 @@ from tiny import CALIBRATION, PREPROCESS, tiny_backbone, tiny_network
 from clipmole.config import MoLEConfig
 from clipmole.errors import CheckpointError
 from clipmole.models import adapter as checkpoint
+from clipmole.models import univfd
 from clipmole.models.adapter import load_adapter, push_adapter, save_adapter
 from clipmole.models.backbone import save_tower
 from clipmole.models.network import MoLENetwork
@@ -276,7 +277,7 @@ def test_univfd_head_becomes_an_adapter_without_experts(
 ) -> None:
     """On a random tower whose feature has CLIP ViT-L/14's 768 channels."""
     backbone = tiny_backbone(projection_dim=768)
-    monkeypatch.setattr(checkpoint, "load_backbone", lambda *_, **__: backbone)
+    monkeypatch.setattr(univfd, "load_backbone", lambda *_, **__: backbone)
     head = shared_dir / "reference" / "univfd_fc_weights.pth"
     import_univfd(head, tmp_path / "univfd")
     loaded = load_adapter(tmp_path / "univfd")
@@ -301,6 +302,6 @@ def test_a_file_that_is_not_univfd_head_is_refused_unread(tmp_path: Path) -> Non
 def test_univfd_head_does_not_go_on_another_tower(
     shared_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(checkpoint, "load_backbone", lambda *_, **__: tiny_backbone())
+    monkeypatch.setattr(univfd, "load_backbone", lambda *_, **__: tiny_backbone())
     with pytest.raises(CheckpointError, match="has 24 channels, and UnivFD's head reads 768"):
         import_univfd(shared_dir / "reference" / "univfd_fc_weights.pth", tmp_path / "out")

@@ -169,7 +169,7 @@ def name_scorers(specs: Iterable[str], option: str = "--detector") -> dict[str, 
 
 
 def name_backbones(given: Iterable[str], specs: Mapping[str, str]) -> dict[str, str]:
-    """Detector's name -> backbone: of NAME=BACKBONE, or of one without a name, which is for all but the packaged detectors."""
+    """Detector's name -> backbone: of NAME=BACKBONE, or of one without a name, for all but the packaged ones."""
     own: dict[str, str] = {}
     for text in given:
         name, equals, backbone = text.partition("=")

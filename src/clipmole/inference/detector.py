@@ -168,7 +168,7 @@ class Detector:
         """Load a detector with its backbone, preprocessing and calibration.
 
         Args:
-            name: "default" (the best that is installed) or the name of another packaged detector, which need no download;
+            name: "default" (the best that is installed) or another packaged detector, without a download;
                 an adapter directory; a directory that `clipmole export` wrote; or a hub id `owner/name`.
             backbone: where to take the backbone from, if not from where the adapter says.
             revision: of the adapter on the hub.

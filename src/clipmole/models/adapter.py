@@ -241,9 +241,8 @@ def find_adapter(name: str | Path, revision: str | None = None, cache_dir: Path 
             cache_dir=cache_dir,
         )
         return name, folder
-    raise CheckpointError(
-        f"{name}: no such detector; give {', '.join([DEFAULT, *PACKAGED])}, an adapter directory, or a hub id owner/name"
-    )
+    known = ", ".join([DEFAULT, *PACKAGED])
+    raise CheckpointError(f"{name}: no such detector; give {known}, an adapter directory, or a hub id owner/name")
 
 
 def read_config(folder: Path) -> AdapterConfig:
