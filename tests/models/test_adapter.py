@@ -277,7 +277,8 @@ def test_univfd_head_becomes_an_adapter_without_experts(
 ) -> None:
     """On a random tower whose feature has CLIP ViT-L/14's 768 channels."""
     backbone = tiny_backbone(projection_dim=768)
-    monkeypatch.setattr(univfd, "load_backbone", lambda *_, **__: backbone)
+    for reader in (univfd, checkpoint):
+        monkeypatch.setattr(reader, "load_backbone", lambda *_, **__: backbone)
     head = shared_dir / "reference" / "univfd_fc_weights.pth"
     import_univfd(head, tmp_path / "univfd")
     loaded = load_adapter(tmp_path / "univfd")

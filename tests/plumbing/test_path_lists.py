@@ -11,7 +11,7 @@ import pytest
 from clipmole.errors import DataError
 from clipmole.plumbing.path_lists import listed_paths
 
-PATHS = ["/home/me/a.jpg", "/home/me/caf\u00e9.jpg", "b c.png"]
+PATHS = ["/photos/a.jpg", "/photos/caf\u00e9.jpg", "b c.png"]
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be"])
@@ -41,7 +41,7 @@ def test_a_pipe(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("data", "reason"),
     [
-        ("/home/me/a.jpg\n".encode("utf-16")[:-1], "cut short or damaged"),
+        ("/photos/a.jpg\n".encode("utf-16")[:-1], "cut short or damaged"),
         (b"x" * 2**21, "is no list of paths"),
         (("x" * 2**21).encode("utf-16"), "is no list of paths"),
     ],
