@@ -16,11 +16,11 @@ PACKAGE = Path(clipmole.__file__).parent
 # The layers. What stands in one imports only from those before it; the loose modules are the words everyone speaks.
 LAYERS = [
     "errors",
+    "plumbing",
     "records",
     "config",
     "calibration",
     "metrics",
-    "plumbing",
     "images",
     "provenance",
     "models",

@@ -75,9 +75,9 @@ def test_settings_survive_json() -> None:
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        (b"epochs = ", "not a TOML file"),
-        (b'backbone = "a"\nbackbone = "b"', "not a TOML file"),
-        (b"backbone = '\xff'", "not a TOML file"),
+        (b"epochs = ", "is not a TOML file"),
+        (b'backbone = "a"\nbackbone = "b"', "is not a TOML file"),
+        (b"backbone = '\xff'", "is not a TOML file"),
         (b"", "backbone: is missing"),
         (b'backbone = "a"\n[mole]\nrank = 4', "mole.rank: unknown key (given: 4)"),
         (b'backbone = "a"\nepochs = 0', "epochs: Input should be greater than 0 (given: 0)"),

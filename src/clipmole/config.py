@@ -7,7 +7,6 @@ Out: frozen pydantic models. This module knows nothing of torch, images or files
 
 from __future__ import annotations
 
-import tomllib
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar
@@ -15,19 +14,25 @@ from typing import Any, Literal, Self, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from clipmole.errors import ConfigError
+from clipmole.plumbing.json_toml import read_toml
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)  # openai/CLIP, clip.py: _transform
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
-def read_toml(path: str | Path) -> dict[str, Any]:
-    """What a TOML file holds. Raises `ConfigError` if it is absent or not TOML."""
-    try:
-        return tomllib.loads(Path(path).read_text(encoding="utf-8-sig"))
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not a TOML file: {error}") from error
+def first_problem(error: ValidationError) -> str:
+    """The first thing that pydantic found wrong, as one line that names the key and the value."""
+    first = error.errors(include_url=False)[0]
+    match first["type"]:
+        case "missing":
+            reason = "is missing"
+        case "extra_forbidden":
+            reason = f"unknown key (given: {first['input']!r:.100})"
+        case "value_error":  # of a validator of this package, which names the value itself
+            reason = str(first["ctx"]["error"])
+        case _:
+            reason = f"{first['msg']} (given: {first['input']!r:.100})"
+    return ": ".join(filter(None, [".".join(str(part) for part in first["loc"]), reason]))
 
 
 class Config(BaseModel):
@@ -41,18 +46,7 @@ class Config(BaseModel):
         try:
             return cls.model_validate(values)
         except ValidationError as error:
-            first = error.errors(include_url=False)[0]
-            where = ": ".join(filter(None, [source, ".".join(str(part) for part in first["loc"])]))
-            match first["type"]:
-                case "missing":
-                    reason = "is missing"
-                case "extra_forbidden":
-                    reason = f"unknown key (given: {first['input']!r})"
-                case "value_error":  # of a validator of this module, which names the value itself
-                    reason = str(first["ctx"]["error"])
-                case _:
-                    reason = f"{first['msg']} (given: {first['input']!r})"
-            raise ConfigError(f"{where}: {reason}") from error
+            raise ConfigError(f"{source}: {first_problem(error)}") from error
 
     @classmethod
     def from_toml(cls, path: str | Path) -> Self:

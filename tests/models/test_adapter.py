@@ -110,29 +110,28 @@ def test_a_failed_write_leaves_the_older_adapter(adapter_dir: Path, monkeypatch:
     assert {path.name: path.read_bytes() for path in adapter_dir.iterdir()} == before
 
 
-def test_a_failed_exchange_puts_the_older_adapter_back(adapter_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    before = {path.name: path.read_bytes() for path in adapter_dir.iterdir()}
-    rename = Path.rename
-
-    def refuse_the_new(self: Path, target: Path) -> Path:
-        if self.name == "new":
-            raise OSError(5, "Input/output error")
-        return rename(self, target)
-
-    monkeypatch.setattr(Path, "rename", refuse_the_new)
-    backbone = tiny_backbone()
-    with pytest.raises(CheckpointError, match="Input/output error"):
-        save_adapter(adapter_dir, tiny_network(backbone), backbone, PREPROCESS)
-    assert {path.name: path.read_bytes() for path in adapter_dir.iterdir()} == before
-
-
 def test_a_folder_of_something_else_is_not_overwritten(tmp_path: Path) -> None:
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "a.jpg").write_bytes(b"x")
     backbone = tiny_backbone()
-    with pytest.raises(CheckpointError, match="not an adapter directory; name another place"):
+    with pytest.raises(
+        CheckpointError, match=r"is not an adapter directory: it has no config\.json, and holds a\.jpg; name"
+    ):
         save_adapter(tmp_path / "photos", tiny_network(backbone), backbone, PREPROCESS)
     assert (tmp_path / "photos" / "a.jpg").read_bytes() == b"x"
+
+
+def test_a_folder_with_a_file_of_others_is_not_replaced(adapter_dir: Path, tmp_path: Path) -> None:
+    ours, theirs = adapter_dir, tmp_path / "project"
+    (ours / "thesis.txt").write_text("years of work")
+    theirs.mkdir()
+    (theirs / "config.json").write_text('{"format_version": "of an application"}')
+    backbone = tiny_backbone()
+    for folder, reason in {ours: "holds thesis.txt, which is not of an adapter", theirs: "config.json: "}.items():
+        before = {path.name: path.read_bytes() for path in folder.iterdir()}
+        with pytest.raises(CheckpointError, match=reason):
+            save_adapter(folder, tiny_network(backbone), backbone, PREPROCESS)
+        assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
 def test_another_backbone_of_the_same_shape_is_refused(adapter_dir: Path, tmp_path: Path) -> None:
@@ -169,7 +168,7 @@ def test_an_unknown_setting_is_refused_by_name(adapter_dir: Path, backbone_dir: 
 @pytest.mark.parametrize("text", ["", "[]", "{}", "{", "\x00"])
 def test_a_damaged_configuration_is_refused(adapter_dir: Path, backbone_dir: Path, text: str) -> None:
     (adapter_dir / "config.json").write_text(text)
-    with pytest.raises(CheckpointError, match="is not an adapter's configuration") as error:
+    with pytest.raises(CheckpointError, match=r"is not (JSON|an adapter's configuration)") as error:
         load_adapter(adapter_dir, backbone_dir)
     one_line(error)
 
@@ -219,7 +218,7 @@ def test_names_that_are_no_detector_are_refused(name: str, message: str) -> None
 
 
 def test_a_folder_without_a_configuration_is_no_adapter(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=re.escape("is not an adapter directory: no readable config.json")):
+    with pytest.raises(CheckpointError, match=re.escape("is not an adapter directory: it has no config.json")):
         load_adapter(tmp_path)
 
 

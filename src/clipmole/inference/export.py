@@ -7,7 +7,6 @@ directory that `exported` reads. It knows nothing of how graphs are made (`runti
 from __future__ import annotations
 
 import shutil
-import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -22,13 +21,15 @@ from clipmole.errors import CheckpointError, ConfigError, DataError
 from clipmole.images.crops import preprocess
 from clipmole.images.loading import ImageSource, load_image
 from clipmole.inference.detector import Detector
-from clipmole.inference.export_directory import EXPORT, Check, Export, file_digests
+from clipmole.inference.export_directory import EXPORT, Check, Export, file_digests, read_export
 from clipmole.inference.graph import GraphRuntime, convert, open_graph
 from clipmole.inference.pytorch import TorchRuntime
 from clipmole.inference.quantize import quantise
 from clipmole.inference.runtime import Precision
 from clipmole.metrics import average_precision
-from clipmole.models.adapter import CALIBRATION, CONFIG, adapter_digest, find_adapter, load_adapter
+from clipmole.models.adapter import CALIBRATION, CONFIG, find_adapter, load_adapter, read_config
+from clipmole.plumbing.files import replacing_folder, why_not_replaceable
+from clipmole.plumbing.text import first_line
 from clipmole.records import Verdict
 
 CALIBRATION_CROPS = 256  # at most; one of each image, as far as it goes
@@ -128,10 +129,19 @@ def failures(check: Check, precision: Precision) -> list[str]:
 
 
 def check_place(directory: str | Path) -> Path:
-    """A place where an export may be written: absent, empty, or an export already."""
+    """A place where an export may be written: absent, empty, or an export and nothing else.
+
+    Raises `CheckpointError` for any other place, and where nothing can be written; nothing is touched.
+    """
     target = Path(directory)
-    if target.exists() and not (target / EXPORT).is_file() and (not target.is_dir() or any(target.iterdir())):
-        raise CheckpointError(f"{target}: exists and is not an export; name another place")
+    files: dict[str, Callable[[Path], object] | None] = {
+        EXPORT: lambda path: read_export(path.parent),
+        CONFIG: lambda path: read_config(path.parent),
+        CALIBRATION: None,
+        "model.*": None,
+    }
+    if reason := why_not_replaceable(target, "an export", files):
+        raise CheckpointError(f"{target}: {reason}")
     return target
 
 
@@ -178,9 +188,8 @@ def export_detector(
         raise ConfigError("precision=bfloat16: ONNX Runtime computes in float32 or int8; take --to openvino")
     target = check_place(out)
     adapter = load_adapter(name, backbone)
-    label, folder = find_adapter(name)
-    digest = adapter_digest(folder)
-    called = f"{label}@{digest[:12]}"
+    _, folder = find_adapter(name)
+    called = f"{adapter.name}@{adapter.digest[:12]}"
     settings = adapter.config.preprocess
     exact = Detector(
         adapter.network, settings, adapter.calibration, called, runtime=TorchRuntime(adapter.network, "cpu", "float32")
@@ -189,11 +198,8 @@ def export_detector(
     say("scoring in float32")
     reference = exact.score(images())
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as scratch:
+        with replacing_folder(target) as new:
             for shown in [crops, []] if crops else [[]]:
-                new = Path(scratch) / ("static" if shown else "new")
-                new.mkdir()
                 say("making the graph")
                 _make(exact, runtime, precision, shown, new)
                 graph = open_graph(new, runtime, precision)
@@ -209,7 +215,7 @@ def export_detector(
                 raise ExportRefused(f"{called}: not exported: {why} (on {check.images} images)", check)
             record = Export(
                 detector=called,
-                digest=digest,
+                digest=adapter.digest,
                 runtime=runtime,
                 precision=precision,
                 graph_sha256=file_digests(new),
@@ -221,22 +227,23 @@ def export_detector(
                 if (folder / file).is_file():
                     shutil.copyfile(folder / file, new / file)
             (new / EXPORT).write_text(record.model_dump_json(indent=2) + "\n", encoding="utf-8")
-            if target.exists():
-                target.rename(Path(scratch) / "old")
-            new.rename(target)
     except OSError as error:
-        raise CheckpointError(f"{target}: cannot be written: {error}") from error
+        raise CheckpointError(f"{target}: cannot be written: {error}; nothing was changed") from error
     return record
 
 
 def _make(
     exact: Detector, runtime: GraphRuntime, precision: Precision, crops: Sequence[NDArray[np.uint8]], folder: Path
 ) -> None:
-    """The graph's files in `folder`."""
-    graph = convert(exact.network, exact.preprocess.crop_size, runtime, folder)
-    if precision != "int8":
-        return
-    quantise(graph, runtime, exact.network.tower.config.width, crops)
+    """The graph's files in `folder`, and nothing else there."""
+    for file in folder.iterdir():
+        file.unlink()  # of a graph that failed its check
+    try:
+        graph = convert(exact.network, exact.preprocess.crop_size, runtime, folder)
+        if precision == "int8":
+            quantise(graph, runtime, exact.network.tower.config.width, crops)
+    except RuntimeError as error:  # what the libraries raise where a disk is full
+        raise OSError(f"the graph cannot be made or written: {first_line(error)}") from error
     for file in sorted(folder.glob("int8-*")):
         file.replace(folder / file.name.removeprefix("int8-"))
 

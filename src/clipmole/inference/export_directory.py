@@ -18,11 +18,12 @@ from typing import Literal
 from pydantic import ValidationError
 
 from clipmole.calibration import Calibration
-from clipmole.config import PreprocessConfig
+from clipmole.config import PreprocessConfig, first_problem
 from clipmole.errors import CheckpointError
 from clipmole.inference.graph import GraphRuntime, default_folder, open_graph
 from clipmole.inference.runtime import Precision, Runtime
 from clipmole.models.adapter import read_calibration, read_config
+from clipmole.plumbing.json_toml import read_json
 from clipmole.records import Record
 
 EXPORT = "export.json"
@@ -106,10 +107,11 @@ def file_digests(folder: Path) -> dict[str, str]:
 
 def read_export(folder: Path) -> Export:
     """`export.json`. Raises `CheckpointError` if it is damaged or of another version."""
+    cure = "export the detector again"
     try:
-        record = Export.model_validate_json((folder / EXPORT).read_bytes())
-    except (OSError, ValidationError) as error:
-        raise CheckpointError(f"{folder / EXPORT}: is damaged; export the detector again") from error
+        record = Export.model_validate(read_json(folder / EXPORT, CheckpointError, cure))
+    except ValidationError as error:
+        raise CheckpointError(f"{folder / EXPORT}: is damaged ({first_problem(error)}); {cure}") from error
     if record.format_version != FORMAT_VERSION:
         version = record.format_version
         raise CheckpointError(

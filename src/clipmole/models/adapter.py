@@ -16,10 +16,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
-import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,11 +29,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from clipmole.calibration import Calibration
-from clipmole.config import Config, MoLEConfig, PreprocessConfig
+from clipmole.config import Config, MoLEConfig, PreprocessConfig, first_problem
 from clipmole.errors import CheckpointError, ConfigError, WeightsError
 from clipmole.models.backbone import PACKAGED_DETECTORS, PRESETS, Backbone, is_installed, load_backbone
 from clipmole.models.hub import HUB_ID, hub_files
 from clipmole.models.network import MoLENetwork
+from clipmole.plumbing.files import replacing_folder, why_not_replaceable
+from clipmole.plumbing.json_toml import read_json
 from clipmole.plumbing.text import first_line
 
 FORMAT_VERSION = 1
@@ -89,10 +90,21 @@ class Adapter:
 
 
 def check_target(directory: str | Path) -> Path:
-    """A place where an adapter directory may be written: absent, empty, or an adapter directory already."""
+    """A place where an adapter directory may be written: absent, empty, or an adapter directory and nothing else.
+
+    Raises `CheckpointError` for any other place, and where nothing can be written; nothing is touched.
+    """
     target = Path(directory)
-    if target.exists() and not (target / CONFIG).is_file() and (not target.is_dir() or any(target.iterdir())):
-        raise CheckpointError(f"{target}: exists and is not an adapter directory; name another place")
+    files: dict[str, Callable[[Path], object] | None] = {
+        CONFIG: lambda path: read_config(path.parent),
+        CALIBRATION: lambda path: read_calibration(path.parent),
+        ADAPTER: None,
+        TRAIN: lambda path: read_json(path, CheckpointError),
+        PAGE: None,
+        CARD: None,
+    }
+    if reason := why_not_replaceable(target, "an adapter directory", files):
+        raise CheckpointError(f"{target}: {reason}")
     return target
 
 
@@ -129,7 +141,7 @@ def save_adapter(
         CARD: card,
     }
 
-    def fill(folder: Path) -> None:
+    with _replacing(target) as folder:
         save_file(tensors, folder / ADAPTER)
         for name, text in texts.items():
             if text is not None:
@@ -137,36 +149,15 @@ def save_adapter(
         # safetensors writes for the owner alone; others may read what they may read of the configuration.
         (folder / ADAPTER).chmod((folder / CONFIG).stat().st_mode)
 
-    _write(target, fill)
 
-
-def _write(target: Path, fill: Callable[[Path], None]) -> None:
-    """Let `fill` write a new directory, and put it in the place of `target` as a whole or not at all."""
+@contextmanager
+def _replacing(target: Path) -> Iterator[Path]:
+    """A directory to be filled, that stands in the place of `target` at the end as a whole or not at all."""
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as scratch:
-            new, old = Path(scratch) / "new", Path(scratch) / "old"
-            new.mkdir()
-            fill(new)
-            for path in new.iterdir():
-                with path.open("rb") as file:
-                    os.fsync(file.fileno())
-            _exchange(new, target, old)
+        with replacing_folder(target) as folder:
+            yield folder
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{target}: cannot be written: {error}; nothing was changed") from error
-
-
-def _exchange(new: Path, target: Path, old: Path) -> None:
-    """Put `new` in the place of `target`, which goes to `old`, or leave `target` as it was."""
-    replaces = target.exists()
-    if replaces:
-        target.rename(old)
-    try:
-        new.rename(target)
-    except OSError:
-        if replaces:
-            old.rename(target)
-        raise
 
 
 def with_calibration(source: Path, directory: str | Path, calibration: Calibration, remarks: Sequence[str]) -> None:
@@ -181,7 +172,7 @@ def with_calibration(source: Path, directory: str | Path, calibration: Calibrati
     read_config(source)
     target = check_copy(source, directory)
 
-    def fill(folder: Path) -> None:
+    with _replacing(target) as folder:
         for name in (CONFIG, ADAPTER, TRAIN):
             if (source / name).is_file():
                 shutil.copyfile(source / name, folder / name)  # the content: files of the hub's cache are links
@@ -191,8 +182,6 @@ def with_calibration(source: Path, directory: str | Path, calibration: Calibrati
         above = card.split(RECALIBRATED)[0].rstrip()
         lines = [*([above, ""] if above else []), *section, *(f"- {remark}" for remark in remarks)]
         (folder / CARD).write_text("\n".join(lines) + "\n", encoding="utf-8")
-
-    _write(target, fill)
 
 
 def check_copy(source: Path, directory: str | Path) -> Path:
@@ -248,13 +237,12 @@ def find_adapter(name: str | Path, revision: str | None = None, cache_dir: Path 
 def read_config(folder: Path) -> AdapterConfig:
     """`config.json` of an adapter directory, its format version checked before anything else."""
     path = folder / CONFIG
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-        version = values["format_version"]
-    except OSError as error:
-        raise CheckpointError(f"{folder}: is not an adapter directory: no readable {CONFIG}") from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{path}: is not an adapter's configuration: no JSON with format_version") from error
+    if not path.exists():
+        raise CheckpointError(f"{folder}: is not an adapter directory: it has no {CONFIG}")
+    values = read_json(path, CheckpointError, f"give an adapter directory, whose {CONFIG} clipmole wrote")
+    version = values.get("format_version") if isinstance(values, dict) else None
+    if version is None:
+        raise CheckpointError(f"{path}: is not an adapter's configuration: it has no format_version")
     if version != FORMAT_VERSION:
         raise CheckpointError(
             f"{path}: format version {version}, and this clipmole reads {FORMAT_VERSION}; update clipmole"
@@ -268,12 +256,13 @@ def read_config(folder: Path) -> AdapterConfig:
 def read_calibration(folder: Path) -> Calibration | None:
     """`calibration.json` of an adapter directory; None if there is none."""
     path = folder / CALIBRATION
-    if not path.is_file():
+    if not path.exists():
         return None
+    cure = "fit the calibration again"
     try:
-        return Calibration.model_validate_json(path.read_bytes())
-    except (OSError, ValidationError) as error:
-        raise CheckpointError(f"{path}: is damaged; fit the calibration again") from error
+        return Calibration.model_validate(read_json(path, CheckpointError, cure))
+    except ValidationError as error:
+        raise CheckpointError(f"{path}: is damaged ({first_problem(error)}); {cure}") from error
 
 
 def read_tensors(path: Path, expected: dict[str, torch.nn.Parameter]) -> dict[str, torch.Tensor]:

@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import tempfile
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -31,6 +29,8 @@ from clipmole.errors import WeightsError, WeightsMismatch, WeightsNotFound
 from clipmole.models.hub import HUB_ID, hub_files
 from clipmole.models.vit import ViT
 from clipmole.models.weight_layouts import Json, Part, Shape, describe, listed, match
+from clipmole.plumbing.files import replacing_folder, why_not_replaceable
+from clipmole.plumbing.json_toml import read_json
 from clipmole.plumbing.text import first_line
 
 PACKAGED_DETECTORS = Path(str(files("clipmole"))) / "detectors"  # a folder each
@@ -187,7 +187,7 @@ def read_tower(path: Path, source: str, file_sha256: str | None = None) -> ViT:
                 f"{source}: sha256 is {given[:12]}..., and not {file_sha256[:12]}... as pinned; delete {path} and "
                 "fetch it again"
             )
-    beside = (read_json(path.parent / name, source) for name in (CONFIG, OPEN_CLIP, PREPROCESSOR))
+    beside = (_settings(path.parent / name) for name in (CONFIG, OPEN_CLIP, PREPROCESSOR))
     with open_weights(path, source) as (shapes, tensor_of):
         config, layouts = describe(shapes, source, *beside)
         with torch.device("meta"):
@@ -197,6 +197,16 @@ def read_tower(path: Path, source: str, file_sha256: str | None = None) -> ViT:
         state = {name: assemble(part, tensor_of, source) for name, part in parts.items()}
     tower.load_state_dict(state, assign=True)
     return tower.eval().requires_grad_(False)
+
+
+def _settings(path: Path) -> Json | None:
+    """The JSON object that a configuration file holds; None if there is no such file."""
+    if not path.exists():
+        return None
+    values = read_json(path, WeightsMismatch)
+    if not isinstance(values, dict):
+        raise WeightsMismatch(f"{path}: is not a JSON object")
+    return values
 
 
 @contextmanager
@@ -275,19 +285,6 @@ def read_pickle(path: Path, source: str) -> dict[str, Tensor]:
     return state
 
 
-def read_json(path: Path, source: str) -> Json | None:
-    """A JSON object, or None if there is no such file."""
-    if not path.is_file():
-        return None
-    try:
-        values = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise WeightsMismatch(f"{source}: {path.name} beside it is not JSON: {first_line(error)}") from error
-    if not isinstance(values, dict):
-        raise WeightsMismatch(f"{source}: {path.name} beside it is not a JSON object")
-    return values
-
-
 def assemble(part: Part, tensor_of: Callable[[str], Tensor], source: str) -> Tensor:
     """One parameter of the tower, float32, in memory of its own, all values finite."""
     pieces = []
@@ -324,14 +321,14 @@ def tower_sha256(tower: ViT) -> str:
 def save_tower(tower: ViT, directory: str | Path, dtype: torch.dtype = torch.float16) -> None:
     """Write a tower as config.json and model.safetensors, a directory that `load_backbone` reads.
 
-    Each file is written aside and renamed, config.json last: a directory that has one is whole.
+    An older backbone directory is replaced as a whole.
 
     Args:
         dtype: of the stored weights. The tower that is read from float16 is a rounded one, with its own sha256.
 
     Raises:
         WeightsMismatch: the tower has an adapter in it, or a weight that `dtype` cannot hold.
-        WeightsError: the directory cannot be written.
+        WeightsError: the directory holds something else, or cannot be written.
     """
     state = {name: tensor.detach().to("cpu", dtype).contiguous() for name, tensor in tower.state_dict().items()}
     with torch.device("meta"):
@@ -341,16 +338,15 @@ def save_tower(tower: ViT, directory: str | Path, dtype: torch.dtype = torch.flo
     if reasons:
         raise WeightsMismatch(f"{directory}: not saved: {reasons[0]}")
     settings = {"model_type": "clipmole-vit", "format_version": 1, "tower": tower.config.model_dump(mode="json")}
-    folder = Path(directory)
+    target = Path(directory)
+    files = {CONFIG: _settings, SAFETENSORS[0]: None}
+    if reason := why_not_replaceable(target, "a backbone directory", files):
+        raise WeightsError(f"{target}: {reason}")
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".save-", dir=folder) as scratch:
-            save_file(state, Path(scratch) / SAFETENSORS[0], metadata={"format": "pt"})
-            (Path(scratch) / CONFIG).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+        with replacing_folder(target) as folder:
+            save_file(state, folder / SAFETENSORS[0], metadata={"format": "pt"})
+            (folder / CONFIG).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
             # safetensors writes for the owner alone; others may read what they may read of the configuration.
-            (Path(scratch) / SAFETENSORS[0]).chmod((Path(scratch) / CONFIG).stat().st_mode)
-            (folder / CONFIG).unlink(missing_ok=True)
-            for name in (SAFETENSORS[0], CONFIG):
-                os.replace(Path(scratch) / name, folder / name)
+            (folder / SAFETENSORS[0]).chmod((folder / CONFIG).stat().st_mode)
     except (OSError, SafetensorError) as error:
         raise WeightsError(f"{directory}: cannot be written: {first_line(error)}") from error

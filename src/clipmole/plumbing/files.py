@@ -1,16 +1,21 @@
-"""Where clipmole keeps files of its own, and text files that are written whole or not at all.
+"""Files and directories that are written whole or not at all, and that take no place which is not clipmole's.
 
-In: names and texts. Out: files in a folder. It knows nothing of what they say.
+In: paths, and functions that fill them. Out: files. It knows nothing of what they say.
 """
 
 from __future__ import annotations
 
+import ctypes
 import os
+import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import IO
+
+LITTER = {".DS_Store", "Thumbs.db", "desktop.ini"}  # what file managers leave in any directory
 
 
 def cache_folder(kind: str) -> Path:
@@ -18,43 +23,158 @@ def cache_folder(kind: str) -> Path:
     return Path(os.environ.get("CLIPMOLE_CACHE") or Path.home() / ".cache" / "clipmole") / kind
 
 
+def why_not_replaceable(folder: Path, kind: str, files: Mapping[str, Callable[[Path], object] | None]) -> str | None:
+    """Why a command may not put a new directory in the place of `folder`; None if it may.
+
+    It may where nothing is, where an empty directory is, and where all that is there is clipmole's own: every file
+    is known by its name, and those that say what the directory is can be read as their format. Whether the place can
+    be written is tried too, so that long work does not fail at its end.
+
+    Args:
+        folder: the directory to be written.
+        kind: what it will be, as a message names it, such as "an adapter directory".
+        files: name of each file that such a directory holds -> what reads it, and raises an error if it is not of
+            its format; None: known by its name alone. The first one must be there. A name may be a pattern.
+
+    Returns:
+        A sentence without its subject, which names the first file that stands in the way.
+    """
+    if folder.is_dir():
+        if reason := _obstacle(folder, kind, files):
+            return f"{reason}; name another place"
+    elif folder.exists() or folder.is_symlink():
+        return "exists and is no directory; name another place"
+    parent = next(path for path in folder.resolve().parents if path.exists())
+    try:
+        tempfile.TemporaryDirectory(prefix=".try-", dir=parent).cleanup()
+    except OSError as error:
+        return f"cannot be written: {parent}: {error.strerror}; name another place"
+    return None
+
+
+def _obstacle(folder: Path, kind: str, files: Mapping[str, Callable[[Path], object] | None]) -> str | None:
+    """What in a directory that exists forbids to replace it; arguments as `why_not_replaceable`'s."""
+    names = sorted({path.name for path in folder.iterdir()} - LITTER)
+    sign = next(iter(files))
+    if names and sign not in names:
+        return f"exists and is not {kind}: it has no {sign}, and holds {names[0]}"
+    for name in names:
+        known = next((pattern for pattern in files if fnmatch(name, pattern)), None)
+        if known is None or not (folder / name).is_file():
+            return f"holds {name}, which is not of {kind} and would be lost"
+        try:
+            if read := files[known]:
+                read(folder / name)
+        except Exception as error:  # readers raise errors of their own
+            return f"exists and is not {kind}: {error}"
+    return "is a mount point, which cannot be replaced" if os.path.ismount(folder) else None
+
+
+def foreign_file(folder: Path, files: Mapping[str, Callable[[Path], object]]) -> Path | None:
+    """The first file of `folder` that would be replaced and is not clipmole's; None if there is none.
+
+    Args:
+        files: name of a file that will be written -> what reads it, and raises an error if it is not of its format.
+    """
+    for name, read in files.items():
+        path = folder / name
+        try:
+            if path.exists() or path.is_symlink():
+                read(path)
+        except Exception:  # readers raise errors of their own
+            return path
+    return None
+
+
+@contextmanager
+def replacing_folder(folder: Path) -> Iterator[Path]:
+    """An empty directory to be filled; when the block ends well, it stands in the place of `folder` as a whole.
+
+    Whatever interrupts it, be it an error, Ctrl-C or a full disk, `folder` is then what it was. A process that is
+    killed while the two change places leaves both on the disk. What `folder` held before is deleted, so ask
+    `why_not_replaceable` first. A symbolic link to a directory is followed.
+
+    Raises `OSError`.
+    """
+    folder = folder.resolve()
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    new, old = scratch / "new", scratch / "old"
+    try:
+        new.mkdir()
+        yield new
+        for path in [*new.rglob("*"), new]:
+            to_disk(path)
+        if not folder.exists():
+            new.rename(folder)
+        elif not _exchange(new, folder):
+            folder.rename(old)
+            new.rename(folder)
+        to_disk(folder.parent)
+    finally:
+        if old.exists() and not folder.exists():
+            old.rename(folder)
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+@contextmanager
+def replacing_files(folder: Path) -> Iterator[Path]:
+    """A directory to write files in; when the block ends well, each stands in `folder` in the place of an older one.
+
+    All are whole and on the disk before the first takes its place; they do so in the order of their names.
+
+    Raises `OSError`; older files of these names are then still there.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".write-", dir=folder, ignore_cleanup_errors=True) as scratch:
+        yield Path(scratch)
+        paths = sorted(Path(scratch).iterdir())
+        for path in paths:
+            to_disk(path)
+        for path in paths:
+            os.replace(path, folder / path.name)
+    to_disk(folder)
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[IO[bytes]]:
+    """A file to write bytes to, that takes the place of `path` when the block ends well, as `replacing_files` does."""
+    with replacing_files(path.parent) as scratch, (scratch / path.name).open("wb") as file:
+        yield file
+
+
 def write_texts(folder: Path, texts: Mapping[str, str]) -> None:
-    """Write every file aside, and put all in their places in `folder` once they are whole.
+    """Write text files as `replacing_files` does.
 
     Args:
         texts: file name -> its text, UTF-8, its line ends as they are.
 
     Raises `OSError`; older files of these names are then still there.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".write-", dir=folder) as scratch:
+    with replacing_files(folder) as scratch:
         for name, text in texts.items():
-            with (Path(scratch) / name).open("w", encoding="utf-8", newline="") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-        for name in texts:
-            os.replace(Path(scratch) / name, folder / name)
+            (scratch / name).write_text(text, encoding="utf-8", newline="")
 
 
-@contextmanager
-def whole_file(path: Path) -> Iterator[IO[bytes]]:
-    """A file to write bytes to, aside in the same folder; it takes the place of `path` when the block ends.
+def to_disk(path: Path) -> None:
+    """Return when a file, or the list of a directory's files, is on the disk and not in a buffer."""
+    if os.name == "nt":
+        return  # Windows syncs nothing that is open for reading
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
-    Then it is on the disk, and so is its name. If the block raises, nothing is left of it, and what was at `path` is
-    still there. Raises `OSError` if it cannot be written. A kill leaves `.NAME.PID`.
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Have two directories change places in one step; False where the system cannot.
+
+    Linux can (renameat2(2) with RENAME_EXCHANGE), on most of its file systems.
     """
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with aside.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+        rename = ctypes.CDLL(None, use_errno=True).renameat2
+    except (AttributeError, OSError, TypeError):
+        return False
+    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    return rename(here, os.fsencode(one), here, os.fsencode(other), exchange) == 0  # type: ignore[no-any-return]

@@ -26,8 +26,9 @@ from typing import Annotated, Any, Self
 
 from pydantic import Field, model_validator
 
-from clipmole.config import PLACES, Config, TrainConfig, read_toml
+from clipmole.config import PLACES, Config, TrainConfig
 from clipmole.errors import ConfigError
+from clipmole.plumbing.json_toml import read_toml
 from clipmole.training.presets import EXTENDS, built_on, load_train_config, resolved
 
 Rate = Annotated[float, Field(gt=0)]

@@ -12,8 +12,9 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from clipmole.config import TrainConfig, packaged_names, read_toml
+from clipmole.config import TrainConfig, packaged_names
 from clipmole.errors import ConfigError
+from clipmole.plumbing.json_toml import read_toml
 
 EXTENDS, WITHOUT = "extends", "without"
 

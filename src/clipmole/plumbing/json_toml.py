@@ -1,0 +1,102 @@
+"""JSON and TOML of unknown origin, read within limits: whatever is wrong comes out as one clear line.
+
+In: a path, or bytes. Out: what they hold. A file that is no regular file (a FIFO would keep the reader waiting, a
+device has no end), too large, nested too deeply, or with integers of thousands of digits is refused. It knows nothing
+of what the values mean.
+"""
+
+from __future__ import annotations
+
+import json
+import stat
+import tomllib
+from pathlib import Path
+from typing import Any
+
+from clipmole.errors import ClipmoleError, ConfigError
+
+MOST_BYTES = 64 * 2**20  # the largest such file that clipmole writes, a comparison's logits, is far below
+INTEGERS = range(-(2**63), 2**64)  # what other programs read too
+
+
+class NotReadable(ValueError):
+    """A file or bytes that cannot be read; the message is a sentence without its subject."""
+
+
+def read_bytes(path: str | Path, most: int = MOST_BYTES) -> bytes:
+    """The content of a regular file of at most `most` bytes. Raises `NotReadable`."""
+    try:
+        kind = Path(path).stat()
+        if not stat.S_ISREG(kind.st_mode):
+            raise NotReadable("is a directory" if stat.S_ISDIR(kind.st_mode) else "is not a regular file")
+        with Path(path).open("rb") as file:
+            data = file.read(most + 1)
+    except OSError as error:
+        raise NotReadable(f"cannot be read: {error.strerror or error}") from error
+    except ValueError as error:  # a path that no file can have
+        raise NotReadable(f"cannot be read: {error}") from error
+    if len(data) > most:
+        raise NotReadable(f"is larger than {most / 2**20:g} MiB")
+    return data
+
+
+def parse_json(data: bytes | str) -> Any:
+    """What JSON in UTF-8 holds; a byte order mark is skipped. Raises `NotReadable`."""
+    try:
+        text = data if isinstance(data, str) else data.decode("utf-8-sig")
+        return json.loads(text, parse_int=_integer)
+    except NotReadable:
+        raise
+    except RecursionError as error:
+        raise NotReadable("is not JSON that can be read: it is nested too deeply") from error
+    except ValueError as error:
+        raise NotReadable(f"is not JSON: {error}") from error
+
+
+def parse_toml(data: bytes) -> dict[str, Any]:
+    """What TOML in UTF-8 holds; a byte order mark is skipped. Raises `NotReadable`."""
+    try:
+        values = tomllib.loads(data.decode("utf-8-sig"))
+        _check_integers(values)
+    except NotReadable:
+        raise
+    except RecursionError as error:
+        raise NotReadable("is not TOML that can be read: it is nested too deeply") from error
+    except ValueError as error:
+        raise NotReadable(f"is not a TOML file: {error}") from error
+    return values
+
+
+def read_json(path: str | Path, error: type[ClipmoleError], cure: str = "") -> Any:
+    """What a JSON file holds.
+
+    Args:
+        error: what is raised if it cannot be read.
+        cure: what the person can do then; the message ends with it.
+    """
+    try:
+        return parse_json(read_bytes(path))
+    except NotReadable as reason:
+        raise error(f"{path}: {reason}" + (f"; {cure}" if cure else "")) from reason
+
+
+def read_toml(path: str | Path) -> dict[str, Any]:
+    """What a TOML file holds. Raises `ConfigError` if it cannot be read."""
+    try:
+        return parse_toml(read_bytes(path))
+    except NotReadable as reason:
+        raise ConfigError(f"{path}: {reason}") from reason
+
+
+def _integer(digits: str) -> int:
+    if len(digits) > 20 or int(digits) not in INTEGERS:
+        raise NotReadable(f"is not JSON that can be read: {digits[:20]}... is too large an integer")
+    return int(digits)
+
+
+def _check_integers(value: Any) -> None:
+    if isinstance(value, dict | list):
+        for each in value.values() if isinstance(value, dict) else value:
+            _check_integers(each)
+    elif isinstance(value, int) and value not in INTEGERS:
+        raise NotReadable("is not TOML that can be read: it holds an integer of more than 64 bits")
