@@ -1,54 +1,38 @@
-"""The metadata of an image file: EXIF, XMP, IPTC fields, PNG text, comments.
+"""The metadata of an image file: EXIF, XMP, IPTC fields, PNG text, comments, text in the alpha channel.
 
-In: the bytes of a file. Out: `Metadata`: texts with their places, EXIF tags, XMP properties. No pixel is decoded
-where the format allows it. Hostile content costs bounded time and memory, and what cannot be read is named in
-`damaged`. It knows nothing of what the texts mean.
+In: the bytes of a file. Out: `Metadata`: texts with their places, EXIF tags, XMP properties. All of it together is
+limited by one budget. What is over it, and what cannot be read, is named in `damaged`. It knows nothing of what the texts
+mean.
 
-Sources: PNG (W3C, third edition), the WebP container specification, EXIF 3.0 (CIPA DC-008), IPTC IIM 4.2.
+Sources: PNG (W3C, third edition), the WebP container specification, IPTC IIM 4.2.
 """
 
 from __future__ import annotations
 
+import io
 import struct
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
-from PIL import Image, ImageFile, IptcImagePlugin
-from PIL.ExifTags import IFD, TAGS
+from PIL import ImageFile
+from PIL.JpegImagePlugin import JpegImageFile
 
-from clipmole.images.loading import open_image
+from clipmole.provenance import exif, stealth
+from clipmole.provenance.budget import Budget
+from clipmole.provenance.exif import UnreadableExif, read_exif
+from clipmole.provenance.texts import Text, decoded, parse_json
 from clipmole.provenance.xmp import Property, UnsafeXMP, read_xmp
 
-MAX_VALUE = 2**20  # characters of a text that are looked at
-MAX_CHUNKS = 4096
+MAX_CHUNKS = 2**16  # of a PNG or WebP file
 _XMP_KEY = "XML:com.adobe.xmp"
-_IIM = {  # IPTC IIM 4.2, record 2: the fields in which programs leave their names
-    5: "Object Name",
-    40: "Special Instructions",
-    65: "Originating Program",
-    80: "By-line",
-    90: "City",
-    110: "Credit",
-    115: "Source",
-    116: "Copyright Notice",
-    120: "Caption",
-    122: "Caption Writer",
-}
-_CHARSETS = {b"ASCII\0\0\0": "ascii", b"JIS\0\0\0\0\0": "iso2022_jp"}  # EXIF 3.0, 4.6.5, UserComment
-
-
-class Text(NamedTuple):
-    """One text: where it stands ("EXIF", "XMP", "PNG text", "IPTC", "comment"), under which name, and what it says."""
-
-    place: str
-    name: str
-    value: str
-
-    @property
-    def key(self) -> str:
-        return f"{self.place} {self.name}".strip()
+_PHOTOSHOP_IPTC = 0x0404  # number of the resource that holds IPTC fields
+_IIM = {  # IPTC IIM 4.2, record 2
+    5: "Object Name", 15: "Category", 25: "Keywords", 40: "Special Instructions", 55: "Date Created",
+    60: "Time Created", 65: "Originating Program", 70: "Program Version", 80: "By-line", 85: "By-line Title",
+    90: "City", 95: "Province/State", 101: "Country", 103: "Original Transmission Reference", 105: "Headline",
+    110: "Credit", 115: "Source", 116: "Copyright Notice", 118: "Contact", 120: "Caption", 122: "Caption Writer",
+}  # fmt: skip
 
 
 @dataclass
@@ -59,10 +43,11 @@ class Metadata:
         format: "JPEG", "PNG", "WebP", ...
         size: (width, height) as stored, pixels; None if the header cannot be read.
         exif: EXIF tags of the image and of its Exif part, by their names; strings for texts.
-        thumbnail: whether the EXIF block holds a preview, and its (width, height); None if there is none.
-        gps: whether the EXIF block holds a position.
+        thumbnail: (width, height) of the preview in the EXIF block; None if there is none.
+        gps: EXIF tags of the position, by their names.
         xmp: properties of the XMP packets.
         texts: every text of all of them.
+        others: what is no text, written as text: numbers, positions, sizes of blocks.
         credentials: whether a C2PA manifest seems to be embedded.
         damaged: parts that could not be read, a line each.
     """
@@ -71,62 +56,61 @@ class Metadata:
     size: tuple[int, int] | None = None
     exif: dict[str, Any] = field(default_factory=dict)
     thumbnail: tuple[int, int] | None = None
-    gps: bool = False
+    gps: dict[str, Any] = field(default_factory=dict)
     xmp: list[Property] = field(default_factory=list)
     texts: list[Text] = field(default_factory=list)
+    others: list[Text] = field(default_factory=list)
     credentials: bool = False
     damaged: list[str] = field(default_factory=list)
 
 
-def read_metadata(data: bytes, found: str, image: ImageFile.ImageFile | None) -> Metadata:
+def read_metadata(data: bytes, found: str, image: ImageFile.ImageFile | None, budget: Budget | None = None) -> Metadata:
     """All metadata of a file.
 
     Args:
-        data, found, image: its bytes, its format, and it opened, as `images.open_image` gives them.
+        data: its bytes.
+        found: its format.
+        image: the file opened by Pillow, not decoded; None for PNG, or if its header cannot be read.
+        budget: how much to read; None: `budget.MAX_BYTES`.
     """
-    metadata = Metadata(found)
+    budget = budget or Budget()
+    metadata = Metadata(found, image.size if image is not None else None)
     metadata.credentials = b"jumb" in data and b"c2pa" in data
-    exif, packets = b"", []
-    if image is not None:
-        metadata.size = image.size
     if found == "PNG":
-        for place, key, value in _png_parts(data):
-            if place == "exif":
-                exif = exif or value
-            elif place == "xmp" or key == _XMP_KEY:
-                packets.append(value)
-            else:
-                metadata.texts.append(Text("PNG text", key, value.decode("utf-8", "replace")))
+        metadata.size = struct.unpack(">II", data[16:24]) if data[12:16] == b"IHDR" and len(data) >= 24 else None
+        parts = _png_parts(data, budget)
     elif found == "WebP":
-        parts = dict(_webp_parts(data))
-        exif, packets = parts.get(b"EXIF", b""), [parts[b"XMP "]] if b"XMP " in parts else []
+        parts = _webp_parts(data, budget)
     elif image is not None:
-        exif = image.info.get("exif", b"") or b""
-        packet = image.info.get("xmp")
-        packets = [packet] if isinstance(packet, bytes) else []
-        comment = image.info.get("comment")
-        if isinstance(comment, bytes):
-            metadata.texts.append(Text("comment", "", comment[:MAX_VALUE].decode("utf-8", "replace")))
+        parts = _opened_parts(data, image, budget)
     else:
+        parts = iter(())
+    if metadata.size is None:
         metadata.damaged.append(f"the {found} header cannot be read")
-    _add_exif(metadata, exif, image)
-    for packet in packets:
-        _add_xmp(metadata, packet)
-    if image is not None:
-        _add_iptc(metadata, image)
+    for place, name, value in parts:
+        if place == "EXIF":
+            _add_exif(metadata, value, budget)
+        elif place == "XMP":
+            _add_xmp(metadata, value, budget)
+        elif place == "IPTC":
+            _add_iptc(metadata, value, budget)
+        elif place == "ICC profile":
+            metadata.others.append(Text(place, "", name))
+        else:
+            metadata.texts.append(Text(place, name, decoded(value)))
+    if metadata.size is not None and (found == "PNG" or (found == "WebP" and image is not None)):
+        _add_hidden_text(metadata, data, image, budget)
+    if remark := budget.remark():
+        metadata.damaged.append(remark)
     return metadata
 
 
-def _inflate(data: bytes) -> bytes:
-    """zlib data -> at most `MAX_VALUE` bytes; what is damaged ends it."""
-    try:
-        return zlib.decompressobj().decompress(data, MAX_VALUE)
-    except zlib.error:
-        return b""
+_Part = tuple[str, str, bytes]
+"""A place ("EXIF", "XMP", "IPTC", else that of a text), a name, and the content; of an ICC profile its size as the name."""
 
 
-def _png_parts(data: bytes) -> Iterator[tuple[str, str, bytes]]:
-    """("text" | "exif" | "xmp", keyword, value in UTF-8) of a PNG's chunks, those behind the pixels too."""
+def _png_parts(data: bytes, budget: Budget) -> Iterator[_Part]:
+    """The metadata in a PNG's chunks, those behind the pixels too; texts in UTF-8."""
     at = 8
     for _ in range(MAX_CHUNKS):
         if at + 8 > len(data):
@@ -134,144 +118,177 @@ def _png_parts(data: bytes) -> Iterator[tuple[str, str, bytes]]:
         length, kind = struct.unpack_from(">I4s", data, at)
         if kind == b"IEND":
             return
-        if kind in (b"tEXt", b"zTXt", b"iTXt", b"eXIf"):
-            body = data[at + 8 : at + 8 + min(length, 8 * MAX_VALUE)]
-            if kind == b"eXIf":
-                yield "exif", "", body
-            else:
-                yield _png_text(kind, body)
+        if kind == b"eXIf":
+            if budget.admits(length, "EXIF"):
+                yield "EXIF", "", data[at + 8 : at + 8 + length]
+        elif kind == b"iCCP":
+            yield "ICC profile", f"{length:,} bytes", b""
+        elif kind in (b"tEXt", b"zTXt", b"iTXt"):
+            part = _png_text(kind, data, at + 8, length, budget)
+            if part is not None:
+                yield part
         at += 12 + length
+    budget.left_out.append(f"PNG chunks after the first {MAX_CHUNKS:,}")
 
 
-def _png_text(kind: bytes, body: bytes) -> tuple[str, str, bytes]:
-    keyword, _, rest = body.partition(b"\0")
-    key = keyword[:79].decode("latin-1")
-    if kind == b"tEXt":
-        value = rest[:MAX_VALUE].decode("latin-1").encode()
-    elif kind == b"zTXt":
-        value = _inflate(rest[1:])
+def _png_text(kind: bytes, data: bytes, at: int, length: int, budget: Budget) -> _Part | None:
+    """The text of one chunk, whose content begins at offset `at`; None if it is left out."""
+    keyword = data[at : at + min(length, 80)].partition(b"\0")[0]
+    key, start, end = decoded(keyword), at + len(keyword) + 1, at + length
+    name = f"PNG text {key}"
+    compressed = kind == b"zTXt"
+    if compressed:
+        start += 1
+    elif kind == b"iTXt":
+        compressed = data[start : start + 1] == b"\1"
+        start += 2
+        for _ in range(2):  # the language, the keyword in that language
+            start = data.find(b"\0", start, end) + 1 or end
+    if compressed:
+        value = budget.inflated(data[start:end], name)
+    elif budget.admits(max(0, end - start), name):
+        value = data[start:end]
     else:
-        compressed = rest[:1] == b"\1"
-        text = rest[2:].split(b"\0", 2)[-1]
-        value = _inflate(text) if compressed else text[:MAX_VALUE]
-    if key.startswith("Raw profile type "):  # ImageMagick: a name, a length, then hexadecimal digits
-        digits = b"".join(value.split()[2:])
-        try:
-            raw = bytes.fromhex(digits.decode("ascii"))
-        except ValueError:
-            return "text", key, b""
-        place = {"exif": "exif", "APP1": "exif", "xmp": "xmp"}.get(key.rsplit(" ", 1)[1], "text")
-        if raw.startswith(b"http://ns.adobe.com/xap/1.0/\0"):
-            return "xmp", key, raw[29:]
-        return (place, key, raw) if place != "text" else ("text", key, b"")
-    return "text", key, value
+        return None
+    if key == _XMP_KEY:
+        return "XMP", "", value
+    return _raw_profile(key, value) if key.startswith("Raw profile type ") else ("PNG text", key, value)
 
 
-def _webp_parts(data: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """(FourCC, body) of the chunks of a WebP file that hold metadata."""
+def _raw_profile(key: str, value: bytes) -> _Part:
+    """What ImageMagick and ExifTool keep in a text: a name, a length, then the block in hexadecimal digits."""
+    try:
+        block = bytes.fromhex(b"".join(value.split()[2:]).decode("ascii"))
+    except ValueError:
+        return "PNG text", key, b""
+    if block.startswith(b"http://ns.adobe.com/xap/1.0/\0"):
+        return "XMP", "", block[29:]
+    kind = key.rsplit(" ", 1)[1]
+    if kind == "iptc":
+        at = block.find(b"8BIM\4\4\0\0")
+        return "IPTC", "", block[at + 12 :] if at >= 0 else block
+    if kind == "icc":
+        return "ICC profile", f"{len(block):,} bytes", b""
+    place = {"exif": "EXIF", "APP1": "EXIF", "xmp": "XMP"}.get(kind)
+    return (place, "", block) if place else ("PNG text", key, b"")
+
+
+def _webp_parts(data: bytes, budget: Budget) -> Iterator[_Part]:
+    """The metadata in the chunks of a WebP file."""
     at = 12
     for _ in range(MAX_CHUNKS):
         if at + 8 > len(data):
             return
         kind, length = struct.unpack_from("<4sI", data, at)
-        if kind in (b"EXIF", b"XMP "):
-            yield kind, data[at + 8 : at + 8 + length]
+        place = {b"EXIF": "EXIF", b"XMP ": "XMP", b"ICCP": "ICC profile"}.get(kind)
+        if place == "ICC profile":
+            yield place, f"{length:,} bytes", b""
+        elif place and budget.admits(length, place):
+            yield place, "", data[at + 8 : at + 8 + length]
         at += 8 + length + length % 2
+    budget.left_out.append(f"WebP chunks after the first {MAX_CHUNKS:,}")
 
 
-def _add_exif(metadata: Metadata, block: bytes, image: Image.Image | None) -> None:
-    """EXIF tags by name; of a TIFF those of the file itself."""
-    try:
-        if metadata.format == "TIFF" and image is not None:
-            exif = image.getexif()
-        elif block:
-            exif = Image.Exif()
-            exif.load(block)
-        else:
-            return
-        tags: dict[int, Any] = dict(exif.items())
-        tags |= dict(exif.get_ifd(IFD.Exif))
-        metadata.gps = bool(exif.get_ifd(IFD.GPSInfo).get(2))
-        preview = exif.get_ifd(IFD.IFD1)
-    except Exception as error:  # hostile EXIF fails in many ways
-        metadata.damaged.append(f"EXIF cannot be read ({type(error).__name__})")
-        return
-    names = {int(tag): value for tag, value in tags.items() if tag in TAGS}
-    metadata.exif = {TAGS[tag]: _exif_value(TAGS[tag], value) for tag, value in names.items()}
-    if block and 0x0201 in preview:
-        metadata.thumbnail = _thumbnail_size(block, preview[0x0201])
-    metadata.texts += [
-        Text("EXIF", name, value) for name, value in metadata.exif.items() if isinstance(value, str) and value
-    ]
-
-
-def _exif_value(name: str, value: Any) -> Any:
-    """Texts as `str`, numbers and the rest as they are."""
-    if isinstance(value, str):
-        return value[:MAX_VALUE].strip("\0 ")
-    if not isinstance(value, bytes):
-        return value
-    if name.startswith("XP"):  # Windows: UTF-16, little endian
-        return value[:MAX_VALUE].decode("utf-16-le", "replace").strip("\0 ")
-    if name == "UserComment":
-        return _user_comment(value[:MAX_VALUE])
-    return value if name == "MakerNote" else value[:64].decode("latin-1").strip("\0 ")
-
-
-def _user_comment(value: bytes) -> str:
-    """The text after the 8 bytes that name its character code; not every program keeps to the code it names."""
-    code, body = value[:8], value[8:]
-    if code == b"UNICODE\0":
-        if body[:2] in (b"\xfe\xff", b"\xff\xfe"):
-            encoding = "utf-16"
-        elif 0 not in body and _is_utf8(body):
-            encoding = "utf-8"
-        else:
-            encoding = "utf-16-be" if body[::2].count(0) > body[1::2].count(0) else "utf-16-le"
-    elif code in _CHARSETS or code == bytes(8):
-        encoding = _CHARSETS.get(code, "utf-8")
+def _opened_parts(data: bytes, image: ImageFile.ImageFile, budget: Budget) -> Iterator[_Part]:
+    """The metadata that Pillow found when it opened a file."""
+    for place, key in (("EXIF", "exif"), ("XMP", "xmp")):
+        block = image.info.get(key)
+        if isinstance(block, bytes) and block and budget.admits(len(block), place):
+            yield place, "", block
+    if image.format == "TIFF":
+        yield "EXIF", "", data
+    fields = image.info.get("photoshop")
+    block = fields.get(_PHOTOSHOP_IPTC) if isinstance(fields, dict) else None
+    if isinstance(block, bytes) and budget.admits(len(block), "IPTC"):
+        yield "IPTC", "", block
+    if profile := image.info.get("icc_profile"):
+        yield "ICC profile", f"{len(profile):,} bytes", b""
+    if isinstance(image, JpegImageFile):
+        comments = [content for marker, content in image.applist if marker == "COM"]
     else:
-        encoding, body = "utf-8", value
-    return body.decode(encoding, "replace").strip("\0 ")
+        comments = [image.info.get("comment", b"")]
+    for comment in comments:
+        if isinstance(comment, bytes) and comment and budget.admits(len(comment), "comment"):
+            yield "comment", "", comment
 
 
-def _is_utf8(body: bytes) -> bool:
+def _add_exif(metadata: Metadata, block: bytes, budget: Budget) -> None:
+    """EXIF tags by name; of a TIFF those of the file itself, and the packets among them."""
     try:
-        body.decode("utf-8")
-    except UnicodeDecodeError:
-        return False
-    return True
+        found = read_exif(block, budget)
+    except UnreadableExif as error:
+        metadata.damaged.append(f"EXIF cannot be read ({error})")
+        return
+    metadata.exif = found.tags | metadata.exif
+    metadata.gps = found.gps | metadata.gps
+    if found.thumbnail:
+        metadata.thumbnail = metadata.thumbnail or _thumbnail_size(found.block[found.thumbnail :])
+    for name, value in found.tags.items():
+        if isinstance(value, str):
+            if value:
+                metadata.texts.append(Text("EXIF", name, value))
+        else:
+            metadata.others.append(Text("EXIF", name, _written(value)))
+    metadata.others += [Text("EXIF", name, _written(value)) for name, value in found.gps.items()]
+    if (packet := found.packets.get(exif.XMP)) and not metadata.xmp:
+        _add_xmp(metadata, packet, budget)
+    if fields := found.packets.get(exif.IPTC):
+        _add_iptc(metadata, fields, budget)
 
 
-def _thumbnail_size(block: bytes, offset: Any) -> tuple[int, int] | None:
-    """(width, height) of the JPEG preview that starts `offset` bytes into the TIFF structure of an EXIF block."""
-    base = 6 if block.startswith(b"Exif\0\0") else 0
+def _written(value: Any) -> str:
+    """A value of a tag as text."""
+    if isinstance(value, bytes):
+        return f"{len(value):,} bytes"
+    if isinstance(value, tuple):
+        return ", ".join(_written(each) for each in value)
+    return f"{value:.8g}" if isinstance(value, float) else str(value)
+
+
+def _thumbnail_size(block: bytes) -> tuple[int, int] | None:
+    """(width, height) of the JPEG preview that a block begins with."""
     try:
-        _, _, preview = open_image(block[base + int(offset) :])
+        return JpegImageFile(io.BytesIO(block)).size
     except Exception:  # whatever stands there
         return None
-    return preview.size if preview is not None else None
 
 
-def _add_xmp(metadata: Metadata, packet: bytes) -> None:
+def _add_xmp(metadata: Metadata, packet: bytes, budget: Budget) -> None:
     try:
         found = read_xmp(packet)
     except UnsafeXMP as error:
         metadata.damaged.append(f"XMP cannot be read ({error})")
         return
+    found = [p for p in found if budget.admits(len(p.value), f"XMP {p.name}")]
     metadata.xmp += found
-    metadata.texts += [Text("XMP", p.name, p.value[:MAX_VALUE]) for p in found]
+    metadata.texts += [Text("XMP", p.name, p.value) for p in found]
 
 
-def _add_iptc(metadata: Metadata, image: ImageFile.ImageFile) -> None:
-    try:
-        fields = IptcImagePlugin.getiptcinfo(image) or {}
-    except Exception as error:  # hostile IPTC fails in many ways
-        metadata.damaged.append(f"IPTC cannot be read ({type(error).__name__})")
+def _add_iptc(metadata: Metadata, block: bytes, budget: Budget) -> None:
+    """The fields of record 2 of an IPTC block; reading ends where the structure does."""
+    at = 0
+    while at + 5 <= len(block) and block[at] == 0x1C:
+        record, number, length = struct.unpack_from(">BBH", block, at + 1)
+        name = _IIM.get(number, f"field {number}")
+        if length >= 0x8000:  # an extended length: no field of text has one
+            return
+        if record == 2 and number and budget.admits(length, f"IPTC {name}"):
+            metadata.texts.append(Text("IPTC", name, decoded(block[at + 5 : at + 5 + length])))
+        at += 5 + length
+
+
+def _add_hidden_text(metadata: Metadata, data: bytes, image: ImageFile.ImageFile | None, budget: Budget) -> None:
+    """The text in the alpha channel: as one text, or a text for each entry where it is a JSON object of texts."""
+    if not stealth.has_alpha(data, image):
         return
-    for (record, number), value in fields.items():
-        if record == 2 and number in _IIM:
-            for item in value if isinstance(value, list) else [value]:
-                if isinstance(item, bytes):
-                    text = item[:MAX_VALUE].decode("utf-8", "replace")
-                    metadata.texts.append(Text("IPTC", _IIM[number], text))
+    width, height = metadata.size or (0, 0)
+    if width * height > stealth.MAX_PIXELS:
+        metadata.damaged.append(f"text in the alpha channel: {width} x {height} pixels are not decoded for it")
+        return
+    text = stealth.hidden_text(data, image, budget)
+    if text:
+        metadata.texts.append(Text(stealth.PLACE, "", text))
+        entries = parse_json(text)
+        for name, value in entries.items() if isinstance(entries, dict) else ():
+            if isinstance(value, str) and budget.admits(len(value), stealth.PLACE):
+                metadata.texts.append(Text(stealth.PLACE, name, value))

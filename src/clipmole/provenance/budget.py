@@ -1,0 +1,68 @@
+"""How much of a file's metadata is read: one limit for all of its parts together.
+
+In: the size of each part, before it is read. Out: whether it may be read, and what was left out. It knows nothing of
+what the parts hold.
+"""
+
+from __future__ import annotations
+
+import zlib
+
+MAX_BYTES = 2**23  # of one file, after decompression; prompts and workflows of 2 MB exist
+_PART = 256  # bytes that every part costs beside its content: what Python needs to hold a short text
+_WORK = 4  # times the limit: bytes that are decompressed in all, those of parts that prove to be too large too
+
+
+class Budget:
+    """Bytes of metadata that may still be read of one file.
+
+    Args:
+        limit: bytes in all.
+
+    Attributes:
+        left: bytes that may still be read.
+        left_out: names of the parts that were not read; the same name once for each part.
+    """
+
+    def __init__(self, limit: int = MAX_BYTES) -> None:
+        self.limit = self.left = limit
+        self.work = _WORK * limit
+        self.left_out: list[str] = []
+
+    def admits(self, size: int, part: str) -> bool:
+        """Whether `part`, of `size` bytes, may be read; its size is then taken off."""
+        if size + _PART > self.left:
+            self.left_out.append(part)
+            return False
+        self.left -= size + _PART
+        return True
+
+    def inflated(self, data: bytes, part: str, wbits: int = zlib.MAX_WBITS) -> bytes:
+        """The content of a compressed part; b"" if it is damaged or too large.
+
+        Args:
+            data: as zlib or, with `wbits` 31, gzip writes it.
+        """
+        most = min(self.left - _PART, self.work)
+        if most <= 0:
+            self.left_out.append(part)
+            return b""
+        try:
+            content = zlib.decompressobj(wbits).decompress(data, most + 1)
+        except zlib.error:
+            self.work -= min(len(data), self.work)
+            return b""
+        self.work -= min(len(content), self.work)
+        if len(content) > most:
+            self.left_out.append(part)
+            return b""
+        self.left -= len(content) + _PART
+        return content
+
+    def remark(self) -> str | None:
+        """One line that says what was left out; None if nothing was."""
+        if not self.left_out:
+            return None
+        names = ", ".join(dict.fromkeys(self.left_out[:1000]))
+        parts = f"{len(self.left_out):,} part{'s' if len(self.left_out) > 1 else ''}"
+        return f"{parts} of the metadata left out, over {self.limit / 2**20:g} MiB in all: {names}"
