@@ -13,7 +13,8 @@
     │   ├── WeightsNotFound      not on disk, not in the cache, and no network to fetch them
     │   └── WeightsMismatch      missing, extra or misshapen tensors, or the wrong sha256
     ├── CheckpointError      an adapter directory: absent, unknown version, wrong backbone, damaged
-    └── DataError            a manifest or a data set: missing columns, labels, files
+    ├── DataError            a manifest or a data set: missing columns, labels, files
+    └── TrustListError       a list of certificates cannot be fetched
 
 A message is one line that names the thing and the cure, fit to be shown to a person as it is.
 This module knows nothing of the others.
@@ -97,3 +98,7 @@ class CheckpointError(ClipmoleError):
 
 class DataError(ClipmoleError):
     """A manifest or data set is incomplete or contradictory."""
+
+
+class TrustListError(ClipmoleError):
+    """A list of certificates to trust cannot be fetched."""

@@ -5,7 +5,9 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 import struct
+import tracemalloc
 import zlib
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -86,6 +88,11 @@ def iptc(fields: dict[int, bytes]) -> bytes:
     body = b"Photoshop 3.0\0" + resource
     jpeg = saved()
     return jpeg[:2] + b"\xff\xed" + struct.pack(">H", len(body) + 2) + body + jpeg[2:]
+
+
+def chunk(kind: bytes, body: bytes) -> bytes:
+    """A PNG chunk."""
+    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
 
 
 def only(data: bytes) -> Finding:
@@ -180,7 +187,7 @@ def test_what_is_no_image_is_an_image_error(tmp_path: Path) -> None:
             "moderate",
         ),
         (saved(exif=exif({0x0131: "Adobe Firefly"})), "Names a generator: Adobe Firefly", "strong"),
-        (saved("TIFF", tiffinfo={0x0131: "Ideogram AI"}), "Names a generator: Ideogram", "strong"),
+        (saved("TIFF", tiffinfo={0x0131: "Ideogram AI"}), "Names a generator: Ideogram AI", "strong"),
         (saved(comment="CREATOR: DALL-E 3"), "Names a generator: DALL-E 3", "moderate"),
         (iptc({110: b"Made with Google AI"}), "Names a generator: Google AI", "moderate"),
         (
@@ -197,9 +204,6 @@ def test_generators_are_known_by_what_they_write(data: bytes, title: str, streng
 
 
 def test_keywords_with_underscores_and_compressed_texts_are_read() -> None:
-    def chunk(kind: bytes, body: bytes) -> bytes:
-        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
-
     plain = saved("PNG")
     settings = b'{"app_version": "4.2"}'
     for extra in (
@@ -586,12 +590,69 @@ def test_a_text_is_cut_and_made_printable() -> None:
     assert finding.detail.isprintable()
 
 
-def test_a_compressed_text_bomb_is_bounded() -> None:
-    body = b"parameters\0\0" + zlib.compress(b"A" * 50_000_000, 9)
-    chunk = struct.pack(">I", len(body)) + b"zTXt" + body + struct.pack(">I", zlib.crc32(b"zTXt" + body))
+def png_with(chunks: bytes) -> bytes:
+    """A PNG with more chunks before its pixels."""
     plain = saved("PNG")
-    metadata = read_metadata(plain[:33] + chunk + plain[33:], "PNG", None)
-    assert [len(text.value) for text in metadata.texts] == [2**20]
+    return plain[:33] + chunks + plain[33:]
+
+
+MEBIBYTE = zlib.compress(b"a" * (2**20 - 4) + "\U0001f600".encode(), 9)  # four bytes a character in Python
+SHORT = b"Steps: 20, Sampler: Euler a, Seed: 1"
+
+
+@pytest.mark.parametrize(
+    "bomb",
+    [
+        chunk(b"iTXt", b"Comment\0\1\1\0\0" + MEBIBYTE) * 300,
+        chunk(b"iTXt", b"Comment\0\1\0\0\0" + MEBIBYTE) * 300,
+        chunk(b"zTXt", b"Comment\0\0" + MEBIBYTE) * 300,
+        chunk(b"zTXt", b"Comment\0\0" + zlib.compress(bytes(2**28), 9)),
+        chunk(b"iTXt", b"XML:com.adobe.xmp\0\1\1\0\0" + MEBIBYTE) * 300,
+        chunk(b"zTXt", b"Raw profile type exif\0\0" + MEBIBYTE) * 300,
+        chunk(b"tEXt", b"Comment\0" + bytes(2**20)) * 20,
+        chunk(b"eXIf", b"II*\0" + bytes(2**24)),
+        chunk(b"tEXt", b"parameters\0x") * 20_000,
+    ],
+    ids=["itxt-method-1", "itxt", "ztxt", "one-ztxt", "xmp", "raw-profile", "plain", "exif", "many"],
+)
+def test_all_metadata_of_a_file_together_is_bounded_and_what_is_left_out_is_said(bomb: bytes) -> None:
+    data = png_with(chunk(b"tEXt", b"parameters\0" + SHORT) + bomb)
+    tracemalloc.start()
+    try:
+        metadata = read_metadata(data, "PNG", None)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 64 * 2**20  # 8 MiB of characters that take 4 bytes each, and a copy
+    assert metadata.texts[0].value == SHORT.decode()
+    assert re.fullmatch(
+        r"[\d,]+ parts? of the metadata left out, to read no more than 8 MiB of it: .+", metadata.damaged[-1]
+    )
+    assert read_provenance(data).not_checked[-1] == metadata.damaged[-1]
+
+
+def test_jpeg_segments_are_bounded_together_and_read_in_linear_time() -> None:
+    exif_segment = b"\xff\xe1" + struct.pack(">H", 65535) + b"Exif\0\0MM\0*" + bytes(65533 - 10)
+    comment = b"\xff\xfe" + struct.pack(">H", 65535) + bytes(65533)
+    plain = saved(comment=WEBUI)
+    data = plain[:2] + exif_segment * 150 + comment * 150 + plain[2:]
+    found = read_provenance(data)
+    assert found.not_checked[-1].startswith("174 parts of the metadata left out")
+    assert read_provenance(plain[:2] + comment * 3 + plain[2:]).findings[0].key == "comment"  # not the first one only
+
+
+def test_an_exif_block_that_points_at_the_same_bytes_again_and_again_is_bounded() -> None:
+    n, size = 4000, 2**16
+    entries = b"".join(struct.pack("<HHII", 0x0100 + k, 2, size, 8) for k in range(n))
+    block = b"II*\0" + struct.pack("<IH", 8, n) + entries + bytes(4 + size)
+    data = png_with(chunk(b"eXIf", block))
+    tracemalloc.start()
+    try:
+        read_provenance(data)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 64 * 2**20
 
 
 def test_json_of_any_depth_and_numbers_of_any_length_are_survived() -> None:

@@ -331,17 +331,21 @@ def _decoding(name: str, what: str) -> Iterator[None]:
         raise ImageUnreadable(name, f"damaged or truncated {what} ({detail}); fetch or export it again") from error
 
 
-def open_image(
+def read_file(
     source: str | os.PathLike[str] | bytes, name: str | None = None, limits: ImageLimits = DEFAULT_LIMITS
-) -> tuple[bytes, str, ImageFile.ImageFile | None]:
-    """A file's bytes, its format, and it opened but not decoded; None if its header cannot be read.
+) -> tuple[bytes, str]:
+    """A file's bytes and its format, for those who read metadata.
 
-    For who reads metadata. Raises `ImageError` as `load_image` does, but not for damaged content.
+    Raises `ImageError` as `load_image` does, but not for damaged content.
     """
     name = escaped(source_name(source) if name is None else name) or "''"
     data = source if isinstance(source, bytes) else _read(source, name, limits)
-    found = _admitted(data, name, limits)
+    return data, _admitted(data, name, limits)
+
+
+def open_file(data: bytes, found: str) -> ImageFile.ImageFile | None:
+    """A file of format `found` opened but not decoded; None if its header cannot be read."""
     try:
-        return data, found, reader_of(found, name)(io.BytesIO(data))
+        return reader_of(found, "image")(io.BytesIO(data))
     except Exception:  # hostile headers fail in many ways
-        return data, found, None
+        return None

@@ -1,58 +1,115 @@
 """Where an image says that it comes from: content credentials, IPTC fields, prompts, camera data.
 
-In: a path or the bytes of a file. Out: a `Provenance` record. It is evidence apart from a detector's score, and
-never mixed into it. Nothing is fetched, and no pixel is judged. It knows nothing of networks.
+In: a path or the bytes of a file. Out: a `Provenance` record. It is evidence apart from a detector's score, and never
+mixed into it. Nothing is fetched unasked, and no pixel is judged: they are decoded only for text that is hidden in
+the alpha channel. It knows nothing of networks.
 """
 
 from __future__ import annotations
 
+import json
 import os
+from collections.abc import Iterator
+from itertools import islice
+from typing import Any
 
 from clipmole.errors import MissingDependency
-from clipmole.images.loading import DEFAULT_LIMITS, ImageLimits, open_image, source_name
+from clipmole.images.loading import DEFAULT_LIMITS, ImageLimits, open_file, read_file, source_name
 from clipmole.plumbing.text import one_line
 from clipmole.provenance.camera import find_camera
 from clipmole.provenance.credentials import find_credentials
-from clipmole.provenance.findings import CAUTION, Finding, Provenance
-from clipmole.provenance.generators import find_generators
-from clipmole.provenance.metadata import Metadata, read_metadata
+from clipmole.provenance.findings import CAUTION, Credentials, Finding, Provenance
+from clipmole.provenance.metadata import WALKED, Metadata, read_metadata
+from clipmole.provenance.rules import find_generators
 from clipmole.provenance.source_type import source_type
+from clipmole.provenance.texts import Text
+from clipmole.provenance.trust_list import TrustList
 
-__all__ = ["CAUTION", "Finding", "Provenance", "read_provenance"]
+__all__ = ["CAUTION", "Credentials", "Finding", "Provenance", "read_everything", "read_provenance"]
 
 MAX_FINDINGS = 40
+MAX_CLAIMS = 5000  # values of a manifest store that are listed
 _ORDER = {"strong": 0, "moderate": 1, "weak": 2}
 
 
-def read_provenance(source: str | os.PathLike[str] | bytes, *, limits: ImageLimits = DEFAULT_LIMITS) -> Provenance:
+def read_provenance(
+    source: str | os.PathLike[str] | bytes,
+    *,
+    limits: ImageLimits = DEFAULT_LIMITS,
+    trust_list: TrustList | None = None,
+) -> Provenance:
     """What the metadata of an image file say of where it comes from.
 
     Args:
         source: a path, or the bytes of a file.
         limits: the largest file to admit.
+        trust_list: whose content credentials to trust; None: that is not checked.
 
-    Raises `ImageError` if there is no such file, or if it is not an image of a format that is read. Whatever is
-    wrong with the metadata is not an error: `not_checked` names it.
+    Returns:
+        The findings, what was checked of the content credentials, and what could not be looked at.
+
+    Raises:
+        ImageError: there is no such file, or it is not an image of a format that is read. Whatever is wrong with the
+            metadata is not an error: `not_checked` names it.
     """
-    data, found, image = open_image(source, limits=limits)
-    metadata = read_metadata(data, found, image)
+    return _read(source, limits, trust_list)[0]
+
+
+def read_everything(
+    source: str | os.PathLike[str] | bytes,
+    *,
+    limits: ImageLimits = DEFAULT_LIMITS,
+    trust_list: TrustList | None = None,
+) -> tuple[Provenance, list[Text]]:
+    """What `read_provenance` gives, and all metadata as texts, as they stand in the file: they may hold anything.
+
+    Arguments and errors are those of `read_provenance`.
+    """
+    provenance, metadata, store = _read(source, limits, trust_list)
+    return provenance, [*metadata.texts, *metadata.others, *islice(_flattened(store), MAX_CLAIMS)]
+
+
+def _read(
+    source: str | os.PathLike[str] | bytes, limits: ImageLimits, trust_list: TrustList | None
+) -> tuple[Provenance, Metadata, dict[str, Any]]:
+    """The record, what it was made from, and the manifest store of the content credentials."""
+    data, found = read_file(source, limits=limits)
+    metadata = read_metadata(data, found, None if found in WALKED else open_file(data, found))
     findings = find_generators(metadata.texts) + _source_types(metadata) + find_camera(metadata)
     not_checked = list(metadata.damaged)
     remote = [text.value for text in metadata.texts if text.place == "XMP" and text.name == "provenance"]
+    checked: Credentials | None = None
+    store: dict[str, Any] = {}
     if metadata.credentials:
         try:
-            findings += find_credentials(data, found)
+            said, checked, store = find_credentials(data, found, trust_list)
+            findings += said
         except MissingDependency as error:
             not_checked.append(f"content credentials (C2PA): {error}")
     elif remote:
         not_checked.append(f"content credentials (C2PA) kept elsewhere are not fetched: {remote[0]}")
     unique = list(dict.fromkeys(findings))
-    return Provenance(
+    provenance = Provenance(
         source=one_line(source_name(source), 1000),
         format=found,
         findings=tuple(sorted(unique, key=lambda finding: _ORDER[finding.strength])[:MAX_FINDINGS]),
+        credentials=checked,
         not_checked=tuple(one_line(line) for line in not_checked[:10]),
     )
+    return provenance, metadata, store
+
+
+def _flattened(store: dict[str, Any]) -> Iterator[Text]:
+    """A manifest store as texts: one for each value that is no object or list, named by the way to it."""
+    waiting: list[tuple[str, Any]] = [("", store)]
+    while waiting:
+        name, value = waiting.pop()
+        if isinstance(value, dict):
+            waiting += [(f"{name}.{key}".lstrip("."), each) for key, each in reversed(value.items())]
+        elif isinstance(value, list):
+            waiting += [(f"{name}[{k}]", each) for k, each in reversed(list(enumerate(value)))]
+        else:
+            yield Text("C2PA", name, value if isinstance(value, str) else json.dumps(value))
 
 
 def _source_types(metadata: Metadata) -> list[Finding]:
@@ -68,7 +125,7 @@ def _source_types(metadata: Metadata) -> list[Finding]:
                     detail=one_line(text.value),
                     points_to=kind.points_to,
                     strength=kind.strength,
-                    key=text.key,
+                    key=one_line(text.key, 80),
                 )
             )
     return found

@@ -9,7 +9,7 @@ from __future__ import annotations
 import zlib
 
 MAX_BYTES = 2**23  # of one file, after decompression; prompts and workflows of 2 MB exist
-_PART = 256  # bytes that every part costs beside its content: what Python needs to hold a short text
+_PART = 1024  # bytes that every part costs beside its content: what it takes to hold and judge a short text
 _WORK = 4  # times the limit: bytes that are decompressed in all, those of parts that prove to be too large too
 
 
@@ -37,8 +37,8 @@ class Budget:
         self.left -= size + _PART
         return True
 
-    def inflated(self, data: bytes, part: str, wbits: int = zlib.MAX_WBITS) -> bytes:
-        """The content of a compressed part; b"" if it is damaged or too large.
+    def inflated(self, data: bytes, part: str, wbits: int = zlib.MAX_WBITS) -> bytes | None:
+        """The content of a compressed part; b"" if it is damaged, None if it is too large.
 
         Args:
             data: as zlib or, with `wbits` 31, gzip writes it.
@@ -46,7 +46,7 @@ class Budget:
         most = min(self.left - _PART, self.work)
         if most <= 0:
             self.left_out.append(part)
-            return b""
+            return None
         try:
             content = zlib.decompressobj(wbits).decompress(data, most + 1)
         except zlib.error:
@@ -55,7 +55,7 @@ class Budget:
         self.work -= min(len(content), self.work)
         if len(content) > most:
             self.left_out.append(part)
-            return b""
+            return None
         self.left -= len(content) + _PART
         return content
 
@@ -65,4 +65,4 @@ class Budget:
             return None
         names = ", ".join(dict.fromkeys(self.left_out[:1000]))
         parts = f"{len(self.left_out):,} part{'s' if len(self.left_out) > 1 else ''}"
-        return f"{parts} of the metadata left out, over {self.limit / 2**20:g} MiB in all: {names}"
+        return f"{parts} of the metadata left out, to read no more than {self.limit / 2**20:g} MiB of it: {names}"

@@ -37,7 +37,7 @@ def find_camera(metadata: Metadata, now: datetime | None = None) -> list[Finding
     is_camera = bool(make or model) and not _NO_CAMERA.search(f"{make} {model}")
     exposure = [name for name in _EXPOSURE if exif.get(name) not in (None, "")]
     if is_camera:
-        found.append(_camera(exif, f"{make} {model}".strip(), exposure, metadata.gps))
+        found.append(_camera(exif, f"{make} {model}".strip(), exposure, bool(metadata.gps.get("GPSLatitude"))))
     years = {name: year for name in _DATES if (year := _year(exif.get(name))) is not None}
     found += _dates(metadata, model, years, now or datetime.now(UTC))
     found += _geometry(metadata)

@@ -57,7 +57,7 @@ _PACKETS = (XMP, IPTC, PHOTOSHOP, ICC)
 class _Entry(NamedTuple):
     tag: int
     type: int
-    count: int
+    n: int  # values
     at: int  # offset of the value, bytes
     size: int  # of the value, bytes
 
@@ -66,7 +66,7 @@ class _Layout(NamedTuple):
     """How offsets and numbers are packed: as TIFF, or as BigTIFF."""
 
     order: str
-    count: str
+    n_entries: str
     entry: str
     offset: str
 
@@ -115,8 +115,8 @@ def _directory(layout: _Layout, block: bytes, at: int) -> tuple[list[_Entry], in
     """
     if not 0 < at < len(block):
         return [], 0
-    (n,) = layout.unpack(layout.count, block, at)
-    at += struct.calcsize(layout.order + layout.count)
+    (n,) = layout.unpack(layout.n_entries, block, at)
+    at += struct.calcsize(layout.order + layout.n_entries)
     head, inside = struct.calcsize(layout.order + layout.entry), struct.calcsize(layout.order + layout.offset)
     each = head + inside
     end = at + n * each
@@ -140,14 +140,14 @@ def _number(layout: _Layout, block: bytes, entry: _Entry) -> int:
 def _add(tags: dict[str, Any], name: str, layout: _Layout, block: bytes, entry: _Entry, budget: Budget) -> None:
     """Read the value of one entry into `tags`; the first entry of a name counts."""
     packed = _FORMATS[entry.type]
-    textual = packed == "s" or (entry.type == 1 and entry.count > 4)
-    if name in tags or (not textual and entry.count > _MAX_NUMBERS) or not budget.admits(entry.size, f"EXIF {name}"):
+    textual = packed == "s" or (entry.type == 1 and entry.n > 4)
+    if name in tags or (not textual and entry.n > _MAX_NUMBERS) or not budget.admits(entry.size, f"EXIF {name}"):
         return
     if textual:
         value = block[entry.at : entry.at + entry.size]
         tags[name] = _text(name, value) if entry.type in (_TEXT, _UTF8) else _of_bytes(name, value)
         return
-    numbers = layout.unpack(packed * entry.count, block, entry.at)
+    numbers = layout.unpack(packed * entry.n, block, entry.at)
     if len(packed) == 2:
         numbers = tuple(a / b if b else None for a, b in zip(numbers[::2], numbers[1::2], strict=True))
     tags[name] = numbers[0] if len(numbers) == 1 else numbers
@@ -168,7 +168,7 @@ def _of_bytes(name: str, value: bytes) -> Any:
 
 
 def _user_comment(value: bytes) -> str:
-    """The text after the 8 bytes that name its character code (EXIF 3.0, 4.6.5); not every program keeps to the code it names."""
+    """The text after the 8 bytes that name its character code (EXIF 3.0, 4.6.5), to which not all programs keep."""
     code, body = value[:8], value[8:]
     if code == b"UNICODE\0":
         if body[:2] in (b"\xfe\xff", b"\xff\xfe"):

@@ -15,6 +15,8 @@ from clipmole.records import Record
 Kind = Literal["content_credentials", "digital_source_type", "generator", "camera", "software", "contradiction"]
 PointsTo = Literal["ai-generated", "photograph", "edited", "neither"]
 Strength = Literal["strong", "moderate", "weak"]
+Integrity = Literal["holds", "broken", "unknown"]
+Trust = Literal["trusted", "not_on_list", "not_checked"]
 
 CAUTION = (
     "Metadata are evidence apart from the detector's score and do not change it. Anybody can write, copy or remove "
@@ -43,6 +45,34 @@ class Finding(Record):
     key: str = ""
 
 
+class Credentials(Record):
+    """What was checked of a file's content credentials. What they say of the image are findings.
+
+    Attributes:
+        status: the checks in one line: "trusted", "valid, signer not on the list", "valid, trust not checked",
+        "broken",
+            or "integrity not checked".
+        integrity: whether the file is as it was signed, by its hash and the signature: "holds", "broken", or "unknown"
+            if that could not be worked out.
+        trust: whether the signer's certificate leads back to one of the trust list: "trusted", "not_on_list", or
+            "not_checked" without a list.
+        signer: who signed, by the certificate: without a list anybody's word.
+        program: what made the credentials, by their own word.
+        signed: when, by the time stamp; "" without one.
+        trust_list: name, date and sha256 of the list; "" without one.
+        remarks: codes of the C2PA specification for what the validator found amiss.
+    """
+
+    status: str
+    integrity: Integrity
+    trust: Trust
+    signer: str
+    program: str = ""
+    signed: str = ""
+    trust_list: str = ""
+    remarks: tuple[str, ...] = ()
+
+
 class Provenance(Record):
     """What the metadata of one file say.
 
@@ -50,6 +80,7 @@ class Provenance(Record):
         source: the path as given, or "<bytes>".
         format: "JPEG", "PNG", ...
         findings: the strongest first; () says nothing about the image.
+        credentials: what was checked of the content credentials; None if there are none that can be read.
         not_checked: what could not be looked at, and why, a line each.
         caution: what metadata do not prove.
     """
@@ -57,5 +88,6 @@ class Provenance(Record):
     source: str
     format: str
     findings: tuple[Finding, ...] = ()
+    credentials: Credentials | None = None
     not_checked: tuple[str, ...] = Field(())
     caution: str = CAUTION

@@ -1,10 +1,11 @@
 """The metadata of an image file: EXIF, XMP, IPTC fields, PNG text, comments, text in the alpha channel.
 
 In: the bytes of a file. Out: `Metadata`: texts with their places, EXIF tags, XMP properties. All of it together is
-limited by one budget. What is over it, and what cannot be read, is named in `damaged`. It knows nothing of what the texts
-mean.
+limited by one budget. What is over it, and what cannot be read, is named in `damaged`. It knows nothing of what the
+texts mean.
 
-Sources: PNG (W3C, third edition), the WebP container specification, IPTC IIM 4.2.
+Sources: PNG (W3C, third edition), JPEG (ITU-T T.81), XMP part 3 (Adobe), the WebP container specification, IPTC IIM
+4.2.
 """
 
 from __future__ import annotations
@@ -24,9 +25,18 @@ from clipmole.provenance.exif import UnreadableExif, read_exif
 from clipmole.provenance.texts import Text, decoded, parse_json
 from clipmole.provenance.xmp import Property, UnsafeXMP, read_xmp
 
-MAX_CHUNKS = 2**16  # of a PNG or WebP file
+WALKED = ("PNG", "JPEG")
+MAX_CHUNKS = 2**20  # of a PNG or WebP file
 _XMP_KEY = "XML:com.adobe.xmp"
 _PHOTOSHOP_IPTC = 0x0404  # number of the resource that holds IPTC fields
+_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # JPEG markers of frames, which state the size
+_SEGMENTS = (  # place, JPEG marker, first bytes, bytes to skip after them
+    ("EXIF", 0xE1, b"Exif\0\0", 0),
+    ("XMP", 0xE1, b"http://ns.adobe.com/xap/1.0/\0", 0),
+    ("XMP, extended", 0xE1, b"http://ns.adobe.com/xmp/extension/\0", 40),  # a digest, the whole length, an offset
+    ("IPTC", 0xED, b"Photoshop 3.0\0", 0),
+    ("ICC profile", 0xE2, b"ICC_PROFILE\0", 2),  # which part of how many
+)
 _IIM = {  # IPTC IIM 4.2, record 2
     5: "Object Name", 15: "Category", 25: "Keywords", 40: "Special Instructions", 55: "Date Created",
     60: "Time Created", 65: "Originating Program", 70: "Program Version", 80: "By-line", 85: "By-line Title",
@@ -68,19 +78,17 @@ def read_metadata(data: bytes, found: str, image: ImageFile.ImageFile | None, bu
     """All metadata of a file.
 
     Args:
-        data: its bytes.
-        found: its format.
-        image: the file opened by Pillow, not decoded; None for PNG, or if its header cannot be read.
+        data: its bytes. found: its format. image: the file opened by Pillow, not decoded; None if its header cannot
+        be read, and for the formats of `WALKED`,
+            whose metadata Pillow reads without a common limit.
         budget: how much to read; None: `budget.MAX_BYTES`.
     """
     budget = budget or Budget()
-    metadata = Metadata(found, image.size if image is not None else None)
+    metadata = Metadata(found, image.size if image is not None else _size(data, found))
     metadata.credentials = b"jumb" in data and b"c2pa" in data
-    if found == "PNG":
-        metadata.size = struct.unpack(">II", data[16:24]) if data[12:16] == b"IHDR" and len(data) >= 24 else None
-        parts = _png_parts(data, budget)
-    elif found == "WebP":
-        parts = _webp_parts(data, budget)
+    walk = {"PNG": _png_parts, "JPEG": _jpeg_parts, "WebP": _webp_parts}.get(found)
+    if walk is not None:
+        parts = walk(data, budget)
     elif image is not None:
         parts = _opened_parts(data, image, budget)
     else:
@@ -98,7 +106,7 @@ def read_metadata(data: bytes, found: str, image: ImageFile.ImageFile | None, bu
             metadata.others.append(Text(place, "", name))
         else:
             metadata.texts.append(Text(place, name, decoded(value)))
-    if metadata.size is not None and (found == "PNG" or (found == "WebP" and image is not None)):
+    if found == "PNG" or (found == "WebP" and image is not None):
         _add_hidden_text(metadata, data, image, budget)
     if remark := budget.remark():
         metadata.damaged.append(remark)
@@ -106,7 +114,75 @@ def read_metadata(data: bytes, found: str, image: ImageFile.ImageFile | None, bu
 
 
 _Part = tuple[str, str, bytes]
-"""A place ("EXIF", "XMP", "IPTC", else that of a text), a name, and the content; of an ICC profile its size as the name."""
+"""A place ("EXIF", "XMP", "IPTC", else that of a text), a name, and the content; an ICC profile's name is its size."""
+
+
+def _size(data: bytes, found: str) -> tuple[int, int] | None:
+    """(width, height) that the header of a PNG or JPEG states, pixels."""
+    if found == "PNG" and data[12:16] == b"IHDR" and len(data) >= 24:
+        return struct.unpack(">II", data[16:24])
+    for marker, start, end in _jpeg_segments(data) if found == "JPEG" else ():
+        if marker in _FRAMES and end - start >= 5:
+            height, width = struct.unpack_from(">HH", data, start + 1)
+            return width, height
+    return None
+
+
+def _jpeg_segments(data: bytes) -> Iterator[tuple[int, int, int]]:
+    """(marker, start, end) of the segments before the pixels of a JPEG: offsets of their content."""
+    at = 2
+    while at + 4 <= len(data) and data[at] == 0xFF:
+        marker = data[at + 1]
+        if marker == 0xFF:  # a byte that fills up
+            at += 1
+            continue
+        if marker in (0xD9, 0xDA):  # the end, or pixels
+            return
+        if marker == 0x01 or 0xD0 <= marker <= 0xD8:  # no content
+            at += 2
+            continue
+        length = struct.unpack_from(">H", data, at + 2)[0]
+        yield marker, at + 4, min(at + 2 + length, len(data))
+        at += 2 + max(length, 2)
+
+
+def _jpeg_parts(data: bytes, budget: Budget) -> Iterator[_Part]:
+    """The metadata in the segments of a JPEG; blocks that are split over several are put together."""
+    blocks: dict[str, list[bytes]] = {}
+    profile = 0
+    for marker, start, end in _jpeg_segments(data):
+        if marker == 0xFE:
+            if budget.admits(end - start, "comment"):
+                yield "comment", "", data[start:end]
+            continue
+        for place, number, mark, skipped in _SEGMENTS:
+            if marker == number and data.startswith(mark, start):
+                content = data[start + len(mark) + skipped : end]
+                if place == "ICC profile":
+                    profile += len(content)
+                elif budget.admits(len(content), place):
+                    blocks.setdefault(place, []).append(content)
+                break
+    for place, split in blocks.items():
+        block = b"".join(split)
+        yield ("IPTC", "", _photoshop_iptc(block)) if place == "IPTC" else (place.split(",")[0], "", block)
+    if profile:
+        yield "ICC profile", f"{profile:,} bytes", b""
+
+
+def _photoshop_iptc(block: bytes) -> bytes:
+    """The resource of Photoshop's that holds IPTC fields; b"" if there is none."""
+    at = 0
+    while at + 12 <= len(block) and block[at : at + 4] == b"8BIM":
+        (number,) = struct.unpack_from(">H", block, at + 4)
+        at += 6 + (block[at + 6] // 2 + 1) * 2  # past the name, padded to an even length
+        if at + 4 > len(block):
+            break
+        (length,) = struct.unpack_from(">I", block, at)
+        if number == _PHOTOSHOP_IPTC:
+            return block[at + 4 : at + 4 + length]
+        at += 4 + length + length % 2
+    return b""
 
 
 def _png_parts(data: bytes, budget: Budget) -> Iterator[_Part]:
@@ -146,9 +222,9 @@ def _png_text(kind: bytes, data: bytes, at: int, length: int, budget: Budget) ->
             start = data.find(b"\0", start, end) + 1 or end
     if compressed:
         value = budget.inflated(data[start:end], name)
-    elif budget.admits(max(0, end - start), name):
-        value = data[start:end]
     else:
+        value = data[start:end] if budget.admits(max(0, end - start), name) else None
+    if value is None:
         return None
     if key == _XMP_KEY:
         return "XMP", "", value
@@ -165,8 +241,7 @@ def _raw_profile(key: str, value: bytes) -> _Part:
         return "XMP", "", block[29:]
     kind = key.rsplit(" ", 1)[1]
     if kind == "iptc":
-        at = block.find(b"8BIM\4\4\0\0")
-        return "IPTC", "", block[at + 12 :] if at >= 0 else block
+        return "IPTC", "", _photoshop_iptc(block) or block
     if kind == "icc":
         return "ICC profile", f"{len(block):,} bytes", b""
     place = {"exif": "EXIF", "APP1": "EXIF", "xmp": "XMP"}.get(kind)
@@ -195,21 +270,13 @@ def _opened_parts(data: bytes, image: ImageFile.ImageFile, budget: Budget) -> It
         block = image.info.get(key)
         if isinstance(block, bytes) and block and budget.admits(len(block), place):
             yield place, "", block
-    if image.format == "TIFF":
+    if data[:2] in (b"II", b"MM"):  # a TIFF
         yield "EXIF", "", data
-    fields = image.info.get("photoshop")
-    block = fields.get(_PHOTOSHOP_IPTC) if isinstance(fields, dict) else None
-    if isinstance(block, bytes) and budget.admits(len(block), "IPTC"):
-        yield "IPTC", "", block
     if profile := image.info.get("icc_profile"):
         yield "ICC profile", f"{len(profile):,} bytes", b""
-    if isinstance(image, JpegImageFile):
-        comments = [content for marker, content in image.applist if marker == "COM"]
-    else:
-        comments = [image.info.get("comment", b"")]
-    for comment in comments:
-        if isinstance(comment, bytes) and comment and budget.admits(len(comment), "comment"):
-            yield "comment", "", comment
+    comment = image.info.get("comment")
+    if isinstance(comment, bytes) and budget.admits(len(comment), "comment"):
+        yield "comment", "", comment
 
 
 def _add_exif(metadata: Metadata, block: bytes, budget: Budget) -> None:

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from pydantic import Field, model_validator
 
 from clipmole.plumbing.text import one_line
-from clipmole.provenance.findings import MAX_TEXT, Finding, PointsTo, Strength
+from clipmole.provenance.findings import Finding, PointsTo, Strength
 from clipmole.provenance.texts import Text, parse_json
 from clipmole.records import Record
 
@@ -156,7 +156,7 @@ def _finding(rule: Rule, text: Text, match: _Match) -> Finding:
     return Finding(
         kind="generator" if rule.points_to == "ai-generated" else "software",
         title=title,
-        detail=one_line(match.name if rule.graph else text.value, MAX_TEXT),
+        detail=one_line(match.name if rule.graph else text.value),
         points_to=rule.points_to,
         strength=rule.strength,
         key=one_line(text.key, 80),
@@ -245,18 +245,19 @@ class _Reading:
 class _Where(NamedTuple):
     """Which keys a rule looks at: these, and those that fit one of the expressions."""
 
+    everywhere: bool
     keys: frozenset[str]
     expressions: tuple[re.Pattern[str], ...]
 
     def fits(self, key: str) -> bool:
-        return key in self.keys or any(expression.match(key) for expression in self.expressions)
+        return self.everywhere or key in self.keys or any(expression.match(key) for expression in self.expressions)
 
 
 @cache
 def _where(items: tuple[str, ...]) -> _Where:
     listed = list(load_rules().listed(items))
     globs = tuple(re.compile(fnmatch.translate(item)) for item in listed if "*" in item)
-    return _Where(frozenset(item for item in listed if "*" not in item), globs)
+    return _Where("*" in listed, frozenset(item for item in listed if "*" not in item), globs)
 
 
 @cache

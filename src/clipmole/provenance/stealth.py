@@ -3,8 +3,9 @@
 In: the bytes of a PNG or WebP file. Out: the hidden text. The pixels are decoded for this, and only their alpha is
 looked at. It knows nothing of what the text means.
 
-Source: ashen-sensored/sd_webui_stealth_pnginfo: one bit a pixel, column by column from the upper left, the highest bit of
-each byte first: a mark of 15 characters, the number of bits as 32 bits, and the text in UTF-8, plain or as gzip.
+Source: ashen-sensored/sd_webui_stealth_pnginfo: one bit a pixel, column by column from the upper left, the highest
+bit of each byte first: a mark of 15 characters, the number of bits as 32 bits, and the text in UTF-8, plain or as
+gzip.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ def hidden_text(data: bytes, image: ImageFile.ImageFile | None, budget: Budget) 
         return ""
     content = _bits(alpha, _HEAD, n_bits - n_bits % 8) or b""
     if head[:-4] == _PACKED:
-        content = budget.inflated(content, PLACE, _GZIP)
+        content = budget.inflated(content, PLACE, _GZIP) or b""
     return content.decode("utf-8", "replace")
 
 
@@ -67,10 +68,10 @@ def _bits(alpha: NDArray[np.uint8], start: int, n: int) -> bytes | None:
 
 def _pixels_alone(data: bytes) -> bytes:
     """A PNG without all chunks but those of its pixels: its texts are not inflated once more."""
-    view, parts, at = memoryview(data), [data[:8]], 8
+    parts, at = [data[:8]], 8
     while at + 8 <= len(data):
         length, kind = struct.unpack_from(">I4s", data, at)
         if kind in _PIXEL_CHUNKS:
-            parts.append(view[at : at + 12 + length])
+            parts.append(data[at : at + 12 + length])
         at += 12 + length
     return b"".join(parts)

@@ -1,0 +1,138 @@
+"""Certificates of signers to trust: of a file that the user names, or C2PA's published list, fetched when asked for.
+
+In: a PEM file, or the address of one. Out: `TrustList`. A fetched list is kept in the cache with its date and sha256,
+and is never fetched unasked. It knows nothing of images.
+
+Source: https://github.com/c2pa-org/conformance-public, trust-list/C2PA-TRUST-LIST.pem: the certificate authorities of
+signers. The list of authorities for time stamps beside it is not used: c2pa-python cannot hold the two apart, and an
+authority for time stamps must not vouch for signers.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import json
+import os
+import re
+import urllib.error
+import urllib.request
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from clipmole.errors import ConfigError, TrustListError
+from clipmole.plumbing.files import cache_folder, write_texts
+from clipmole.plumbing.text import escaped, first_line
+
+URL = "https://raw.githubusercontent.com/c2pa-org/conformance-public/refs/heads/main/trust-list/C2PA-TRUST-LIST.pem"
+_PEM, _RECORD = "c2pa-trust-list.pem", "c2pa-trust-list.json"
+_MAX_BYTES = 2**24
+_SECONDS = 30.0
+_CERTIFICATE = re.compile(r"-----BEGIN CERTIFICATE-----\s+(.*?)-----END CERTIFICATE-----", re.DOTALL)
+_LOOPBACK = ("127.0.0.1", "::1", "localhost")
+
+
+@dataclass(frozen=True)
+class TrustList:
+    """Certificates that a signer's certificate must lead back to.
+
+    Attributes:
+        name: the file's name, or "C2PA trust list".
+        date: when it was fetched, YYYY-MM-DD; "" of a file that the user names.
+        sha256: of the PEM text, hexadecimal.
+        pem: the certificates.
+        n_certificates: how many they are.
+    """
+
+    name: str
+    date: str
+    sha256: str
+    pem: str
+    n_certificates: int
+
+    def __str__(self) -> str:
+        return f"{self.name}{f' of {self.date}' if self.date else ''}, sha256 {self.sha256[:12]}"
+
+
+def read_trust_list(path: str | os.PathLike[str]) -> TrustList:
+    """The certificates of a PEM file. Raises `ConfigError` if it cannot be read or holds none."""
+    shown = escaped(os.fsdecode(path))
+    try:
+        text = _limited(Path(path).read_bytes(), shown)
+    except OSError as error:
+        raise ConfigError(f"{shown}: cannot be read: {error.strerror}") from error
+    return _parsed(text, escaped(Path(os.fsdecode(path)).name), "", shown)
+
+
+def kept_trust_list() -> TrustList | None:
+    """The list that `get_trust_list` keeps in the cache; None if it was never fetched.
+
+    Raises `ConfigError` if it is damaged.
+    """
+    folder = cache_folder("trust")
+    shown, again = escaped(str(folder / _PEM)), "get it again: clipmole provenance trust-list get"
+    try:
+        text, record = (folder / _PEM).read_bytes(), json.loads((folder / _RECORD).read_bytes())
+        kept = _parsed(text.decode("ascii"), "C2PA trust list", str(record["date"])[:10], shown)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{shown}: damaged ({first_line(error)}); {again}") from error
+    if kept.sha256 != record["sha256"]:
+        raise ConfigError(f"{shown}: is not what was fetched; {again}")
+    return kept
+
+
+def get_trust_list(url: str = URL) -> TrustList:
+    """Fetch a list of certificates and keep it in the cache, in place of an older one.
+
+    Args:
+        url: https, or http on this machine.
+
+    Raises:
+        ConfigError: an address of another kind.
+        TrustListError: it cannot be fetched, or is no list of certificates; the older one is then still there.
+    """
+    place = urlsplit(url)
+    if place.scheme != "https" and not (place.scheme == "http" and place.hostname in _LOOPBACK):
+        raise ConfigError(f"{escaped(url)}: give an address that begins with https://")
+    try:
+        with urllib.request.urlopen(url, timeout=_SECONDS) as response:
+            data = response.read(_MAX_BYTES + 1)
+    except (OSError, ValueError) as error:  # URLError is an OSError
+        reason = getattr(error, "reason", error)
+        detail = first_line(reason) if isinstance(reason, BaseException) else str(reason)
+        raise TrustListError(
+            f"{escaped(url)}: cannot be fetched: {detail}; check the network, or give a file"
+        ) from error
+    date = datetime.now(UTC).isoformat(timespec="seconds")
+    try:
+        found = _parsed(_limited(data, url), "C2PA trust list", date[:10], escaped(url))
+    except ConfigError as error:
+        raise TrustListError(str(error)) from error
+    record = {"url": url, "date": date, "sha256": found.sha256, "certificates": found.n_certificates}
+    write_texts(cache_folder("trust"), {_PEM: found.pem, _RECORD: json.dumps(record, indent=1) + "\n"})
+    return found
+
+
+def _limited(data: bytes, shown: str) -> str:
+    if len(data) > _MAX_BYTES:
+        raise ConfigError(f"{shown}: over {_MAX_BYTES / 2**20:g} MiB; no list of certificates is so large")
+    return data.decode("utf-8", "replace")
+
+
+def _parsed(text: str, name: str, date: str, shown: str) -> TrustList:
+    """The certificates of PEM text; comments between them are dropped."""
+    bodies = ["".join(body.split()) for body in _CERTIFICATE.findall(text)]
+    try:
+        whole = all(base64.b64decode(body, validate=True)[:1] == b"\x30" for body in bodies)  # DER: a sequence
+    except binascii.Error:
+        whole = False
+    if not bodies or not whole:
+        raise ConfigError(f"{shown}: not a list of certificates; give a PEM file with -----BEGIN CERTIFICATE-----")
+    lines = ["\n".join(body[at : at + 64] for at in range(0, len(body), 64)) for body in bodies]
+    pem = "".join(f"-----BEGIN CERTIFICATE-----\n{body}\n-----END CERTIFICATE-----\n" for body in lines)
+    return TrustList(name, date, hashlib.sha256(pem.encode()).hexdigest(), pem, len(bodies))
