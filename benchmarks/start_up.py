@@ -35,7 +35,7 @@ def measure(command: list[str], repeats: int) -> tuple[dict[str, float], list[st
     seconds, said = [], []
     for turn in range(repeats + 1):
         began = time.perf_counter()
-        done = subprocess.run([sys.executable, "-m", "clipmole.cli", *command], check=True, capture_output=True)
+        done = subprocess.run([sys.executable, "-P", "-m", "clipmole.cli", *command], check=True, capture_output=True)
         if turn:
             seconds.append(time.perf_counter() - began)
             said.append(done.stderr.decode())

@@ -107,7 +107,7 @@ def test_the_core_does_not_import_the_doors_libraries(name: str) -> None:
 @pytest.mark.parametrize("code", ["import clipmole", "import clipmole.cli"])
 def test_torch_is_not_imported_before_it_is_needed(code: str) -> None:
     probe = f"{code}\nimport sys\nprint('torch' in sys.modules)"
-    result = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True)
+    result = subprocess.run([sys.executable, "-P", "-c", probe], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "False"
 
 
@@ -117,7 +117,7 @@ def test_help_imports_nothing_heavy() -> None:
         "try:\n    app(['--help'])\nexcept SystemExit:\n    pass\n"
         "print([name for name in ('torch', 'numpy', 'PIL', 'pydantic', 'rich') if name in sys.modules])"
     )
-    result = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True)
+    result = subprocess.run([sys.executable, "-P", "-c", probe], capture_output=True, text=True, check=True)
     assert "detect" in result.stdout
     assert result.stdout.strip().splitlines()[-1] == "[]"
 

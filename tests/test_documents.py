@@ -45,7 +45,7 @@ def test_the_python_example_runs() -> None:
 def test_the_transcript_is_what_the_command_prints() -> None:
     lines = (ROOT / "benchmarks" / "results" / "transcript.txt").read_text().splitlines()
     assert lines[0] == "$ clipmole detect examples/astronaut.png examples/rocket.jpg"
-    command = [sys.executable, "-m", "clipmole.cli", *lines[0].split()[2:]]
+    command = [sys.executable, "-P", "-m", "clipmole.cli", *lines[0].split()[2:]]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     printed = result.stdout.splitlines() + result.stderr.splitlines()
     assert printed == lines[1:]

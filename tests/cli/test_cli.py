@@ -49,7 +49,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run(*arguments: str, stdin: bytes = b"", cwd: Path | None = None) -> subprocess.CompletedProcess[bytes]:
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "COLUMNS": "100"}
-    command = [sys.executable, "-m", "clipmole.cli", *arguments]
+    command = [sys.executable, "-P", "-m", "clipmole.cli", *arguments]
     return subprocess.run(command, input=stdin, capture_output=True, cwd=cwd, env=environment, check=False)
 
 
@@ -83,7 +83,7 @@ def test_every_way_to_name_an_image_gives_the_same_logit(detector: list[str], ph
 
 def test_a_list_on_stdin_is_scored_as_it_comes(detector: list[str], photos: Path) -> None:
     """The first result is there before the list ends."""
-    command = [sys.executable, "-m", "clipmole.cli", "detect", "--list", "-", "--json", *detector]
+    command = [sys.executable, "-P", "-m", "clipmole.cli", "detect", "--list", "-", "--json", *detector]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdin is not None
         assert process.stdout is not None
@@ -101,7 +101,7 @@ def test_ctrl_c_ends_a_wait_for_stdin(detector: list[str], photos: Path) -> None
     # What a shell starts in the background ignores SIGINT, and so does what that starts.
     heed = "signal.signal(signal.SIGINT, signal.default_int_handler)"
     program = f"import signal, clipmole.cli; {heed}; clipmole.cli.main()"
-    command = [sys.executable, "-c", program, "detect", "--list", "-", "--json", *detector]
+    command = [sys.executable, "-P", "-c", program, "detect", "--list", "-", "--json", *detector]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdin is not None
         assert process.stdout is not None
@@ -247,7 +247,7 @@ def test_version_and_help() -> None:
 
 
 def test_a_reader_that_leaves_early_is_no_error(detector: list[str], photos: Path) -> None:
-    command = [sys.executable, "-m", "clipmole.cli", "detect", *[str(photos)] * 5, "--json", *detector]
+    command = [sys.executable, "-P", "-m", "clipmole.cli", "detect", *[str(photos)] * 5, "--json", *detector]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdout is not None
         assert process.stderr is not None

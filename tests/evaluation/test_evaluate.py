@@ -169,7 +169,7 @@ evaluate.score_sets({"slow": Slow()}, {"s": samples}, load_conditions("default")
 def test_killed_at_any_moment_it_goes_on_without_scoring_a_written_image_again(tmp_path: Path) -> None:
     manifest = write_corpus(tmp_path / "corpus", {"test": 10})
     scores, log = tmp_path / "scores.jsonl", tmp_path / "log"
-    command = [sys.executable, "-c", KILLED, str(manifest), str(scores), str(log)]
+    command = [sys.executable, "-P", "-c", KILLED, str(manifest), str(scores), str(log)]
     kills = 0
     for lines in (3, 9, 14):  # killed with SIGKILL once the file holds so many lines
         process = subprocess.Popen(command)

@@ -288,7 +288,7 @@ def test_a_failed_copy_leaves_the_older_one(home: Path, tmp_path: Path, monkeypa
 
 
 def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "clipmole.cli", "calibrate", *map(str, arguments)]
+    command = [sys.executable, "-P", "-m", "clipmole.cli", "calibrate", *map(str, arguments)]
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "COLUMNS": "200"}
     return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
 

@@ -719,7 +719,7 @@ print(*image.size, len(tiles), peak() - before)
 def test_peak_memory_is_the_file_and_one_image(width: int, height: int, tmp_path: Path) -> None:
     path = tmp_path / "large.jpg"
     path.write_bytes(tall_jpeg(width, height))
-    command = [sys.executable, "-c", MEASURE, str(path)]
+    command = [sys.executable, "-P", "-c", MEASURE, str(path)]
     found = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
     assert found[:3] == [str(width), str(height), "9"]
     assert int(found[3]) < path.stat().st_size + 4 * width * height + 24 * 2**20

@@ -6,6 +6,7 @@ import os
 import random
 import shutil
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -55,6 +56,28 @@ def cluster() -> Iterator[Any]:
     made.shutdown()
     for name, value in before.items():
         os.environ.pop(name) if value is None else os.environ.update({name: value})
+
+
+PATHS = """
+import ray
+from clipmole.scan.ray_engine import Cluster, connect
+connect(Cluster())
+@ray.remote(num_cpus=1)
+def path():
+    import colorsys, sys
+    return sys.path
+print(ray.get(path.remote()))
+"""
+
+
+@pytest.mark.slow
+def test_a_module_in_the_current_folder_is_not_executed_by_workers(tmp_path: Path) -> None:
+    (tmp_path / "colorsys.py").write_text(f"open({str(tmp_path / 'executed')!r}, 'w')\n")
+    command = [sys.executable, "-P", "-c", PATHS]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert str(tmp_path) not in done.stdout
+    assert not (tmp_path / "executed").exists()
 
 
 def test_what_a_cluster_cannot_give_is_said(tmp_path: Path, cluster: Any) -> None:

@@ -589,7 +589,7 @@ def test_images_that_look_the_same_are_grouped(tmp_path: Path) -> None:
 def test_the_command_line(tmp_path: Path) -> None:
     write_images(tmp_path / "images", 3)
     (tmp_path / "images" / "text.png").write_text("no image")
-    command = [sys.executable, "-m", "clipmole.cli", "scan", "images", "--out", "scan"]
+    command = [sys.executable, "-P", "-m", "clipmole.cli", "scan", "images", "--out", "scan"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 1, done.stderr
     assert done.stdout == "scan\n"
@@ -669,7 +669,7 @@ def test_without_pyarrow_one_line_names_the_extra_and_nothing_is_begun(arguments
     write_images(tmp_path / "images", 1)
     program = "import sys; sys.modules['pyarrow'] = None; import clipmole.cli; clipmole.cli.main()"
     done = subprocess.run(
-        [sys.executable, "-c", program, *arguments], cwd=tmp_path, capture_output=True, text=True, check=False
+        [sys.executable, "-P", "-c", program, *arguments], cwd=tmp_path, capture_output=True, text=True, check=False
     )
     assert done.returncode == 2
     assert done.stderr == "clipmole: pyarrow is not installed; it comes with: pip install 'clipmole[scan]'\n"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import io
 import json
@@ -178,6 +179,40 @@ def test_refusals_have_one_form(server: Running, method: str, path: str, status:
     assert "\n" not in body["error"]["message"]
     assert body["request_id"] == response.headers["x-request-id"]
     assert set(body) == {"error", "request_id"}
+
+
+def test_head_gives_the_headers_of_get_and_no_body(server: Running) -> None:
+    for path in (
+        "/",
+        "/healthz",
+        "/readyz",
+        "/metrics",
+        "/openapi.json",
+        "/v1/detectors",
+        "/static/app.js",
+        "/nothing",
+    ):
+        got, head = server.client.get(path), server.client.head(path)
+        assert (head.status_code, head.content) == (got.status_code, b""), path
+        assert head.headers["content-type"] == got.headers["content-type"]
+        if path != "/metrics":  # which counts these very requests
+            assert head.headers["content-length"] == str(len(got.content)), path
+    assert server.client.get("/healthz").json() == {"status": "ok"}  # the connection is still in step
+    assert server.client.head("/v1/detect").status_code == 405
+
+
+@pytest.mark.parametrize("path", ["/v1/detect", "/v1/detect/bytes"])
+@pytest.mark.parametrize("encoding", ["gzip", "br", "Deflate, gzip"])
+def test_a_compressed_body_is_refused_as_one(server: Running, path: str, encoding: str) -> None:
+    body = gzip.compress(next(iter(FILES.values())))
+    headers = {"Content-Encoding": encoding, "Content-Type": "image/png"}
+    response = server.client.post(path, content=body, headers=headers)
+    assert (response.status_code, response.json()["error"]["code"]) == (415, "unsupported_media_type")
+    assert "compressed (Content-Encoding)" in response.json()["error"]["message"]
+    plain = server.client.post(
+        "/v1/detect/bytes", content=FILES["image-1.png"], headers={"Content-Encoding": "identity"}
+    )
+    assert plain.json()["result"]["detection"]
 
 
 def test_every_answer_carries_the_security_headers(server: Running) -> None:

@@ -41,7 +41,7 @@ GOOD = encoded(picture(0))
 def command(*options: str, **environment: str) -> Iterator[tuple[subprocess.Popen[str], int, list[str]]]:
     """`clipmole serve` on a free port: the process, the port, and what it says as it comes."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "clipmole.cli", "serve", "--port", "0", *options],
+        [sys.executable, "-P", "-m", "clipmole.cli", "serve", "--port", "0", *options],
         stderr=subprocess.PIPE,
         text=True,
         env=os.environ | {"OMP_NUM_THREADS": "1"} | environment,
@@ -78,7 +78,7 @@ def test_the_command_line_and_the_server_say_the_same_and_a_signal_loses_nothing
         url = f"http://127.0.0.1:{port}/v1/detect"
         answer = httpx.post(url, files={"images": image.read_bytes()}, timeout=60).json()["results"][0]["detection"]
         printed = subprocess.run(
-            [sys.executable, "-m", "clipmole.cli", "detect", "--json", str(image)],
+            [sys.executable, "-P", "-m", "clipmole.cli", "detect", "--json", str(image)],
             capture_output=True, text=True, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"},
         ).stdout  # fmt: skip
         own = json.loads(printed)
@@ -136,7 +136,7 @@ def test_a_runtime_is_served_and_answers_as_the_command_line_does(
         process.send_signal(signal.SIGTERM)
         assert process.wait(30) == 0
     printed = subprocess.run(
-        [sys.executable, "-m", "clipmole.cli", "detect", "--json", *options, str(image)],
+        [sys.executable, "-P", "-m", "clipmole.cli", "detect", "--json", *options, str(image)],
         capture_output=True, text=True, check=True, env=os.environ | cache,
     ).stdout  # fmt: skip
     own = json.loads(printed)
@@ -280,6 +280,6 @@ def test_the_decoder_imports_no_torch_and_no_web_framework() -> None:
         "import sys, clipmole.serve.decode_worker\nprint(sorted({'torch', 'fastapi', 'uvicorn'} & set(sys.modules)))"
     )
     began = time.monotonic()
-    result = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True)
+    result = subprocess.run([sys.executable, "-P", "-c", probe], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
     assert time.monotonic() - began < 20

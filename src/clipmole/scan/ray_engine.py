@@ -154,9 +154,15 @@ def connect(cluster: Cluster) -> None:
     except ImportError as error:
         raise MissingDependency("ray", "ray") from error
     if not ray.is_initialized():
-        own = {"include_dashboard": False} if cluster.address is None else {"address": cluster.address}
+        own = (
+            {"address": "local", "include_dashboard": False}
+            if cluster.address is None
+            else {"address": cluster.address}
+        )
+        # Else Ray puts the current folder first on its workers' path, and a numpy.py in it would be executed.
+        job = ray.job_config.JobConfig(_client_job=True)
         try:
-            ray.init(**own, log_to_driver=False, logging_level=logging.ERROR)
+            ray.init(**own, job_config=job, log_to_driver=False, logging_level=logging.ERROR)
         except (ConnectionError, ValueError, RuntimeError) as error:
             reason = " ".join(str(error).split())[:200]
             raise ConfigError(f"--address {cluster.address}: no Ray cluster can be had there: {reason}") from error

@@ -1,8 +1,8 @@
 """Decoding processes that are kept, watched and replaced.
 
-In: the bytes of an image. Out: its crops, or an `ImageProblem` for that image alone. A process that dies or takes
-too long is killed and another started in its place; the image that it had is the only one that suffers.
-It knows nothing of HTTP, of names and of networks.
+In: the bytes of an image. Out: its crops, or an `ImageProblem` for that image alone. A process that dies or takes too
+long is killed and another is started in its place. Only the image that it had begun to decode fails; one that it had
+not begun goes to another process. It knows nothing of HTTP, of file names and of networks.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import logging
 import os
 import signal
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,16 +21,31 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clipmole.config import PreprocessConfig
+from clipmole.errors import ClipmoleError
+from clipmole.plumbing.child import last_line, module_command
 from clipmole.provenance.findings import Provenance
 from clipmole.serve import TOKEN_VARIABLE
 from clipmole.serve.decode_worker import FRAME
 from clipmole.serve.errors import ImageProblem
 from clipmole.serve.settings import ServeSettings
 
-COMMAND = (sys.executable, "-m", "clipmole.serve.decode_worker")
+log = logging.getLogger("clipmole.serve")
+
+COMMAND = module_command("clipmole.serve.decode_worker")
 _PIPE_BYTES = 2**20  # of an asyncio stream's buffer: crops come in few pieces
 _HEADER_BYTES = 2**24  # of an answer: what metadata say may be long
 _START_SECONDS = 60.0
+_GRACE_SECONDS = 1.0
+_DIED = "the decoder ended while it read this file; open the image in an image editor and save it as a new file"
+_LAST_BYTES = 4096  # of what a process says, which are kept for its last line
+
+
+class DecoderStartFailed(ClipmoleError):
+    """A decoding process did not start; the message has the last line that it wrote."""
+
+
+class _NotBegun(Exception):
+    """A process died before it began with the image that it was given."""
 
 
 @dataclass(frozen=True)
@@ -91,26 +106,32 @@ class DecodePool:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         for process in list(self._processes):
-            await self._kill(process)
+            await self._end(process)
 
     async def decode(self, data: bytes, *, provenance: bool = False) -> Decoded:
         """Decode one image; waits for a free process. Raises `ImageProblem`.
 
         If the caller is cancelled, the process first finishes in peace: it need not be replaced for that.
         """
-        process = await self._idle.get()
-        task = asyncio.create_task(self._exchange(process, data, {"provenance": provenance}))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        task.add_done_callback(lambda done: done.cancelled() or done.exception())  # seen, even if nobody waits
-        return await asyncio.shield(task)
+        for _ in range(self.settings.workers + 2):  # all of them may have died while they were idle
+            process = await self._idle.get()
+            task = asyncio.create_task(self._exchange(process, data, {"provenance": provenance}))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+            task.add_done_callback(lambda done: done.cancelled() or done.exception())  # seen, even if nobody waits
+            with contextlib.suppress(_NotBegun):
+                return await asyncio.shield(task)
+        raise ImageProblem("decoder_crashed", _DIED)
 
     async def _exchange(self, process: asyncio.subprocess.Process, data: bytes, request: dict[str, bool]) -> Decoded:
         """Give `data` to a process and take its answer; afterwards it is idle, or another is in its place."""
-        reason = "crashed"
+        reason, begun = "crashed", False
         try:
             async with asyncio.timeout(self.settings.decode_seconds):
-                answer, payload = await _ask(process, request, data, self._most)
+                await _give(process, request, data)
+                await _answer(process, 0)  # it has the image
+                begun = True
+                answer, payload = await _answer(process, self._most)
         except TimeoutError:
             reason = "timeout"
         except (OSError, EOFError, ValueError):  # a broken pipe, an early end, or an answer that is none
@@ -120,7 +141,7 @@ class DecodePool:
             if "error" in answer:
                 raise ImageProblem(answer["error"]["code"], answer["error"]["message"])
             return self._decoded(answer, payload)
-        await self._kill(process)
+        await self._end(process, _GRACE_SECONDS if reason == "crashed" else 0)
         if process.returncode == -signal.SIGXCPU:
             reason = "timeout"
         if not self._closed:
@@ -132,7 +153,9 @@ class DecodePool:
             raise ImageProblem(
                 "decoder_timeout", f"decoding took more than {self.settings.decode_seconds:g} s; make it smaller"
             )
-        raise ImageProblem("decoder_crashed", "the decoder died of this image; export it again")
+        if not begun:
+            raise _NotBegun
+        raise ImageProblem("decoder_crashed", _DIED)
 
     def _decoded(self, answer: dict[str, Any], payload: bytes) -> Decoded:
         shape = (answer["tiles"], 3, self.crop_size, self.crop_size)
@@ -150,16 +173,24 @@ class DecodePool:
             env={name: value for name, value in os.environ.items() if name != TOKEN_VARIABLE},
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.DEVNULL,
+            stderr=asyncio.subprocess.PIPE,  # which it closes when it is ready
             limit=_PIPE_BYTES,
             start_new_session=True,  # Ctrl-C is for the server, which lets the processes finish
         )
         self._processes.add(process)
+        said = asyncio.create_task(_last_words(process))
+        self._tasks.add(said)
+        said.add_done_callback(self._tasks.discard)
         try:
             async with asyncio.timeout(_START_SECONDS):
                 await _answer(process, 0)
+        except (OSError, EOFError, ValueError) as error:  # a TimeoutError is an OSError
+            await self._end(process, _GRACE_SECONDS)
+            reason = last_line(await said, f"it ended with exit code {process.returncode} and wrote nothing")
+            raise DecoderStartFailed(f"a decoding process did not start: {reason}") from error
         except BaseException:
-            await self._kill(process)
+            said.cancel()
+            await self._end(process)
             raise
         self._idle.put_nowait(process)
 
@@ -167,13 +198,19 @@ class DecodePool:
         """Start a process, again and again, ever more slowly, until one is ready."""
         wait = 0.1
         while not self._closed:
-            with contextlib.suppress(OSError, EOFError, ValueError, TimeoutError):
+            try:
                 return await self._spawn()
+            except (OSError, DecoderStartFailed) as error:
+                log.error("%s", error)
             await asyncio.sleep(wait)
             wait = min(2 * wait, 10.0)
 
-    async def _kill(self, process: asyncio.subprocess.Process) -> None:
+    async def _end(self, process: asyncio.subprocess.Process, grace: float = 0) -> None:
+        """Have a process gone. One that is ending by itself gets `grace` seconds to, so that its exit code is known."""
         self._processes.discard(process)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(grace):
+                await process.wait()
         with contextlib.suppress(ProcessLookupError):
             process.kill()
         if process.stdin is not None:
@@ -191,15 +228,21 @@ def _worker_settings(settings: ServeSettings, preprocess: PreprocessConfig) -> d
     }
 
 
-async def _ask(
-    process: asyncio.subprocess.Process, request: dict[str, bool], data: bytes, most: int
-) -> tuple[dict[str, Any], bytes]:
+async def _give(process: asyncio.subprocess.Process, request: dict[str, bool], data: bytes) -> None:
     assert process.stdin is not None
     text = json.dumps(request).encode()
     process.stdin.write(FRAME.pack(len(text), len(data)) + text)
     process.stdin.write(data)
     await process.stdin.drain()
-    return await _answer(process, most)
+
+
+async def _last_words(process: asyncio.subprocess.Process) -> str:
+    """The end of what a process writes to stderr until it closes it."""
+    assert process.stderr is not None
+    kept = b""
+    while piece := await process.stderr.read(_LAST_BYTES):
+        kept = (kept + piece)[-_LAST_BYTES:]
+    return kept.decode("utf-8", "replace")
 
 
 async def _answer(process: asyncio.subprocess.Process, most: int) -> tuple[dict[str, Any], bytes]:

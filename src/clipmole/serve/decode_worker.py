@@ -1,10 +1,11 @@
 """A decoding process: the bytes of an image in, its crops out, under limits of memory and time.
 
-Run as `python -m clipmole.serve.decode_worker`, with a JSON object of settings on the command line. Frames on stdin are
-answered by frames on stdout, one at a time, in order:
+Run as `python -P -m clipmole.serve.decode_worker`, with a JSON object of settings on the command line. Frames on stdin
+are answered by frames on stdout, one at a time, in order:
 
     frame     two lengths (big-endian, 4 and 8 bytes), a JSON header, a payload
     request   {"provenance"} and the file's bytes
+    begun     {"begun": true}, as soon as the request is here; the answer follows
     answer    {"width", "height", "tiles", "sha256", "provenance"} and the crops (tiles, 3, S, S) uint8;
               or {"error": {"code", "message"}} and nothing
 
@@ -110,6 +111,7 @@ def main() -> None:
     write_frame(target, {"ready": True})
     while (frame := read_frame(source)) is not None:
         request, data = frame
+        write_frame(target, {"begun": True})
         allow_time(settings["cpu_seconds"])
         write_frame(target, *decode(data, config, limits, request))
 

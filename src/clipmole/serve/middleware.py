@@ -71,7 +71,9 @@ class Guard:
         exchange = Exchange(scope, receive, send)
         try:
             self._admit(Headers(scope=scope), scope)
-            await self._app(scope, exchange.receive, exchange.send)
+            # HEAD is GET without the body, which uvicorn leaves out.
+            method = "GET" if scope["method"] == "HEAD" else scope["method"]
+            await self._app({**scope, "method": method}, exchange.receive, exchange.send)
         except Problem as problem:
             await exchange.refuse(problem)
         except Exception as error:

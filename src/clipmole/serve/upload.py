@@ -76,14 +76,15 @@ class Lease:
 
 async def read_images(request: Request, settings: ServeSettings, lease: Lease) -> list[Upload]:
     """The files in the fields `images` of a multipart/form-data body, in order. Raises `Problem`."""
-    kind, options = parse_options_header(request.headers.get("content-type"))
-    if kind != b"multipart/form-data" or not options.get(b"boundary"):
-        raise Problem(
-            "unsupported_media_type",
-            f"send multipart/form-data with files in the field {FIELD!r}, or one raw image to /v1/detect/bytes",
-        )
     form = _Form(settings, lease)
     async with _refusals_arrive(request):
+        _check_encoding(request)
+        kind, options = parse_options_header(request.headers.get("content-type"))
+        if kind != b"multipart/form-data" or not options.get(b"boundary"):
+            raise Problem(
+                "unsupported_media_type",
+                f"send multipart/form-data with files in the field {FIELD!r}, or one raw image to /v1/detect/bytes",
+            )
         try:
             parser = MultipartParser(options[b"boundary"], form.callbacks())
             async for piece in _pieces(request, settings, settings.max_request_bytes):
@@ -98,13 +99,24 @@ async def read_images(request: Request, settings: ServeSettings, lease: Lease) -
     return form.uploads
 
 
+def _check_encoding(request: Request) -> None:
+    """Raise `Problem` for a compressed body: the limits are for bytes as they arrive, and images are compressed already."""
+    encoding = request.headers.get("content-encoding", "identity").strip().lower()
+    if encoding not in ("", "identity"):
+        raise Problem(
+            "unsupported_media_type",
+            "the body is compressed (Content-Encoding); send the bytes of the image file as they are, without it",
+        )
+
+
 async def read_bytes(request: Request, settings: ServeSettings, lease: Lease) -> Upload:
     """The whole body as one image. Raises `Problem`."""
-    kind, _ = parse_options_header(request.headers.get("content-type"))
-    if kind.startswith(b"multipart/") or kind == b"application/x-www-form-urlencoded":
-        raise Problem("unsupported_media_type", "send the raw bytes of one image; forms go to /v1/detect")
     upload = Upload("image")
     async with _refusals_arrive(request):
+        _check_encoding(request)
+        kind, _ = parse_options_header(request.headers.get("content-type"))
+        if kind.startswith(b"multipart/") or kind == b"application/x-www-form-urlencoded":
+            raise Problem("unsupported_media_type", "send the raw bytes of one image; forms go to /v1/detect")
         async for piece in _pieces(request, settings, settings.max_image_bytes):
             lease.take(len(piece))
             upload.data += piece

@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import statistics
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -21,6 +20,7 @@ from typing import Any
 
 from clipmole.errors import ClipmoleError
 from clipmole.inference.pytorch import usable
+from clipmole.plumbing.child import last_line, module_command
 from clipmole.plumbing.environment import environment
 from clipmole.records import Record
 from clipmole.speed.flops import operations
@@ -83,7 +83,7 @@ class Worker:
     def __init__(self, task: dict[str, Any]) -> None:
         self.name = f"{task['path']} on {task['shape']}"
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "clipmole.speed.worker", json.dumps(task)],
+            module_command("clipmole.speed.worker", json.dumps(task)),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE if task.get("quiet", True) else None,
@@ -103,8 +103,7 @@ class Worker:
             line = ""
         if not line:
             errors = self.process.communicate()[1] or ""
-            last = errors.strip().splitlines()[-1] if errors.strip() else f"exit code {self.process.returncode}"
-            raise PathFailed(f"{self.name}: {last}")
+            raise PathFailed(f"{self.name}: {last_line(errors, f'exit code {self.process.returncode}')}")
         found: dict[str, Any] = json.loads(line)
         return found
 
