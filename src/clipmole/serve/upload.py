@@ -100,7 +100,7 @@ async def read_images(request: Request, settings: ServeSettings, lease: Lease) -
 
 
 def _check_encoding(request: Request) -> None:
-    """Raise `Problem` for a compressed body: limits count bytes as they arrive, and image files are compressed anyway."""
+    """Raise `Problem` for a compressed body. Limits count bytes as they arrive; image files are compressed anyway."""
     encoding = request.headers.get("content-encoding", "identity").strip().lower()
     if encoding not in ("", "identity"):
         raise Problem(
