@@ -32,6 +32,7 @@ LAYERS = [
     "speed",
     "serve",
     "scan",
+    "api",
     "cli",
 ]
 DOORS_ONLY = {"typer", "rich", "fastapi", "ray", "openvino", "nncf", "onnx", "onnxruntime", "transformers", "click"}
@@ -120,24 +121,6 @@ def test_help_imports_nothing_heavy() -> None:
     result = subprocess.run([sys.executable, "-P", "-c", probe], capture_output=True, text=True, check=True)
     assert "detect" in result.stdout
     assert result.stdout.strip().splitlines()[-1] == "[]"
-
-
-def test_the_public_names_are_these_and_all_can_be_had() -> None:
-    assert clipmole.__all__ == [
-        "Calibration",
-        "ClipmoleError",
-        "Detection",
-        "Detector",
-        "MoLEConfig",
-        "PreprocessConfig",
-        "TrainConfig",
-        "Verdict",
-        "__version__",
-    ]
-    for name in clipmole.__all__:
-        assert getattr(clipmole, name) is not None
-    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
-        _ = clipmole.nothing
 
 
 def test_no_file_names_a_path_of_one_machine_or_deserialises_code() -> None:

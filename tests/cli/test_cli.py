@@ -18,6 +18,7 @@ import typer
 from tiny import CALIBRATION, PREPROCESS, encoded, picture, tiny_backbone, tiny_network, write_corpus
 
 import clipmole
+from clipmole.cli import app
 from clipmole.cli.options import name_backbones
 from clipmole.cli.render import rate
 from clipmole.inference.detector import Detector
@@ -244,6 +245,28 @@ def test_version_and_help() -> None:
         result = run(*command, "--help")
         assert result.returncode == 0
         assert b"Usage" in result.stdout
+
+
+@pytest.mark.parametrize("group", [[], ["data"], ["benchmark"], ["scan"]])
+def test_help_says_the_whole_of_what_each_command_does(group: list[str]) -> None:
+    listed = run(*group, "--help").stdout.decode()
+    assert "..." not in listed.partition("Commands:")[2]
+
+
+def test_every_command_stands_in_the_help_with_its_first_sentence() -> None:
+    listed = " ".join(run("--help").stdout.decode().split())
+    command = typer.main.get_command(app)
+    for name, each in command.commands.items():  # type: ignore[attr-defined]
+        sentence = " ".join((each.help or "").split("\n\n")[0].split()).partition(". ")[0].rstrip(".")
+        assert f"{name} {sentence}" in listed
+
+
+def test_shells_are_offered_completion() -> None:
+    environment = os.environ | {"_CLIPMOLE_COMPLETE": "complete_bash", "COMP_WORDS": "clipmole ca", "COMP_CWORD": "1"}
+    program = "import sys; sys.argv[0] = 'clipmole'; from clipmole.cli import main; main()"
+    result = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, check=False)
+    assert result.stdout.decode().split() == ["calibrate"]
+    assert "--install-completion" in run("--help").stdout.decode()
 
 
 def test_a_reader_that_leaves_early_is_no_error(detector: list[str], photos: Path) -> None:

@@ -1,5 +1,6 @@
-"""`python -m clipmole.cli`, for launchers that start a module in several processes."""
+"""`python -m clipmole.cli`, as `python -m clipmole`: `accelerate launch -m clipmole.cli` starts it several times."""
 
 from clipmole.cli import main
 
-main()
+if __name__ == "__main__":
+    main()

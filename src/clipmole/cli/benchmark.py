@@ -6,9 +6,9 @@ from typing import Annotated
 
 import typer
 
-from clipmole.cli.options import app, remark
+from clipmole.cli.options import Commands, app, remark
 
-benchmark_app = typer.Typer(help="Measure clipmole on this machine.", no_args_is_help=True)
+benchmark_app = typer.Typer(cls=Commands, help="Measure clipmole on this machine.", no_args_is_help=True)
 app.add_typer(benchmark_app, name="benchmark")
 
 

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from clipmole import api
 from clipmole.cli.options import (
     BackboneName,
     BatchSize,
@@ -62,34 +63,29 @@ def evaluate(
     names = name_scorers(detector or ["default"])
     source = data_source(data, real, fake)
 
-    from clipmole.data import Unpacking
-    from clipmole.evaluation.evaluate import run_protocol
-    from clipmole.evaluation.protocol import load_protocol
-    from clipmole.report import write_report
-
-    report, table, used = run_protocol(
-        load_protocol(protocol),
+    report = api.evaluate(
         names,
         source,
         out,
+        protocol=protocol,
         splits=split or (),
-        how=Unpacking(say=remark),
         conditions=conditions,
         backbones=name_backbones(backbone or [], names),
         resamples=resamples,
+        gallery=gallery,
         workers=workers,
         batch_size=batch_size,
         device=device,
         precision=precision.value,
         command=command_line(context),
         track=with_progress,
+        say=remark,
     )
-    page = write_report(report, table, out, conditions=used, gallery=gallery)
     for line in report.missing:
         remark(f"missing: {line}")
     for path, reason in report.failed.items():
         remark(f"not scored: {path}: {reason}" if path not in reason else f"not scored: {reason}")
-    typer.echo(str(page))
+    typer.echo(str(out / "report.html"))
     if report.failed:
         raise typer.Exit(1)
 
@@ -121,38 +117,25 @@ def calibrate(
     if real_only and (miss is not None or method is not None):
         raise typer.BadParameter("--real-only keeps the probability and the misses as they are: no --miss, no --method")
     source = data_source(data, real, fake)
-    loose = real_only and data is not None and os.path.isdir(data)
-    if split is not None and loose:
+    if split is not None and real_only and data is not None and os.path.isdir(data):
         raise typer.BadParameter("--split needs a manifest; a folder of photographs has no splits")
 
-    from clipmole.data import Unpacking, read_data
-    from clipmole.evaluation.recalibrate import recalibrate, recalibrate_on_photographs, recalibration_summary
-    from clipmole.images.discovery import find_images
+    from clipmole.evaluation.recalibrate import recalibration_summary
 
-    how = Unpacking(say=remark)
-    if real_only:
-        photographs = list(find_images([str(data)])) if loose else read_data(source, split, how=how)
-        result = recalibrate_on_photographs(
-            detector,
-            photographs,
-            out,
-            max_false_alarm=false_alarm,
-            backbone=backbone,
-            device=device,
-            track=with_progress,
-        )
-    else:
-        result = recalibrate(
-            detector,
-            read_data(source, split, how=how),
-            out,
-            max_false_alarm=false_alarm,
-            max_miss=0.10 if miss is None else miss,
-            method="platt" if method is None else method.value,
-            backbone=backbone,
-            device=device,
-            track=with_progress,
-        )
+    result = api.calibrate(
+        detector,
+        source,
+        out,
+        real_only=real_only,
+        split=split,
+        max_false_alarm=false_alarm,
+        max_miss=0.10 if miss is None else miss,
+        method="platt" if method is None else method.value,
+        backbone=backbone,
+        device=device,
+        track=with_progress,
+        say=remark,
+    )
     for failure in result.failed:
         remark(f"not scored: {failure}")
     for line in recalibration_summary(result):

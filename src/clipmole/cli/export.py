@@ -43,7 +43,7 @@ def export(
     split: Annotated[list[str] | None, typer.Option(help="Of --data; several may be given. Default: all.")] = None,
     backbone: BackboneName = None,
 ) -> None:
-    """Write a detector as a graph with the adapter inside, if it stands a check against float32.
+    """Write a detector as a graph with the adapter inside, if it passes a check against float32.
 
     `clipmole detect --detector DIR` and Detector.from_pretrained(DIR) then run the graph.
     """

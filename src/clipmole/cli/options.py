@@ -8,26 +8,38 @@ from collections.abc import Callable, Iterable, Mapping
 from enum import StrEnum
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 if TYPE_CHECKING:
     from clipmole.data import DataSource
     from clipmole.inference.detector import Detector
 
 
+class Commands(TyperGroup):
+    """A group of commands whose help shows the first sentence of each command whole, on as many lines as it takes."""
+
+    def format_commands(self, _context: typer.Context, formatter: Any) -> None:  # type: ignore[override]
+        shown = [(name, command) for name, command in self.commands.items() if not command.hidden]
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, command.get_short_help_str(limit=1000)) for name, command in shown])
+
+
 app = typer.Typer(
     name="clipmole",
+    cls=Commands,
     help="Tell AI-generated images from photographs.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
 
 
-data_app = typer.Typer(help="Look at labelled images before training or measuring on them.", no_args_is_help=True)
+data_app = typer.Typer(
+    cls=Commands, help="Look at labelled images before training or measuring on them.", no_args_is_help=True
+)
 
 
 app.add_typer(data_app, name="data")

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperGroup
 
 from clipmole.cli.options import (
     BackboneName,
     BatchSize,
+    Commands,
     DetectorName,
     DeviceName,
     PrecisionOption,
@@ -29,7 +29,7 @@ from clipmole.errors import MissingDependency
 SCAN = "SOURCES"  # what the command is called that is meant where no other is named
 
 
-class _ScanGroup(TyperGroup):
+class _ScanGroup(Commands):
     """`clipmole scan SOURCE ...` scans, unless the first word is one of the other commands."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
@@ -41,7 +41,7 @@ class _ScanGroup(TyperGroup):
         return ("" if name == SCAN else name), command, rest
 
 
-scan_app = typer.Typer(cls=_ScanGroup, help="Score millions of images into a Parquet data set; goes on where it was.")
+scan_app = typer.Typer(cls=_ScanGroup, help="Score millions of images into a Parquet data set; continues where it stopped.")
 app.add_typer(scan_app, name="scan")
 
 
@@ -106,7 +106,7 @@ def scan(
     precision: PrecisionOption = None,
     runtime: RuntimeOption = None,
 ) -> None:
-    """Score millions of images into a Parquet data set; a scan that was killed goes on when it is given again.
+    """Score millions of images into a Parquet data set; a scan that was stopped continues when it is given again.
 
     `clipmole scan report DIR` makes a page of what came out, `clipmole scan groups DIR` finds look-alikes.
     """

@@ -43,7 +43,7 @@ def train(
     ] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Begin anew where an unfinished run would go on.")] = False,
 ) -> None:
-    """Train a detector on labelled images and write its adapter directory; a run that was killed goes on.
+    """Train a detector on labelled images and write its adapter directory; a run that was stopped continues.
 
     `accelerate launch -m clipmole.cli train ...` trains in several processes.
     """

@@ -86,7 +86,21 @@ def read_data(
         unsplit: the split of images for which the source names none.
         how: where and how much to unpack of a source that cannot be read in place; None: as `Unpacking` is.
 
-    Raises `DataError` if there is no such thing, or if nothing is in `split`, and whatever its reader raises.
+    Returns:
+        The samples in a fixed order, each with its path, label (1 = AI-generated), generator and split. No image
+        is opened.
+
+    Raises:
+        DataError: there is no such source, nothing is in `split`, or a row or a folder is not as it should be.
+        MissingDependency: a library of the extra `data` is not installed.
+
+    Example:
+        >>> from clipmole import Folders, read_data
+        >>> samples = read_data("labelled/manifest.csv", "val")
+        >>> [(sample.path.name, sample.label) for sample in samples[:2]]
+        [('val-0-0.png', 0), ('val-0-1.png', 0)]
+        >>> len(read_data(Folders(real=("photos",), fake=("generated",))))
+        24
     """
     samples = _read(source, unsplit, how or Unpacking())
     if split is None:

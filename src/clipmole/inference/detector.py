@@ -179,8 +179,20 @@ class Detector:
                 in the cache), or "auto": OpenVINO where it is installed and `device` is "cpu". None: that of an
                 export, else "torch".
 
-        The name says so where the arithmetic is not float32. Raises `CheckpointError`, `WeightsError`, `ConfigError` or
-        `MissingDependency`, with one line that names the thing and the cure.
+        Returns:
+            The detector; its name says so where the arithmetic is not float32.
+
+        Raises:
+            CheckpointError: there is no such adapter or export, or it is damaged.
+            WeightsError: the backbone cannot be found or does not fit.
+            ConfigError: options contradict each other, or what an export was made with.
+            MissingDependency: the runtime's library is not installed.
+
+        Example:
+            >>> from clipmole import Detector
+            >>> detector = Detector.from_pretrained("embedded")
+            >>> detector.name.split("@")[0], detector.calibration is not None
+            ('embedded', True)
         """
         if name == DEFAULT and (line := fallback_remark()):
             warnings.warn(line, stacklevel=2)
@@ -239,15 +251,65 @@ class Detector:
         )
 
     def score(self, images: Iterable[ImageSource]) -> NDArray[np.float32]:
-        """Logits (n,) of n images, positive towards AI-generated. Raises the first `ImageError`."""
+        """Score images.
+
+        Args:
+            images: paths, bytes of files, PIL images, or arrays (H, W, 3) uint8.
+
+        Returns:
+            Logits (n,) float32 of n images, positive towards AI-generated.
+
+        Raises:
+            ImageError: the first image that cannot be scored.
+
+        Example:
+            >>> from clipmole import Detector
+            >>> Detector.from_pretrained().score(["photo.png", "photo.png"]).shape
+            (2,)
+        """
         return np.array([detection.logit for detection in self.detect_batch(images)], dtype=np.float32)
 
     def detect(self, image: ImageSource, *, tiles: bool = False) -> Detection:
-        """The verdict on one image; with `tiles` also each crop's logit and place. Raises `ImageError`."""
+        """Judge one image.
+
+        Args:
+            image: a path, the bytes of a file, a PIL image, or an array (H, W, 3) uint8.
+            tiles: also say each crop's logit and box.
+
+        Returns:
+            Logit, and from a calibrated detector probability and verdict.
+
+        Raises:
+            ImageError: the image cannot be scored.
+
+        Example:
+            >>> from clipmole import Detector
+            >>> detection = Detector.from_pretrained().detect("photo.png", tiles=True)
+            >>> detection.width, detection.height, 0 <= detection.probability <= 1
+            (300, 260, True)
+            >>> len(detection.tile_logits) == detection.tiles
+            True
+        """
         return self.detect_batch([image], tiles=tiles)[0]
 
     def detect_batch(self, images: Iterable[ImageSource], *, tiles: bool = False) -> list[Detection]:
-        """One detection an image, in order. Raises the first `ImageError`; `stream` goes on after one."""
+        """Judge several images at once.
+
+        Args:
+            images: as `detect` takes them.
+            tiles: also say each crop's logit and box.
+
+        Returns:
+            One detection an image, in their order.
+
+        Raises:
+            ImageError: the first image that cannot be scored; `stream` goes on after one.
+
+        Example:
+            >>> from clipmole import Detector
+            >>> [each.source for each in Detector.from_pretrained().detect_batch(["photo.png"])]
+            ['photo.png']
+        """
         detections = []
         for result in self.stream(images, tiles=tiles):
             if isinstance(result, ImageError):
@@ -264,6 +326,21 @@ class Detector:
         decode ahead of the network; they also draw from `images`, one at a time. Forward passes are filled across
         images, unless `images` keeps them waiting: then what is there is scored. Holds the crops of about two
         batches and a decoded image a worker, however many images there are. Closing it early ends the threads.
+
+        Args:
+            images: as `detect` takes them, or errors.
+            tiles: also say each crop's logit and box.
+
+        Yields:
+            A `Detection` or an `ImageError` for each image.
+
+        Raises:
+            ClipmoleError: the detector itself fails; the error of a single image is given out, not raised.
+
+        Example:
+            >>> from clipmole import Detector
+            >>> [type(each).__name__ for each in Detector.from_pretrained().stream(["photo.png", "absent.png"])]
+            ['Detection', 'ImageNotFound']
         """
         one = length_hint(images, 2) < 2  # nothing to be ahead of
         workers = 0 if one else self.workers

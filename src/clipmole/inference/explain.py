@@ -93,7 +93,25 @@ def explain(detector: Detector, source: ImageSource, tokens: bool = False) -> Ev
     detector with or without a calibration or adapted blocks. Not to be called while another thread uses the
     detector.
 
-    Raises `ImageError`, and `ConfigError` if `tokens` are asked of a detector that does not run on torch.
+    Args:
+        detector: with its network in PyTorch if `tokens` are asked for.
+        source: a path, the bytes of a file, a PIL image, or an array (H, W, 3) uint8.
+        tokens: also attribute the logit to the patches of each tile; as slow as about three forward passes.
+
+    Returns:
+        The logit of each tile and its box in pixels; with `tokens` the share of each patch, in units of the logit.
+
+    Raises:
+        ImageError: the image cannot be scored.
+        ConfigError: `tokens` are asked of a detector that does not run on torch.
+
+    Example:
+        >>> from clipmole import Detector, explain
+        >>> evidence = explain(Detector.from_pretrained(), "photo.png", tokens=True)
+        >>> tile = evidence.tiles[0]
+        >>> rows, columns = len(tile.attribution), len(tile.attribution[0])
+        >>> (rows * evidence.patch_size, columns * evidence.patch_size)
+        (224, 224)
     """
     if tokens and network_of(detector) is None:
         raise ConfigError(
