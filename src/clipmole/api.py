@@ -200,9 +200,9 @@ def calibrate(
     Example:
         >>> from clipmole import calibrate
         >>> result = calibrate("embedded", "photos", "my-copy", real_only=True, max_false_alarm=0.1)
-        >>> result.real, result.after.false_alarm <= 0.1
+        >>> result.n_real, result.after.false_alarm <= 0.1
         (20, True)
-        >>> 0 <= result.new.thresholds.real <= result.new.thresholds.ai <= 1
+        >>> 0 <= result.new.thresholds.real <= result.new.thresholds.generated <= 1
         True
     """
     import os
