@@ -41,7 +41,9 @@ class _ScanGroup(Commands):
         return ("" if name == SCAN else name), command, rest
 
 
-scan_app = typer.Typer(cls=_ScanGroup, help="Score millions of images into a Parquet data set; continues where it stopped.")
+scan_app = typer.Typer(
+    cls=_ScanGroup, help="Score millions of images into a Parquet data set; continues where it stopped."
+)
 app.add_typer(scan_app, name="scan")
 
 
