@@ -1,45 +1,51 @@
-"""Untrusted text is shown on one line, and an escaped name can be told from every other name."""
+"""Untrusted text is shown on one line, escaped names come back, and no spreadsheet runs a cell."""
 
 from __future__ import annotations
 
-import re
+import os
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clipmole.plumbing.text import MAX_LINE, escaped, first_line, one_line, printable
-
-characters = st.characters(codec=None) | st.sampled_from(list("\\nrtxuU\n\t\x1b\u202e\udce9 a"))
-
-
-def read_back(text: str) -> str:
-    """What `escaped` was given."""
-    escape = r"\\(\\|n|r|t|x[0-9a-f]{2}|u[0-9a-f]{4}|U[0-9a-f]{8})"
-    plain = {"\\": "\\", "n": "\n", "r": "\r", "t": "\t"}
-    return re.sub(escape, lambda found: plain.get(found[1]) or chr(int(found[1][1:], 16)), text)
-
-
-@given(st.text(characters))
-def test_an_escaped_text_is_printable_and_can_be_read_back(text: str) -> None:
-    line = escaped(text)
-    assert line.isprintable()
-    assert read_back(line) == text
+from clipmole.plumbing.text import MAX_LINE, csv_cell, escaped, first_line, one_line, printable, unescaped
 
 
 @pytest.mark.parametrize(
-    ("name", "shown"),
+    ("name", "text"),
     [
-        ("café.jpg", "café.jpg"),
-        ("a.jpg\nlikely photograph 1 % b.jpg", r"a.jpg\nlikely photograph 1 % b.jpg"),
-        (r"a.jpg\nlikely", r"a.jpg\\nlikely"),
-        ("caf\udce9.png", r"caf\udce9.png"),
-        ("\x1b[31mred", r"\x1b[31mred"),
-        (r"C:\images\a.png", r"C:\images\a.png"),
+        ("caf\u00e9 \U0001f469\u200d\U0001f469.png", "caf\u00e9 \U0001f469\u200d\U0001f469.png"),
+        ("at 1.00.00\u202fPM.png", "at 1.00.00\u202fPM.png"),  # as macOS names its screenshots
+        (os.fsdecode(b"caf\xe9.png"), "caf\\udce9.png"),
+        ("a.jpg\nlikely photograph 1 % b.jpg", "a.jpg\\u000alikely photograph 1 % b.jpg"),
+        ("\x1b[2J\x7f\u2028\x9b.jpg", "\\u001b[2J\\u007f\\u2028\\u009b.jpg"),
+        ("exe\u202egpj.png", "exe\\u202egpj.png"),
+        ("C:\\users\\new\\one.jpg", "C:\\users\\new\\one.jpg"),
+        ("\\udce9.png", "\\u005cudce9.png"),
     ],
 )
-def test_names_as_they_are_shown(name: str, shown: str) -> None:
-    assert escaped(name) == shown
+def test_names_are_printable_in_one_line_and_come_back(name: str, text: str) -> None:
+    assert escaped(name) == text
+    assert unescaped(text) == name
+
+
+@given(st.binary(max_size=30) | st.lists(st.sampled_from(["\\", "u", "005c", "dcff", "\n", "x"])).map("".join))
+def test_any_name_comes_back(name: bytes | str) -> None:
+    given_name = os.fsdecode(name)
+    text = escaped(given_name)
+    assert unescaped(text) == given_name
+    assert not set(text) & set("\n\r\x1b")
+    text.encode()
+
+
+@pytest.mark.parametrize("text", ["=1+1", "+1", "-1", "@sum", "\t=1", "\r=1", " =1", "'=1"])
+def test_a_cell_that_a_spreadsheet_would_run_is_guarded(text: str) -> None:
+    assert csv_cell(text) == f"'{text}"
+
+
+@pytest.mark.parametrize("text", ["", "a=1", "/photos/-a.jpg", '"=1'])
+def test_other_cells_stay(text: str) -> None:
+    assert csv_cell(text) == text
 
 
 def test_printable_replaces_and_keeps() -> None:

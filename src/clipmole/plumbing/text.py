@@ -5,29 +5,39 @@ In: any text, or an exception. Out: text in which every character can be printed
 
 from __future__ import annotations
 
+import re
+import unicodedata
+
 MAX_LINE = 300  # characters that one line is cut to
-_AFTER_BACKSLASH = frozenset("\\nrtxuU")  # what makes a backslash look like the beginning of an escape
+_ESCAPE = re.compile(r"\\u([0-9a-f]{4})")
+_DIRECTION = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")  # of writing
+_UNPRINTABLE = frozenset({"Cc", "Cs", "Zl", "Zp"})  # controls, half a surrogate (a byte that is not UTF-8), line ends
+_GUARDED = re.compile(r"\s*[=+\-@]|[\t\r']")
 
 
 def escaped(text: str) -> str:
-    r"""`text` on one line that any terminal can print, without loss: a line break is written as \n, a byte as \xff.
+    r"""`text` on one line, without loss: what a terminal would act on is written as `\u` and four hexadecimal digits.
 
-    What does not print (control characters, changes of direction, bytes of a file name that are not UTF-8) is escaped
-    as Python does it. A backslash is doubled where it would otherwise look like the beginning of an escape, so two
-    different texts never look the same. A byte B that is not UTF-8 becomes \udcB.
+    That is: control characters, line breaks, changes of the direction of writing, and the bytes of a file name that
+    are not UTF-8, such as `\udcff` for 0xFF. A backslash that would begin such an escape is one itself, so that
+    `unescaped` gives any text back. A text without any of these stays as it is.
     """
-    if text.isprintable() and "\\" not in text:
+    if text.isprintable() and "\\u" not in text:
         return text
-    parts = []
-    for at, character in enumerate(text):
-        following = text[at + 1 : at + 2]
-        if not character.isprintable():
-            parts.append(ascii(character)[1:-1])
-        elif character == "\\" and following and (following in _AFTER_BACKSLASH or not following.isprintable()):
-            parts.append("\\\\")
-        else:
-            parts.append(character)
-    return "".join(parts)
+    marked = _ESCAPE.sub(r"\\u005cu\1", text)
+    return "".join(
+        f"\\u{ord(c):04x}" if unicodedata.category(c) in _UNPRINTABLE or c in _DIRECTION else c for c in marked
+    )
+
+
+def unescaped(text: str) -> str:
+    """The text of which `escaped` made `text`; of a file's name `os.fsencode` then gives the bytes."""
+    return _ESCAPE.sub(lambda match: chr(int(match[1], 16)), text)
+
+
+def csv_cell(text: str) -> str:
+    """`text` for a CSV cell: an apostrophe goes before = + - @, with which a formula begins, and before another one."""
+    return f"'{text}" if _GUARDED.match(text) else text
 
 
 def printable(text: str, keep: str = "") -> str:
