@@ -44,7 +44,7 @@ class ImageError(ClipmoleError):
     """One image cannot be scored.
 
     Attributes:
-        source: what was given: a path, "<bytes>", "<array>" or "<image>".
+        source: what was given: a path, escaped as in `Detection`, "<bytes>", "<array>" or "<image>".
         code: a stable, machine-readable reason.
     """
 

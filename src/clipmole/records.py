@@ -52,7 +52,8 @@ class Detection(Record):
     """What a detector says of one image.
 
     Attributes:
-        source: the path as given, or "<bytes>", "<array>", "<image>".
+        source: the path as given, or "<bytes>", "<array>", "<image>". What a terminal would act on and bytes that are
+            not UTF-8 are escaped in a path; `clipmole.plumbing.text.unescaped` gives it back.
         logit: mean of the tiles' logits, positive towards AI-generated.
         probability: calibrated probability that the image is AI-generated, in [0, 1]; None if uncalibrated.
         verdict: None if the detector is not calibrated.

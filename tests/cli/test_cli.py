@@ -7,6 +7,7 @@ import io
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -24,6 +25,7 @@ from clipmole.cli.render import rate
 from clipmole.inference.detector import Detector
 from clipmole.models.adapter import save_adapter
 from clipmole.models.backbone import save_tower
+from clipmole.plumbing.text import unescaped
 
 
 @pytest.fixture(scope="module")
@@ -267,6 +269,92 @@ def test_shells_are_offered_completion() -> None:
     result = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, check=False)
     assert result.stdout.decode().split() == ["calibrate"]
     assert "--install-completion" in run("--help").stdout.decode()
+
+
+@pytest.fixture
+def odd_names(tmp_path: Path) -> list[bytes]:
+    """Names of images that no terminal should be given as they are, all in the folder of the test."""
+    names = [b"a.jpg\nlikely photograph 1 % evil.png", b"caf\xe9.png", b"\x1b[31mred.png", b"\\udce9.png", b"=cmd.png"]
+    for name in names:
+        (tmp_path / os.fsdecode(name)).write_bytes(encoded(picture(0)))
+    return sorted(names)
+
+
+@pytest.mark.parametrize("kind", ["table", "--json", "--csv"])
+def test_odd_names_cost_nothing_and_come_back(
+    kind: str, odd_names: list[bytes], detector: list[str], tmp_path: Path
+) -> None:
+    (tmp_path / "broken\n.png").write_bytes(b"x")
+    given = [*map(os.fsdecode, odd_names), "broken\n.png", "absent\nlikely photograph.png"]
+    result = run("detect", *given, *([] if kind == "table" else [kind]), *detector, cwd=tmp_path)
+    assert result.returncode == 1
+    lines = result.stdout.decode().splitlines()
+    if kind == "--json":
+        shown = [json.loads(line)["source"] for line in lines]
+    elif kind == "--csv":
+        shown = [row["source"] for row in csv.DictReader(lines)]
+        assert shown[odd_names.index(b"=cmd.png")] == "'=cmd.png"
+        shown = [name.removeprefix("'") for name in shown]
+    else:
+        shown = [
+            re.sub(r"^(?:likely \S+|uncertain|not scored) +(?:\d+ %)? *(?:seen +\S+ %)? *", "", line) for line in lines
+        ]
+        shown = [line.partition(": ")[0] for line in shown]
+    assert [unescaped(name) for name in shown] == given
+    assert not set(result.stdout + result.stderr) & set(b"\r\x1b")
+    assert not any(line.startswith("likely") for line in result.stderr.decode().splitlines())
+
+
+def test_a_folder_with_odd_names_is_scored_whole(odd_names: list[bytes], detector: list[str], tmp_path: Path) -> None:
+    result = run("detect", ".", "--json", *detector, cwd=tmp_path)
+    assert result.returncode == 0
+    names = [os.fsencode(unescaped(str(row["source"]))) for row in json_lines(result)]
+    assert sorted(names) == [b"./" + name for name in odd_names]
+
+
+def test_an_error_of_an_odd_name_is_one_line(tmp_path: Path) -> None:
+    result = run("detect", "x.png", "--detector", "\x1b[31mno\nlikely photograph.such", cwd=tmp_path)
+    assert result.returncode == 2
+    assert b"\x1b" not in result.stderr
+    assert not any(line.startswith(b"likely") for line in result.stderr.splitlines())
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le"])
+@pytest.mark.parametrize("way", ["file", "stdin"])
+def test_a_list_is_read_in_its_encoding(
+    encoding: str, way: str, detector: list[str], photos: Path, tmp_path: Path
+) -> None:
+    text = "".join(f"{photos / name}\r\n" for name in ("a.b.PNG", "c [1].webp")).encode(encoding)
+    (tmp_path / "list.txt").write_bytes(text)
+    given = "list.txt" if way == "file" else "-"
+    result = run("detect", "--list", given, "--json", *detector, stdin=text, cwd=tmp_path)
+    assert [Path(str(row["source"])).name for row in json_lines(result)] == ["a.b.PNG", "c [1].webp"], result.stderr
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+@pytest.mark.parametrize("arguments", [["--help"], ["presets"], ["detect", "{}"], ["detect", "{}", "--csv"]])
+def test_a_full_disk_behind_stdout_is_one_line(arguments: list[str], detector: list[str], photos: Path) -> None:
+    given = [argument.format(photos) for argument in arguments] + (detector if "detect" in arguments else [])
+    with open("/dev/full", "wb") as full:
+        command = [sys.executable, "-m", "clipmole", *given]
+        result = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, check=False)
+    assert result.returncode == 2
+    assert result.stderr.decode() == "clipmole: standard output: No space left on device\n"
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs a shell")
+def test_a_closed_stdout_is_one_that_goes_nowhere(detector: list[str], photos: Path) -> None:
+    words = [sys.executable, "-m", "clipmole", "detect", str(photos), "--json", *detector]
+    result = subprocess.run(f"{shlex.join(words)} >&-", shell=True, stderr=subprocess.PIPE, check=False)
+    assert (result.returncode, result.stderr) == (0, b"")
+
+
+def test_a_name_that_stdout_cannot_encode_is_escaped(detector: list[str], tmp_path: Path) -> None:
+    (tmp_path / "\u65e5.png").write_bytes(encoded(picture(0)))
+    environment = os.environ | {"PYTHONIOENCODING": "latin-1:strict", "PYTHONUTF8": "0"}
+    command = [sys.executable, "-m", "clipmole", "detect", ".", "--json", *detector]
+    result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, check=False)
+    assert json_lines(result)[0]["source"] == "./\u65e5.png", result.stderr
 
 
 def test_a_reader_that_leaves_early_is_no_error(detector: list[str], photos: Path) -> None:

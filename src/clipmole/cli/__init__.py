@@ -6,6 +6,8 @@ torch and everything that needs it is imported inside the commands, so that `--h
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import sys
 import warnings
@@ -16,6 +18,7 @@ import typer
 import clipmole
 from clipmole.cli.options import app, remark
 from clipmole.errors import ClipmoleError
+from clipmole.plumbing.text import escaped
 
 # Each registers its commands; --help lists them in this order.
 # isort: off
@@ -46,15 +49,55 @@ def _options(
     pass
 
 
+class _Output(io.TextIOWrapper):
+    """stdout whose errors name it, and which writes what its encoding lacks as an escape."""
+
+    def flush(self) -> None:
+        try:
+            super().flush()
+        except OSError as error:
+            error.filename = "standard output"
+            raise
+
+
 def main() -> None:
-    """Run the command line; an error of clipmole's is one line on stderr and exit code 2."""
+    """Run the command line; an error of clipmole's or of the system's is one line on stderr and exit code 2."""
     # Pillow remarks on odd but readable files; what matters is an ImageError.
     warnings.filterwarnings("ignore", category=UserWarning, module="PIL")
+    _set_up_streams()
     try:
-        app()
+        try:
+            app()
+        finally:
+            sys.stdout.flush()  # here an error can be told in one line; at the end of the process it cannot
     except ClipmoleError as error:
         remark(f"clipmole: {error}")
         sys.exit(2)
     except BrokenPipeError:  # the reader of stdout has seen enough
+        _drop_output()
+        sys.exit(1)
+    except OSError as error:
+        _drop_output()
+        name = escaped(os.fsdecode(error.filename)) if error.filename else "the system"
+        remark(f"clipmole: {name}: {error.strerror or error}")
+        sys.exit(2)
+
+
+def _set_up_streams() -> None:
+    """Give the process a stdout and a stderr that write any text; a closed one is like one that goes nowhere."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(encoding=None if stream.isatty() else "utf-8", errors="backslashreplace")
+    old = sys.stdout
+    if isinstance(old, io.TextIOWrapper):
+        encoding, errors, terminal = old.encoding, old.errors, old.isatty()
+        sys.stdout = _Output(old.detach(), encoding, errors, line_buffering=terminal)
+
+
+def _drop_output() -> None:
+    """Let what still waits to be written to stdout go nowhere, so that the end of the process does not fail on it."""
+    with contextlib.suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from clipmole.cli.inputs import read_list, sources
+from clipmole.cli.inputs import sources
 from clipmole.cli.options import (
     BackboneName,
     BatchSize,
@@ -24,6 +24,7 @@ from clipmole.cli.options import (
 )
 from clipmole.cli.render import CSVRows, JSONLines, Table, with_progress
 from clipmole.errors import ImageError
+from clipmole.plumbing.path_lists import listed_paths
 
 if TYPE_CHECKING:
     from clipmole.images.loading import ImageSource
@@ -88,7 +89,7 @@ def detect(
         raise typer.BadParameter("--json and --csv exclude each other")
     if tiles and not json:
         raise typer.BadParameter("--tiles needs --json")
-    inputs = [*(paths or []), *(read_list(list_file) if list_file not in (None, "-") else [])]
+    inputs = [*(paths or []), *(listed_paths(list_file) if list_file not in (None, "-") else [])]
     if not inputs and list_file != "-":
         raise typer.BadParameter(NO_IMAGES)
     if inputs.count("-") + (list_file == "-") > 1:

@@ -2,29 +2,18 @@
 
 from __future__ import annotations
 
+import codecs
 import io
 import os
 import sys
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-import typer
-
-from clipmole.errors import ImageError, ImageNotFound
+from clipmole.errors import DataError, ImageError, ImageNotFound
+from clipmole.plumbing.path_lists import text_encoding
 
 if TYPE_CHECKING:
     from clipmole.images.loading import ImageSource
-
-
-def read_list(file: str) -> list[str]:
-    """Paths of a list file, one a line, or separated by NUL if there is one."""
-    try:
-        data = Path(file).read_bytes()
-    except OSError as error:
-        raise typer.BadParameter(f"{file}: cannot be read: {error.strerror}", param_hint="--list") from error
-    lines = data.split(b"\0") if b"\0" in data else data.splitlines()
-    return [os.fsdecode(line) for line in lines if line.strip()]
 
 
 def _stdin() -> io.FileIO:
@@ -33,15 +22,25 @@ def _stdin() -> io.FileIO:
 
 
 def listed_on_stdin() -> Iterator[str]:
-    """Paths on stdin, each as soon as it is there; separated by NUL if the first ones that arrive are, else lines."""
+    """Paths on stdin, each as soon as it is there; separated by NUL if the first ones that arrive are, else lines.
+
+    They are in the encoding that their first bytes tell, as in a list file. Raises `DataError` if it is not so.
+    """
     rest = separator = b""
-    stdin = _stdin()
-    while chunk := stdin.read(2**16):
-        rest += chunk
+    stdin, decoder = _stdin(), None
+    chunk = stdin.read(2**16) or b""
+    if encoding := text_encoding(chunk):
+        decoder = codecs.getincrementaldecoder(encoding)("surrogateescape" if encoding == "utf-8-sig" else "strict")
+    while chunk:
+        try:
+            rest += os.fsencode(decoder.decode(chunk)) if decoder else chunk
+        except UnicodeError as error:
+            raise DataError(f"the list on stdin is not in {encoding}, as it begins: {error}") from error
         separator = separator or next((each for each in (b"\0", b"\n") if each in rest), b"")
         if separator:
             *lines, rest = rest.split(separator)
             yield from (os.fsdecode(line.removesuffix(b"\r")) for line in lines if line.strip())
+        chunk = stdin.read(2**16) or b""
     if rest.strip():
         yield os.fsdecode(rest.removesuffix(b"\r"))
 

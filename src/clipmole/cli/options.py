@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from clipmole.plumbing.text import printable
+
 if TYPE_CHECKING:
     from clipmole.data import DataSource
     from clipmole.inference.detector import Detector
@@ -162,8 +164,8 @@ def data_source(data: str | None, real: list[Path] | None, fake: list[Path] | No
 
 
 def remark(line: str) -> None:
-    """A line for the person, on stderr."""
-    typer.echo(line, err=True)
+    """A line for the person, on stderr; what a terminal would act on is replaced."""
+    typer.echo(printable(line), err=True)
 
 
 def name_scorers(specs: Iterable[str], option: str = "--detector") -> dict[str, str]:

@@ -11,6 +11,7 @@ import typer
 
 from clipmole.cli.options import remark
 from clipmole.errors import ImageError
+from clipmole.plumbing.text import csv_cell, printable
 
 if TYPE_CHECKING:  # pydantic takes a third of the time of --help
     from clipmole.provenance import Provenance
@@ -43,7 +44,7 @@ class Table:
 
     def write(self, result: Detection | ImageError, provenance: Provenance | None = None) -> None:
         if isinstance(result, ImageError):
-            typer.echo(f"{'not scored':<20}  {'':>5}  {result}")
+            typer.echo(f"{'not scored':<20}  {'':>5}  {printable(str(result))}")
             return
         self.thresholds, self.detector = result.thresholds, result.detector
         if result.verdict is None or result.probability is None:
@@ -57,7 +58,7 @@ class Table:
         if provenance is not None:
             self.caution = provenance.caution
             for line in provenance_lines(provenance):
-                typer.echo(f"{'':<4}{line}")
+                typer.echo(f"{'':<4}{printable(line)}")
 
     def close(self) -> None:
         if not self.detector:
@@ -110,10 +111,11 @@ class CSVRows:
 
     def write(self, result: Detection | ImageError, provenance: Provenance | None = None) -> None:
         if isinstance(result, ImageError):
-            self.rows.writerow({"source": result.source, "error_code": result.code, "error": result.reason})
+            row = {"source": result.source, "error_code": result.code, "error": result.reason}
         else:
             said = "; ".join(f.title for f in provenance.findings) if provenance else ""
-            self.rows.writerow(result.model_dump(mode="json") | {"provenance": said})
+            row = result.model_dump(mode="json") | {"provenance": said}
+        self.rows.writerow({k: csv_cell(printable(v)) if isinstance(v, str) else v for k, v in row.items()})
 
     def close(self) -> None:
         sys.stdout.flush()

@@ -15,7 +15,7 @@ from typing import TypeVar
 from clipmole.data.sample import Sample
 from clipmole.data.samples import IGNORE, read_bytes
 from clipmole.errors import DataError, ImageError
-from clipmole.images.loading import load_image
+from clipmole.images.loading import load_image, source_name
 from clipmole.plumbing.progress import Track, untracked
 from clipmole.records import Record
 
@@ -43,7 +43,7 @@ def look(sample: Sample) -> Look:
     sha256 = hashlib.sha256(data).hexdigest()
     problem = ""
     try:
-        image = load_image(data, name=str(sample.path))
+        image = load_image(data, name=source_name(sample.path))
         if sample.ignore_bottom_px >= image.height:
             problem = f"{sample.path}: {IGNORE} {sample.ignore_bottom_px} leaves nothing of {image.height} rows"
     except ImageError as error:

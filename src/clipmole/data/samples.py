@@ -18,7 +18,7 @@ from PIL import Image
 from clipmole.data.sample import Sample
 from clipmole.errors import ConfigError, DataError
 from clipmole.images.conditions import Condition, apply, load_conditions
-from clipmole.images.loading import load_image
+from clipmole.images.loading import load_image, source_name
 from clipmole.images.transforms import RGB
 from clipmole.plumbing.seeding import sample_rng
 
@@ -84,7 +84,7 @@ def load_sample(sample: Sample) -> Image.Image:
     """The sample's whole image, upright RGB. Raises `ImageError` if it cannot be read, `DataError` of its container."""
     if sample.inside is None:
         return load_image(sample.path)
-    return load_image(read_bytes(sample), name=str(sample.path))
+    return load_image(read_bytes(sample), name=source_name(sample.path))
 
 
 def load_window(sample: Sample) -> RGB:

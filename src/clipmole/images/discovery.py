@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 
 from clipmole.errors import ImageNotFound
 from clipmole.images.formats import IMAGE_EXTENSIONS
+from clipmole.plumbing.text import escaped
 
 
 def find_images(paths: Iterable[str]) -> Iterator[str | ImageNotFound]:
@@ -29,9 +30,13 @@ def find_images(paths: Iterable[str]) -> Iterator[str | ImageNotFound]:
                         found = True
                         yield os.path.join(folder, name)
             if not found:
-                yield ImageNotFound(path, "no images in this folder; name the files if their extensions are unusual")
+                yield ImageNotFound(
+                    escaped(path), "no images in this folder; name the files if their extensions are unusual"
+                )
         elif not os.path.lexists(path) and glob.has_magic(path):
             matches = sorted(glob.glob(path, recursive=True))
-            yield from (find_images(matches) if matches else [ImageNotFound(path, "nothing matches this pattern")])
+            yield from (
+                find_images(matches) if matches else [ImageNotFound(escaped(path), "nothing matches this pattern")]
+            )
         else:
             yield path

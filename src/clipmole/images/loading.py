@@ -91,11 +91,9 @@ _TURNED: defaultdict[int, Callable[[NDArray[np.uint8]], NDArray[np.uint8]]] = de
 
 
 def source_name(source: ImageSource) -> str:
-    """What to call `source` in a message or a table: the path as given, "<bytes>", "<array>" or "<image>"."""
-    if isinstance(source, str):
-        return source
-    if isinstance(source, os.PathLike):
-        return os.fsdecode(source)
+    """What to call `source` in a message or a table: the path, `escaped`, or "<bytes>", "<array>" or "<image>"."""
+    if isinstance(source, str | os.PathLike):
+        return escaped(os.fsdecode(source)) or "''"
     if isinstance(source, bytes):
         return "<bytes>"
     return "<image>" if isinstance(source, Image.Image) else "<array>"
@@ -107,7 +105,7 @@ def load_image(source: ImageSource, *, name: str | None = None, limits: ImageLim
     Args:
         source: a path, the bytes of a file, a PIL image, or an array: uint8 or uint16 (16-bit values, >> 8)
             of shape (H, W), (H, W, 1), (H, W, 3) RGB or (H, W, 4) RGBA.
-        name: what to call it in messages, where unprintable characters are escaped; None: `source_name(source)`.
+        name: what to call it in messages, `escaped` if others chose it; None: `source_name(source)`.
         limits: the largest file and image to admit.
 
     Returns:
@@ -124,7 +122,7 @@ def load_image(source: ImageSource, *, name: str | None = None, limits: ImageLim
             f"an image is a path, bytes, a PIL image or a numpy array, not {type(source).__name__}; "
             "of an open file give file.read(), of a tensor give tensor.numpy()"
         )
-    name = escaped(source_name(source) if name is None else name) or "''"
+    name = source_name(source) if name is None else name
     if isinstance(source, Image.Image):
         image = source
         _check_pixels(image.size, name, limits)
@@ -153,7 +151,7 @@ def load_pixels(
     """
     if not isinstance(source, str | os.PathLike | bytes):
         return load_image(source, name=name, limits=limits)
-    name = escaped(source_name(source) if name is None else name) or "''"
+    name = source_name(source) if name is None else name
     data = source if isinstance(source, bytes) else _read(source, name, limits)
     pixels = _jpeg_pixels(data, name, limits) if image_format(data) == "JPEG" else None
     return load_image(data, name=name, limits=limits) if pixels is None else pixels
@@ -338,7 +336,7 @@ def read_file(
 
     Raises `ImageError` as `load_image` does, but not for damaged content.
     """
-    name = escaped(source_name(source) if name is None else name) or "''"
+    name = source_name(source) if name is None else name
     data = source if isinstance(source, bytes) else _read(source, name, limits)
     return data, _admitted(data, name, limits)
 

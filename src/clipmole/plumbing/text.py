@@ -25,9 +25,7 @@ def escaped(text: str) -> str:
     if text.isprintable() and "\\u" not in text:
         return text
     marked = _ESCAPE.sub(r"\\u005cu\1", text)
-    return "".join(
-        f"\\u{ord(c):04x}" if unicodedata.category(c) in _UNPRINTABLE or c in _DIRECTION else c for c in marked
-    )
+    return "".join(f"\\u{ord(c):04x}" if _acts(c) else c for c in marked)
 
 
 def unescaped(text: str) -> str:
@@ -41,8 +39,19 @@ def csv_cell(text: str) -> str:
 
 
 def printable(text: str, keep: str = "") -> str:
-    """`text` with each character that does not print replaced by U+FFFD, except those in `keep`."""
-    return "".join(c if c.isprintable() or c in keep else "\N{REPLACEMENT CHARACTER}" for c in text)
+    """`text` with each character that a terminal would act on, or that no XML may hold, replaced by U+FFFD.
+
+    Those in `keep` stay. What `escaped` gives stays as it is.
+    """
+    if text.isprintable():
+        return text
+    return "".join("\N{REPLACEMENT CHARACTER}" if c not in keep and _acts(c) else c for c in text)
+
+
+def _acts(character: str) -> bool:
+    """Whether a terminal acts on a character in place of showing it, or no encoding has it."""
+    code = ord(character)
+    return unicodedata.category(character) in _UNPRINTABLE or character in _DIRECTION or code & 0xFFFE == 0xFFFE
 
 
 def one_line(text: str, limit: int = MAX_LINE) -> str:

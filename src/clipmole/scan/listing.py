@@ -24,6 +24,7 @@ from clipmole.data.huggingface import PREFIX, is_saved
 from clipmole.errors import ConfigError, DataError, ImageNotFound
 from clipmole.images.discovery import find_images
 from clipmole.images.formats import IMAGE_EXTENSIONS
+from clipmole.plumbing.text import unescaped
 from clipmole.scan.containers import (
     TABLE,
     TAR,
@@ -292,9 +293,10 @@ def _local(source: str) -> Iterator[File]:
     """Files of a local file, folder or pattern; in a folder without images its shards and tables."""
     for found in find_images([source]):
         if isinstance(found, ImageNotFound):
-            if not os.path.isdir(found.source):
+            folder = unescaped(found.source)
+            if not os.path.isdir(folder):
                 raise DataError(f"{found}; nothing was scanned")
-            names = sorted(glob.glob(os.path.join(glob.escape(found.source), "**"), recursive=True))
+            names = sorted(glob.glob(os.path.join(glob.escape(folder), "**"), recursive=True))
             shards = [name for name in names if TAR.search(name) or TABLE.search(name)]
             if not shards:
                 raise DataError(f"{found.source}: holds no images, shards (.tar) or tables (.parquet)")

@@ -18,7 +18,7 @@ from PIL import Image
 from clipmole.data import IGNORE, read_bytes
 from clipmole.data.sample import Sample
 from clipmole.errors import DataError, ImageError
-from clipmole.images.loading import load_image
+from clipmole.images.loading import load_image, source_name
 
 THUMBNAIL = 16  # pixels of an edge
 HASHED = 32  # pixels of the edge that the perceptual hash looks at
@@ -78,7 +78,7 @@ def file_facts(sample: Sample) -> FileFacts:
         return FileFacts("", 0, str(error))
     sha256 = hashlib.sha256(data).hexdigest()
     try:
-        image = load_image(data, name=str(sample.path))
+        image = load_image(data, name=source_name(sample.path))
     except ImageError as error:
         return FileFacts(sha256, len(data), str(error))
     if sample.ignore_bottom_px >= image.height:
