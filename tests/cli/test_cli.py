@@ -312,6 +312,26 @@ def test_a_folder_with_odd_names_is_scored_whole(odd_names: list[bytes], detecto
     assert sorted(names) == [b"./" + name for name in odd_names]
 
 
+def test_odd_names_cost_no_check_and_no_evaluation(detector: list[str], tmp_path: Path) -> None:
+    odd = os.fsdecode(b"caf\xe9\nlikely photograph")
+    for label in (0, 1):
+        (tmp_path / odd / f"{label}_{'fake' if label else 'real'}").mkdir(parents=True)
+        for i in range(3):
+            picture(3 * label + i).save(tmp_path / odd / f"{label}_{'fake' if label else 'real'}" / f"{i}{odd}.png")
+    (tmp_path / odd / "0_real" / f"broken{odd}.png").write_bytes(b"x")
+    checked = run("data", "check", ".", "--json", cwd=tmp_path)
+    unreadable = json.loads(checked.stdout)["unreadable"]
+    assert [unescaped(line.partition(": ")[0]) for line in unreadable] == [f"{odd}/0_real/broken{odd}.png"]
+    result = run(
+        "evaluate", "--data", ".", "--out", "out", "--resamples", "5", "--split", "test", *detector, cwd=tmp_path
+    )
+    assert result.returncode == 1, result.stderr
+    report = json.loads((tmp_path / "out" / "report.json").read_text(encoding="utf-8"))
+    assert [unescaped(path) for path in report["failed"]] == [f"{odd}/0_real/broken{odd}.png"]
+    assert {unescaped(name) for each in report["sets"] for name in each["generators"]} == {odd}
+    assert b"\nlikely" not in checked.stdout + result.stdout + result.stderr
+
+
 def test_an_error_of_an_odd_name_is_one_line(tmp_path: Path) -> None:
     result = run("detect", "x.png", "--detector", "\x1b[31mno\nlikely photograph.such", cwd=tmp_path)
     assert result.returncode == 2

@@ -15,6 +15,7 @@ from clipmole.data.sample import Sample
 from clipmole.data.samples import CAMERA
 from clipmole.errors import DataError
 from clipmole.images.formats import IMAGE_EXTENSIONS
+from clipmole.plumbing.text import escaped
 from clipmole.records import Record
 
 CNNSPOT = {"0_real": 0, "1_fake": 1}  # folder -> label
@@ -65,7 +66,7 @@ def read_folder(path: str | Path, unsplit: str = "test") -> list[Sample]:
     if not files:
         raise DataError(f"{root}: holds no images; expected a manifest (.csv) or {LAYOUTS}")
     split_above = _splits_above(files)
-    own = root.resolve().name
+    own = escaped(root.resolve().name)
     samples = []
     for parts in files:
         below, split = (parts[1:], SPLITS[parts[0]]) if split_above else (parts, unsplit)
@@ -79,9 +80,9 @@ def read_folder(path: str | Path, unsplit: str = "test") -> list[Sample]:
             Sample(
                 path=root.joinpath(*parts),
                 label=1 if label else 0,
-                generator=(above[0] if above else own) if label else CAMERA,
+                generator=(escaped(above[0]) if above else own) if label else CAMERA,
                 split=split,
-                category="/".join(above),
+                category=escaped("/".join(above)),
             )
         )
     if {sample.category for sample in samples} <= LSUN:
@@ -114,7 +115,7 @@ def read_folders(folders: Folders, unsplit: str = "test") -> list[Sample]:
             split_above = _splits_above(files)
             for parts in files:
                 below, split = (parts[1:], SPLITS[parts[0]]) if split_above else (parts, unsplit)
-                made = below[0] if len(below) > 1 else root.resolve().name
+                made = escaped(below[0] if len(below) > 1 else root.resolve().name)
                 samples.append(
                     Sample(
                         path=root.joinpath(*parts),

@@ -45,7 +45,9 @@ def look(sample: Sample) -> Look:
     try:
         image = load_image(data, name=source_name(sample.path))
         if sample.ignore_bottom_px >= image.height:
-            problem = f"{sample.path}: {IGNORE} {sample.ignore_bottom_px} leaves nothing of {image.height} rows"
+            problem = (
+                f"{source_name(sample.path)}: {IGNORE} {sample.ignore_bottom_px} leaves nothing of {image.height} rows"
+            )
     except ImageError as error:
         problem = str(error)
     return Look(sha256=sha256, problem=problem)

@@ -52,7 +52,9 @@ def limit_samples(samples: Sequence[Sample], limit: int | None, seed: int = 0) -
         return list(samples)
 
     def draw(sample: Sample) -> tuple[bytes, str]:
-        return hashlib.sha256(f"{seed}\0{sample.path.name}".encode()).digest(), sample.path.as_posix()
+        return hashlib.sha256(
+            f"{seed}\0{sample.path.name}".encode(errors="surrogateescape")
+        ).digest(), sample.path.as_posix()
 
     taken: Counter[tuple[int, str]] = Counter()
     chosen = set()

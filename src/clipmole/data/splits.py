@@ -94,7 +94,7 @@ def draw_per_class(samples: Sequence[Sample], per_class: int, seed: int) -> list
     def rank(i: int) -> tuple[bytes, str]:
         sample = samples[i]
         key = f"{seed}\0{sample.category}\0{sample.label}\0{sample.path.name}"
-        return hashlib.sha256(key.encode()).digest(), sample.path.as_posix()
+        return hashlib.sha256(key.encode(errors="surrogateescape")).digest(), sample.path.as_posix()
 
     chosen: set[int] = set()
     for category in sorted({category for category, _ in pools}):

@@ -61,7 +61,9 @@ def unpack(source: str, identity: str, images: Iterable[tuple[bytes, dict[str, A
     A run that was stopped begins anew and writes only what is not there. Raises `DataError` if the limit would be
     passed or the folder cannot be written; what is written stays.
     """
-    folder = (how.folder or default_folder()) / hashlib.sha256(identity.encode()).hexdigest()[:16]
+    folder = (how.folder or default_folder()) / hashlib.sha256(identity.encode(errors="surrogateescape")).hexdigest()[
+        :16
+    ]
     index = folder / LIST
     if index.is_file():
         how.say(f"{source}: taken from {folder}, where it was unpacked before; delete that folder to read it anew")

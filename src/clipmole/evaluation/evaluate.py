@@ -30,6 +30,7 @@ from clipmole.inference.runtime import batch_for
 from clipmole.plumbing.environment import environment
 from clipmole.plumbing.progress import Track, untracked
 from clipmole.plumbing.seeding import sample_rng
+from clipmole.plumbing.text import escaped
 
 CHUNK_BYTES = 256 * 2**20  # decoded pixels of one chunk, all conditions together; as much is prepared ahead
 CHUNK_IMAGES = 32
@@ -176,7 +177,7 @@ def evaluate(
         detectors=tuple(detector_info(name, scorer) for name, scorer in scorers.items()),
         sets=reports,
         differences=differences,
-        failed=failed,
+        failed={escaped(path): reason for path, reason in failed.items()},
         recipe={
             "images": len(table.samples),
             "data digest": data_digest(table.samples),

@@ -13,5 +13,5 @@ import numpy as np
 def sample_rng(seed: int, *keys: int | str) -> np.random.Generator:
     """A generator that depends on `seed` (0 or more) and `keys` alone, not on order, workers or earlier draws."""
     text = "\0".join(map(str, keys))
-    words = np.frombuffer(hashlib.sha256(text.encode()).digest(), dtype="<u4")
+    words = np.frombuffer(hashlib.sha256(text.encode(errors="surrogateescape")).digest(), dtype="<u4")
     return np.random.default_rng([seed, *words.tolist()])

@@ -16,6 +16,7 @@ from clipmole.data.audit.shortcuts import ALL, Shortcut, find_shortcuts
 from clipmole.data.reading import look_at_all
 from clipmole.data.sample import Sample
 from clipmole.data.splits import whole_groups
+from clipmole.images.loading import source_name
 from clipmole.plumbing.progress import Track, untracked
 from clipmole.records import Record
 
@@ -72,7 +73,7 @@ def check_data(samples: Sequence[Sample], seed: int = 0, track: Track = untracke
     def duplicates(sets: Sequence[Sequence[int]]) -> tuple[Duplicates, ...]:
         return tuple(
             Duplicates(
-                files=tuple(str(samples[i].path) for i in members),
+                files=tuple(source_name(samples[i].path) for i in members),
                 splits=tuple(sorted({samples[i].split for i in members})),
                 labels=tuple(sorted({samples[i].label for i in members})),
             )
@@ -87,7 +88,9 @@ def check_data(samples: Sequence[Sample], seed: int = 0, track: Track = untracke
         counts=_counts(samples, facts),
         unreadable=tuple(each.problem for each in facts if each.problem),
         empty=tuple(
-            str(sample.path) for sample, each in zip(samples, facts, strict=True) if each.sha256 and not each.size
+            source_name(sample.path)
+            for sample, each in zip(samples, facts, strict=True)
+            if each.sha256 and not each.size
         ),
         same=duplicates(same_bytes(facts)),
         alike=duplicates(look_alikes(facts)),

@@ -82,7 +82,9 @@ def file_facts(sample: Sample) -> FileFacts:
     except ImageError as error:
         return FileFacts(sha256, len(data), str(error))
     if sample.ignore_bottom_px >= image.height:
-        problem = f"{sample.path}: {IGNORE} {sample.ignore_bottom_px} leaves nothing of {image.height} rows"
+        problem = (
+            f"{source_name(sample.path)}: {IGNORE} {sample.ignore_bottom_px} leaves nothing of {image.height} rows"
+        )
         return FileFacts(sha256, len(data), problem)
     phash, thumbnail = looks(image)
     kind, size, tables, subsampling = _header(data, image)
