@@ -243,6 +243,15 @@ def test_csv_holds_every_number_once(tmp_path: Path) -> None:
         assert (float(row["value"]), float(row["low"])) == (d.estimate.value, d.estimate.low)
 
 
+def test_no_cell_of_the_csv_is_a_formula(tmp_path: Path) -> None:
+    report, table = made(tmp_path, detectors=("=cmd|'/C calc'!A0", "+1"))
+    write_report(report, table, tmp_path / "out", gallery=False)
+    with (tmp_path / "out" / "report.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert {row["detector"] for row in rows if row["scope"] == "set"} == {"'=cmd|'/C calc'!A0", "'+1"}
+    assert all(not cell.startswith(("=", "+", "@")) for row in rows for cell in row.values())
+
+
 def test_markdown_has_a_row_for_every_detector_and_as_many_cells_as_heads(tmp_path: Path) -> None:
     written(tmp_path)
     lines = (tmp_path / "out" / "report.md").read_text(encoding="utf-8").splitlines()

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from clipmole.errors import DataError
@@ -20,6 +20,7 @@ from clipmole.evaluation.records import ALL_SETS, EvaluationReport
 from clipmole.evaluation.scores import ScoreTable
 from clipmole.images.conditions import Condition
 from clipmole.plumbing.files import write_texts
+from clipmole.plumbing.text import csv_cell
 from clipmole.report import curves, mistakes, tables
 from clipmole.report.content import Content
 from clipmole.report.page import Section, html_page, markdown_page
@@ -80,24 +81,28 @@ def tidy(content: Content) -> str:
     "published" what `detector` got elsewhere, with its caveat under `note`. `set` may be the mean over all of them.
     """
     file = io.StringIO()
-    rows = csv.writer(file, lineterminator="\n")
-    rows.writerow(COLUMNS)
+    writer = csv.writer(file, lineterminator="\n")
+
+    def write(row: Iterable[object]) -> None:
+        writer.writerow([csv_cell(value) if isinstance(value, str) else value for value in row])
+
+    write(COLUMNS)
     for s in content.report.sets:
         groups = [("set", "", s.estimates, s.n_generated), ("mean", "", s.means, s.n_generated)]
         groups += [("generator", g, estimates, content.generated[s.set, g]) for g, estimates in s.generators.items()]
         for scope, generator, estimates, n_generated in groups:
             for key, f in estimates.items():
                 numbers = (f.value, f.low, f.high, s.n_real, n_generated)
-                rows.writerow((s.detector, s.set, s.condition, key, *numbers, scope, generator, "", ""))
+                write((s.detector, s.set, s.condition, key, *numbers, scope, generator, "", ""))
     for d in content.report.differences:
         own = content.found.get((d.first, d.set, d.condition))
         counts = (own.n_real, own.n_generated) if own else ("", "")
         f = d.estimate
         numbers = (f.value, f.low, f.high, *counts)
-        rows.writerow((d.first, d.set, d.condition, d.metric, *numbers, "difference", "", d.second, ""))
+        write((d.first, d.set, d.condition, d.metric, *numbers, "difference", "", d.second, ""))
     for p in content.report.published:
         where = p.set or f"{ALL_SETS} of {p.benchmark}"
-        rows.writerow((p.method, where, "", p.metric, p.share, *[""] * 4, "published", "", "", p.note))
+        write((p.method, where, "", p.metric, p.share, *[""] * 4, "published", "", "", p.note))
     return file.getvalue()
 
 
