@@ -20,6 +20,7 @@ DOCUMENTS = (
     "docs/detect.md",
     "docs/evidence.md",
     "docs/performance.md",
+    "docs/results.md",
     "docs/scan.md",
     "docs/serve.md",
 )

@@ -1,5 +1,3 @@
-"""Detect from Python: one image, then many."""
-
 from clipmole import Detector
 
 detector = Detector.from_pretrained()

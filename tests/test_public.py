@@ -46,7 +46,7 @@ def test_every_function_says_what_goes_in_and_comes_out(name: str) -> None:
     owner, _, method = name.rpartition(".")
     function = getattr(getattr(clipmole, owner), method) if owner else getattr(clipmole, name)
     text = inspect.getdoc(function) or ""
-    for part in ("Args:", "Returns:" if method != "stream" else "Yields:", "Raises:", "Example:"):
+    for part in ("Args:", "Returns:" if method != "stream" else "Yields:", "Raises:", "Examples:"):
         assert part in text, f"{name}: no {part}"
     described = re.findall(r"^    (\w+(?:, \w+)*):", text.split("Args:")[1].split("\n\n")[0], re.MULTILINE)
     named = {each for line in described for each in line.split(", ")}

@@ -55,7 +55,7 @@ def train(
         CheckpointError: `out` is something else than an adapter directory.
         MissingDependency: a library of the extra `train` is not installed.
 
-    Example:
+    Examples:
         >>> from clipmole import TrainConfig, train
         >>> config = TrainConfig(backbone="tiny-vit", epochs=1, batch_size=8, preprocess={"crop_size": 32})
         >>> detector = train(config, "my-detector", data="labelled/manifest.csv")
@@ -123,7 +123,7 @@ def evaluate(
         ConfigError: a name or a setting is unknown.
         WeightsError, CheckpointError: a detector cannot be loaded.
 
-    Example:
+    Examples:
         >>> from clipmole import evaluate
         >>> report = evaluate("embedded", "labelled/manifest.csv", "report", splits=["val"], resamples=10)
         >>> [(each.condition, each.n_real, each.n_generated) for each in report.sets]
@@ -197,7 +197,7 @@ def calibrate(
         ImageError: an image cannot be read (with `real_only` it is left out instead).
         CheckpointError, WeightsError: the detector cannot be loaded, or `out` cannot be replaced.
 
-    Example:
+    Examples:
         >>> from clipmole import calibrate
         >>> result = calibrate("embedded", "photos", "my-copy", real_only=True, max_false_alarm=0.1)
         >>> result.n_real, result.after.false_alarm <= 0.1
@@ -271,7 +271,7 @@ def compare(
         DataError: a split holds no images. Raised before any training.
         ConfigError: a configuration is unknown, or a setting out of range.
 
-    Example:
+    Examples:
         >>> from clipmole import compare
         >>> both = {"mole": "tiny.toml", "probe": "tiny-probe.toml"}
         >>> found = compare(both, "labelled/manifest.csv", "comparison", seeds=1, resamples=10)

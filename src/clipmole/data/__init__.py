@@ -94,7 +94,7 @@ def read_data(
         DataError: there is no such source, nothing is in `split`, or a row or a folder is not as it should be.
         MissingDependency: a library of the extra `data` is not installed.
 
-    Example:
+    Examples:
         >>> from clipmole import Folders, read_data
         >>> samples = read_data("labelled/manifest.csv", "val")
         >>> [(sample.path.name, sample.label) for sample in samples[:2]]

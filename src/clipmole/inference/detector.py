@@ -188,7 +188,7 @@ class Detector:
             ConfigError: options contradict each other, or what an export was made with.
             MissingDependency: the runtime's library is not installed.
 
-        Example:
+        Examples:
             >>> from clipmole import Detector
             >>> detector = Detector.from_pretrained("embedded")
             >>> detector.name.split("@")[0], detector.calibration is not None
@@ -262,7 +262,7 @@ class Detector:
         Raises:
             ImageError: the first image that cannot be scored.
 
-        Example:
+        Examples:
             >>> from clipmole import Detector
             >>> Detector.from_pretrained().score(["photo.png", "photo.png"]).shape
             (2,)
@@ -282,7 +282,7 @@ class Detector:
         Raises:
             ImageError: the image cannot be scored.
 
-        Example:
+        Examples:
             >>> from clipmole import Detector
             >>> detection = Detector.from_pretrained().detect("photo.png", tiles=True)
             >>> detection.width, detection.height, 0 <= detection.probability <= 1
@@ -305,7 +305,7 @@ class Detector:
         Raises:
             ImageError: the first image that cannot be scored; `stream` goes on after one.
 
-        Example:
+        Examples:
             >>> from clipmole import Detector
             >>> [each.source for each in Detector.from_pretrained().detect_batch(["photo.png"])]
             ['photo.png']
@@ -337,7 +337,7 @@ class Detector:
         Raises:
             ClipmoleError: the detector itself fails; the error of a single image is given out, not raised.
 
-        Example:
+        Examples:
             >>> from clipmole import Detector
             >>> [type(each).__name__ for each in Detector.from_pretrained().stream(["photo.png", "absent.png"])]
             ['Detection', 'ImageNotFound']

@@ -105,7 +105,7 @@ def explain(detector: Detector, source: ImageSource, tokens: bool = False) -> Ev
         ImageError: the image cannot be scored.
         ConfigError: `tokens` are asked of a detector that does not run on torch.
 
-    Example:
+    Examples:
         >>> from clipmole import Detector, explain
         >>> evidence = explain(Detector.from_pretrained(), "photo.png", tokens=True)
         >>> tile = evidence.tiles[0]

@@ -52,7 +52,7 @@ def read_provenance(
         ImageError: there is no such file, or it is not an image of a format that is read. Whatever is wrong with the
             metadata is not an error: `not_checked` names it.
 
-    Example:
+    Examples:
         >>> from clipmole import read_provenance
         >>> read_provenance("photo.png").findings
         ()

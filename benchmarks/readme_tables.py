@@ -1,0 +1,72 @@
+"""The two small tables of the README, from the reports that hold every number.
+
+    python benchmarks/readme_tables.py
+
+Out: `results/readme/detector.md` and `methods.md`; `insert_results.py` then puts them into the documents. To show
+another detector, name its reports in `DETECTOR`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from clipmole.evaluation.records import Comparison, Estimate, EvaluationReport
+
+RESULTS = Path(__file__).parent / "results"
+DETECTOR = ("embedded/corpus/report.json", "embedded/outside/report.json")  # of the first detector in each
+METHODS = "compare-vit-tiny.json"
+SETS = {
+    "test": "other images of the generators it was trained on",
+    "test_unseen": "four generators that no training image came from",
+    "outside": "photograph-like images from elsewhere, 23 generators of 2018 to 2026",
+    "outside_drawn": "drawings and renderings from elsewhere",
+}
+
+
+def percent(estimate: Estimate) -> str:
+    """A share and its interval in percent."""
+    return f"{100 * estimate.value:.0f} % [{100 * estimate.low:.0f}, {100 * estimate.high:.0f}]"
+
+
+def detector_table(reports: list[EvaluationReport]) -> str:
+    """One row a set of images, equalized: what a verdict of the detector is worth."""
+    lines = [
+        "| images, photographs + generated | AP | photographs called AI-generated | generated ones found | uncertain |",
+        "|---|--:|--:|--:|--:|",
+    ]
+    for report in reports:
+        for found in report.sets:
+            if (found.detector, found.condition) == (report.detectors[0].name, "equalised") and found.set in SETS:
+                e = found.estimates
+                shares = " | ".join(percent(e[key]) for key in ("false_alarm", "detected", "uncertain"))
+                name = f"{SETS[found.set]} ({found.n_real} + {found.n_generated})"
+                lines.append(f"| {name} | {e['average_precision']} | {shares} |")
+    return "\n".join(lines) + "\n"
+
+
+def methods_table(comparison: Comparison) -> str:
+    """One row a method that MoLE is compared with: paired differences of average precision, equalized."""
+    lines = ["| MoLE minus | generators of the training | generators it never saw |", "|---|--:|--:|"]
+    names = dict.fromkeys(each.second for each in comparison.differences if each.first == "MoLE")
+    for second in names:
+        found = {
+            each.set: each.estimate
+            for each in comparison.differences
+            if (each.first, each.second, each.condition) == ("MoLE", second, "equalised")
+        }
+        cells = [f"{e.value:+.3f} [{e.low:+.3f}, {e.high:+.3f}]" for e in (found["test"], found["test_unseen"])]
+        lines.append(f"| {second} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    out = RESULTS / "readme"
+    out.mkdir(exist_ok=True)
+    reports = [EvaluationReport.model_validate_json((RESULTS / name).read_text(encoding="utf-8")) for name in DETECTOR]
+    (out / "detector.md").write_text(detector_table(reports), encoding="utf-8")
+    comparison = Comparison.model_validate_json((RESULTS / METHODS).read_text(encoding="utf-8"))
+    (out / "methods.md").write_text(methods_table(comparison), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
