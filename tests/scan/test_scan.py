@@ -596,7 +596,7 @@ def test_the_command_line(tmp_path: Path) -> None:
     assert "1 of 4 could not be scored" in done.stderr
     assert "\r" not in done.stderr  # no bar where nobody looks
     said = subprocess.run(
-        [*command[:3], "detect", "--json", "images/00001.png"], cwd=tmp_path, capture_output=True, text=True, check=True
+        [*command[:4], "detect", "--json", "images/00001.png"], cwd=tmp_path, capture_output=True, text=True, check=True
     )
     row = next(row for row in rows_of(tmp_path / "scan") if row["source"].endswith("00001.png"))
     assert abs(row["logit"] - json.loads(said.stdout)["logit"]) <= TOLERANCE

@@ -28,6 +28,7 @@ from clipmole.errors import CheckpointError, ConfigError, MissingDependency
 from clipmole.inference.runtime import Precision, Runtime, RuntimeName
 from clipmole.models.network import MoLENetwork
 from clipmole.plumbing.files import cache_folder
+from clipmole.plumbing.locks import locked_by
 from clipmole.plumbing.text import first_line
 
 GraphRuntime = Literal["openvino", "onnx"]
@@ -257,15 +258,7 @@ def _alone(folder: Path) -> Iterator[None]:
 
     Where the file system has no locks, or may not be written, they do not.
     """
-    try:
-        import fcntl
-
+    with suppress(OSError):
         folder.parent.mkdir(parents=True, exist_ok=True)
-        file = folder.with_suffix(".lock").open("w")
-    except (ImportError, OSError):
-        yield
-        return
-    with file:
-        with suppress(OSError):
-            fcntl.flock(file, fcntl.LOCK_EX)
+    with locked_by(folder.with_suffix(".lock"), wait=True):
         yield

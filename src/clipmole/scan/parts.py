@@ -6,7 +6,7 @@ its last. Names say all that a restart has to know. Whatever happens while a par
 
 from __future__ import annotations
 
-import fcntl
+import contextlib
 import os
 import re
 from collections.abc import Iterator
@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from clipmole.errors import DataError
+from clipmole.plumbing.files import to_disk
+from clipmole.plumbing.locks import locked_by
 from clipmole.scan.listing import PARTS
 from clipmole.scan.rows import Row, from_table, to_table
 
@@ -92,11 +94,7 @@ def write_parquet(table: pa.Table, path: Path) -> None:
         except OSError:
             aside.unlink(missing_ok=True)
             raise
-        directory = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
+        to_disk(path.parent)
 
 
 @contextmanager
@@ -116,12 +114,9 @@ def locked(folder: Path) -> Iterator[None]:
     """Hold a scan's folder against a second scan; the lock ends with the process."""
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        file = (folder / ".lock").open("w")
-    with file:
+    with contextlib.ExitStack() as held:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
+            held.enter_context(locked_by(folder / ".lock", wait=False))
+        except TimeoutError as error:
             raise DataError(f"{folder}: another scan is writing here; wait for it, or name another --out") from error
-        except OSError:  # a file system without locks
-            pass
         yield

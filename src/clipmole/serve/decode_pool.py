@@ -35,6 +35,7 @@ COMMAND = module_command("clipmole.serve.decode_worker")
 _PIPE_BYTES = 2**20  # of an asyncio stream's buffer: crops come in few pieces
 _HEADER_BYTES = 2**24  # of an answer: what metadata say may be long
 _START_SECONDS = 60.0
+_OUT_OF_TIME = -signal.SIGXCPU if hasattr(signal, "SIGXCPU") else None  # how a process ends that `allow_time` ended
 _GRACE_SECONDS = 1.0
 _DIED = "the decoder ended while it read this file; open the image in an image editor and save it as a new file"
 _LAST_BYTES = 4096  # of what a process says, which are kept for its last line
@@ -142,7 +143,7 @@ class DecodePool:
                 raise ImageProblem(answer["error"]["code"], answer["error"]["message"])
             return self._decoded(answer, payload)
         await self._end(process, _GRACE_SECONDS if reason == "crashed" else 0)
-        if process.returncode == -signal.SIGXCPU:
+        if process.returncode == _OUT_OF_TIME:
             reason = "timeout"
         if not self._closed:
             self._restarted(reason)

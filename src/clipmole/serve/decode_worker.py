@@ -18,7 +18,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import resource
 import struct
 import sys
 from typing import Any, BinaryIO
@@ -29,6 +28,11 @@ from clipmole.images.crops import preprocess, size_of
 from clipmole.images.loading import ImageLimits, load_pixels
 from clipmole.provenance import read_provenance
 from clipmole.provenance.findings import Provenance
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None  # type: ignore[assignment]
 
 FRAME = struct.Struct(">IQ")
 NAME = "image"
@@ -87,14 +91,18 @@ def _provenance(data: bytes, limits: ImageLimits) -> dict[str, Any]:
 
 
 def confine(memory: int) -> None:
-    """No more than `memory` bytes of address space, no file written, no core dump."""
+    """No more than `memory` bytes of address space, no file written, no core dump; Windows has no such limits."""
+    if resource is None:
+        return
     resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
 def allow_time(seconds: int) -> None:
-    """From now on at most about `seconds` of processor time, then SIGXCPU, which ends the process."""
+    """From now on at most about `seconds` of processor time, then SIGXCPU, which ends the process; see `confine`."""
+    if resource is None:
+        return
     used = resource.getrusage(resource.RUSAGE_SELF)
     resource.setrlimit(resource.RLIMIT_CPU, (int(used.ru_utime + used.ru_stime) + 1 + seconds, resource.RLIM_INFINITY))
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import sys
 import time
 from collections.abc import Callable
@@ -22,6 +21,11 @@ from torch import Tensor
 
 from clipmole.speed.paths import make_graph, open_path, parse_path, tower_of
 
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None  # type: ignore[assignment]
+
 SIZES = (1024, 2048, 4096)
 ROWS = {"cpu": 1576, "cuda": 65792}  # of the activations: 8 images of 197 tokens, and 256 of 257
 
@@ -33,6 +37,8 @@ def peak_memory(device: str) -> int:
     status = Path("/proc/self/status")
     if status.is_file():  # getrusage counts what the parent held when it started this process
         return next(int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith("VmHWM")) * 1024
+    if resource is None:
+        return 0  # not known
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return most if sys.platform == "darwin" else most * 1024
 
