@@ -263,6 +263,17 @@ def test_every_command_stands_in_the_help_with_its_first_sentence() -> None:
         assert f"{name} {sentence}" in listed
 
 
+def test_every_option_says_what_it_is() -> None:
+    waiting = [typer.main.get_command(app)]
+    while waiting:
+        command = waiting.pop()
+        waiting += getattr(command, "commands", {}).values()
+        for parameter in command.params:
+            said = getattr(parameter, "help", None) or ""
+            assert len(said) >= 10, f"{command.name} {parameter.name}: {said!r}"
+            assert not said.startswith(("Of ", "In ", "Instead")), f"{command.name} {parameter.name}: {said!r}"
+
+
 def test_shells_are_offered_completion() -> None:
     environment = os.environ | {"_CLIPMOLE_COMPLETE": "complete_bash", "COMP_WORDS": "clipmole ca", "COMP_CWORD": "1"}
     program = "import sys; sys.argv[0] = 'clipmole'; from clipmole.cli import main; main()"

@@ -20,18 +20,21 @@ def _benchmark() -> None:
 @benchmark_app.command()
 def speed(
     shapes: Annotated[
-        str, typer.Option(help="vit-b-32, vit-b-16, vit-l-14, embedded, or TOML files of a tower; with commas.")
+        str, typer.Option(help="Towers, separated by commas: vit-b-32, vit-b-16, vit-l-14, embedded, or TOML files.")
     ] = "vit-b-32,vit-b-16,vit-l-14,embedded",
-    batches: Annotated[str, typer.Option(help="Crops of a forward pass; with commas.")] = "1,8,32",
+    batches: Annotated[str, typer.Option(help="Sizes of a forward pass, in crops, separated by commas.")] = "1,8,32",
     paths: Annotated[
-        str | None, typer.Option(help="Execution paths; with commas. Default: all whose libraries are installed.")
+        str | None,
+        typer.Option(help="Execution paths, separated by commas. Default: all whose libraries are installed."),
     ] = None,
-    seconds: Annotated[float, typer.Option(min=0, help="Of one turn of a path.")] = 2.0,
-    repeats: Annotated[int, typer.Option(min=1, help="Turns of each path.")] = 3,
-    threads: Annotated[int | None, typer.Option(min=1, help="Of every path. Default: PyTorch's.")] = None,
+    seconds: Annotated[float, typer.Option(min=0, help="Seconds to measure a path in one turn.")] = 2.0,
+    repeats: Annotated[int, typer.Option(min=1, help="How many turns each path takes.")] = 3,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="Threads of every path. Default: PyTorch's number.")
+    ] = None,
     device: Annotated[str, typer.Option(help="cpu, or cuda for the paths of PyTorch.")] = "cpu",
-    bare: Annotated[bool, typer.Option("--bare", help="Each path without the MoLE adapter too.")] = False,
-    quick: Annotated[bool, typer.Option("--quick", help="One short turn each, at batches 1 and 8.")] = False,
+    bare: Annotated[bool, typer.Option("--bare", help="Measure each path without the MoLE adapter as well.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="Take one short turn for each, at batches 1 and 8.")] = False,
 ) -> None:
     """Every execution path side by side, beside transformers in float32; a table, and JSON as the last line.
 

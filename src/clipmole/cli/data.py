@@ -18,11 +18,13 @@ def check(
     ] = None,
     real: RealFolders = None,
     fake: FakeFolders = None,
-    split: Annotated[str | None, typer.Option(help="Images of one split. Default: all.")] = None,
-    json: Annotated[bool, typer.Option("--json", help="One JSON object, with every file named.")] = False,
-    seed: Annotated[int, typer.Option(min=0, help="Of the folds of the shortcut audit.")] = 0,
-    unpack_to: Annotated[Path | None, typer.Option(help="Folder for images that cannot be read in place.")] = None,
-    unpack_gib: Annotated[float, typer.Option(min=0.001, help="Most GiB to unpack.")] = 20.0,
+    split: Annotated[str | None, typer.Option(help="Look at one split. Default: all.")] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object that names every file.")] = False,
+    seed: Annotated[int, typer.Option(min=0, help="Seed for the folds of the shortcut audit.")] = 0,
+    unpack_to: Annotated[
+        Path | None, typer.Option(help="Folder to unpack images to that cannot be read in place.")
+    ] = None,
+    unpack_gib: Annotated[float, typer.Option(min=0.001, help="Unpack at most so many GiB.")] = 20.0,
 ) -> None:
     """Count, find unreadable and duplicate files, and see whether metadata alone give the classes away."""
     named = data_source(source, real, fake)

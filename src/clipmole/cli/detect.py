@@ -68,21 +68,26 @@ def detect(
     ] = None,
     detector: DetectorName = "default",
     backbone: BackboneName = None,
-    list_file: Annotated[str | None, typer.Option("--list", help="A file with a path a line; - reads stdin.")] = None,
-    json: Annotated[bool, typer.Option("--json", help="JSON lines.")] = False,
-    as_csv: Annotated[bool, typer.Option("--csv", help="CSV with a header.")] = False,
-    tiles: Annotated[bool, typer.Option("--tiles", help="With --json: each crop's logit and place as well.")] = False,
+    list_file: Annotated[
+        str | None, typer.Option("--list", help="A file with one path per line; - reads stdin.")
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object per line.")] = False,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV with a header.")] = False,
+    tiles: Annotated[
+        bool, typer.Option("--tiles", help="With --json: also the logit and the box of each crop.")
+    ] = False,
     provenance: Annotated[
         bool, typer.Option("--provenance", help="Also what the metadata say, apart from the score.")
     ] = False,
     batch_size: BatchSize = None,
     workers: Annotated[
-        int | None, typer.Option(min=0, help="Threads that decode ahead of the network. Default: one a core, up to 8.")
+        int | None,
+        typer.Option(min=0, help="Threads that decode ahead of the network. Default: one per core, up to 8."),
     ] = None,
     device: DeviceName = "cpu",
     precision: PrecisionOption = None,
     runtime: RuntimeOption = None,
-    timings: Annotated[bool, typer.Option("--timings", help="Say on stderr where the time went.")] = False,
+    timings: Annotated[bool, typer.Option("--timings", help="Print on stderr where the time went.")] = False,
 ) -> None:
     """Say of each image whether it is likely a photograph, likely AI-generated, or uncertain."""
     if json and as_csv:

@@ -31,10 +31,14 @@ from clipmole.cli.render import with_progress
 @app.command()
 def evaluate(
     context: typer.Context,
-    out: Annotated[Path, typer.Option("--out", "-o", help="The folder for scores and report; a killed run goes on.")],
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="The folder for scores and report; a run that was stopped continues.")
+    ],
     data: Annotated[
         str | None,
-        typer.Option(help="A manifest, folder, shards, hf:owner/name; or the folder of the protocol's data sets."),
+        typer.Option(
+            help="A manifest, a folder, shards, hf:owner/name; or the folder that holds the protocol's data sets."
+        ),
     ] = None,
     real: RealFolders = None,
     fake: FakeFolders = None,
@@ -44,15 +48,23 @@ def evaluate(
             "--detector", "-d", help="default, embedded, a directory, a hub id, univfd:HEAD, hf:ID#CLASS, python:M:F."
         ),
     ] = None,
-    protocol: Annotated[str, typer.Option(help="A preset or a TOML file.")] = "manifest",
-    split: Annotated[list[str] | None, typer.Option(help="Of a manifest, instead of the protocol's.")] = None,
-    conditions: Annotated[str | None, typer.Option(help="A preset or a TOML file; default: the protocol's.")] = None,
-    backbone: Annotated[
-        list[str] | None, typer.Option(help="Instead of the one that a detector names; NAME=BACKBONE for one of many.")
+    protocol: Annotated[str, typer.Option(help="What to measure: a preset or a TOML file.")] = "manifest",
+    split: Annotated[
+        list[str] | None,
+        typer.Option(help="Split of a manifest to measure on, in place of the protocol's; several may be given."),
     ] = None,
-    resamples: Annotated[int, typer.Option(min=1, help="Of the bootstrap.")] = 1000,
+    conditions: Annotated[
+        str | None, typer.Option(help="How images are changed: a preset or a TOML file. Default: the protocol's.")
+    ] = None,
+    backbone: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Where backbones come from, if not from where the detectors say; NAME=BACKBONE for one of several."
+        ),
+    ] = None,
+    resamples: Annotated[int, typer.Option(min=1, help="How many bootstrap resamples give the intervals.")] = 1000,
     gallery: Annotated[bool, typer.Option(help="Show the worst mistakes in the report.")] = True,
-    workers: Annotated[int, typer.Option(min=1, help="Threads that decode and perturb.")] = 2,
+    workers: Annotated[int, typer.Option(min=1, help="Threads that decode and change images.")] = 2,
     batch_size: BatchSize = None,
     device: DeviceName = "cpu",
     precision: Annotated[
@@ -100,9 +112,9 @@ def calibrate(
     real: RealFolders = None,
     fake: FakeFolders = None,
     real_only: Annotated[
-        bool, typer.Option("--real-only", help="All are photographs: move the threshold for AI-generated alone.")
+        bool, typer.Option("--real-only", help="All images are photographs: only the threshold for AI-generated moves.")
     ] = False,
-    split: Annotated[str | None, typer.Option(help="Rows of one split. Default: all rows.")] = None,
+    split: Annotated[str | None, typer.Option(help="Use one split. Default: all.")] = None,
     false_alarm: Annotated[float, typer.Option(help="Highest share of photographs called AI-generated.")] = 0.05,
     miss: Annotated[
         float | None, typer.Option(help="Highest share of generated images called photographs. Default: 0.10.")

@@ -30,17 +30,24 @@ def export(
         str, typer.Argument(help="'default', 'embedded', an adapter directory, or a hub id owner/name.")
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="The directory to write.")],
-    to: Annotated[GraphTarget, typer.Option(help="Who is to run it.")] = GraphTarget.OPENVINO,
-    precision: Annotated[Precision, typer.Option(help="Arithmetic; bfloat16: OpenVINO only.")] = Precision.FLOAT32,
-    int8: Annotated[bool, typer.Option("--int8", help="Quantise.")] = False,
+    to: Annotated[GraphTarget, typer.Option(help="The runtime that the graph is for.")] = GraphTarget.OPENVINO,
+    precision: Annotated[
+        Precision, typer.Option(help="Arithmetic of the graph; bfloat16 with OpenVINO only.")
+    ] = Precision.FLOAT32,
+    int8: Annotated[bool, typer.Option("--int8", help="Quantize the weights to int8.")] = False,
     calibrate_on: Annotated[
-        list[str] | None, typer.Option(help="Images, folders or patterns that show OpenVINO's int8 its ranges: faster.")
+        list[str] | None,
+        typer.Option(
+            help="Images, folders or patterns from which OpenVINO's int8 takes its ranges, which makes it faster."
+        ),
     ] = None,
     check_on: Annotated[
         list[str] | None, typer.Option(help="Images, folders or patterns without labels to check on.")
     ] = None,
     data: Annotated[str | None, typer.Option(help="Labelled images to check on: a manifest, a folder, ...")] = None,
-    split: Annotated[list[str] | None, typer.Option(help="Of --data; several may be given. Default: all.")] = None,
+    split: Annotated[
+        list[str] | None, typer.Option(help="Split of --data; several may be given. Default: all.")
+    ] = None,
     backbone: BackboneName = None,
 ) -> None:
     """Write a detector as a graph with the adapter inside, if it passes a check against float32.

@@ -73,7 +73,9 @@ class RuntimeChoice(StrEnum):
 
 RuntimeOption = Annotated[
     RuntimeChoice | None,
-    typer.Option(help="What computes. auto: OpenVINO if it is there. Default: torch, or as exported."),
+    typer.Option(
+        help="What computes the logits; auto takes OpenVINO if it is installed. Default: torch, or as exported."
+    ),
 ]
 
 
@@ -93,7 +95,7 @@ BackboneName = Annotated[
 ]
 
 
-DeviceName = Annotated[str, typer.Option(help="cpu, cuda, ...")]
+DeviceName = Annotated[str, typer.Option(help="Where to compute: cpu, cuda, ...")]
 
 
 BatchSize = Annotated[

@@ -75,34 +75,43 @@ def scan(
         ),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="The folder to write; a scan that is there goes on.")
+        Path | None, typer.Option("--out", "-o", help="The folder to write; a scan that was stopped there continues.")
     ] = None,
-    list_file: Annotated[Path | None, typer.Option("--list", help="A file with a source a line.")] = None,
+    list_file: Annotated[Path | None, typer.Option("--list", help="A file with one source per line.")] = None,
     detector: DetectorName = "default",
     backbone: BackboneName = None,
-    engine: Annotated[Engine, typer.Option(help="This process, or Ray's workers.")] = Engine.LOCAL,
+    engine: Annotated[
+        Engine, typer.Option(help="Who does the work: this process, or the workers of Ray.")
+    ] = Engine.LOCAL,
     address: Annotated[
-        str | None, typer.Option(help="With ray: of a running cluster, or auto. Default: one is started here.")
+        str | None,
+        typer.Option(help="With ray: the address of a running cluster, or auto. Default: one is started here."),
     ] = None,
-    workers: Annotated[str | None, typer.Option(help="With ray: how many, or fewest:most. Default: 1:CPUs.")] = None,
-    worker_cpus: Annotated[int, typer.Option(min=1, help="With ray: CPU cores of a worker.")] = 1,
+    workers: Annotated[
+        str | None, typer.Option(help="With ray: how many workers, or fewest:most. Default: 1:CPUs.")
+    ] = None,
+    worker_cpus: Annotated[int, typer.Option(min=1, help="With ray: CPU cores per worker.")] = 1,
     since: Annotated[
         datetime | None,
-        typer.Option(help="Only files changed then or later.", formats=["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S"]),
+        typer.Option(
+            help="Only files that were changed at this time or later.", formats=["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S"]
+        ),
     ] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="The first so many images only.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Stop after so many images.")] = None,
     sample: Annotated[float | None, typer.Option(help="A share of the images, such as 0.01, drawn by --seed.")] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of --sample.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of --sample.")] = 0,
     where: Annotated[
         list[str] | None,
         typer.Option(
-            help="Of an earlier scan, rows with COLUMN=VALUE[,VALUE], !=, <, <=, > or >=; several must all hold."
+            help="Only rows of an earlier scan with COLUMN=VALUE[,VALUE], !=, <, <=, > or >=; several must all hold."
         ),
     ] = None,
     look_alikes: Annotated[
         bool, typer.Option("--look-alikes", help="Keep what `clipmole scan groups` needs; decodes each image twice.")
     ] = False,
-    part_rows: Annotated[int, typer.Option(min=1, help="Rows of a part: what a kill costs at most.")] = 1000,
+    part_rows: Annotated[
+        int, typer.Option(min=1, help="Rows per part: no more than these are lost when a scan is killed.")
+    ] = 1000,
     batch_size: BatchSize = None,
     device: DeviceName = "cpu",
     precision: PrecisionOption = None,
@@ -157,7 +166,7 @@ def report(
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="The page to write. Default: FOLDER/report.html.")
     ] = None,
-    gallery: Annotated[bool, typer.Option(help="Show images, read again from where they are.")] = True,
+    gallery: Annotated[bool, typer.Option(help="Show images, which are read again from where they lie.")] = True,
 ) -> None:
     """Make a page of a scan: counts, scores, folders, formats, sizes, errors, and images."""
     _needs_tables()

@@ -29,27 +29,37 @@ MIB = 2**20
 @app.command()
 def serve(
     detector: DetectorName = "default",
-    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 is all.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
+    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 means all.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 takes a free one.")] = 8000,
     backbone: BackboneName = None,
     batch_size: BatchSize = None,
     device: DeviceName = "cpu",
     precision: PrecisionOption = None,
     runtime: RuntimeOption = None,
-    workers: Annotated[int | None, typer.Option(min=1, help="Decoding processes. Default: one a core, 2 to 4.")] = None,
-    max_image_mib: Annotated[int, typer.Option(min=1, help="Of one image file.")] = 40,
-    max_request_mib: Annotated[int, typer.Option(min=1, help="Of one request.")] = 128,
-    max_megapixels: Annotated[int, typer.Option(min=1, help="Of one image.")] = 64,
-    max_images: Annotated[int, typer.Option(min=1, help="In one request.")] = 32,
-    max_requests: Annotated[int, typer.Option(min=1, help="At one time; more are told to come back.")] = 64,
-    max_queue: Annotated[int, typer.Option(min=1, help="Images that wait; more are told to come back.")] = 128,
-    shutdown_seconds: Annotated[float, typer.Option(min=1, help="To finish what was accepted.")] = 60,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Decoding processes. Default: one per core, 2 to 4.")
+    ] = None,
+    max_image_mib: Annotated[int, typer.Option(min=1, help="Largest image file, MiB.")] = 40,
+    max_request_mib: Annotated[int, typer.Option(min=1, help="Largest request, MiB.")] = 128,
+    max_megapixels: Annotated[int, typer.Option(min=1, help="Largest image, millions of pixels.")] = 64,
+    max_images: Annotated[int, typer.Option(min=1, help="Most images in one request.")] = 32,
+    max_requests: Annotated[
+        int, typer.Option(min=1, help="Most requests at one time; further ones are told to come back.")
+    ] = 64,
+    max_queue: Annotated[
+        int, typer.Option(min=1, help="Most images that wait; further ones are told to come back.")
+    ] = 128,
+    shutdown_seconds: Annotated[
+        float, typer.Option(min=1, help="Seconds to finish what was accepted, after a stop signal.")
+    ] = 60,
     token_file: Annotated[
         Path | None, typer.Option(help=f"A file with the token that clients must send. Or ${TOKEN_VARIABLE}.")
     ] = None,
     allowed_host: Annotated[
         list[str] | None,
-        typer.Option(help="A name that clients use for this server; give it for each. Default on loopback: localhost."),
+        typer.Option(
+            help="Host name that clients use for this server; several may be given. Default on loopback: localhost."
+        ),
     ] = None,
 ) -> None:
     """Serve the page and the HTTP API: drop an image, or post one and get JSON."""

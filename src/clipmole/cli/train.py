@@ -29,19 +29,23 @@ def train(
     real: RealFolders = None,
     fake: FakeFolders = None,
     per_class: Annotated[
-        int | None, typer.Option(min=2, help="Training images of each class of the layout, drawn by the seed.")
+        int | None, typer.Option(min=2, help="How many training images to draw from each class folder.")
     ] = None,
     skip_unreadable: Annotated[
         bool, typer.Option("--skip-unreadable", help="Leave out images that cannot be read, and list them.")
     ] = False,
-    unpack_to: Annotated[str | None, typer.Option(help="Folder for images that cannot be read in place.")] = None,
-    unpack_gib: Annotated[float | None, typer.Option(min=0.001, help="Most GiB to unpack. Default: 20.")] = None,
-    backbone: Annotated[str | None, typer.Option(help="Instead of the backbone that the config names.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Instead of the seed that the config names.")] = None,
-    cache_dir: Annotated[
-        Path | None, typer.Option(help="Of the prefix cache. Default: $CLIPMOLE_CACHE or ~/.cache/clipmole.")
+    unpack_to: Annotated[
+        str | None, typer.Option(help="Folder to unpack images to that cannot be read in place.")
     ] = None,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Begin anew where an unfinished run would go on.")] = False,
+    unpack_gib: Annotated[
+        float | None, typer.Option(min=0.001, help="Unpack at most so many GiB. Default: 20.")
+    ] = None,
+    backbone: Annotated[str | None, typer.Option(help="Backbone, in place of the one that the config names.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed, in place of the one that the config names.")] = None,
+    cache_dir: Annotated[
+        Path | None, typer.Option(help="Folder of the prefix cache. Default: $CLIPMOLE_CACHE or ~/.cache/clipmole.")
+    ] = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Start again even if an unfinished run is there.")] = False,
 ) -> None:
     """Train a detector on labelled images and write its adapter directory; a run that was stopped continues.
 
@@ -71,7 +75,9 @@ def train(
 
 @app.command()
 def presets(
-    name: Annotated[str | None, typer.Argument(help="Print this one, to read it or to begin a file with.")] = None,
+    name: Annotated[
+        str | None, typer.Argument(help="Print this preset, to read it or to begin a file with it.")
+    ] = None,
 ) -> None:
     """List the training presets, or print one."""
     from clipmole.training.presets import preset_names, preset_text
@@ -88,27 +94,39 @@ def presets(
 def compare(
     context: typer.Context,
     data: Annotated[str, typer.Option(help="Labelled images with the splits train, val and, if there, calibration.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="The folder for the tables; a killed comparison goes on.")],
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="The folder for the tables; a comparison that was stopped continues.")
+    ],
     plan: Annotated[Path | None, typer.Option(help="A TOML file that says what to compare.")] = None,
     config: Annotated[
-        list[str] | None, typer.Option("--config", "-c", help="Or two or more presets or TOML files; NAME=FILE names.")
+        list[str] | None,
+        typer.Option(
+            "--config",
+            "-c",
+            help="In place of --plan: two or more presets or TOML files, each with a name if given as NAME=FILE.",
+        ),
     ] = None,
     test_data: Annotated[
         Path | None, typer.Option(help="Labelled images to report on. Default: those of --data.")
     ] = None,
     split: Annotated[
-        list[str] | None, typer.Option(help="Reported, instead of the plan's; with --config test.")
+        list[str] | None, typer.Option(help="Split to report on, in place of the plan's. Default with --config: test.")
     ] = None,
-    seeds: Annotated[int | None, typer.Option(min=1, help="How many, instead of the plan's; with --config 3.")] = None,
+    seeds: Annotated[
+        int | None, typer.Option(min=1, help="How many seeds, in place of the plan's. Default with --config: 3.")
+    ] = None,
     rate: Annotated[
-        list[float] | None, typer.Option(help="Learning rates to choose from on val, instead of the plan's.")
+        list[float] | None,
+        typer.Option(help="Learning rate to choose from on val, in place of the plan's; several may be given."),
     ] = None,
     runs: Annotated[
         Path | None,
         typer.Option(help="The folder of trained runs; several comparisons may share it. Default: OUT/runs."),
     ] = None,
-    backbone: Annotated[str | None, typer.Option(help="Instead of the backbones that the configurations name.")] = None,
-    resamples: Annotated[int, typer.Option(min=1, help="Of the bootstrap.")] = 1000,
+    backbone: Annotated[
+        str | None, typer.Option(help="Backbone, in place of those that the configurations name.")
+    ] = None,
+    resamples: Annotated[int, typer.Option(min=1, help="How many bootstrap resamples give the intervals.")] = 1000,
 ) -> None:
     """Train several configurations over several seeds on the same data, and compare them."""
     if (plan is None) == (not config):
