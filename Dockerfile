@@ -8,10 +8,11 @@ FROM python:3.12-slim AS build
 WORKDIR /source
 COPY pyproject.toml README.md LICENSE constraints-cpu.txt ./
 COPY src ./src
+COPY weights ./weights
 ARG PIP_EXTRA_INDEX_URL=""
 ARG EXTRAS=serve
 RUN python -m venv /opt/clipmole \
-    && /opt/clipmole/bin/pip install --no-cache-dir -c constraints-cpu.txt ".[$EXTRAS]"
+    && /opt/clipmole/bin/pip install --no-cache-dir -c constraints-cpu.txt ".[$EXTRAS]" ./weights/clip-vit-b-16
 
 FROM python:3.12-slim
 COPY --from=build /opt/clipmole /opt/clipmole

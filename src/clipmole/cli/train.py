@@ -103,7 +103,7 @@ def compare(
         typer.Option(
             "--config",
             "-c",
-            help="In place of --plan: two or more presets or TOML files, each with a name if given as NAME=FILE.",
+            help="Two or more presets or TOML files, in place of --plan; NAME=FILE gives one a name.",
         ),
     ] = None,
     test_data: Annotated[
