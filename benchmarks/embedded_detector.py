@@ -17,7 +17,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from clipmole.cli.render import with_progress
+from clipmole.cli.render import TERMINAL
 from clipmole.data import limit_samples, read_manifest, take_split
 from clipmole.data.sample import Sample
 from clipmole.evaluation.evaluate import evaluate
@@ -105,7 +105,7 @@ def main() -> None:
             folder / "scores.jsonl",
             title=title,
             resamples=arguments.resamples,
-            track=with_progress,
+            progress=TERMINAL,
         )
         command = "python benchmarks/embedded_detector.py --corpus CORPUS --probe PROBE"
         command += " --outside OUTSIDE" * (name == "outside") + " --originals ORIGINALS" * (name == "whole")

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from clipmole.cli.options import name_backbones, name_scorers
-from clipmole.cli.render import with_progress
+from clipmole.cli.render import TERMINAL
 from clipmole.data import read_manifest, take_split
 from clipmole.evaluation.evaluate import evaluate
 from clipmole.evaluation.protocol import load_protocol, published_for
@@ -107,7 +107,7 @@ def main() -> None:
         arguments.scores / f"{arguments.conditions}.jsonl",
         title="Detectors side by side",
         resamples=arguments.resamples,
-        track=with_progress,
+        progress=TERMINAL,
     )
     command = "python benchmarks/evaluate_detectors.py --corpus CORPUS --backbone BACKBONE"
     command += "".join(f" --detector '{name}=...'" for name in specs) + f" --conditions {arguments.conditions}"

@@ -34,6 +34,7 @@ from clipmole.inference.detector import Detector
 from clipmole.models.network import MoLENetwork
 from clipmole.models.vit import ViT
 from clipmole.plumbing.environment import environment
+from clipmole.plumbing.progress import ProgressReporter
 
 RESULTS = Path(__file__).resolve().parent / "results"
 TINY = TowerConfig(image_size=32, patch_size=16, width=24, depth=4, heads=2, mlp_width=48)
@@ -84,7 +85,15 @@ def memory_of(count: int, folder: Path, seed: int) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as scratch:
         scores = Path(scratch) / "scores.jsonl"
         conditions = load_conditions("default")
-        evaluate({"d": detector(TINY, seed)}, {"s": samples}, conditions, scores, resamples=100, seed=seed, track=track)
+        evaluate(
+            {"d": detector(TINY, seed)},
+            {"s": samples},
+            conditions,
+            scores,
+            resamples=100,
+            seed=seed,
+            progress=ProgressReporter(track),
+        )
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     return {
         "images": count,

@@ -39,7 +39,7 @@ from clipmole.data.sample import Sample
 from clipmole.models.network import MoLENetwork
 from clipmole.models.vit import ViT
 from clipmole.plumbing.environment import environment
-from clipmole.plumbing.progress import untracked
+from clipmole.plumbing.progress import SILENT
 from clipmole.training.distributed import Distributed
 from clipmole.training.loop import TrainingLoop
 from clipmole.training.prefix_cache import PrefixCache, record_type
@@ -87,8 +87,7 @@ class Loop:
             log=None,
             distributed=self.distributed,
             pool=self.pool,
-            track=untracked,
-            say=quiet,
+            progress=SILENT,
             save_seconds=float("inf"),
         )
 
@@ -103,8 +102,7 @@ class Loop:
             "0" * 64,
             distributed=self.distributed,
             pool=self.pool,
-            track=untracked,
-            say=quiet,
+            progress=SILENT,
         )
         return time.perf_counter() - began
 

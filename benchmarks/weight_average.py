@@ -25,10 +25,10 @@ from clipmole.metrics import average_precision
 from clipmole.models.backbone import load_backbone
 from clipmole.models.network import MoLENetwork
 from clipmole.plumbing.environment import environment
-from clipmole.plumbing.progress import untracked
+from clipmole.plumbing.progress import ProgressReporter
 from clipmole.training.distributed import Distributed
 from clipmole.training.loop import TrainingLoop
-from clipmole.training.prefix_cache import PrefixCache, default_folder, prefix_digest
+from clipmole.training.prefix_cache import PrefixCache, prefix_cache_folder, prefix_digest
 
 DECAYS = (0.98, 0.995)
 CONFIG = TrainConfig(
@@ -71,9 +71,9 @@ def measure(config: TrainConfig, corpus: Path, place: Path) -> dict[str, Any]:
         network.load_state_dict(raw, strict=False)
 
     with ThreadPoolExecutor(2) as pool, tempfile.TemporaryDirectory() as folder:
-        shared: dict[str, Any] = {"distributed": Distributed(), "pool": pool, "track": untracked, "say": say}
+        shared: dict[str, Any] = {"distributed": Distributed(), "pool": pool, "progress": ProgressReporter(say=say)}
         key = prefix_digest(network, backbone.sha256, sample_lines(train_set), config)
-        cache = PrefixCache(network, train_set, config, default_folder(), key, **shared)
+        cache = PrefixCache(network, train_set, config, prefix_cache_folder(), key, **shared)
         state = Path(folder) / "state"
         run = TrainingLoop(network, train_set, val_set, config, cache=cache, state=state, digest="", log=None, **shared)
         run.optimizer.register_step_post_hook(average)

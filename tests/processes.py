@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import resource
 import signal
 import socket
 from collections.abc import Iterable, Iterator
@@ -25,7 +26,8 @@ def start(config: TrainConfig, out: Path, manifest: Path, **options: Any) -> Bas
 
     Args:
         options: `environment` to set, `die_at` step (of views or training, counted in this process) to be killed at,
-            `file_size` that no file may exceed, and `save_seconds`. What the run says goes to `<out>.log`.
+            `file_size` that no file may exceed (from the start, or from the work that `full_in` names on), and
+            `save_seconds`. What the run says goes to `<out>.log`.
     """
     options.setdefault("environment", {"CLIPMOLE_CACHE": os.environ["CLIPMOLE_CACHE"]})
     process = FORKS.Process(target=run, args=(config.model_dump(mode="json"), out, manifest, options), daemon=True)
@@ -38,13 +40,19 @@ def run(config: dict[str, Any], out: Path, manifest: Path, options: dict[str, An
     import torch
     from tiny import tiny_backbone
 
+    from clipmole.plumbing.progress import ProgressReporter
     from clipmole.training.train import train
 
     torch.set_num_threads(1)
     left = options.get("die_at")
 
+    def limit_files() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (options["file_size"], resource.RLIM_INFINITY))
+
     def track(items: Iterable[Any], description: str, _total: int) -> Iterator[Any]:
         nonlocal left
+        if "full_in" in options and description.startswith(options["full_in"]):
+            limit_files()
         for item in items:
             if left is not None and description != "reading images":
                 left -= 1
@@ -52,10 +60,8 @@ def run(config: dict[str, Any], out: Path, manifest: Path, options: dict[str, An
                     os.kill(os.getpid(), signal.SIGKILL)
             yield item
 
-    if "file_size" in options:
-        import resource
-
-        resource.setrlimit(resource.RLIMIT_FSIZE, (options["file_size"], resource.RLIM_INFINITY))
+    if "file_size" in options and "full_in" not in options:
+        limit_files()
     with out.with_name(out.name + ".log").open("a", buffering=1) as log:
 
         def say(line: str) -> None:
@@ -67,8 +73,7 @@ def run(config: dict[str, Any], out: Path, manifest: Path, options: dict[str, An
                 out,
                 data=manifest,
                 backbone=tiny_backbone(),
-                track=track,
-                say=say,
+                progress=ProgressReporter(track, say),
                 save_seconds=options.get("save_seconds", 0.0),
             )
         except Exception as error:

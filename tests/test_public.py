@@ -21,7 +21,8 @@ FUNCTIONS = ["calibrate", "compare", "evaluate", "explain", "read_data", "read_p
 CLASSES = [
     "Calibration", "CheckpointError", "ClipmoleError", "Comparison", "ConfigError", "DataError", "Detection",
     "Detector", "EvaluationReport", "Evidence", "Folders", "ImageError", "MissingDependency", "MoLEConfig",
-    "PreprocessConfig", "Provenance", "Recalibration", "Sample", "Thresholds", "TrainConfig", "Verdict", "WeightsError",
+    "PreprocessConfig", "ProgressReporter", "Provenance", "Recalibration", "Sample", "Stopped", "Thresholds",
+    "TrainConfig", "Verdict", "WeightsError",
 ]  # fmt: skip
 METHODS = ["from_pretrained", "score", "detect", "detect_batch", "stream"]
 

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import argparse
 import csv
-import sys
 from dataclasses import replace
 from pathlib import Path
 
+from clipmole.cli.render import TERMINAL
 from clipmole.config import MoLEConfig
 from clipmole.data import read_manifest
 from clipmole.data.sample import Sample
@@ -50,7 +50,7 @@ def main() -> None:
     for name, config in RUNS.items():
         # The same weights as the package's own backbone, under the id that they have there.
         backbone = replace(load_backbone(args.trunk), id="embedded")
-        train(config, args.out / name, data=manifest, backbone=backbone, say=lambda line: print(line, file=sys.stderr))
+        train(config, args.out / name, data=manifest, backbone=backbone, progress=TERMINAL)
 
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from clipmole.errors import DataError as DataError
     from clipmole.errors import ImageError as ImageError
     from clipmole.errors import MissingDependency as MissingDependency
+    from clipmole.errors import Stopped as Stopped
     from clipmole.errors import WeightsError as WeightsError
     from clipmole.evaluation.recalibrate import Recalibration as Recalibration
     from clipmole.evaluation.records import Comparison as Comparison
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from clipmole.inference.detector import Detector as Detector
     from clipmole.inference.explain import Evidence as Evidence
     from clipmole.inference.explain import explain as explain
+    from clipmole.plumbing.progress import ProgressReporter as ProgressReporter
     from clipmole.provenance import Provenance as Provenance
     from clipmole.provenance import read_provenance as read_provenance
     from clipmole.records import Detection as Detection
@@ -59,9 +61,11 @@ _HOME = {
     "MissingDependency": "errors",
     "MoLEConfig": "config",
     "PreprocessConfig": "config",
+    "ProgressReporter": "plumbing.progress",
     "Provenance": "provenance",
     "Recalibration": "evaluation.recalibrate",
     "Sample": "data.sample",
+    "Stopped": "errors",
     "Thresholds": "records",
     "TrainConfig": "config",
     "Verdict": "records",
@@ -90,9 +94,11 @@ __all__ = [
     "MissingDependency",
     "MoLEConfig",
     "PreprocessConfig",
+    "ProgressReporter",
     "Provenance",
     "Recalibration",
     "Sample",
+    "Stopped",
     "Thresholds",
     "TrainConfig",
     "Verdict",

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from clipmole.plumbing.progress import Say, Track, silent, untracked
+from clipmole.plumbing.progress import SILENT, ProgressReporter
 
 if TYPE_CHECKING:
     from clipmole.config import TrainConfig
@@ -28,8 +28,7 @@ def train(
     data: DataSource | None = None,
     cache_dir: str | Path | None = None,
     fresh: bool = False,
-    track: Track = untracked,
-    say: Say = silent,
+    progress: ProgressReporter = SILENT,
 ) -> Detector:
     """Train a detector on labelled images, and write it as an adapter directory.
 
@@ -42,8 +41,8 @@ def train(
             None: the data that `config` names.
         cache_dir: where the outputs of the frozen blocks are kept. None: `$CLIPMOLE_CACHE`, or `~/.cache/clipmole`.
         fresh: start again even if an unfinished run is there.
-        track: wraps the steps of an epoch, given a description and their number: a progress bar.
-        say: gets one line of text an epoch.
+        progress: follows the steps of an epoch, gets one line of text an epoch, and may ask the run to stop, which is
+            then saved. `ProgressReporter(say=print)` prints the lines.
 
     Returns:
         The trained detector. It gives verdicts if the data have a calibration split, else logits alone.
@@ -67,7 +66,7 @@ def train(
     from clipmole.training.train import train as run
 
     settings = config if isinstance(config, TrainConfig) else load_train_config(config)
-    return run(settings, out, data=data, track=track, say=say, cache_dir=cache_dir, fresh=fresh)
+    return run(settings, out, data=data, progress=progress, cache_dir=cache_dir, fresh=fresh)
 
 
 def evaluate(
@@ -86,8 +85,7 @@ def evaluate(
     device: str = "cpu",
     precision: Literal["float32", "bfloat16"] = "float32",
     command: str = "",
-    track: Track = untracked,
-    say: Say = silent,
+    progress: ProgressReporter = SILENT,
 ) -> EvaluationReport:
     """Measure detectors on the same labelled images, and write a report.
 
@@ -111,8 +109,7 @@ def evaluate(
         device: "cpu", "cuda", ...
         precision: of the network's arithmetic.
         command: printed in the report as the way to make it again.
-        track: wraps the images, given a description and their number: a progress bar.
-        say: gets remarks, such as what had to be unpacked.
+        progress: follows the images, and gets remarks, such as what had to be unpacked.
 
     Returns:
         The report: for each detector, set and condition its estimates with intervals, and the paired differences.
@@ -141,7 +138,7 @@ def evaluate(
         data,
         folder,
         splits=splits,
-        how=Unpacking(say=say),
+        how=Unpacking(say=progress.say),
         conditions=conditions,
         backbones=backbones,
         resamples=resamples,
@@ -150,7 +147,7 @@ def evaluate(
         device=device,
         precision=precision,
         command=command,
-        track=track,
+        progress=progress,
     )
     write_report(report, table, folder, conditions=used, gallery=gallery)
     return report
@@ -168,8 +165,7 @@ def calibrate(
     method: Literal["platt", "temperature"] = "platt",
     backbone: str | Path | None = None,
     device: str = "cpu",
-    track: Track = untracked,
-    say: Say = silent,
+    progress: ProgressReporter = SILENT,
 ) -> Recalibration:
     """Set a detector's thresholds on your own images, and write a copy of the detector that uses them.
 
@@ -185,8 +181,7 @@ def calibrate(
         method: how the probability is fitted to the logits.
         backbone: where the backbone comes from, if not from where the adapter says.
         device: "cpu", "cuda", ...
-        track: wraps the images, given a description and their number: a progress bar.
-        say: gets remarks, such as what had to be unpacked.
+        progress: follows the images, and gets remarks, such as what had to be unpacked.
 
     Returns:
         The old and the new calibration, and the shares of these images that either calls AI-generated. With
@@ -211,7 +206,7 @@ def calibrate(
     from clipmole.evaluation.recalibrate import recalibrate, recalibrate_on_photographs
     from clipmole.images.discovery import find_images
 
-    how = Unpacking(say=say)
+    how = Unpacking(say=progress.say)
     if not real_only:
         samples = read_data(data, split, how=how)
         return recalibrate(
@@ -223,12 +218,12 @@ def calibrate(
             method=method,
             backbone=backbone,
             device=device,
-            track=track,
+            progress=progress,
         )
     loose = not isinstance(data, Folders) and os.path.isdir(data)
     photographs = list(find_images([str(data)])) if loose else read_data(data, split, how=how)
     return recalibrate_on_photographs(
-        detector, photographs, out, max_false_alarm=max_false_alarm, backbone=backbone, device=device, track=track
+        detector, photographs, out, max_false_alarm=max_false_alarm, backbone=backbone, device=device, progress=progress
     )
 
 
@@ -243,8 +238,7 @@ def compare(
     rates: Sequence[float] = (),
     backbone: str | None = None,
     resamples: int = 1000,
-    track: Track = untracked,
-    say: Say = silent,
+    progress: ProgressReporter = SILENT,
 ) -> Comparison:
     """Train several configurations over several seeds on the same data, and compare them.
 
@@ -261,8 +255,7 @@ def compare(
         rates: learning rates, of which each configuration takes the best on val. (): each keeps its own.
         backbone: in place of the backbones that the configurations name.
         resamples: of the bootstrap that gives the 95 % intervals.
-        track: wraps steps and images, given a description and their number: a progress bar.
-        say: gets one line of text an epoch.
+        progress: follows steps and images, and gets one line of text an epoch.
 
     Returns:
         For each configuration its average precision with intervals, and the paired differences.
@@ -289,6 +282,5 @@ def compare(
         test_data=test_data,
         backbone=backbone,
         resamples=resamples,
-        track=track,
-        say=say,
+        progress=progress,
     )

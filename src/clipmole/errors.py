@@ -14,7 +14,8 @@
     │   └── WeightsMismatch      missing, extra or misshapen tensors, or the wrong sha256
     ├── CheckpointError      an adapter directory: absent, unknown version, wrong backbone, damaged
     ├── DataError            a manifest or a data set: missing columns, labels, files
-    └── TrustListError       a list of certificates cannot be fetched
+    ├── TrustListError       a list of certificates cannot be fetched
+    └── Stopped              somebody asked long work to stop; the message says what is kept and how to go on
 
 A message is one line that names the thing and the cure, fit to be shown to a person as it is.
 This module knows nothing of the others.
@@ -102,3 +103,7 @@ class DataError(ClipmoleError):
 
 class TrustListError(ClipmoleError):
     """A list of certificates to trust cannot be fetched."""
+
+
+class Stopped(ClipmoleError):
+    """Somebody asked long work to stop; the message says what is kept and how to go on."""

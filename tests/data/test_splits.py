@@ -18,6 +18,7 @@ from clipmole.data.sample import Sample
 from clipmole.data.splits import draw_per_class, draw_splits, whole_groups
 from clipmole.data.training_set import training_data
 from clipmole.errors import ConfigError, DataError
+from clipmole.plumbing.progress import ProgressReporter
 from clipmole.training.train import train
 
 CONFIG = TrainConfig(backbone="given", preprocess=PREPROCESS, epochs=1, batch_size=8, precision="float32")
@@ -132,7 +133,7 @@ def folders(tmp_path: Path) -> Folders:
 def test_two_folders_without_splits_train_and_the_record_says_what_was_drawn(folders: Folders, tmp_path: Path) -> None:
     said: list[str] = []
     gentle = CONFIG.model_copy(update={"augment": AugmentConfig(blur_probability=0), "per_class": 20, "seed": 5})
-    train(gentle, tmp_path / "out", data=folders, backbone=tiny_backbone(), say=said.append)
+    train(gentle, tmp_path / "out", data=folders, backbone=tiny_backbone(), progress=ProgressReporter(say=said.append))
     written = (tmp_path / "out" / "train.json").read_text()
     record = json.loads(written)["data"]
     assert str(tmp_path) not in written  # where the images lay is nobody's business
@@ -160,7 +161,9 @@ def test_unreadable_images_are_refused_by_name_or_skipped_and_recorded(folders: 
     assert "sdxl/7.png: damaged or truncated PNG" in str(error.value)
     assert "--skip-unreadable" in str(error.value)
     said: list[str] = []
-    data = training_data(CONFIG.model_copy(update={"skip_unreadable": True}), folders, say=said.append)
+    data = training_data(
+        CONFIG.model_copy(update={"skip_unreadable": True}), folders, progress=ProgressReporter(say=said.append)
+    )
     assert len(data.train) + len(data.val) + len(data.calibration) == 78
     assert [Path(row["file"]).parts[-2:] for row in data.record["skipped"]] == [("mine", "3.png"), ("sdxl", "7.png")]
     assert sum(line.startswith("skipped: ") for line in said) == 2
@@ -179,7 +182,12 @@ def test_files_that_training_shares_with_val_are_counted(tmp_path: Path) -> None
         rows.append(f"{i}.png,{i // 2 % 2},g,{('train', 'val')[i % 2]}")
     (tmp_path / "m.csv").write_text("\n".join(rows))
     said: list[str] = []
-    assert training_data(CONFIG, tmp_path / "m.csv", say=said.append).record["also_in_other_splits"] == 2
+    assert (
+        training_data(CONFIG, tmp_path / "m.csv", progress=ProgressReporter(say=said.append)).record[
+            "also_in_other_splits"
+        ]
+        == 2
+    )
     assert any(line.startswith("2 training files stand in val") for line in said)
 
 

@@ -11,8 +11,11 @@ import subprocess
 import sys
 import time
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import closing
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,14 +29,15 @@ from clipmole import Detector
 from clipmole.cli import app
 from clipmole.data import load_window, windows
 from clipmole.data.sample import Sample
-from clipmole.errors import ConfigError, DataError
-from clipmole.evaluation.evaluate import chunks, evaluate, run_protocol, score_sets
+from clipmole.errors import ConfigError, DataError, Stopped
+from clipmole.evaluation.evaluate import evaluate, prepared, run_protocol, score_sets
 from clipmole.evaluation.protocol import load_protocol
 from clipmole.evaluation.records import EvaluationReport
 from clipmole.images.conditions import load_conditions
 from clipmole.images.transforms import RGB
 from clipmole.models.adapter import save_adapter
 from clipmole.models.backbone import save_tower
+from clipmole.plumbing.progress import ProgressReporter
 
 MAIN = load_conditions("default")
 
@@ -145,6 +149,7 @@ def test_a_second_run_scores_only_what_is_missing(pictures: list[Sample], tmp_pa
 KILLED = """
 import sys, time
 from pathlib import Path
+from typing import Any
 import numpy as np
 from clipmole.evaluation import evaluate
 from clipmole.data import read_manifest
@@ -205,32 +210,71 @@ def test_a_detector_or_a_set_that_is_added_later_is_scored_alone(pictures: list[
     assert again.calls == []
 
 
-def test_chunks_are_bounded_in_images_and_bytes(pictures: list[Sample], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("clipmole.evaluation.evaluate.CHUNK_IMAGES", 5)
-    assert [len(chunk) for chunk in chunks(pictures, MAIN, 0, 2)] == [5, 5, 5, 1]
-    monkeypatch.setattr("clipmole.evaluation.evaluate.CHUNK_BYTES", 2 * 2 * 70 * 60 * 3)
-    assert [len(chunk) for chunk in chunks(pictures, MAIN, 0, 2)] == [2] * 8
-
-
-def test_the_next_chunk_is_prepared_while_one_is_scored_and_no_more(
-    pictures: list[Sample], monkeypatch: pytest.MonkeyPatch
+def test_chunks_are_bounded_in_images_and_bytes(
+    pictures: list[Sample], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    taken = 0
+    def calls(name: str) -> list[int]:
+        spy = Spy()
+        score_sets({"spy": spy}, {"s": pictures}, MAIN, tmp_path / name)
+        return [count // len(MAIN) for count in spy.calls]
 
-    def samples() -> Iterable[Sample]:
-        nonlocal taken
+    monkeypatch.setattr("clipmole.evaluation.evaluate.CHUNK_IMAGES", 5)
+    assert calls("images.jsonl") == [1, 2, 4, 5, 4]  # the first one alone: how long it takes is not known
+    monkeypatch.setattr("clipmole.evaluation.evaluate.CHUNK_BYTES", 2 * len(MAIN) * 70 * 60 * 3)  # two images
+    assert calls("bytes.jsonl") == [1] + [2] * 7 + [1]
+
+
+def test_scores_are_on_the_disk_at_bounded_intervals(
+    pictures: list[Sample], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A clock that goes on by 8 s an image stands in for slow detectors: 20 s hold two images."""
+    clock, file, kept = [0.0], tmp_path / "scores.jsonl", []
+
+    class Slow(Spy):
+        def score(self, images: Iterable[RGB]) -> NDArray[np.float32]:
+            scores = super().score(images)
+            clock[0] += 8 * len(scores) / len(MAIN)
+            return scores
+
+    def track(items: Iterable[Any], _description: str, _total: int | None) -> Iterator[Any]:
+        for item in items:
+            kept.append((clock[0], file.read_bytes().count(b"\n") - 1))
+            yield item
+
+    monkeypatch.setattr("clipmole.evaluation.evaluate.time.monotonic", lambda: clock[0])
+    score_sets({"slow": Slow()}, {"s": pictures}, MAIN, file, progress=ProgressReporter(track))
+    assert kept[0] == (8.0, 1)  # seconds, images whose scores are kept
+    assert max(later[0] - sooner[0] for sooner, later in pairwise(kept)) == 16
+    assert [images for _, images in kept] == [1, *(n for n in range(3, 16, 2) for _ in range(2)), 16]
+
+
+def test_it_stops_when_asked_keeps_what_is_scored_and_says_how_to_go_on(pictures: list[Sample], tmp_path: Path) -> None:
+    file, spy, other = tmp_path / "scores.jsonl", Spy(), Spy("other")
+    asked = ProgressReporter(stopping=lambda: sum(spy.calls) >= 3 * len(MAIN))
+    with pytest.raises(Stopped, match=r"^stopped; the scores of 1 of 16 images are kept in .*jsonl: give the same"):
+        score_sets({"spy": spy, "other": other}, {"s": pictures}, MAIN, file, progress=asked)
+    assert [len(json.loads(line)["logits"]) for line in file.read_text().splitlines()[1:]] == [1, 1, 1, 1]
+    again, late = Spy(), Spy("other")
+    table, _ = score_sets({"spy": again, "other": late}, {"s": pictures}, MAIN, file)
+    assert sum(again.calls) == 13 * len(MAIN)
+    assert sum(late.calls) == 15 * len(MAIN)
+    assert np.array_equal(table.logits[0], table.logits[1])
+
+
+def test_images_are_prepared_ahead_within_a_bound(pictures: list[Sample], monkeypatch: pytest.MonkeyPatch) -> None:
+    taken = []
+
+    def samples() -> Iterator[Sample]:
         for sample in pictures * 10:
-            taken += 1
+            taken.append(sample)
             yield sample
 
-    first = next(chunks(samples(), MAIN, 0, 2))
-    assert len(first) == 32
-    assert taken >= 32 + 31
-    assert taken <= 32 + 32
-    taken = 0
-    monkeypatch.setattr("clipmole.evaluation.evaluate.CHUNK_BYTES", 3 * len(MAIN) * 70 * 60 * 3)  # three images
-    assert len(next(chunks(samples(), MAIN, 0, 2))) == 3
-    assert taken <= 3 + 4  # those that were asked for before a size was known
+    monkeypatch.setattr("clipmole.evaluation.evaluate.READY_BYTES", 3 * len(MAIN) * 70 * 60 * 3)  # three images
+    with closing(prepared(samples(), MAIN, 0, 2)) as images:
+        first = next(images)
+        time.sleep(0.5)
+    assert first[0] == pictures[0]
+    assert 4 <= len(taken) <= 1 + 3 + 2 + 1
 
 
 def test_both_main_conditions_are_always_reported(pictures: list[Sample], tmp_path: Path) -> None:

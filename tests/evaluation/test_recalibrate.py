@@ -233,7 +233,7 @@ def test_too_few_images_are_refused_before_any_is_looked_at(home: Path, manifest
     assert (
         recalibrate(
             home / "mine", few, tmp_path / "x", max_false_alarm=0.1, max_miss=0.1, backbone=home / "tiny"
-        ).new.real
+        ).new.n_real
         == 10
     )  # 1 / 0.1 - 1 = 9 are enough
 

@@ -18,7 +18,7 @@ from clipmole.data import read_manifest, sample_lines, take_split
 from clipmole.data.sample import Sample
 from clipmole.errors import ConfigError, DataError
 from clipmole.models.network import MoLENetwork
-from clipmole.plumbing.progress import Track, untracked
+from clipmole.plumbing.progress import ProgressReporter, Track, untracked
 from clipmole.training import prefix_cache as cache_module
 from clipmole.training.augmented_views import views
 from clipmole.training.distributed import Distributed
@@ -40,9 +40,10 @@ def build(
     backbone, said = tiny_backbone(), []
     network = MoLENetwork(backbone.tower, config.mole)
     digest = prefix_digest(network, backbone.sha256, sample_lines(samples), config)
+    progress = ProgressReporter(track, said.append)
     with ThreadPoolExecutor(2) as pool:
         cache = PrefixCache(
-            network, samples, config, folder, digest, distributed=Distributed(), pool=pool, track=track, say=said.append
+            network, samples, config, folder, digest, distributed=Distributed(), pool=pool, progress=progress
         )
         return torch.cat(list(cache.read([ITEMS[:1], ITEMS[1:]]))), said
 

@@ -9,8 +9,9 @@ import resource
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import processes
 import pytest
@@ -19,7 +20,8 @@ from safetensors.torch import load_file
 from tiny import PREPROCESS, tiny_backbone, write_corpus
 
 from clipmole.config import AugmentConfig, TrainConfig
-from clipmole.errors import CheckpointError
+from clipmole.errors import CheckpointError, Stopped
+from clipmole.plumbing.progress import ProgressReporter
 from clipmole.training.run_state import load_state, save_state
 from clipmole.training.train import run_folder, train
 
@@ -96,7 +98,9 @@ def test_a_run_goes_on_in_the_middle_of_an_epoch(manifest: Path, whole: Path, tm
     progress = loaded[1]["progress"]
     assert (progress["epoch"], progress["step"], progress["images"]) == (1, 2, 8)
     lines: list[str] = []
-    train(CONFIG, tmp_path / "run", data=manifest, backbone=tiny_backbone(), say=lines.append)
+    train(
+        CONFIG, tmp_path / "run", data=manifest, backbone=tiny_backbone(), progress=ProgressReporter(say=lines.append)
+    )
     assert any(line.startswith("goes on at epoch 2, step 3") for line in lines)
     assert same(tmp_path / "run", whole)
 
@@ -165,27 +169,68 @@ def test_a_disk_that_is_really_full_leaves_the_state_that_was_there(small_disk: 
     assert (len(tensors["a"]), facts) == (5_000, {"epoch": 1})
 
 
-def test_a_run_on_a_full_disk_can_be_finished_once_there_is_room(
+def test_a_run_whose_disk_fills_up_can_be_finished_once_there_is_room(
     manifest: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """No file may exceed 4 kB, so neither a state nor the adapter can be written; an older adapter stays."""
+    """From the second epoch on no file may exceed 4 kB, so neither a state nor the adapter can be written."""
     monkeypatch.setenv("CLIPMOLE_CACHE", str(whole.parent / "unused"))
     out, config = tmp_path / "run", CONFIG.model_copy(update={"cached_views": None, "epochs": 1})
     train(config, out, data=manifest, backbone=tiny_backbone())
     older = (out / "adapter.safetensors").read_bytes()
     longer = config.model_copy(update={"epochs": 2})
-    process = processes.start(longer, out, manifest, file_size=4096)
+    process = processes.start(longer, out, manifest, file_size=4096, full_in="epoch 2")
     process.join(60)
     log = out.with_name("run.log").read_text()
     assert process.exitcode == 3
-    assert "state not saved, training goes on" in log
-    assert log.splitlines()[-1].startswith("CheckpointError: ")
-    assert "cannot be written" in log.splitlines()[-1]
+    assert "state not saved: " in log
+    last = log.splitlines()[-1]
+    assert last.startswith("CheckpointError: ")
+    assert "cannot be written" in last
+    assert "run.run/state.safetensors: free space and give the same command again to finish it" in last
     assert (out / "adapter.safetensors").read_bytes() == older
     process = processes.start(longer, out, manifest)
     process.join(60)
+    assert "goes on at epoch 2, step 1" in out.with_name("run.log").read_text()
     train(longer, tmp_path / "undisturbed", data=manifest, backbone=tiny_backbone())
     assert same(out, tmp_path / "undisturbed")
+
+
+def test_where_nothing_can_be_written_no_step_is_trained(manifest: Path, tmp_path: Path, small_disk: Path) -> None:
+    config = CONFIG.model_copy(update={"cached_views": None})
+    steps: list[str] = []
+
+    def track(items: Iterable[Any], description: str, _total: int | None) -> Iterable[Any]:
+        steps.append(description)
+        return items
+
+    progress = ProgressReporter(track)
+    with pytest.raises(CheckpointError, match=r"run\.run: has room for 0\.. MiB, and 1\.. MiB are needed; free space"):
+        train(config, small_disk / "run", data=manifest, backbone=tiny_backbone(), progress=progress)
+    process = processes.start(config, tmp_path / "other", manifest, file_size=1024)
+    process.join(60)
+    log = (tmp_path / "other.log").read_text().splitlines()
+    assert log[-1].startswith("CheckpointError: ")
+    assert "cannot be written" in log[-1]
+    assert not any(line.startswith("epoch") for line in [*steps, *log])
+    assert os.listdir(small_disk) == []
+
+
+def test_a_stop_signal_saves_the_run_and_says_how_to_go_on(manifest: Path, whole: Path, tmp_path: Path) -> None:
+    out, asked = tmp_path / "run", []
+    config = CONFIG.model_copy(update={"cached_views": 2})
+
+    def track(items: Iterable[Any], description: str, _total: int | None) -> Iterator[Any]:
+        for number, item in enumerate(items):
+            if description == "epoch 2/4" and number == 3:
+                asked.append(True)
+            yield item
+
+    progress = ProgressReporter(track, stopping=lambda: bool(asked))
+    with pytest.raises(Stopped, match=r"^stopped after step 4 of 6 in epoch 2 of 4; the run is kept in .*: give the"):
+        train(config, out, data=manifest, backbone=tiny_backbone(), progress=progress)
+    assert not out.exists()
+    train(config, out, data=manifest, backbone=tiny_backbone())
+    assert same(out, whole)
 
 
 def test_a_full_disk_under_the_cache_is_one_line_and_leaves_nothing_half_written(

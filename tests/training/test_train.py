@@ -19,6 +19,7 @@ from clipmole.inference.detector import Detector
 from clipmole.models.adapter import load_adapter
 from clipmole.models.backbone import save_tower
 from clipmole.models.network import MoLENetwork
+from clipmole.plumbing.progress import ProgressReporter
 from clipmole.training.augmented_views import views
 from clipmole.training.optimizer import learning_rate_factor, make_optimizer
 from clipmole.training.train import train
@@ -125,7 +126,9 @@ def test_every_way_to_train_takes_a_step_and_comes_back(
 def test_it_stops_when_patience_is_over(manifest: Path, tmp_path: Path) -> None:
     lines: list[str] = []
     config = CONFIG.model_copy(update={"learning_rate": 1e-12, "patience": 2})
-    train(config, tmp_path / "run", data=manifest, backbone=tiny_backbone(), say=lines.append)
+    train(
+        config, tmp_path / "run", data=manifest, backbone=tiny_backbone(), progress=ProgressReporter(say=lines.append)
+    )
     record = json.loads((tmp_path / "run" / "train.json").read_text())
     assert len(record["curve"]) == 3
     assert "stopped: no better epoch for 2" in lines
@@ -137,7 +140,9 @@ def test_weights_that_cannot_be_calibrated_are_kept_without_a_calibration(manife
     swapped = manifest.with_name("swapped.csv")
     swapped.write_text(upside_down.replace(",9,checks,calibration", ",0,camera,calibration"))
     lines: list[str] = []
-    detector = train(CONFIG, tmp_path / "run", data=swapped, backbone=tiny_backbone(), say=lines.append)
+    detector = train(
+        CONFIG, tmp_path / "run", data=swapped, backbone=tiny_backbone(), progress=ProgressReporter(say=lines.append)
+    )
     assert detector.calibration is None
     assert lines[-1].startswith("not calibrated: calibration: generated images do not score higher")
     assert not (tmp_path / "run" / "calibration.json").exists()

@@ -25,7 +25,7 @@ from clipmole.cli.options import (
     name_scorers,
     remark,
 )
-from clipmole.cli.render import with_progress
+from clipmole.cli.render import long_work
 
 
 @app.command()
@@ -75,24 +75,24 @@ def evaluate(
     names = name_scorers(detector or ["default"])
     source = data_source(data, real, fake)
 
-    report = api.evaluate(
-        names,
-        source,
-        out,
-        protocol=protocol,
-        splits=split or (),
-        conditions=conditions,
-        backbones=name_backbones(backbone or [], names),
-        resamples=resamples,
-        gallery=gallery,
-        workers=workers,
-        batch_size=batch_size,
-        device=device,
-        precision=precision.value,
-        command=command_line(context),
-        track=with_progress,
-        say=remark,
-    )
+    with long_work() as progress:
+        report = api.evaluate(
+            names,
+            source,
+            out,
+            protocol=protocol,
+            splits=split or (),
+            conditions=conditions,
+            backbones=name_backbones(backbone or [], names),
+            resamples=resamples,
+            gallery=gallery,
+            workers=workers,
+            batch_size=batch_size,
+            device=device,
+            precision=precision.value,
+            command=command_line(context),
+            progress=progress,
+        )
     for line in report.missing:
         remark(f"missing: {line}")
     for path, reason in report.failed.items():
@@ -134,20 +134,20 @@ def calibrate(
 
     from clipmole.evaluation.recalibrate import recalibration_summary
 
-    result = api.calibrate(
-        detector,
-        source,
-        out,
-        real_only=real_only,
-        split=split,
-        max_false_alarm=false_alarm,
-        max_miss=0.10 if miss is None else miss,
-        method="platt" if method is None else method.value,
-        backbone=backbone,
-        device=device,
-        track=with_progress,
-        say=remark,
-    )
+    with long_work() as progress:
+        result = api.calibrate(
+            detector,
+            source,
+            out,
+            real_only=real_only,
+            split=split,
+            max_false_alarm=false_alarm,
+            max_miss=0.10 if miss is None else miss,
+            method="platt" if method is None else method.value,
+            backbone=backbone,
+            device=device,
+            progress=progress,
+        )
     for failure in result.failed:
         remark(f"not scored: {failure}")
     for line in recalibration_summary(result):

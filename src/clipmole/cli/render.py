@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import sys
+import threading
+import time
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import typer
 
 from clipmole.cli.options import remark
-from clipmole.errors import ImageError
+from clipmole.errors import ImageError, Stopped
+from clipmole.plumbing.progress import ProgressReporter, duration
+from clipmole.plumbing.stopping import StopRequest, stop_signals
 from clipmole.plumbing.text import csv_cell, printable
+
+LINE_SECONDS = 30.0  # between two lines of progress where stderr is no terminal
 
 if TYPE_CHECKING:  # pydantic takes a third of the time of --help
     from clipmole.provenance import Provenance
@@ -129,10 +136,14 @@ def rate(per_second: float | None) -> str:
 
 
 def with_progress(results: Iterable[Any], description: str, total: int | None = None) -> Iterator[Any]:
-    """Pass `results` on under a progress bar on stderr, which is gone in the end; nothing if it is no terminal.
+    """Pass `results` on under a progress bar on stderr, which is gone in the end.
 
-    It shows how many are done, how many a second, and the time spent and remaining.
+    It shows how many are done, how many a second, and the time spent and remaining. Where stderr is no terminal, a line
+    every `LINE_SECONDS` says the same, so work that is over sooner prints none.
     """
+    if not sys.stderr.isatty():
+        yield from _with_lines(results, description, total)
+        return
     from rich.console import Console
     from rich.progress import (
         BarColumn,
@@ -150,7 +161,6 @@ def with_progress(results: Iterable[Any], description: str, total: int | None = 
         def render(self, task: Task) -> Text:
             return Text(rate(task.finished_speed or task.speed))
 
-    console = Console(stderr=True)
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -159,5 +169,73 @@ def with_progress(results: Iterable[Any], description: str, total: int | None = 
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         yield from progress.track(results, total=total, description=description)
+
+
+def _with_lines(results: Iterable[Any], description: str, total: int | None) -> Iterator[Any]:
+    """Pass `results` on; a thread prints a line every `LINE_SECONDS`, however long one result takes."""
+    done, began, over = 0, time.monotonic(), threading.Event()
+
+    def report() -> None:
+        while not over.wait(LINE_SECONDS):
+            with contextlib.suppress(OSError):  # nobody reads stderr any more
+                remark(progress_line(description, done, total, time.monotonic() - began))
+
+    thread = threading.Thread(target=report, name="clipmole-progress", daemon=True)
+    thread.start()
+    try:
+        for result in results:
+            yield result
+            done += 1
+    finally:
+        over.set()
+        thread.join()
+    seconds = time.monotonic() - began
+    if seconds >= LINE_SECONDS:
+        remark(f"{description}: {done:,} done in {duration(seconds)}")
+
+
+def progress_line(description: str, done: int, total: int | None, seconds: float) -> str:
+    """How far work is after so many seconds: "scoring: 1,200 of 5,000 done, 12.3/s, 5 min left"."""
+    parts = [f"{description}: {done:,} of {total:,} done" if total is not None else f"{description}: {done:,} done"]
+    if not done:
+        return f"{parts[0]} after {duration(seconds)}"
+    parts.append(rate(done / seconds))
+    if total is not None and total > done:
+        parts.append(f"{duration((total - done) * seconds / done)} left")
+    return ", ".join(parts)
+
+
+TERMINAL = ProgressReporter(with_progress, remark)
+
+
+@contextlib.contextmanager
+def long_work() -> Iterator[ProgressReporter]:
+    """What a command gives to long work: progress on stderr, and Ctrl-C or SIGTERM as a request to stop.
+
+    Work that stops on request ends the command with the signal's exit code; what it kept is said first.
+    """
+    with stop_signals() as stop:
+
+        def track(items: Iterable[Any], description: str, total: int | None) -> Iterator[Any]:
+            return with_progress(_until(items, stop), description, total)
+
+        try:
+            yield ProgressReporter(track, remark, lambda: bool(stop))
+        except Stopped as error:
+            remark(f"clipmole: {error}")
+            raise typer.Exit(stop.exit_code) from error
+
+
+def _until(items: Iterable[Any], stop: StopRequest) -> Iterator[Any]:
+    """Items until somebody asks to stop; then `Stopped` is raised before the next one is begun."""
+    iterator = iter(items)
+    while True:
+        if stop:
+            raise Stopped("stopped on request; nothing was written")
+        try:
+            item = next(iterator)
+        except StopIteration:
+            return
+        yield item

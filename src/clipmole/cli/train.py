@@ -18,7 +18,7 @@ from clipmole.cli.options import (
     name_scorers,
     remark,
 )
-from clipmole.cli.render import with_progress
+from clipmole.cli.render import long_work
 
 
 @app.command()
@@ -67,7 +67,8 @@ def train(
     }
     changes = {key: value for key, value in options.items() if value is not None}
     settings = TrainConfig.parse(settings.model_dump() | changes, "options")
-    run(settings, out, data=source, track=with_progress, say=remark, cache_dir=cache_dir, fresh=fresh)
+    with long_work() as progress:
+        run(settings, out, data=source, progress=progress, cache_dir=cache_dir, fresh=fresh)
     if int(os.environ.get("RANK", "0")) == 0:  # the first of several processes writes
         remark(f"wrote {out}")
         typer.echo(str(out))
@@ -143,16 +144,16 @@ def compare(
         chosen = plan_of(name_scorers(config or [], "--config"), **changes)
     from clipmole.training.compare import compare as run
 
-    run(
-        chosen,
-        data,
-        out,
-        test_data=test_data,
-        backbone=backbone,
-        runs=runs,
-        resamples=resamples,
-        command=command_line(context),
-        track=with_progress,
-        say=remark,
-    )
+    with long_work() as progress:
+        run(
+            chosen,
+            data,
+            out,
+            test_data=test_data,
+            backbone=backbone,
+            runs=runs,
+            resamples=resamples,
+            command=command_line(context),
+            progress=progress,
+        )
     typer.echo(str(out / f"{chosen.name}.md"))

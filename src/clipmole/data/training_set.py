@@ -19,7 +19,7 @@ from clipmole.data.sample import Sample
 from clipmole.data.splits import class_counts, draw_per_class, draw_splits
 from clipmole.data.unpack import Unpacking
 from clipmole.errors import ConfigError, DataError
-from clipmole.plumbing.progress import Say, Track, silent, untracked
+from clipmole.plumbing.progress import SILENT, ProgressReporter, Say
 
 NAMED = 10  # files that an error names
 
@@ -69,9 +69,7 @@ def without_places(named: DataSource) -> str:
 def training_data(
     config: TrainConfig,
     source: DataSource | None = None,
-    *,
-    track: Track = untracked,
-    say: Say = silent,
+    progress: ProgressReporter = SILENT,
 ) -> TrainingData:
     """Read, draw and check the images of a run.
 
@@ -80,14 +78,13 @@ def training_data(
 
     Args:
         source: instead of the one that the configuration names.
-        track: wraps the images while they are read.
-        say: gets a line on each thing that was drawn, unpacked or skipped.
+        progress: follows the images while they are read, and gets a line on what was drawn, unpacked or skipped.
 
     Raises `DataError` if train or val lacks a class, if images cannot be read (naming them), unless
     `config.skip_unreadable`, and if one file is labelled both ways.
     """
     named = source_of(config) if source is None else source
-    how = Unpacking(Path(config.unpack_to) if config.unpack_to else None, config.unpack_gib, say)
+    how = Unpacking(Path(config.unpack_to) if config.unpack_to else None, config.unpack_gib, progress.say)
     samples = read_data(named, unsplit="", how=how)
     drawn = not any(sample.split for sample in samples)
     if not drawn and not all(sample.split for sample in samples):
@@ -97,22 +94,22 @@ def training_data(
     record: dict[str, Any] = {"source": without_places(named), "seed": config.seed}
     looks: dict[Sample, Look] = {}
     if drawn:  # contents first: files of one content must not come apart
-        samples = _readable(samples, named, config, record, looks, track, say)
+        samples = _readable(samples, named, config, record, looks, progress)
         samples, looks = _with_splits(samples, looks, config.seed)
         counts = Counter(sample.split for sample in samples)
         shown = ", ".join(f"{count} {split}" for split, count in counts.items())
-        say(f"{named}: names no splits; drawn by seed {config.seed}: {shown}")
+        progress.say(f"{named}: names no splits; drawn by seed {config.seed}: {shown}")
     else:
         for split in ("train", "val"):
             take_split(samples, split)
     train = [sample for sample in samples if sample.split == "train"]
     if config.per_class is not None:
         train = draw_per_class(train, config.per_class, config.seed)
-        say(f"{len(train)} training images drawn by seed {config.seed}: {config.per_class} of each of "
+        progress.say(f"{len(train)} training images drawn by seed {config.seed}: {config.per_class} of each of "
             f"{len(class_counts(train))} classes")  # fmt: skip
     samples = train + [sample for sample in samples if sample.split != "train"]
     if not drawn:
-        samples = _readable(samples, named, config, record, looks, track, say)
+        samples = _readable(samples, named, config, record, looks, progress)
     _check_labels(samples, looks)
     parts = {split: take_split(samples, split) for split in ("train", "val")}
     parts["calibration"] = [sample for sample in samples if sample.split == "calibration"]
@@ -126,7 +123,7 @@ def training_data(
         **{split: len(members) for split, members in parts.items()},
         "generators": sorted({sample.generator for sample in parts["train"] if sample.label}),
     }
-    _record_draws(record, digests, class_counts(parts["train"]), config.per_class, drawn, say)
+    _record_draws(record, digests, class_counts(parts["train"]), config.per_class, drawn, progress.say)
     return TrainingData(parts["train"], parts["val"], parts["calibration"], lines, record)
 
 
@@ -144,11 +141,10 @@ def _readable(
     config: TrainConfig,
     record: dict[str, Any],
     looks: dict[Sample, Look],
-    track: Track,
-    say: Say,
+    progress: ProgressReporter,
 ) -> list[Sample]:
     """The samples that can be read; what was seen of them goes into `looks`, what was skipped into `record`."""
-    seen = list(zip(samples, look_at_all(samples, look, track, "reading images"), strict=True))
+    seen = list(zip(samples, look_at_all(samples, look, progress.track, "reading images"), strict=True))
     failed = [(sample, found) for sample, found in seen if found.problem]
     if failed and not config.skip_unreadable:
         shown = "; ".join(found.problem for _, found in failed[:NAMED])
@@ -158,7 +154,7 @@ def _readable(
             "leave them out with --skip-unreadable"
         )
     for _, found in failed:
-        say(f"skipped: {found.problem}")
+        progress.say(f"skipped: {found.problem}")
     record["skipped"] = [{"file": _short(sample), "problem": found.problem} for sample, found in failed]
     looks.update({sample: found for sample, found in seen if not found.problem})
     return [sample for sample, found in seen if not found.problem]
@@ -191,7 +187,7 @@ def _record_draws(
     """Write file by file into `record` what was drawn, and how many training files stand in other splits too."""
     shared = set(digests["train"]) & {*digests["val"], *digests["calibration"]}
     if shared:
-        say(f"{len(shared)} training files stand in val or calibration too, whose figures they flatter: see data check")
+        say(f"{len(shared)} training files stand in val or calibration too, whose results they flatter: see data check")
     record["also_in_other_splits"] = len(shared)
     if drawn:
         record["drawn_splits"] = {split: sorted(digests[split]) for split in ("val", "calibration")}

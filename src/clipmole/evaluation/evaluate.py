@@ -1,39 +1,42 @@
-"""Scorers and labelled images -> logits under every condition -> figures with intervals.
+"""Scorers and labelled images -> logits under every condition -> estimates with intervals.
 
-In: scorers, named sets of samples, conditions. Out: a `ScoreTable` and an `EvaluationReport`. Every scorer sees
-the same pixels: an image is decoded once and perturbed once for all of them. It knows nothing of training or of
-pages, and it never searches a threshold on what it reports.
+In: scorers, named sets of samples, conditions. Out: a `ScoreTable` and an `EvaluationReport`. All scorers see the same
+pixels: an image is decoded and perturbed once for those that lack its scores. It knows nothing of training or of pages.
+No threshold is chosen here: verdicts use those of each detector's calibration. Only metrics that say so in their names,
+such as `oracle_accuracy`, search a threshold on the images that they report.
 """
 
 from __future__ import annotations
 
 import time
-from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import numpy as np
 
 from clipmole.data import DataSource, Unpacking, data_digest, file_sha256, load_window
 from clipmole.data.sample import Sample
-from clipmole.errors import ConfigError, DataError, ImageError
+from clipmole.errors import ConfigError, DataError, ImageError, Stopped
 from clipmole.evaluation.estimates import MAIN, report_table
 from clipmole.evaluation.protocol import Protocol, find_sets, published_for
 from clipmole.evaluation.records import DetectorInfo, EvaluationReport
 from clipmole.evaluation.scorers import ImageScorer, load_scorer, with_center_crop
-from clipmole.evaluation.scores import Logits, ScoreFile, ScoreTable
+from clipmole.evaluation.scores import ScoreFile, ScoreTable
 from clipmole.images.conditions import Condition, apply, load_conditions
 from clipmole.images.transforms import RGB
 from clipmole.inference.runtime import batch_for
 from clipmole.plumbing.environment import environment
-from clipmole.plumbing.progress import Track, untracked
+from clipmole.plumbing.prefetch import ahead
+from clipmole.plumbing.progress import SILENT, ProgressReporter
 from clipmole.plumbing.seeding import sample_rng
 from clipmole.plumbing.text import escaped
 
-CHUNK_BYTES = 256 * 2**20  # decoded pixels of one chunk, all conditions together; as much is prepared ahead
-CHUNK_IMAGES = 32
+READY_BYTES = 256 * 2**20  # decoded pixels, all conditions together, that lie ready for the scorers
+CHUNK_BYTES = READY_BYTES  # of those that are scored at once; one more image may go beyond either
+CHUNK_IMAGES = 32  # that are scored at once at most
+KEPT_SECONDS = 20.0  # of scoring that a kill costs about at most: so often scores are put on the disk
 
 Pixels = list[RGB] | str  # an image under each condition, or the reason why there is none
 
@@ -44,43 +47,40 @@ def perturbed(sample: Sample, conditions: Sequence[Condition], seed: int) -> lis
     return [apply(condition, rgb, sample_rng(seed, digest)) for condition in conditions]
 
 
-def chunks(
+def prepared(
     samples: Iterable[Sample], conditions: Sequence[Condition], seed: int, workers: int
-) -> Iterator[list[tuple[Sample, Pixels]]]:
-    """Images with their perturbed pixels (or why there are none), in order, in chunks of bounded size.
+) -> Generator[tuple[Sample, Pixels], None, None]:
+    """Images with their pixels under each condition (or why there are none), in order.
 
-    `workers` threads decode and perturb the next chunk while the scorers are at work on this one. As many images
-    are prepared ahead as `CHUNK_BYTES` holds of the largest one so far, but no fewer than there are workers.
+    `workers` threads decode and perturb ahead of the reader, as many images as `READY_BYTES` holds.
     """
 
-    def prepare(sample: Sample) -> Pixels:
+    def prepare(sample: Sample) -> tuple[Sample, Pixels]:
         try:
-            return perturbed(sample, conditions, seed)
+            return sample, perturbed(sample, conditions, seed)
         except (ImageError, DataError) as error:
-            return str(error)
+            return sample, str(error)
 
+    made = ahead(prepare, samples, workers=workers, limit=READY_BYTES, weigh=pixel_bytes)
+    with closing(made):
+        for result in made:
+            if result is not None:
+                yield result
+
+
+def pixel_bytes(image: tuple[Sample, Pixels]) -> int:
+    """Bytes of an image's pixels under all conditions."""
+    return 0 if isinstance(image[1], str) else sum(rgb.nbytes for rgb in image[1])
+
+
+def take_chunk(images: Iterator[tuple[Sample, Pixels]], most: int) -> list[tuple[Sample, Pixels]]:
+    """The next images, `most` of them or until they hold `CHUNK_BYTES`."""
     chunk: list[tuple[Sample, Pixels]] = []
-    size, largest, depth = 0, 1, 2 * workers
-    ahead: deque[tuple[Sample, Future[Pixels]]] = deque()
-    remaining = iter(samples)
-    with ThreadPoolExecutor(workers) as pool:
-        while True:
-            while len(ahead) < depth and (sample := next(remaining, None)) is not None:
-                ahead.append((sample, pool.submit(prepare, sample)))
-            if not ahead:
-                break
-            sample, future = ahead.popleft()
-            views = future.result()
-            chunk.append((sample, views))
-            if not isinstance(views, str):
-                own = sum(view.nbytes for view in views)
-                size, largest = size + own, max(largest, own)
-                depth = max(workers, min(CHUNK_IMAGES, CHUNK_BYTES // largest))
-            if size >= CHUNK_BYTES or len(chunk) >= CHUNK_IMAGES:
-                yield chunk
-                chunk, size = [], 0
-    if chunk:
-        yield chunk
+    size = 0
+    while len(chunk) < most and size < CHUNK_BYTES and (image := next(images, None)) is not None:
+        chunk.append(image)
+        size += pixel_bytes(image)
+    return chunk
 
 
 def score_sets(
@@ -91,22 +91,25 @@ def score_sets(
     *,
     seed: int = 0,
     workers: int = 2,
-    track: Track = untracked,
+    progress: ProgressReporter = SILENT,
 ) -> tuple[ScoreTable, dict[str, str]]:
     """Score every image of every set under every condition with every scorer, and keep the scores in `file`.
 
-    A run that was killed goes on where it was: what is in `file` is not scored again, and detectors or images that
-    are added later are scored alone. An image of several sets is scored once. One that cannot be read is recorded
-    with the reason and left out of the table.
+    Scores are on the disk after about `KEPT_SECONDS` of scoring, or after one image by one scorer where that takes
+    longer. A run that was stopped or killed goes on where it was: what is in `file` is not scored again, and detectors
+    or images that are added later are scored alone. An image of several sets is scored once. One that cannot be read
+    is recorded with the reason and left out of the table.
 
     Args:
         scorers: short name -> scorer. Scorers of the same `ImageScorer.name` are one, and scored once.
         file: JSON lines; see `scores`. One that was begun with other conditions or another seed is refused.
         workers: threads that decode and perturb.
-        track: wraps the images that are left to score, given a description and their number (a progress bar).
+        progress: follows the images as their scores are kept.
 
     Returns:
         The table, and path -> reason for the images that could not be read.
+
+    Raises `Stopped`, with the scores kept, once `progress` asks to stop.
     """
     samples = {str(sample.path): sample for members in sets.values() for sample in members}
     if not samples or not scorers or not conditions:
@@ -115,19 +118,54 @@ def score_sets(
     different = {scorer.name: scorer for scorer in scorers.values()}
     with ScoreFile(file, what) as scores:
         waiting = [sample for path, sample in samples.items() if scores.lacking(path, different)]
-        tracked = track(waiting, "scoring", len(waiting))
-        for chunk in chunks(tracked, conditions, seed, workers):
-            found: dict[str, Logits | str] = {
-                str(sample.path): views if isinstance(views, str) else {} for sample, views in chunk
-            }
-            for key, scorer in different.items():
-                own = [(s, v) for s, v in chunk if not isinstance(v, str) and scores.lacking(str(s.path), [key])]
-                logits = scorer.score([view for _, views in own for view in views]).astype(np.float64)
-                for (sample, _), row in zip(own, logits.reshape(-1, len(conditions)), strict=True):
-                    cast(Logits, found[str(sample.path)])[key] = row.tolist()
-            scores.append(found.items())
+        with closing(prepared(waiting, conditions, seed, workers)) as images:
+            kept = score_images(images, different, len(conditions), scores, progress.stopping)
+            try:
+                for _ in progress.track(kept, "scoring", len(waiting)):
+                    pass
+            except Stopped as error:
+                done = sum(not scores.lacking(path, different) for path in samples)
+                raise Stopped(
+                    f"stopped; the scores of {done:,} of {len(samples):,} images are kept in {file}: give the same "
+                    "command again to go on"
+                ) from error
         names = {name: scorer.name for name, scorer in scorers.items()}
         return scores.table(sets, names, [condition.name for condition in conditions])
+
+
+def score_images(
+    images: Iterator[tuple[Sample, Pixels]],
+    scorers: Mapping[str, ImageScorer],
+    conditions: int,
+    scores: ScoreFile,
+    stopping: Callable[[], bool],
+) -> Iterator[Sample]:
+    """Score images in chunks and put their scores into `scores`; yields each image once its scores are on the disk.
+
+    A chunk is as long as `KEPT_SECONDS` allow at the speed of the one before, `CHUNK_IMAGES` at most; the first one
+    is one image.
+
+    Args:
+        scorers: what identifies a scorer -> scorer.
+        conditions: how many there are, each an array of the image's pixels.
+        stopping: asked after each scorer; then `Stopped` is raised.
+    """
+    length = 1
+    while chunk := take_chunk(images, length):
+        began = time.monotonic()
+        scores.append((str(sample.path), pixels) for sample, pixels in chunk if isinstance(pixels, str))
+        for key, scorer in scorers.items():
+            own = [(s, p) for s, p in chunk if not isinstance(p, str) and scores.lacking(str(s.path), [key])]
+            if not own:
+                continue
+            logits = scorer.score([rgb for _, pixels in own for rgb in pixels]).astype(np.float64)
+            rows = zip(own, logits.reshape(-1, conditions), strict=True)
+            scores.append((str(sample.path), {key: row.tolist()}) for (sample, _), row in rows)
+            if stopping():
+                raise Stopped("stopped")
+        yield from (sample for sample, _ in chunk)
+        seconds = (time.monotonic() - began) / len(chunk)
+        length = max(1, min(CHUNK_IMAGES, 2 * length, int(KEPT_SECONDS / max(seconds, 1e-6))))
 
 
 def detector_info(name: str, scorer: ImageScorer) -> DetectorInfo:
@@ -155,7 +193,7 @@ def evaluate(
     resamples: int = 1000,
     seed: int = 0,
     workers: int = 2,
-    track: Track = untracked,
+    progress: ProgressReporter = SILENT,
 ) -> tuple[EvaluationReport, ScoreTable]:
     """Score everything once, or go on with `file`, and report it. Arguments as `score_sets`'.
 
@@ -166,7 +204,7 @@ def evaluate(
     if not set(MAIN) <= set(names):
         raise ConfigError(f"conditions: {' and '.join(MAIN)} are always reported together; given: {', '.join(names)}")
     began = time.perf_counter()
-    table, failed = score_sets(scorers, sets, conditions, file, seed=seed, workers=workers, track=track)
+    table, failed = score_sets(scorers, sets, conditions, file, seed=seed, workers=workers, progress=progress)
     if not table.samples:
         raise DataError(f"none of {len(failed)} images could be read: {next(iter(failed.values()))}")
     seconds = time.perf_counter() - began
@@ -206,7 +244,7 @@ def run_protocol(
     device: str = "cpu",
     precision: Literal["float32", "bfloat16"] = "float32",
     command: str = "",
-    track: Track = untracked,
+    progress: ProgressReporter = SILENT,
 ) -> tuple[EvaluationReport, ScoreTable, tuple[Condition, ...]]:
     """Measure detectors by a protocol, and keep the scores in `out`.
 
@@ -247,7 +285,7 @@ def run_protocol(
         resamples=resamples,
         seed=protocol.seed,
         workers=workers,
-        track=track,
+        progress=progress,
     )
     report = report.model_copy(
         update={

@@ -28,7 +28,7 @@ from clipmole.errors import DataError, ImageError
 from clipmole.images.loading import ImageSource
 from clipmole.inference.detector import Detector
 from clipmole.models.adapter import check_copy, find_adapter, with_calibration
-from clipmole.plumbing.progress import Track, untracked
+from clipmole.plumbing.progress import SILENT, ProgressReporter
 from clipmole.records import Record, Verdict
 
 Photograph = Sample | str | Path | ImageError
@@ -71,11 +71,13 @@ class Recalibration(Record):
 
 
 def score_variants(
-    detector: Detector, samples: Sequence[Sample], seed: int = 0, track: Track = untracked
+    detector: Detector, samples: Sequence[Sample], seed: int = 0, progress: ProgressReporter = SILENT
 ) -> dict[str, ArrayLike]:
     """Logits (n,) of the samples in each variant, as stored and equalised. Raises the first `ImageError`."""
     return {
-        variant: detector.score(windows(track(samples, variant, len(samples)), variant, seed)).astype(np.float64)
+        variant: detector.score(windows(progress.track(samples, variant, len(samples)), variant, seed)).astype(
+            np.float64
+        )
         for variant in VARIANTS
     }
 
@@ -96,7 +98,7 @@ def recalibrate(
     backbone: str | Path | None = None,
     device: str = "cpu",
     seed: int = 0,
-    track: Track = untracked,
+    progress: ProgressReporter = SILENT,
 ) -> Recalibration:
     """Calibrate a detector on labelled images, and write a copy of it with that calibration.
 
@@ -109,7 +111,7 @@ def recalibrate(
         method: of fitting the probability, as `fit_calibration` says.
         backbone, device: as in `Detector.from_pretrained`.
         seed: of the equalised variant.
-        track: wraps the samples of a variant, given a description and their number (a progress bar).
+        progress: follows the samples of a variant.
 
     Raises `DataError` if there are too few images of a class to tell a threshold, before any is looked at;
     the first `ImageError`; and as `fit_calibration`, `Detector.from_pretrained` and `with_calibration` do.
@@ -120,7 +122,7 @@ def recalibrate(
     _, folder = find_adapter(name)
     check_copy(folder, out)
     detector = Detector.from_pretrained(name, backbone=backbone, device=device)
-    logits = score_variants(detector, samples, seed, track)
+    logits = score_variants(detector, samples, seed, progress)
     new = fit_calibration(logits, labels.tolist(), max_false_alarm, max_miss, method)
     result = _compare(detector, new, np.asarray(logits[VARIANTS[0]]), labels)
     with_calibration(folder, out, new, recalibration_summary(result))
@@ -135,7 +137,7 @@ def recalibrate_on_photographs(
     max_false_alarm: float = 0.05,
     backbone: str | Path | None = None,
     device: str = "cpu",
-    track: Track = untracked,
+    progress: ProgressReporter = SILENT,
 ) -> Recalibration:
     """Move a detector's threshold for AI-generated to photographs alone, and write a copy of it with that.
 
@@ -164,7 +166,7 @@ def recalibrate_on_photographs(
             f"calibration: {detector.name} is not calibrated, and photographs alone give no probability; calibrate "
             "it on labelled images first"
         )
-    results = list(detector.stream(_sources(track(photographs, "photographs", len(photographs)))))
+    results = list(detector.stream(_sources(progress.track(photographs, "photographs", len(photographs)))))
     failed = tuple(str(result) for result in results if isinstance(result, ImageError))
     logits = np.array([result.logit for result in results if not isinstance(result, ImageError)], dtype=np.float64)
     check_enough(len(logits), max_false_alarm, "photographs that can be read")

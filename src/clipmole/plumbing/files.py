@@ -178,3 +178,26 @@ def _exchange(one: Path, other: Path) -> bool:
         return False
     here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
     return rename(here, os.fsencode(one), here, os.fsencode(other), exchange) == 0  # type: ignore[no-any-return]
+
+
+def why_no_room(folder: Path, size: int) -> str | None:
+    """Why files of `size` bytes cannot be written below `folder`, which need not exist; None if they can.
+
+    A small file is written and deleted again, where `folder` is or will be, and the free space is looked at.
+
+    Returns:
+        A sentence without its subject.
+    """
+    there = next(path for path in (folder.resolve(), *folder.resolve().parents) if path.exists())
+    try:
+        with tempfile.TemporaryFile(prefix=".try-", dir=there) as file:
+            file.write(bytes(4096))
+            file.flush()
+            os.fsync(file.fileno())
+        free = shutil.disk_usage(there).free
+    except OSError as error:
+        return f"cannot be written: {there}: {error.strerror}; free space or name another place"
+    if free < size:
+        needed = f"{size / 2**20:,.1f} MiB are needed"
+        return f"has room for {free / 2**20:,.1f} MiB, and {needed}; free space or name another place"
+    return None

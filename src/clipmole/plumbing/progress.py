@@ -1,11 +1,13 @@
-"""How long work reports its progress: a function that it passes its items through, and one that gets its remarks.
+"""How long work reports to a person, and learns that it is to stop: what is done, remarks, a request to stop.
 
-It knows nothing of terminals; the command line gives one that draws a bar.
+In: items that pass through, lines of text. Out: the same items. One object carries all three through the calls. It
+knows nothing of terminals; the command line gives one that draws a bar or prints lines.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Any
 
 Track = Callable[[Iterable[Any], str, int | None], Iterable[Any]]
@@ -22,3 +24,35 @@ def untracked(items: Iterable[Any], _description: str, _total: int | None) -> It
 
 def silent(_line: str) -> None:
     """No remarks."""
+
+
+def never() -> bool:
+    """Nobody asks to stop."""
+    return False
+
+
+@dataclass(frozen=True)
+class ProgressReporter:
+    """What long work reports to; the default is silent and never asks to stop.
+
+    Attributes:
+        track: passes items on and shows how many have passed, such as a progress bar: see `Track`. Once somebody asked
+            to stop, it may raise `Stopped` in the place of a further item.
+        say: shows a line of text to a person.
+        stopping: whether somebody asked to stop. Work that keeps what it has done asks this between two pieces of it,
+            puts away what it has, and raises `Stopped`.
+    """
+
+    track: Track = untracked
+    say: Say = silent
+    stopping: Callable[[], bool] = never
+
+
+SILENT = ProgressReporter()
+
+
+def duration(seconds: float) -> str:
+    """A length of time as a person says it: "40 s", "12 min", "3.5 h"."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

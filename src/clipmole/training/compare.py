@@ -21,7 +21,7 @@ from clipmole.errors import TrainingDiverged
 from clipmole.evaluation.bootstrap import bootstrap_indices
 from clipmole.evaluation.estimates import Replicates
 from clipmole.evaluation.records import ComparedMethod, Comparison, Difference
-from clipmole.plumbing.progress import Say, Track, silent, untracked
+from clipmole.plumbing.progress import SILENT, ProgressReporter
 from clipmole.report.comparison import comparison_page
 from clipmole.training.comparison_plan import Method, Plan, differing, wider, with_rate
 from clipmole.training.trained_runs import TrainedRun, TrainedRuns, order_digest, write_whole
@@ -51,7 +51,7 @@ def choose_rate(runs: TrainedRuns, plan: Plan, method: Method) -> tuple[float, d
         except TrainingDiverged as error:
             if single:
                 raise
-            runs.say(f"{method.name}, rate {rate:g}: {error}")
+            runs.progress.say(f"{method.name}, rate {rate:g}: {error}")
             tried[rate] = None
         if not waiting and not single and widened < WIDENINGS:
             further = wider(list(tried), best_of(method, tried))
@@ -90,8 +90,7 @@ def compare(
     runs: Path | None = None,
     resamples: int = 1000,
     command: str = "",
-    track: Track = untracked,
-    say: Say = silent,
+    progress: ProgressReporter = SILENT,
 ) -> Comparison:
     """Train what is not there yet, score it, and write `NAME.json` and `NAME.md` into `out`.
 
@@ -108,7 +107,7 @@ def compare(
     everything = read_data(data if test_data is None else test_data)
     splits = {split: take_split(everything, split) for split in plan.splits}
     digests = {split: order_digest(samples) for split, samples in splits.items()}
-    trained = TrainedRuns(runs or out / "runs", data, backbone, track, say)
+    trained = TrainedRuns(runs or out / "runs", data, backbone, progress)
     finished: dict[str, list[TrainedRun]] = {}
     logits: dict[str, dict[str, NDArray[np.float64]]] = {}
     rates: dict[str, tuple[float, dict[float, float | None]]] = {}

@@ -26,12 +26,12 @@ from clipmole import metrics
 from clipmole.config import PreprocessConfig, TrainConfig
 from clipmole.data import labels_of, windows
 from clipmole.data.sample import Sample
-from clipmole.errors import CheckpointError, TrainingDiverged
+from clipmole.errors import CheckpointError, Stopped, TrainingDiverged
 from clipmole.evaluation.estimates import mean_generator_ap
 from clipmole.inference.detector import Detector
 from clipmole.models.mole import balance_loss
 from clipmole.models.network import MoLENetwork
-from clipmole.plumbing.progress import Say, Track
+from clipmole.plumbing.progress import ProgressReporter, duration
 from clipmole.records import Record
 from clipmole.training.augmented_views import views
 from clipmole.training.distributed import Distributed
@@ -118,13 +118,12 @@ class TrainingLoop:
         log: Path | None,
         distributed: Distributed,
         pool: ThreadPoolExecutor,
-        track: Track,
-        say: Say,
+        progress: ProgressReporter,
         save_seconds: float = 600.0,
     ) -> None:
         self.network, self.train_set, self.val_set, self.config = network, train_set, val_set, config
         self.cache, self.state, self.digest, self.log = cache, state, digest, log
-        self.distributed, self.pool, self.track, self.say = distributed, pool, track, say
+        self.distributed, self.pool, self.progress = distributed, pool, progress
         self.save_seconds = save_seconds
         self.steps = steps_in_epoch(len(train_set), config)
         self.trained = network.trained_parameters()
@@ -138,12 +137,12 @@ class TrainingLoop:
     def fit(self) -> tuple[list[Epoch], int]:
         """Train to the end and leave the best epoch's weights in the network; returns the curve and that epoch."""
         first_step = self.at.epoch * self.steps + self.at.step
-        with ScalarLog(self.log if self.distributed.is_main else None, first_step, self.say) as log:
+        with ScalarLog(self.log if self.distributed.is_main else None, first_step, self.progress.say) as log:
             while self.at.epoch < self.config.epochs and not self._patience_is_over():
                 self.train_epoch(log)
                 self._close_epoch(log)
         if self._patience_is_over() and self.at.epoch < self.config.epochs:
-            self.say(f"stopped: no better epoch for {self.config.patience}")
+            self.progress.say(f"stopped: no better epoch for {self.config.patience}")
         self.network.load_state_dict(self.best, strict=False)
         return [Epoch.model_validate(epoch) for epoch in self.at.curve], self.at.best
 
@@ -161,7 +160,7 @@ class TrainingLoop:
         self.network.train()
         self.network.keep_gates(True)
         began = time.perf_counter()
-        for parts in self.track(todo, f"epoch {at.epoch + 1}/{self.config.epochs}", len(todo)):
+        for parts in self.progress.track(todo, f"epoch {at.epoch + 1}/{self.config.epochs}", len(todo)):
             step = at.epoch * self.steps + at.step
             rate = set_learning_rate(self.optimizer, self.config, step, self.steps * self.config.epochs)
             loss = sum(self._part(next(inputs), part) for part in parts)
@@ -176,6 +175,7 @@ class TrainingLoop:
             at.step += 1
             now = time.perf_counter()
             at.seconds, began = at.seconds + now - began, now
+            self._stop_if_asked()
             if (
                 self.distributed.is_main
                 and at.step < self.steps
@@ -184,6 +184,18 @@ class TrainingLoop:
                 self._save()
         self.network.keep_gates(False)
         self.network.eval()
+
+    def _stop_if_asked(self) -> None:
+        """Save the state and raise `Stopped` once somebody asked the first process to stop; all of them then do so."""
+        asked = torch.tensor([float(self.progress.stopping())], device=self.distributed.device)
+        if not self.distributed.total(asked).item():
+            return
+        saved = self.distributed.is_main and self._save()
+        raise Stopped(
+            f"stopped after step {self.at.step} of {self.steps} in epoch {self.at.epoch + 1} of {self.config.epochs}; "
+            + (f"the run is kept in {self.state}" if saved else f"its state could not be saved to {self.state}")
+            + ": give the same command again to go on"
+        )
 
     def _inputs(self, batches: list[list[Item]]) -> Iterator[Tensor]:
         if self.cache is not None:
@@ -250,7 +262,7 @@ class TrainingLoop:
         self.at = LoopState(epoch=at.epoch + 1, best=best, curve=curve)
         self._log_epoch(log, epoch)
         left = (self.config.epochs - self.at.epoch) * float(np.mean([e["seconds"] for e in curve]))
-        self.say(
+        self.progress.say(
             f"epoch {self.at.epoch}/{self.config.epochs}: loss {epoch.loss:.4f}, val AP {epoch.val_ap:.4f} "
             f"(best {curve[best]['val_ap']:.4f}); {rate:.3g} images/s, at most {duration(left)} left"
         )
@@ -278,17 +290,19 @@ class TrainingLoop:
             values |= {f"gates/block_{block}/expert_{i}": gate for i, gate in enumerate(row)}
         log.write((epoch.epoch + 1) * self.steps, values)
 
-    def _save(self) -> None:
-        """Put the state away; a disk that is full is told of, and the run goes on with the older state kept."""
+    def _save(self) -> bool:
+        """Put the state away; if that fails, say so and keep the older one. Returns whether it was written."""
         tensors: dict[str, Tensor] = {f"trained/{name}": p for name, p in self.trained.items()}
         tensors |= {f"best/{name}": tensor for name, tensor in self.best.items()}
         for name, p in self.trained.items():
             tensors |= {f"{key}/{name}": value for key, value in self.optimizer.state[p].items()}
+        self._saved = time.monotonic()
         try:
             save_state(self.state, tensors, {"digest": self.digest, "progress": vars(self.at)})
         except CheckpointError as error:
-            self.say(f"state not saved, training goes on: {error}")
-        self._saved = time.monotonic()
+            self.progress.say(f"state not saved: {error}")
+            return False
+        return True
 
     @torch.no_grad()
     def _restore(self) -> None:
@@ -311,11 +325,4 @@ class TrainingLoop:
             self.optimizer.state[parameter] = {
                 key: value if key == "step" else value.to(parameter.device) for key, value in own.items()
             }
-        self.say(f"goes on at epoch {self.at.epoch + 1}, step {self.at.step + 1}, where {self.state} ends")
-
-
-def duration(seconds: float) -> str:
-    """A length of time as a person says it: "40 s", "12 min", "3.5 h"."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+        self.progress.say(f"goes on at epoch {self.at.epoch + 1}, step {self.at.step + 1}, where {self.state} ends")

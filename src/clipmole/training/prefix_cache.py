@@ -16,7 +16,7 @@ import json
 import os
 import shutil
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -33,7 +33,7 @@ from clipmole.errors import ConfigError, DataError
 from clipmole.models.network import MoLENetwork
 from clipmole.plumbing.files import cache_folder
 from clipmole.plumbing.prefetch import started_ahead
-from clipmole.plumbing.progress import Track
+from clipmole.plumbing.progress import ProgressReporter, Say
 from clipmole.training.augmented_views import views
 from clipmole.training.distributed import Distributed
 from clipmole.training.sampling import Item
@@ -82,7 +82,7 @@ class PrefixCache:
     Args:
         folder: of the files; made if it is not there. All processes must see the same one.
         digest: `prefix_digest` of the rest.
-        say: is told how much will be written and where, before it is, and what is damaged.
+        progress: is told how much will be written and where, before it is, and what is damaged.
 
     Raises:
         ConfigError: the files would be larger than `config.cache_gib`.
@@ -99,8 +99,7 @@ class PrefixCache:
         *,
         distributed: Distributed,
         pool: ThreadPoolExecutor,
-        track: Track,
-        say: Callable[[str], None],
+        progress: ProgressReporter,
     ) -> None:
         self.pool = pool
         count = config.cached_views or 0
@@ -109,11 +108,11 @@ class PrefixCache:
         paths = [folder / f"{digest[:32]}-{view}.npy" for view in range(count)]
         found = {path: self._whole(path) for path in paths}
         if distributed.is_main:
-            self._announce(folder, found, config, say)
+            self._announce(folder, found, config, progress.say)
         distributed.wait()
         for number, path in enumerate(paths):
             if found[path] is None:
-                self._compute(network, samples, config, path, number, distributed, track)
+                self._compute(network, samples, config, path, number, distributed, progress)
                 found[path] = np.load(path, mmap_mode="r")
             elif distributed.is_main:
                 with suppress(OSError):  # a folder that may only be read
@@ -140,9 +139,7 @@ class PrefixCache:
             return None
         return records if all(fits(record) for record in records) else None
 
-    def _announce(
-        self, folder: Path, found: dict[Path, NDArray[Any] | None], config: TrainConfig, say: Callable[[str], None]
-    ) -> None:
+    def _announce(self, folder: Path, found: dict[Path, NDArray[Any] | None], config: TrainConfig, say: Say) -> None:
         """Say what will be written, and make room for it within `config.cache_gib`."""
         size = self._length * self._type.itemsize
         all_gib, limit = len(found) * size / GIB, config.cache_gib
@@ -182,7 +179,7 @@ class PrefixCache:
         path: Path,
         number: int,
         distributed: Distributed,
-        track: Track,
+        progress: ProgressReporter,
     ) -> None:
         """Write the file of one view, or what is missing of it, every process its share."""
         partial = path.with_suffix(".partial")
@@ -196,7 +193,7 @@ class PrefixCache:
             batches = [[(i, number) for i in range(s, min(s + ROWS, self._length))] for s in todo]
             done = zip(todo, views(samples, batches, config, self.pool), strict=True)
             with partial.open("r+b") as file:
-                for start, crops in track(done, f"view {number + 1}/{config.cached_views}", len(todo)):
+                for start, crops in progress.track(done, f"view {number + 1}/{config.cached_views}", len(todo)):
                     data = self._records(network, crops.to(distributed.device), config).tobytes()
                     file.seek(begun.offset + start * self._type.itemsize)  # type: ignore[attr-defined]
                     file.write(data)
@@ -266,7 +263,7 @@ def exists_partly(path: Path) -> bool:
     return path.with_suffix(".partial").is_file()
 
 
-def make_room(folder: Path, keep: Iterable[Path], budget: float, say: Callable[[str], None]) -> None:
+def make_room(folder: Path, keep: Iterable[Path], budget: float, say: Say) -> None:
     """Delete the least lately used files of the cache until those left are within `budget` bytes; `keep` stay."""
     kept = {path.stem for path in keep}
     others = [p for p in folder.iterdir() if p.suffix in (".npy", ".partial", ".new") and p.stem not in kept]

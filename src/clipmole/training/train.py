@@ -2,7 +2,7 @@
 
 In: `TrainConfig` and images of the splits train, val and, for calibrated verdicts, calibration. Out: an adapter
 directory. It never reads other splits. While it is unfinished, a run is kept in a folder beside it, and the
-same call goes on with it. It knows nothing of terminals: progress goes to the `track` and `say` that it is given.
+same call goes on with it. It knows nothing of terminals: progress goes to the `ProgressReporter` that it is given.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from clipmole.config import PLACES, TrainConfig
 from clipmole.data import VARIANTS, DataSource, windows
 from clipmole.data.sample import Sample
 from clipmole.data.training_set import TrainingData, training_data
-from clipmole.errors import DataError
+from clipmole.errors import CheckpointError, DataError
 from clipmole.evaluation.estimates import report_table
 from clipmole.evaluation.recalibrate import calibrate
 from clipmole.evaluation.records import DetectorInfo, EvaluationReport
@@ -32,7 +32,8 @@ from clipmole.models.adapter import check_target, save_adapter
 from clipmole.models.backbone import Backbone, load_backbone
 from clipmole.models.network import MoLENetwork
 from clipmole.plumbing.environment import environment
-from clipmole.plumbing.progress import Say, Track, silent, untracked
+from clipmole.plumbing.files import why_no_room
+from clipmole.plumbing.progress import SILENT, ProgressReporter, Say
 from clipmole.report.training import training_page
 from clipmole.training.distributed import Distributed
 from clipmole.training.loop import Epoch, TrainingLoop
@@ -41,6 +42,7 @@ from clipmole.training.prefix_cache import PrefixCache, prefix_cache_folder, pre
 from clipmole.training.sampling import check_batch
 
 STATE, LOG = "state.safetensors", "tensorboard"
+PAGE_BYTES = 2**20  # of the page, the record and the card of a run, about
 RESAMPLES = 200  # of the bootstrap for the page
 
 
@@ -56,14 +58,23 @@ def run_digest(config: TrainConfig, backbone: Backbone, lines: Sequence[str]) ->
     return hashlib.sha256(what.encode()).hexdigest()
 
 
+def check_room(out: str | Path, network: MoLENetwork) -> None:
+    """Raise `CheckpointError` where the state of a run and its adapter directory could not be written.
+
+    Two states of four values a trained parameter (two of them AdamW's) are on the disk for a moment, and the adapter.
+    """
+    trained = sum(parameter.numel() * parameter.element_size() for parameter in network.trained_parameters().values())
+    if reason := why_no_room(run_folder(out), 2 * 4 * trained + trained + PAGE_BYTES):
+        raise CheckpointError(f"{run_folder(out)}: {reason}")
+
+
 def train(
     config: TrainConfig,
     out: str | Path,
     *,
     data: DataSource | None = None,
     backbone: Backbone | None = None,
-    track: Track = untracked,
-    say: Say = silent,
+    progress: ProgressReporter = SILENT,
     cache_dir: str | Path | None = None,
     fresh: bool = False,
     save_seconds: float = 600.0,
@@ -77,8 +88,8 @@ def train(
         out: the adapter directory; an older one is replaced as a whole at the end, and only then.
         data: instead of what the configuration names.
         backbone: instead of loading `config.backbone`; its tower is changed in place.
-        track: wraps the steps of an epoch, given a description and their number (a progress bar).
-        say: gets a line an epoch.
+        progress: follows the steps of an epoch, and gets a line an epoch. Once it asks to stop, the state of the run is
+            kept and `Stopped` raised.
         cache_dir: of the prefix cache; None: `prefix_cache_folder()`.
         fresh: begin anew even if an unfinished run is there.
         save_seconds: how often the state of the run is saved within an epoch; it always is after one.
@@ -92,9 +103,9 @@ def train(
     distributed = Distributed()
     check_batch(config, distributed.size)
     if not distributed.is_main:
-        track, say = untracked, silent
+        progress = SILENT
         distributed.wait()  # the first process unpacks what must be unpacked
-    chosen = training_data(config, data, track=track, say=say)
+    chosen = training_data(config, data, progress)
     if distributed.is_main:
         distributed.wait()
 
@@ -102,7 +113,10 @@ def train(
     loaded = backbone or load_backbone(config.backbone)
     network = MoLENetwork(loaded.tower, config.mole, config.full_finetune).to(distributed.device)
     count = sum(parameter.numel() for parameter in network.trained_parameters().values())
-    say(f"{len(chosen.train)} training images, {len(chosen.val)} validation images; {count:,} parameters are trained")
+    progress.say(
+        f"{len(chosen.train)} training images, {len(chosen.val)} validation images; {count:,} parameters are trained"
+    )
+    check_room(out, network)
     folder, digest = run_folder(out), run_digest(config, loaded, chosen.lines)
     if fresh and distributed.is_main:
         (folder / STATE).unlink(missing_ok=True)
@@ -113,7 +127,7 @@ def train(
             key = prefix_digest(network, loaded.sha256, chosen.lines[: len(chosen.train)], config)
             place = Path(cache_dir) if cache_dir else prefix_cache_folder()
             cache = PrefixCache(
-                network, chosen.train, config, place, key, distributed=distributed, pool=pool, track=track, say=say
+                network, chosen.train, config, place, key, distributed=distributed, pool=pool, progress=progress
             )
         run = TrainingLoop(
             network,
@@ -126,15 +140,21 @@ def train(
             log=folder / LOG / digest[:12],
             distributed=distributed,
             pool=pool,
-            track=track,
-            say=say,
+            progress=progress,
             save_seconds=save_seconds,
         )
         curve, best = run.fit()
     if not distributed.is_main:
         return Detector(network, config.preprocess, None, Path(out).name, device=str(distributed.device))
     record = make_record(config, loaded, network, chosen, curve, best, distributed)
-    detector = finish(out, record, network, loaded, config, chosen, say)
+    try:
+        detector = finish(out, record, network, loaded, config, chosen, progress.say)
+    except CheckpointError as error:
+        if not (folder / STATE).exists():
+            raise
+        raise CheckpointError(
+            f"{error}; the run is kept in {folder / STATE}: free space and give the same command again to finish it"
+        ) from error
     (folder / STATE).unlink(missing_ok=True)
     return detector
 

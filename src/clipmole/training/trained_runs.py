@@ -27,7 +27,7 @@ from clipmole.errors import DataError, TrainingDiverged
 from clipmole.inference.detector import Detector
 from clipmole.models.backbone import load_backbone
 from clipmole.plumbing.files import write_texts
-from clipmole.plumbing.progress import Say, Track, silent, untracked
+from clipmole.plumbing.progress import SILENT, ProgressReporter
 from clipmole.training.comparison_plan import rate_of
 from clipmole.training.train import train
 
@@ -57,13 +57,12 @@ class TrainedRuns:
     """
 
     def __init__(
-        self, folder: Path, data: str | Path, backbone: str | None = None, track: Track = untracked, say: Say = silent
+        self, folder: Path, data: str | Path, backbone: str | None = None, progress: ProgressReporter = SILENT
     ) -> None:
         self.folder = folder
         self.data = data
         self.backbone = backbone
-        self.track = track
-        self.say = say
+        self.progress = progress
         samples = read_data(data)
         self.digest = data_digest([sample for sample in samples if sample.split in USED] or samples)
         self._weights: dict[str, str] = {}
@@ -85,10 +84,10 @@ class TrainedRuns:
         if diverged.is_file():
             raise TrainingDiverged(diverged.read_text(encoding="utf-8").strip())
         if not (folder / "train.json").is_file():
-            self.say(f"{name}, rate {rate_of(config):g}, seed {config.seed}: {folder}")
+            self.progress.say(f"{name}, rate {rate_of(config):g}, seed {config.seed}: {folder}")
             backbone = load_backbone(self.backbone or config.backbone)
             try:
-                train(config, folder, data=self.data, backbone=backbone, track=self.track, say=self.say)
+                train(config, folder, data=self.data, backbone=backbone, progress=self.progress)
             except TrainingDiverged as error:
                 write_whole(diverged, f"{error}\n")
                 raise
@@ -111,7 +110,9 @@ class TrainedRuns:
             for split in missing:
                 kept[split] = {"digest": digests[split]}
                 for variant in VARIANTS:
-                    images = self.track(windows(splits[split], variant), f"{split}, {variant}", len(splits[split]))
+                    images = self.progress.track(
+                        windows(splits[split], variant), f"{split}, {variant}", len(splits[split])
+                    )
                     kept[split][variant] = detector.score(images).tolist()
             write_whole(file, json.dumps(kept) + "\n")
         return {f"{split}, {variant}": np.array(kept[split][variant]) for split in splits for variant in VARIANTS}

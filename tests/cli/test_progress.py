@@ -1,0 +1,110 @@
+"""Long work on the command line: a line every half minute where stderr is no terminal, and stop signals."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import typer
+from tiny import write_adapter, write_corpus
+
+from clipmole.cli import render
+
+
+def test_off_a_terminal_a_line_comes_at_intervals_however_long_one_item_takes(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(render, "LINE_SECONDS", 0.1)
+    passed = []
+    for item in render.with_progress(range(3), "scoring", 3):
+        passed.append(item)
+        time.sleep(0.35 if item == 1 else 0)
+    lines = capsys.readouterr().err.splitlines()
+    assert passed == [0, 1, 2]
+    assert len(lines) >= 4
+    assert all(line.startswith("scoring: 1 of 3 done, ") and line.endswith(" left") for line in lines[:-1])
+    assert lines[-1] == "scoring: 3 done in 0 s"
+
+
+def test_short_work_says_nothing_off_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    assert list(render.with_progress("ab", "scoring", 2)) == ["a", "b"]
+    assert capsys.readouterr().err == ""
+
+
+def test_a_line_says_what_is_done_how_fast_and_what_remains() -> None:
+    assert render.progress_line("scoring", 1200, 5000, 100) == "scoring: 1,200 of 5,000 done, 12.0/s, 5 min left"
+    assert render.progress_line("scoring", 30, None, 60) == "scoring: 30 done, 2.0 s each"
+    assert render.progress_line("epoch 1/5", 0, 40, 31) == "epoch 1/5: 0 of 40 done after 31 s"
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_long_work_ends_before_the_next_item_with_the_signals_exit_code(
+    number: int, code: int, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(signal, "getsignal", lambda _number: signal.SIG_DFL)
+    before = signal.signal(number, signal.SIG_DFL)
+    done = []
+
+    def work() -> None:
+        with render.long_work() as progress:
+            for item in progress.track(range(5), "scoring", 5):
+                done.append(item)
+                if item == 1:
+                    os.kill(os.getpid(), number)
+                    assert progress.stopping()
+
+    try:
+        with pytest.raises(typer.Exit) as error:
+            work()
+    finally:
+        signal.signal(number, before)
+    assert error.value.exit_code == code
+    assert done == [0, 1]
+    said = capfd.readouterr().err.splitlines()
+    assert said[0].startswith("clipmole: stopping: ")
+    assert said[-1] == "clipmole: stopped on request; nothing was written"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_train_and_evaluate_keep_what_is_done_at_a_signal_and_go_on(tmp_path: Path, number: int) -> None:
+    manifest = write_corpus(tmp_path / "corpus", {"train": 8, "val": 4, "test": 60})
+    write_adapter(tmp_path)
+    (tmp_path / "config.toml").write_text(
+        f'backbone = "{tmp_path / "tiny"}"\nepochs = 2000\nbatch_size = 4\n[preprocess]\ncrop_size = 32\n'
+    )
+    heed = "import signal, clipmole.cli; signal.signal(signal.SIGINT, signal.default_int_handler); clipmole.cli.main()"
+    environment = os.environ | {"CLIPMOLE_CACHE": str(tmp_path / "cache")}
+    train = ["train", "--config", str(tmp_path / "config.toml"), "--out", str(tmp_path / "new")]
+    train += ["--data", str(manifest)]
+    slow = tmp_path / "slow.py"
+    slow.write_text("import time\n\ndef score(images):\n    time.sleep(0.1)\n    return [0.0] * len(images)\n")
+    evaluate = ["evaluate", "--data", str(manifest), "--detector", "python:slow:score"]
+    evaluate += ["--out", str(tmp_path / "scores")]
+    for arguments, begun, says in (
+        (train, "new.run/state.safetensors", "the run is kept in"),
+        (evaluate, "scores/scores.jsonl", "of 120 images are kept in"),
+    ):
+        command = [sys.executable, "-c", heed, *arguments]
+        with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment, cwd=tmp_path) as process:
+            deadline = time.monotonic() + 90
+            while time.monotonic() < deadline and not (tmp_path / begun).exists() and process.poll() is None:
+                time.sleep(0.05)
+            time.sleep(0.5)
+            process.send_signal(number)
+            _, errors = process.communicate(timeout=60)
+        assert process.returncode == 128 + number, errors
+        assert "clipmole: stopping: what is at hand is finished first" in errors
+        last = errors.splitlines()[-1]
+        assert last.startswith("clipmole: stopped")
+        assert says in last
+        assert last.endswith("give the same command again to go on")
+        assert "Traceback" not in errors
+    rows = (tmp_path / "scores" / "scores.jsonl").read_text().splitlines()[1:]
+    assert 1 <= len(rows) < 120
+    assert all(json.loads(row)["logits"] for row in rows)
