@@ -517,7 +517,7 @@ def test_a_config_that_is_not_there_or_not_json(config: str | None, tmp_path: Pa
         refused(tmp_path, "needs the config.json that belongs to it")
     else:
         (tmp_path / "config.json").write_text(config)
-        refused(tmp_path, "config.json beside it is not")
+        refused(tmp_path, "config.json: is not")
 
 
 def test_a_resnet_of_clip_is_refused(tmp_path: Path) -> None:
@@ -748,8 +748,11 @@ def test_what_cannot_be_saved(tmp_path: Path) -> None:
     with pytest.raises(WeightsMismatch, match=r"blocks\.3\.mlp\..* is of an adapter; save the tower"):
         save_tower(tower, tmp_path, dtype=torch.float32)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
-    with pytest.raises(ClipmoleError, match="cannot be written"):
+    with pytest.raises(ClipmoleError, match="exists and is no directory"):
         save_tower(ViT(config), tmp_path / "config.json")
+    (tmp_path / "thesis.txt").write_text("of others")
+    with pytest.raises(ClipmoleError, match=r"holds thesis\.txt, which is not of a backbone directory"):
+        save_tower(ViT(config), tmp_path)
 
 
 def test_our_own_format_says_its_version(tmp_path: Path) -> None:
