@@ -41,7 +41,7 @@ from clipmole.plumbing.text import first_line
 FORMAT_VERSION = 1
 DEFAULT = "default"
 # Detectors that come with clipmole, best first -> the backbones they need.
-PACKAGED = {"embedded": "embedded"}
+PACKAGED = {"mole-vit-b-16": "clip-vit-b-16-int8", "embedded": "embedded"}
 CONFIG, ADAPTER, CALIBRATION, TRAIN, PAGE, CARD = (
     "config.json",
     "adapter.safetensors",
