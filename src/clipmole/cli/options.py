@@ -196,7 +196,11 @@ def name_backbones(given: Iterable[str], specs: Mapping[str, str]) -> dict[str, 
             raise typer.BadParameter(f"{text}: give NAME=BACKBONE for detectors {names}", param_hint="--backbone")
         else:
             own[""] = text
-    rest = {name: own[""] for name, spec in specs.items() if "" in own and spec not in ("default", *PACKAGED)}
+    rest = {
+        name: own[""]
+        for name, spec in specs.items()
+        if "" in own and spec not in ("default", "mole-vit-b-16", "embedded")
+    }
     return rest | {name: backbone for name, backbone in own.items() if name}
 
 
