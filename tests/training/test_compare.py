@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 from collections.abc import Callable
@@ -22,6 +23,7 @@ from clipmole.errors import DataError, TrainingDiverged
 from clipmole.evaluation.records import Comparison
 from clipmole.inference.detector import Detector
 from clipmole.models.backbone import save_tower
+from clipmole.plumbing.progress import SILENT
 from clipmole.report.comparison import comparison_page
 from clipmole.training.compare import choose_rate, compare
 from clipmole.training.comparison_plan import Method, Plan
@@ -248,7 +250,7 @@ class Pretended(TrainedRuns):
     def __init__(self, figure: Callable[[float], float | None]) -> None:
         self.estimate = figure
         self.asked: list[float] = []
-        self.say = lambda _line: None
+        self.progress = SILENT
 
     def get(self, name: str, config: TrainConfig) -> TrainedRun:
         self.asked.append(config.learning_rate)
@@ -301,15 +303,26 @@ def test_splits_that_are_not_there_are_named_before_any_training(
     assert list(tmp_path.iterdir()) == []
 
 
+class Kept(io.BytesIO):
+    """Bytes that can be read when the streams that the command line sets up over them are gone."""
+
+    def close(self) -> None:
+        pass
+
+
 @pytest.fixture
-def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+def cli(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int, str, str]]:
     """The command line in this process: arguments -> exit code, stdout, stderr."""
 
     def call(*arguments: str) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["clipmole", *arguments])
-        with pytest.raises(SystemExit) as stopped:
-            clipmole.cli.main()
-        return (int(stopped.value.code or 0), *capsys.readouterr())
+        out, errors = Kept(), Kept()
+        with monkeypatch.context() as patched:
+            patched.setattr(sys, "stdout", io.TextIOWrapper(out, "utf-8"))
+            patched.setattr(sys, "stderr", io.TextIOWrapper(errors, "utf-8", write_through=True))
+            with pytest.raises(SystemExit) as stopped:
+                clipmole.cli.main()
+        return int(stopped.value.code or 0), out.getvalue().decode(), errors.getvalue().decode()
 
     return call
 
