@@ -22,10 +22,14 @@ from clipmole.calibration import (
     fit_platt,
     fit_temperature,
     images_needed,
+    leave_one_source_out,
     move_to_photographs,
     rate_bound,
     sigmoid,
+    source_weights,
     upper_threshold,
+    upper_threshold_by_source,
+    weighted_quantile,
 )
 from clipmole.errors import ConfigError, DataError
 from clipmole.records import Thresholds, Verdict
@@ -529,6 +533,72 @@ def test_a_calibration_that_contradicts_itself_is_refused(change: dict[str, obje
 def test_a_temperature_with_an_intercept_is_refused() -> None:
     with pytest.raises(ValidationError, match="temperature scaling has none"):
         Calibration.model_validate(FIXED.model_dump() | {"method": "temperature"})
+
+
+def from_sources(rng: np.random.Generator, sources: int, spread: float = 1.0) -> tuple[NDArray[np.float64], list[str]]:
+    """Logits of photographs from new sources of 20 to 200 images, each with an offset of its own."""
+    sizes = rng.integers(20, 200, sources)
+    logits = np.concatenate([rng.normal(rng.normal(0, spread), 1, size) for size in sizes])
+    return logits, np.repeat([f"s{i}" for i in range(sources)], sizes).tolist()
+
+
+def test_a_threshold_over_sources_holds_for_new_ones_where_one_over_images_does_not() -> None:
+    """Shares of photographs from new sources above the threshold, over 100 draws of twelve sources."""
+    rng = np.random.default_rng(5)
+    new, of = from_sources(rng, 1000)
+    weights = source_weights(of)
+    plain, by_source = [], []
+    for _ in range(100):
+        logits, sources = from_sources(rng, 12)
+        plain.append(weights[new > upper_threshold(logits, 0.05)].sum())
+        by_source.append(weights[new > upper_threshold_by_source(logits, sources, 0.05, draws=200)].sum())
+    assert np.mean(plain) > 0.06
+    assert np.mean(by_source) < 0.05
+    assert np.mean(np.array(plain) <= 0.05) < 0.45
+    assert np.mean(np.array(by_source) <= 0.05) > 0.6  # 0.9 is aimed at; few sources make a bootstrap optimistic
+
+
+def test_a_threshold_over_sources_is_the_quantile_of_the_weighted_quantiles_of_its_draws() -> None:
+    scores, sources = np.array([0.0, 1, 2, 3, 10, 20]), ["a", "a", "a", "a", "b", "c"]
+    assert source_weights(sources) == pytest.approx(np.array([0.5, 0.5, 0.5, 0.5, 1, 1]) / 4)
+    assert weighted_quantile(scores, source_weights(sources), 0.5) == 3
+    assert weighted_quantile(scores, source_weights(sources), 0.51) == 10
+    assert weighted_quantile(scores[::-1].copy(), np.ones(6), 1.0) == 20
+    # c is in a draw of three sources with probability 1 - (2/3)^3 = 0.70, and then it is the highest.
+    found = {q: upper_threshold_by_source(scores, sources, 0.1, confidence=q) for q in (0.2, 0.5, 0.9)}
+    assert found == {0.2: 10, 0.5: 20, 0.9: 20}
+    assert upper_threshold_by_source(scores, sources, 0.1) == upper_threshold_by_source(scores, sources, 0.1)
+    with pytest.raises(ConfigError, match="rate=0"):
+        upper_threshold_by_source(scores, sources, 0)
+
+
+def test_each_source_is_left_out_in_turn() -> None:
+    rng = np.random.default_rng(1)
+    logits, sources = from_sources(rng, 6, spread=0.0)
+    odd = np.concatenate([logits, rng.normal(9, 1, 50)])
+    shares = leave_one_source_out(odd, [*sources, *["odd"] * 50], 0.05)
+    assert list(shares) == ["odd", *(f"s{i}" for i in range(6))]
+    assert shares["odd"] == 1
+    assert max(share for source, share in shares.items() if source != "odd") < 0.05
+
+
+def test_a_calibration_over_sources_says_over_how_many() -> None:
+    rng = np.random.default_rng(2)
+    real, sources = from_sources(rng, 8)
+    ai = rng.normal(4, 1, 300)
+    made = ["x"] * 200 + ["y"] * 100
+    logits, labels = np.concatenate([real, ai]), [0] * len(real) + [1] * 300
+    plain = fit_calibration({"as stored": logits}, labels)
+    own = fit_calibration({"as stored": logits}, labels, sources=[*sources, *made])
+    assert (plain.n_sources, own.n_sources) == (0, 8)
+    bound = upper_threshold_by_source(real, sources, 0.05)
+    assert own.thresholds.generated == pytest.approx(own.probability(bound), abs=1e-4)
+    assert own.thresholds.generated > plain.thresholds.generated
+    low = weighted_quantile(ai, source_weights(made), 0.1)
+    assert own.thresholds.real == pytest.approx(own.probability(min(low, bound)), abs=1e-4)
+    assert move_to_photographs(own, real).n_sources == 0
+    with pytest.raises(DataError, match="need as many sources, not 2"):
+        fit_calibration({"as stored": logits}, labels, sources=["a", "b"])
 
 
 def test_files_keep_the_older_names_of_fields_and_both_names_are_read() -> None:

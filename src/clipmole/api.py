@@ -163,6 +163,7 @@ def calibrate(
     max_false_alarm: float = 0.05,
     max_miss: float = 0.10,
     method: Literal["platt", "temperature"] = "platt",
+    by_source: bool | None = None,
     backbone: str | Path | None = None,
     device: str = "cpu",
     progress: ProgressReporter = SILENT,
@@ -179,6 +180,8 @@ def calibrate(
         max_false_alarm: highest share of photographs that may be called AI-generated, between 0 and 1.
         max_miss: highest share of generated images that may be called photographs, between 0 and 1.
         method: how the probability is fitted to the logits.
+        by_source: set thresholds over sources of photographs, so that they hold for a new one. None: where the data
+            name enough sources.
         backbone: where the backbone comes from, if not from where the adapter says.
         device: "cpu", "cuda", ...
         progress: follows the images, and gets remarks, such as what had to be unpacked.
@@ -216,6 +219,7 @@ def calibrate(
             max_false_alarm=max_false_alarm,
             max_miss=max_miss,
             method=method,
+            by_source=by_source,
             backbone=backbone,
             device=device,
             progress=progress,

@@ -247,6 +247,9 @@ class TrainConfig(Config):
         "generators: and of a class each generator (or source of photographs) by the root of its images, or alike",
     )
     epochs: int = Field(25, gt=0)
+    min_steps_per_epoch: int | None = Field(
+        None, gt=0, description="an epoch shows few images several times, in other views, until it has so many steps"
+    )
     patience: int | None = Field(None, gt=0, description="stop after so many epochs without a better val AP")
     batch_size: int = Field(32, gt=0, description="images of an optimiser step, over all processes")
     accumulation: int = Field(1, gt=0, description="parts that a batch is computed in, one after the other")

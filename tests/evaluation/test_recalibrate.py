@@ -89,7 +89,7 @@ def test_the_copy_holds_the_calibration_that_the_logits_give(home: Path, samples
     copy = load(home, tmp_path / "new")
     assert copy.calibration == result.new == expected
     assert result.old == CALIBRATION
-    assert calibrate(detector, samples) == fit_calibration(logits, y)  # type: ignore[arg-type]
+    assert calibrate(detector, samples) == (fit_calibration(logits, y), {})  # type: ignore[arg-type]
     # The weights are the same to the last bit, the detector that was given is untouched, and the names differ.
     assert np.array_equal(copy.score(windows(samples, "as stored")), logits["as stored"].astype(np.float32))
     assert contents(home / "mine") == before
@@ -214,6 +214,28 @@ def test_photographs_that_cannot_be_read_are_left_out_and_named(home: Path, phot
 
 
 # -- refusals -------------------------------------------------------------------------------------------------
+
+
+def test_thresholds_are_set_over_sources_where_the_data_name_enough(
+    home: Path, samples: list[Sample], tmp_path: Path
+) -> None:
+    named = [s.model_copy(update={"source": f"p{i % 6}" if s.label == 0 else ""}) for i, s in enumerate(samples)]
+    rates = {"max_false_alarm": 0.2, "max_miss": 0.25, "backbone": home / "tiny"}
+    result = recalibrate(home / "mine", named, tmp_path / "new", **rates)  # type: ignore[arg-type]
+    assert result.new.n_sources == 6
+    assert set(result.left_out) == {f"p{i}" for i in range(6)}
+    lines = recalibration_summary(result)
+    assert any(line.startswith("The threshold was set over 6 sources of 24 photographs: 90 %") for line in lines)
+    assert any(line.startswith("With each source left out in turn") for line in lines)
+    assert load(home, tmp_path / "new").calibration == result.new
+    assert "over 6 sources" in (tmp_path / "new" / "README.md").read_text()
+    by_image = recalibrate(home / "mine", named, tmp_path / "plain", by_source=False, **rates)  # type: ignore[arg-type]
+    assert by_image.new == recalibrate(home / "mine", samples, tmp_path / "plain", **rates).new  # type: ignore[arg-type]
+    assert by_image.new.n_sources == 0
+    few = [s.model_copy(update={"source": f"p{i % 4}"}) for i, s in enumerate(samples)]
+    for given in (few, [*named[:-1], samples[0]]):
+        with pytest.raises(DataError, match="need a source for every photograph, 5 sources or more"):
+            recalibrate(home / "mine", given, tmp_path / "x", by_source=True, **rates)  # type: ignore[arg-type]
 
 
 def test_too_few_images_are_refused_before_any_is_looked_at(home: Path, manifest: Path, tmp_path: Path) -> None:

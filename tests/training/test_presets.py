@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 from tiny import tiny_backbone, write_corpus
 
-from clipmole.config import CLIP_TOWERS, PreprocessConfig, TrainConfig
+from clipmole.config import CLIP_TOWERS, AugmentConfig, PreprocessConfig, TrainConfig
 from clipmole.errors import ConfigError
-from clipmole.training.presets import built_on, load_train_config, preset_names, preset_text
+from clipmole.training.presets import built_on, load_train_config, preset_names, preset_text, with_settings
+from clipmole.training.sampling import steps_in_epoch
 from clipmole.training.train import train
 
 PAPER = ("paper-vit-b-16", "paper-vit-b-32", "paper-vit-l-14")
@@ -30,7 +31,7 @@ def manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_these_presets_come_with_the_package() -> None:
-    assert preset_names() == tuple(sorted([*PAPER, *FEW, "univfd", "lora", "full", "embedded"]))
+    assert preset_names() == tuple(sorted([*PAPER, *FEW, "univfd", "lora", "full", "embedded", "own-images"]))
 
 
 @pytest.mark.parametrize("name", preset_names())
@@ -53,7 +54,7 @@ def test_every_preset_says_in_one_line_what_it_is_and_whose_the_choices_are(name
     first, *rest = preset_text(name).splitlines()
     assert first.startswith("# ")
     assert len(first) <= 120
-    if name != "embedded":
+    if name not in ("embedded", "own-images"):
         comments = "\n".join(line.partition("#")[2] for line in rest)
         assert "ours" in comments.lower()
         assert "not run here" in comments.lower()
@@ -127,7 +128,7 @@ def test_what_cannot_be_extended_is_one_line_that_names_the_file(tmp_path: Path,
 
 def test_an_unknown_preset_names_those_there_are() -> None:
     for call in (load_train_config, preset_text):
-        with pytest.raises(ConfigError, match=r"'moel'.*embedded, full, lora, paper-vit-b-16"):
+        with pytest.raises(ConfigError, match=r"'moel'.*embedded, full, lora, own-images, paper-vit-b-16"):
             call("moel")
 
 
@@ -136,3 +137,35 @@ def test_building_on_settings_leaves_them_as_they_were() -> None:
     assert built_on(base, {"mole": {"top_k": 2}}, "x") == {"mole": {"shared_rank": 4, "top_k": 2}, "epochs": 3}
     assert built_on(base, {"without": ["epochs"]}, "x") == {"mole": {"shared_rank": 4, "top_k": 1}}
     assert base == {"mole": {"shared_rank": 4, "top_k": 1}, "epochs": 3}
+
+
+def test_every_setting_can_be_given_as_text() -> None:
+    given = ["learning_rate=1e-3", "mole.expert_ranks=[2, 4]", "patience = none", "backbone=some/dir", "mole.top_k=1"]
+    config = with_settings(load_train_config("own-images"), given)
+    assert (config.learning_rate, config.patience, config.backbone) == (1e-3, None, "some/dir")
+    assert (config.mole.expert_ranks, config.mole.top_k, config.mole.shared_rank) == ((2, 4), 1, 4)
+    assert with_settings(config, []) == config
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("learning_rate", r"^--set learning_rate: give KEY=VALUE, such as learning_rate=1e-3"),
+        ("learning rate=3", r"^--set learning rate=3: give KEY=VALUE"),
+        ("rate=3", r"^--set: rate: unknown key \(given: 3\)"),
+        ("epochs=many", r"^--set: epochs: .*\(given: 'many'\)"),
+        ("mole.top_k=9", r"^--set: mole: top_k=9 is more than the 3 experts"),
+        ("epochs.x=3", r"^--set: epochs: .*\(given: \{'x': 3\}\)"),
+    ],
+)
+def test_a_setting_that_cannot_be_is_one_line(text: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        with_settings(load_train_config("own-images"), [text])
+
+
+def test_the_preset_for_own_images_encodes_again_and_has_enough_steps() -> None:
+    config = load_train_config("own-images")
+    assert config.augment.equalise_quality == AugmentConfig().equalise_quality
+    assert config.augment.equalise_probability == AugmentConfig().equalise_probability
+    for images in (16, 96, 5000):
+        assert config.epochs * steps_in_epoch(images, config) >= 400

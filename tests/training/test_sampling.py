@@ -11,7 +11,7 @@ import pytest
 from clipmole.config import TrainConfig
 from clipmole.data.sample import Sample
 from clipmole.errors import ConfigError
-from clipmole.training.sampling import apportion, check_batch, epoch_items, micro_batches
+from clipmole.training.sampling import apportion, check_batch, epoch_items, micro_batches, steps_in_epoch
 
 COUNTS = {("camera", "a"): 10, ("camera", "b"): 90, ("gan", ""): 16, ("diffusion", ""): 64, ("dalle", ""): 4}
 SAMPLES = [
@@ -89,3 +89,20 @@ def test_a_batch_that_cannot_be_divided_is_refused() -> None:
     check_batch(config(accumulation=3), 4)
     with pytest.raises(ConfigError, match="batch_size=12: must be a multiple of 5 processes x accumulation=1"):
         check_batch(config(), 5)
+
+
+@pytest.mark.parametrize("sampling", ["every", "classes"])
+def test_few_images_are_shown_several_times_an_epoch_in_other_views(sampling: str) -> None:
+    """184 images in batches of 12 are 16 steps; 40 steps take three passes."""
+    settings = config(sampling=sampling, min_steps_per_epoch=40)
+    items = epoch_items(SAMPLES, 1, settings)
+    assert len(items) == 3 * 184
+    assert steps_in_epoch(184, settings) == 46
+    assert len(set(items)) == len(items)  # never one view twice
+    if sampling == "every":
+        assert set(Counter(index for index, _ in items).values()) == {3}
+        assert len({index for index, _ in items[:184]}) == 184
+    assert epoch_items(SAMPLES, 1, config(sampling=sampling, min_steps_per_epoch=16)) == epoch_items(
+        SAMPLES, 1, config(sampling=sampling)
+    )
+    assert steps_in_epoch(184, config()) == 16

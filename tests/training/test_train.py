@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from tiny import PREPROCESS, tiny_backbone, write_corpus
 from clipmole.config import AugmentConfig, MoLEConfig, TrainConfig
 from clipmole.data import read_manifest, take_split
 from clipmole.errors import CheckpointError, ConfigError, DataError
+from clipmole.evaluation.records import Estimate, EvaluationReport, SetReport
 from clipmole.inference.detector import Detector
 from clipmole.models.adapter import load_adapter
 from clipmole.models.backbone import save_tower
@@ -22,7 +24,7 @@ from clipmole.models.network import MoLENetwork
 from clipmole.plumbing.progress import ProgressReporter
 from clipmole.training.augmented_views import views
 from clipmole.training.optimizer import learning_rate_factor, make_optimizer
-from clipmole.training.train import train
+from clipmole.training.train import better_than_chance, train
 
 GENTLE = AugmentConfig(blur_probability=0, jpeg_probability=0, equalise_quality=(90, 95))
 CONFIG = TrainConfig(
@@ -68,6 +70,52 @@ def test_the_adapter_directory_holds_everything_and_loads(trained: Path, manifes
     card = (trained / "README.md").read_text()
     assert "Generators seen: checks." in card
     assert "never a proof" in card
+
+
+def test_it_ends_with_an_honest_sentence_on_the_images_and_one_on_the_verdicts(manifest: Path, tmp_path: Path) -> None:
+    lines: list[str] = []
+    config = CONFIG.model_copy(update={"epochs": 2})
+    progress = ProgressReporter(say=lines.append)
+    train(config, tmp_path / "run", data=manifest, backbone=tiny_backbone(), progress=progress)
+    images, photographs, generated = lines[-3:]
+    found = re.fullmatch(
+        r"Of the 12 photographs and 12 generated images for validation, equalised, a generated one scores above a "
+        r"photograph in ([0-9.]+) % of pairs \[([0-9.]+), ([0-9.]+)\], where chance gives 50 %: that is better than "
+        r"chance\. The epoch was chosen by these images, which flatters it\.",
+        images,
+    )
+    assert found is not None
+    value, low, high = map(float, found.groups())
+    assert 50 < low <= value <= high <= 100
+    assert photographs.startswith("What 24 photographs buy: of further ones like them at most 5.0 % are called AI-gen")
+    assert generated.startswith("What 24 generated images buy: ")
+    card = (tmp_path / "run" / "README.md").read_text()
+    assert all(f"- {line}" in card for line in (images, photographs, generated))
+
+
+def test_it_says_when_chance_would_do_as_well() -> None:
+    auroc = {"auroc": Estimate(value=0.61, low=0.48, high=0.74)}
+    stored, found = (
+        SetReport(detector="d", set="val", condition=condition, n_real=9, n_generated=8, groups=17, estimates=auroc,
+                  generators={}, means={})
+        for condition in ("as stored", "equalised")
+    )  # fmt: skip
+    line = better_than_chance(EvaluationReport(title="t", detectors=(), sets=(stored, found)))
+    assert "in 61.0 % of pairs [48.0, 74.0], where chance gives 50 %: NOT shown to be better than chance." in line
+
+
+def test_too_few_images_to_calibrate_on_are_said_before_training_and_give_no_verdicts(tmp_path: Path) -> None:
+    few = write_corpus(tmp_path / "corpus", {"train": 8, "val": 4, "calibration": 12})
+    lines: list[str] = []
+    progress = ProgressReporter(say=lines.append)
+    config = CONFIG.model_copy(update={"epochs": 1})
+    detector = train(config, tmp_path / "run", data=few, backbone=tiny_backbone(), progress=progress)
+    reason = "calibration: 12 photographs cannot bound a share of 0.05: it takes at least 19"
+    first = next(line for line in lines if reason in line)
+    assert first.startswith("there will be no verdicts: ")
+    assert lines.index(first) < next(i for i, line in enumerate(lines) if line.startswith("epoch 1"))
+    assert detector.calibration is None
+    assert lines[-1].startswith("It gives logits and no verdicts")
 
 
 def test_the_record_says_how_it_was_made(trained: Path) -> None:
@@ -144,7 +192,10 @@ def test_weights_that_cannot_be_calibrated_are_kept_without_a_calibration(manife
         CONFIG, tmp_path / "run", data=swapped, backbone=tiny_backbone(), progress=ProgressReporter(say=lines.append)
     )
     assert detector.calibration is None
-    assert lines[-1].startswith("not calibrated: calibration: generated images do not score higher")
+    reason, val, last = lines[-3:]
+    assert reason.startswith("not calibrated: calibration: generated images do not score higher")
+    assert "where chance gives 50 %: that is better than chance." in val
+    assert last.startswith("It gives logits and no verdicts")
     assert not (tmp_path / "run" / "calibration.json").exists()
     assert "gives logits and no verdicts" in (tmp_path / "run" / "README.md").read_text()
 

@@ -122,6 +122,13 @@ def calibrate(
     method: Annotated[
         CalibrationMethod | None, typer.Option(help="How the probability is fitted. Default: platt.")
     ] = None,
+    by_source: Annotated[
+        bool | None,
+        typer.Option(
+            "--by-source/--by-image",
+            help="Thresholds that hold for a new source of photographs. Default: where the data name enough sources.",
+        ),
+    ] = None,
     backbone: BackboneName = None,
     device: DeviceName = "cpu",
 ) -> None:
@@ -144,6 +151,7 @@ def calibrate(
             max_false_alarm=false_alarm,
             max_miss=0.10 if miss is None else miss,
             method="platt" if method is None else method.value,
+            by_source=by_source,
             backbone=backbone,
             device=device,
             progress=progress,

@@ -23,8 +23,10 @@ from clipmole.cli.render import long_work
 
 @app.command()
 def train(
-    config: Annotated[str, typer.Option("--config", "-c", help="A preset (see clipmole presets) or a TOML file.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="The adapter directory to write.")],
+    config: Annotated[
+        str, typer.Option("--config", "-c", help="A preset (see clipmole presets) or a TOML file.")
+    ] = "own-images",
     data: DataArgument = None,
     real: RealFolders = None,
     fake: FakeFolders = None,
@@ -41,6 +43,11 @@ def train(
         float | None, typer.Option(min=0.001, help="Unpack at most so many GiB. Default: 20.")
     ] = None,
     backbone: Annotated[str | None, typer.Option(help="Backbone, in place of the one that the config names.")] = None,
+    epochs: Annotated[int | None, typer.Option(min=1, help="Epochs, in place of those that the config names.")] = None,
+    setting: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Any setting, such as learning_rate=1e-3; none: no value."),
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Seed, in place of the one that the config names.")] = None,
     cache_dir: Annotated[
         Path | None, typer.Option(help="Folder of the prefix cache. Default: $CLIPMOLE_CACHE or ~/.cache/clipmole.")
@@ -53,13 +60,14 @@ def train(
     """
     source = data_source(data, real, fake) if data is not None or real or fake else None
     from clipmole.config import TrainConfig
-    from clipmole.training.presets import load_train_config
+    from clipmole.training.presets import load_train_config, with_settings
     from clipmole.training.train import train as run
 
-    settings = load_train_config(config)
+    settings = with_settings(load_train_config(config), setting or ())
     options = {
         "backbone": backbone,
         "seed": seed,
+        "epochs": epochs,
         "per_class": per_class,
         "skip_unreadable": skip_unreadable or None,
         "unpack_to": unpack_to,

@@ -16,15 +16,17 @@ import numpy as np
 from clipmole.data.sample import Sample
 from clipmole.errors import DataError, MissingDependency
 
-TENTHS = {"val": 1, "calibration": 1}  # folds of ten that a drawn split takes; train has the others
-FOLDS = 10
+FOLDS = 10  # of which val takes one, calibration one to three, and train the others
+CALIBRATED = 20  # images of each class that calibration takes if they are in three folds: 19 bound a share of 5 %
 
 
 def draw_splits(samples: Sequence[Sample], digests: Mapping[Sample, str], seed: int) -> list[Sample]:
     """The samples with a split each: eight tenths train, one val, one calibration, in the same order.
 
-    Groups stay whole, and so do files of the same content; classes and generators are spread evenly over the splits
-    as far as groups allow. By scikit-learn's `StratifiedGroupKFold` on the samples in the order of their digests.
+    Where a tenth of a class has fewer than `CALIBRATED` images, calibration takes two or three tenths if that is enough
+    of them: with too few no verdict can be given. Groups stay whole, and so do files of the same content; classes and
+    generators are spread evenly over the splits as far as groups allow. By scikit-learn's `StratifiedGroupKFold` on the
+    samples in the order of their digests.
 
     Args:
         digests: sha256 of each sample's file.
@@ -48,7 +50,9 @@ def draw_splits(samples: Sequence[Sample], digests: Mapping[Sample, str], seed: 
     numbers: dict[int, int] = {}  # in the order of the digests, whatever the order of the samples
     groups = np.array([numbers.setdefault(group_of[i], len(numbers)) for i in order])
     folds = StratifiedGroupKFold(FOLDS, shuffle=True, random_state=seed)
-    names = [name for name, tenths in TENTHS.items() for _ in range(tenths)]
+    smallest = min(sum(sample.label == label for sample in samples) for label in (0, 1))
+    enough = (tenths for tenths in (1, 2, 3) if smallest * tenths >= CALIBRATED * FOLDS)
+    names = ["val", *["calibration"] * next(enough, 1)]
     split = ["train"] * len(samples)
     with warnings.catch_warnings():  # of generators with fewer than ten images
         warnings.simplefilter("ignore", UserWarning)

@@ -8,17 +8,21 @@ knows nothing of training or terminals.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from pydantic import Field
 
 from clipmole.calibration import (
+    SOURCE_CONFIDENCE,
+    SOURCES_NEEDED,
     Calibration,
     Method,
     check_enough,
     fit_calibration,
+    leave_one_source_out,
     move_to_photographs,
     rate_bound,
 )
@@ -31,6 +35,7 @@ from clipmole.models.adapter import check_copy, find_adapter, with_calibration
 from clipmole.plumbing.progress import SILENT, ProgressReporter
 from clipmole.records import Record, Verdict
 
+MAX_FALSE_ALARM, MAX_MISS = 0.05, 0.10
 Photograph = Sample | str | Path | ImageError
 
 
@@ -58,6 +63,8 @@ class Recalibration(Record):
         n_real, n_generated: images of each class that `new` was set on now; n_generated = 0 for photographs alone.
         before, after: what either calibration says of these images; None if there was none.
         failed: photographs that could not be read, each with its reason.
+        left_out: source -> share of its photographs above the threshold that the other sources give, equalised; empty
+            unless `new` was set over sources.
     """
 
     detector: str
@@ -68,6 +75,7 @@ class Recalibration(Record):
     before: VerdictShares | None
     after: VerdictShares
     failed: tuple[str, ...] = ()
+    left_out: dict[str, float] = Field(default_factory=dict)
 
 
 def score_variants(
@@ -82,9 +90,51 @@ def score_variants(
     }
 
 
-def calibrate(detector: Detector, samples: Sequence[Sample], seed: int = 0) -> Calibration:
-    """Fit probability and thresholds to a detector's logits, as stored and equalised together."""
-    return fit_calibration(score_variants(detector, samples, seed), labels_of(samples).tolist())
+def calibration_sources(samples: Sequence[Sample]) -> list[str] | None:
+    """Source of each sample, by which thresholds are set; None where that cannot be.
+
+    Every photograph must name a source, `SOURCES_NEEDED` of them in all. A generated image that names none counts by
+    its generator.
+    """
+    photographs = {sample.source for sample in samples if sample.label == 0}
+    if "" in photographs or len(photographs) < SOURCES_NEEDED:
+        return None
+    return [sample.source or sample.generator for sample in samples]
+
+
+def left_out_shares(
+    logits: Mapping[str, ArrayLike], samples: Sequence[Sample], sources: Sequence[str] | None, rate: float
+) -> dict[str, float]:
+    """Shares of `leave_one_source_out` among the photographs, equalised; empty without sources."""
+    if sources is None:
+        return {}
+    real = labels_of(samples) == 0
+    return leave_one_source_out(np.asarray(logits["equalised"])[real], np.asarray(sources)[real].tolist(), rate)
+
+
+def check_calibration_set(
+    samples: Sequence[Sample], max_false_alarm: float = MAX_FALSE_ALARM, max_miss: float = MAX_MISS
+) -> None:
+    """Raise `DataError` if there are too few images of a class to tell a threshold."""
+    labels = labels_of(samples)
+    check_enough(int((labels == 0).sum()), max_false_alarm, "photographs")
+    check_enough(int((labels == 1).sum()), max_miss, "generated images")
+
+
+def calibrate(detector: Detector, samples: Sequence[Sample], seed: int = 0) -> tuple[Calibration, dict[str, float]]:
+    """Fit probability and thresholds to a detector's logits, as stored and equalised together.
+
+    Thresholds are set over sources where `calibration_sources` finds enough of them.
+
+    Returns:
+        The calibration, and `Recalibration.left_out`.
+
+    Raises `DataError` if there are too few images of a class, and as `fit_calibration` does.
+    """
+    check_calibration_set(samples)
+    logits, sources = score_variants(detector, samples, seed), calibration_sources(samples)
+    calibration = fit_calibration(logits, labels_of(samples).tolist(), sources=sources)
+    return calibration, left_out_shares(logits, samples, sources, MAX_FALSE_ALARM)
 
 
 def recalibrate(
@@ -92,9 +142,10 @@ def recalibrate(
     samples: Sequence[Sample],
     out: str | Path,
     *,
-    max_false_alarm: float = 0.05,
-    max_miss: float = 0.10,
+    max_false_alarm: float = MAX_FALSE_ALARM,
+    max_miss: float = MAX_MISS,
     method: Method = "platt",
+    by_source: bool | None = None,
     backbone: str | Path | None = None,
     device: str = "cpu",
     seed: int = 0,
@@ -109,6 +160,7 @@ def recalibrate(
         max_false_alarm: highest share of photographs called AI-generated, between 0 and 1.
         max_miss: highest share of generated images called real, between 0 and 1.
         method: of fitting the probability, as `fit_calibration` says.
+        by_source: set thresholds over sources, so that they hold for a new one; None: where there are enough sources.
         backbone, device: as in `Detector.from_pretrained`.
         seed: of the equalised variant.
         progress: follows the samples of a variant.
@@ -117,14 +169,21 @@ def recalibrate(
     the first `ImageError`; and as `fit_calibration`, `Detector.from_pretrained` and `with_calibration` do.
     """
     labels = labels_of(samples)
-    check_enough(int((labels == 0).sum()), max_false_alarm, "photographs")
-    check_enough(int((labels == 1).sum()), max_miss, "generated images")
+    check_calibration_set(samples, max_false_alarm, max_miss)
+    sources = None if by_source is False else calibration_sources(samples)
+    if by_source and sources is None:
+        raise DataError(
+            f"calibration: thresholds by source need a source for every photograph, {SOURCES_NEEDED} sources or more: "
+            "name them in the column source of a manifest, or leave --by-source out"
+        )
     _, folder = find_adapter(name)
     check_copy(folder, out)
     detector = Detector.from_pretrained(name, backbone=backbone, device=device)
     logits = score_variants(detector, samples, seed, progress)
-    new = fit_calibration(logits, labels.tolist(), max_false_alarm, max_miss, method)
+    new = fit_calibration(logits, labels.tolist(), max_false_alarm, max_miss, method, sources)
     result = _compare(detector, new, np.asarray(logits[VARIANTS[0]]), labels)
+    left_out = left_out_shares(logits, samples, sources, max_false_alarm)
+    result = result.model_copy(update={"left_out": left_out})
     with_calibration(folder, out, new, recalibration_summary(result))
     return result
 
@@ -229,6 +288,36 @@ def _promise(n: int, rate: float, kind: str, verdict: str) -> str:
     )
 
 
+def promises(calibration: Calibration, left_out: Mapping[str, float]) -> list[str]:
+    """What the thresholds of a calibration say of further images, a sentence or two an item.
+
+    Args:
+        left_out: as in `Recalibration`.
+    """
+    if calibration.own_photographs:
+        return [_promise(calibration.own_photographs, calibration.max_false_alarm, "photographs", "AI-generated")]
+    lines = []
+    if calibration.n_sources:
+        lines.append(
+            f"The threshold was set over {calibration.n_sources} sources of {calibration.n_real} photographs: "
+            f"{100 * SOURCE_CONFIDENCE:.0f} % of bootstrap draws of the sources call at most "
+            f"{_percent(calibration.max_false_alarm)} of their photographs AI-generated. So much can be expected of "
+            "new sources like these on average, not of each; few sources make a bootstrap optimistic."
+        )
+    else:
+        lines.append(_promise(calibration.n_real, calibration.max_false_alarm, "photographs", "AI-generated"))
+    if left_out:
+        shares = list(left_out.values())
+        lines.append(
+            f"With each source left out in turn, and the threshold set over the others, {_percent(min(shares))} to "
+            f"{_percent(max(shares))} of its photographs are called AI-generated, {_percent(float(np.mean(shares)))} "
+            "on average."
+        )
+    if not calibration.n_sources:
+        lines.append(_promise(calibration.n_generated, calibration.max_miss, "generated images", "photographs"))
+    return lines
+
+
 def recalibration_summary(result: Recalibration) -> list[str]:
     """What changed and what it promises, a sentence or two an item, for a person and for a model card."""
     old, new, before, after = result.old, result.new, result.before, result.after
@@ -249,11 +338,10 @@ def recalibration_summary(result: Recalibration) -> list[str]:
         f"AI-generated above a probability of {new.thresholds.generated:.3f}, "
         f"photograph below {new.thresholds.real:.3f}, uncertain between{was}.",
         f"{shares}. The new thresholds were set on these very images, which flatters them.",
-        _promise(result.n_real, new.max_false_alarm, "photographs", "AI-generated"),
+        *promises(new, result.left_out),
     ]
     if labelled:
         lines += [
-            _promise(result.n_generated, new.max_miss, "generated images", "photographs"),
             f"The probability was fitted on them as well ({new.method} scaling), and is meant for as many generated "
             "images as photographs.",
         ]
@@ -264,8 +352,9 @@ def recalibration_summary(result: Recalibration) -> list[str]:
             "them would fit the probability anew, bound the share that passes as photographs, and show how many are "
             "found."
         )
+    like = "sources like these" if new.n_sources else "the same sources"
     lines.append(
-        "All this is for images that are independent draws from the same sources, not copies or series of one "
-        "another; for other cameras, generators or edits nothing is promised."
+        f"All this is for images that are independent draws from {like}, not copies or series of one another; for "
+        "other cameras, generators or edits nothing is promised."
     )
     return lines

@@ -6,13 +6,18 @@ taken for. It measures nothing.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from clipmole.calibration import Calibration
 
 
-def model_card(record: dict[str, Any], calibration: Calibration | None) -> str:
-    """A model card (Markdown) of a training run: what it is, what it saw, what it must not be taken for."""
+def model_card(record: dict[str, Any], calibration: Calibration | None, findings: Sequence[str]) -> str:
+    """A model card (Markdown) of a training run: what it is, what it saw, what it must not be taken for.
+
+    Args:
+        findings: sentences on the validation images and on what the verdicts promise.
+    """
     data, best = record["data"], record["curve"][record["best_epoch"]]
     lines = [
         "---",
@@ -42,13 +47,12 @@ def model_card(record: dict[str, Any], calibration: Calibration | None) -> str:
         lines += [
             f"- Calibrated on {calibration.n_real} photographs and {calibration.n_generated} generated images, "
             f"{' and '.join(calibration.variants)}.",
-            f"- AI-generated above probability {calibration.thresholds.generated:.3f}: at most "
-            f"{calibration.max_false_alarm:.0%} of the calibration photographs. Real below "
-            f"{calibration.thresholds.real:.3f}: at most {calibration.max_miss:.0%} of its generated images. Between "
-            "them: uncertain.",
+            f"- AI-generated above probability {calibration.thresholds.generated:.3f}, real below "
+            f"{calibration.thresholds.real:.3f}, uncertain between them.",
             "- The probability holds for as many generated images as photographs, of the kinds it was calibrated on.",
         ]
     lines += [
+        *(f"- {finding}" for finding in findings),
         "",
         "## Limits",
         "- A verdict is a likelihood, never a proof. Generators, cameras and edits that it has not seen, and strong "

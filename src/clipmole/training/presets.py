@@ -8,13 +8,14 @@ since TOML has no word for none. Out: a `TrainConfig`. It knows nothing of what 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from clipmole.config import TrainConfig, packaged_names
 from clipmole.errors import ConfigError
-from clipmole.plumbing.json_toml import read_toml
+from clipmole.plumbing.json_toml import parse_toml, read_toml
 
 EXTENDS, WITHOUT = "extends", "without"
 
@@ -37,6 +38,28 @@ def load_train_config(name: str | Path) -> TrainConfig:
     Raises `ConfigError` if there is neither, if a file cannot be read, or if what comes together does not validate.
     """
     return TrainConfig.parse(resolved({EXTENDS: str(name)}, Path(), "config"), str(name))
+
+
+def with_settings(config: TrainConfig, given: Sequence[str]) -> TrainConfig:
+    """The configuration with settings given as text, such as "learning_rate=1e-3" or "mole.expert_ranks=[2, 4]".
+
+    A value is written as in TOML; text needs no quotes, and `none` is no value. Raises `ConfigError`, with the setting.
+    """
+    changes: dict[str, Any] = {}
+    for text in given:
+        key, equals, value = (part.strip() for part in text.partition("="))
+        if not equals or not all(part.isidentifier() for part in key.split(".")):
+            raise ConfigError(f"--set {text}: give KEY=VALUE, such as learning_rate=1e-3 or mole.shared_rank=8")
+        try:
+            parsed = None if value == "none" else parse_toml(f"value = {value}".encode())["value"]
+        except ValueError:  # no TOML: text without quotes
+            parsed = value
+        *above, last = key.split(".")
+        change: dict[str, Any] = {last: parsed}
+        for part in reversed(above):
+            change = {part: change}
+        changes = merged(changes, change)
+    return TrainConfig.parse(merged(config.model_dump(), changes), "--set")
 
 
 def resolved(values: dict[str, Any], folder: Path, source: str, above: tuple[str, ...] = ()) -> dict[str, Any]:

@@ -43,17 +43,19 @@ class MicroBatch:
 
 
 def epoch_items(samples: Sequence[Sample], epoch: int, config: TrainConfig) -> list[Item]:
-    """What epoch `epoch` shows, in order: as many items as there are samples.
+    """What epoch `epoch` shows, in order: as many items as there are samples, `epoch_passes` times.
 
-    Epoch e shows view e of an image, with `cached_views` view e modulo their number. An image that a balanced epoch
-    shows again is shown in another view.
+    Epoch e shows view e of an image, with `cached_views` view e modulo their number. An image that an epoch shows again
+    is shown in another view.
     """
     rng = sample_rng(config.seed, "order", epoch)
-    if config.sampling == "every":
-        order = rng.permutation(len(samples)).tolist()
-    else:
-        chosen = balanced(samples, POWERS[config.sampling], rng)
-        order = [chosen[i] for i in rng.permutation(len(chosen))]
+    order: list[int] = []
+    for _ in range(epoch_passes(len(samples), config)):
+        if config.sampling == "every":
+            order += rng.permutation(len(samples)).tolist()
+        else:
+            chosen = balanced(samples, POWERS[config.sampling], rng)
+            order += [chosen[i] for i in rng.permutation(len(chosen))]
     shown: Counter[int] = Counter()
     items = []
     for index in order:
@@ -102,9 +104,15 @@ def check_batch(config: TrainConfig, processes: int) -> None:
         )
 
 
+def epoch_passes(images: int, config: TrainConfig) -> int:
+    """How many times an epoch goes over the images: once, or until it has `min_steps_per_epoch`."""
+    least = config.min_steps_per_epoch or 1
+    return (least - 1) * config.batch_size // images + 1
+
+
 def steps_in_epoch(images: int, config: TrainConfig) -> int:
-    """Optimiser steps that show so many images."""
-    return math.ceil(images / config.batch_size)
+    """Optimizer steps of an epoch."""
+    return math.ceil(images * epoch_passes(images, config) / config.batch_size)
 
 
 def micro_batches(items: Sequence[Item], config: TrainConfig, rank: int, processes: int) -> list[MicroBatch]:

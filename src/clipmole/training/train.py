@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from clipmole.data.sample import Sample
 from clipmole.data.training_set import TrainingData, training_data
 from clipmole.errors import CheckpointError, DataError
 from clipmole.evaluation.estimates import report_table
-from clipmole.evaluation.recalibrate import calibrate
+from clipmole.evaluation.recalibrate import calibrate, check_calibration_set, promises
 from clipmole.evaluation.records import DetectorInfo, EvaluationReport
 from clipmole.evaluation.scores import ScoreTable
 from clipmole.inference.detector import Detector
@@ -54,6 +54,8 @@ def run_folder(out: str | Path) -> Path:
 def run_digest(config: TrainConfig, backbone: Backbone, lines: Sequence[str]) -> str:
     """sha256 of all that a run's weights depend on: settings, backbone, and data in their order."""
     settings = config.model_dump(mode="json", exclude={"backbone", *PLACES})
+    if config.min_steps_per_epoch is None:  # as before there was this setting, so that older unfinished runs go on
+        del settings["min_steps_per_epoch"]
     what = json.dumps([settings, backbone.sha256, *lines], sort_keys=True)
     return hashlib.sha256(what.encode()).hexdigest()
 
@@ -113,9 +115,13 @@ def train(
     loaded = backbone or load_backbone(config.backbone)
     network = MoLENetwork(loaded.tower, config.mole, config.full_finetune).to(distributed.device)
     count = sum(parameter.numel() for parameter in network.trained_parameters().values())
-    progress.say(
-        f"{len(chosen.train)} training images, {len(chosen.val)} validation images; {count:,} parameters are trained"
-    )
+    images = f"{len(chosen.train)} training images, {len(chosen.val)} validation images"
+    progress.say(f"{images}; {count:,} parameters are trained")
+    if chosen.calibration:
+        try:
+            check_calibration_set(chosen.calibration)
+        except DataError as error:
+            progress.say(f"there will be no verdicts: {error}")
     check_room(out, network)
     folder, digest = run_folder(out), run_digest(config, loaded, chosen.lines)
     if fresh and distributed.is_main:
@@ -195,15 +201,41 @@ def finish(
     device = str(next(network.parameters()).device)
     detector = Detector(network, config.preprocess, device=device)
     calibration: Calibration | None = None
+    left_out: dict[str, float] = {}
     try:
-        calibration = calibrate(detector, chosen.calibration, config.seed) if chosen.calibration else None
+        if chosen.calibration:
+            calibration, left_out = calibrate(detector, chosen.calibration, config.seed)
     except DataError as error:  # the weights are worth keeping all the same
         say(f"not calibrated: {error}")
     detector = Detector(network, config.preprocess, calibration, Path(out).name, device=device)
-    page = training_page(record, *look_again(detector, chosen.val, config.seed))
-    card = model_card(record, calibration)
+    report, table = look_again(detector, chosen.val, config.seed)
+    findings = [better_than_chance(report), *verdicts_promised(calibration, left_out)]
+    page = training_page(record, report, table)
+    card = model_card(record, calibration, findings)
     save_adapter(out, network, backbone, config.preprocess, calibration, record, card, page=page)
+    for line in findings:
+        say(line)
     return detector
+
+
+def better_than_chance(report: EvaluationReport) -> str:
+    """One sentence on the validation images, equalised: is the detector better than chance, and by how much?"""
+    found = next(each for each in report.sets if each.condition == "equalised")
+    auroc = found.estimates["auroc"]
+    verdict = "that is better than chance" if auroc.low > 0.5 else "NOT shown to be better than chance"
+    return (
+        f"Of the {found.n_real} photographs and {found.n_generated} generated images for validation, equalised, a "
+        f"generated one scores above a photograph in {100 * auroc.value:.1f} % of pairs "
+        f"[{100 * auroc.low:.1f}, {100 * auroc.high:.1f}], where chance gives 50 %: {verdict}. The epoch was chosen by "
+        "these images, which flatters it."
+    )
+
+
+def verdicts_promised(calibration: Calibration | None, left_out: Mapping[str, float]) -> list[str]:
+    """What can be expected of the verdicts, a sentence an item."""
+    if calibration is None:
+        return ["It gives logits and no verdicts, until clipmole calibrate sets its thresholds on enough images."]
+    return promises(calibration, left_out)
 
 
 def look_again(detector: Detector, val: Sequence[Sample], seed: int) -> tuple[EvaluationReport, ScoreTable]:
