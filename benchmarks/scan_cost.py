@@ -23,7 +23,7 @@ import torch
 from PIL import Image
 
 from clipmole.config import CLIP_TOWERS, MoLEConfig, PreprocessConfig
-from clipmole.images.crops import preprocess
+from clipmole.images.crops import cut_crops
 from clipmole.images.loading import load_image
 from clipmole.inference.detector import Detector
 from clipmole.models.network import MoLENetwork
@@ -79,7 +79,7 @@ def constants(seconds: float, seed: int) -> dict[str, Any]:
             def prepare(path: Path = path) -> int:
                 data = path.read_bytes()
                 hashlib.sha256(data).hexdigest()
-                return len(preprocess(load_image(data), TILES))
+                return len(cut_crops(load_image(data), TILES))
 
             tiles[name] = prepare()
             before[name] = timed(prepare, seconds)

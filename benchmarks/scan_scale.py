@@ -42,9 +42,9 @@ import torch
 from PIL import Image
 
 from clipmole.config import MoLEConfig, PreprocessConfig, TowerConfig
-from clipmole.images.crops import preprocess
+from clipmole.images.crops import cut_crops
 from clipmole.images.loading import load_image
-from clipmole.inference.detector import Detector
+from clipmole.inference.detector import Detector, Prepared
 from clipmole.models.network import MoLENetwork
 from clipmole.models.vit import ViT
 from clipmole.plumbing.environment import environment
@@ -85,9 +85,7 @@ def tiny_detector() -> Detector:
 def network_rate(detector: Detector, sources: list[str], seconds: float) -> float:
     """Images a second of the network alone."""
     paths = [path for source in sources[:2] for path in sorted(Path(source).glob("*.jpg"))][:1024]
-    images = [
-        detector.prepared(path.name, SIDE, SIDE, preprocess(load_image(path), detector.preprocess)) for path in paths
-    ]
+    images = [Prepared(path.name, cut_crops(load_image(path), detector.preprocess)) for path in paths]
     for _ in detector.finish(images[:128]):  # warms up
         pass
     count, began = 0, time.perf_counter()

@@ -63,6 +63,10 @@ class Detection(Record):
         tiles: number of crops looked at.
         tile_logits: logit of each crop, in the order of `tile_boxes`; None unless asked for.
         tile_boxes: (left, top, right, bottom) of each crop, pixels; None unless asked for.
+        coverage: share of the image's pixels that lie in at least one crop, in (0, 1]; None in records written before
+            it was counted.
+        reason: why the verdict is "uncertain" whatever the probability: there is nothing to see from which a detector
+            could tell. None: the verdict follows from the probability.
     """
 
     source: str
@@ -76,3 +80,5 @@ class Detection(Record):
     tiles: int
     tile_logits: tuple[float, ...] | None = None
     tile_boxes: tuple[tuple[int, int, int, int], ...] | None = None
+    coverage: float | None = Field(None, gt=0, le=1)
+    reason: str | None = None

@@ -20,7 +20,7 @@ from clipmole import Detector
 from clipmole.config import PreprocessConfig
 from clipmole.errors import ImageError, ImageTooLarge
 from clipmole.images import fast_jpeg as jpeg
-from clipmole.images.crops import preprocess
+from clipmole.images.crops import cut_crops
 from clipmole.images.loading import ImageLimits, load_image, load_pixels
 
 simplejpeg = pytest.importorskip("simplejpeg", reason="needs simplejpeg: pip install 'clipmole[fast]'")
@@ -63,7 +63,7 @@ def test_the_pixels_are_pillows(data: bytes) -> None:
     ours, theirs = load_pixels(data), load_image(data)
     np.testing.assert_array_equal(np.asarray(ours), np.asarray(theirs))
     config = PreprocessConfig(crop_size=32, max_tiles=4)
-    np.testing.assert_array_equal(preprocess(ours, config), preprocess(theirs, config))
+    np.testing.assert_array_equal(cut_crops(ours, config).pixels, cut_crops(theirs, config).pixels)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -154,4 +154,4 @@ def test_preprocess_refuses_other_arrays() -> None:
     rgb = np.asarray(picture(0))
     for array in (rgb[..., 0], rgb.astype(np.float32), rgb[..., :2]):
         with pytest.raises(ValueError, match="uint8, not"):
-            preprocess(array, PREPROCESS)
+            cut_crops(array, PREPROCESS)

@@ -704,12 +704,12 @@ MEASURE = """
 import sys
 from clipmole.config import PreprocessConfig
 from clipmole.images.loading import load_image
-from clipmole.images.crops import preprocess
+from clipmole.images.crops import cut_crops
 def peak():
     return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith("VmHWM"))
 before = peak()
 image = load_image(sys.argv[1])
-tiles = preprocess(image, PreprocessConfig())
+tiles = cut_crops(image, PreprocessConfig()).pixels
 print(*image.size, len(tiles), peak() - before)
 """
 

@@ -7,16 +7,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from tiny import CALIBRATION, PREPROCESS, encoded, picture, tiny_backbone, tiny_network
 
 from clipmole import Detector, Verdict
 from clipmole.config import PreprocessConfig
 from clipmole.errors import ConfigError, ImageError, ImageNotFound, ImageUnreadable
-from clipmole.images.crops import crop_boxes, preprocess
+from clipmole.images.crops import crop_windows, cut_crops
 from clipmole.inference.runtime import batch_for
 from clipmole.models.adapter import save_adapter
 from clipmole.models.backbone import save_tower
-from clipmole.records import Thresholds
+from clipmole.records import Detection, Thresholds
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +38,7 @@ def test_path_bytes_image_and_array_give_the_same_logit(detector: Detector, tmp_
 
 def test_a_logit_is_the_mean_of_the_networks_logits_over_the_crops(detector: Detector) -> None:
     image = picture(1, 100, 70)
-    crops = torch.from_numpy(preprocess(image, PREPROCESS))
+    crops = torch.from_numpy(cut_crops(image, PREPROCESS).pixels)
     with torch.no_grad():
         expected = detector.network(crops)
     detection = detector.detect(image, tiles=True)
@@ -51,7 +52,7 @@ def test_tile_boxes_say_where_the_crops_lie(detector: Detector) -> None:
     image = picture(1, 100, 70)
     boxes = detector.detect(image, tiles=True).tile_boxes
     assert boxes is not None
-    pixels = preprocess(image, PREPROCESS)
+    pixels = cut_crops(image, PREPROCESS).pixels
     for box, crop in zip(boxes, pixels, strict=True):
         assert np.array_equal(np.asarray(image.crop(box)).transpose(2, 0, 1), crop)
 
@@ -64,7 +65,7 @@ def test_boxes_of_an_image_smaller_than_a_crop_are_the_image(detector: Detector)
 def test_boxes_are_cut_where_one_side_only_is_mirrored(detector: Detector) -> None:
     detection = detector.detect(picture(1, 20, 100), tiles=True)
     assert detection.tile_boxes is not None
-    tops = [y for _, y in crop_boxes(20, 100, PREPROCESS)]
+    tops = [window[1] for window in crop_windows(20, 100, PREPROCESS)]
     assert detection.tile_boxes == tuple((0, top, 20, top + 32) for top in tops)
 
 
@@ -104,6 +105,59 @@ def test_verdicts_follow_the_calibration(detector: Detector) -> None:
         expected = Verdict.AI_GENERATED if detection.probability > 0.7 else Verdict.UNCERTAIN
         assert detection.verdict is (Verdict.REAL if detection.probability < 0.3 else expected)
         assert detection.thresholds == CALIBRATION.thresholds
+
+
+def test_an_image_without_content_is_uncertain_and_says_why(detector: Detector) -> None:
+    sure = CALIBRATION.model_copy(update={"thresholds": Thresholds(real=0.0, ai=0.0)})  # everything is AI-generated
+    certain = Detector(detector.network, PREPROCESS, sure)
+    black, photo = certain.detect_batch([Image.new("RGB", (100, 70)), picture(0, 100, 70)])
+    assert (black.verdict, black.reason) == (Verdict.UNCERTAIN, "the image shows nothing but even areas")
+    assert black.probability is not None
+    assert (photo.verdict, photo.reason) == (Verdict.AI_GENERATED, None)
+    uncalibrated = Detector(detector.network, PREPROCESS).detect(Image.new("RGB", (100, 70)))
+    assert (uncalibrated.verdict, uncalibrated.reason) == (None, "the image shows nothing but even areas")
+    assert (
+        certain.detect(picture(0, 9, 9)).reason == "the image has only 81 pixels to look at, and one crop takes 32 x 32"
+    )
+
+
+def test_the_share_that_was_looked_at_is_said(detector: Detector) -> None:
+    assert detector.detect(picture(1, 64, 64)).coverage == 1
+    assert detector.detect(picture(1, 128, 128)).coverage == pytest.approx(4 * 32**2 / 128**2)
+
+
+def test_a_record_written_before_the_share_was_counted_still_reads(detector: Detector) -> None:
+    older = detector.detect(picture(1)).model_dump(exclude={"coverage", "reason"})
+    assert Detection.model_validate(older).coverage is None
+
+
+def test_the_crops_can_be_chosen_in_every_call(detector: Detector) -> None:
+    image = picture(1, 400, 300)
+    box = (40, 80, 232, 208)
+    part = image.crop(box)
+    assert detector.detect(image).tiles == 6  # it is large for crops of 32 pixels
+    assert detector.detect(image, max_tiles=1).tiles == 1
+    assert len(detector.detect_batch([image, image], max_tiles=1)) == 2
+    assert [d.tiles for d in detector.stream([image], max_tiles=2) if isinstance(d, Detection)] == [2]
+    detection = detector.detect(image, tiles=True, region=box)
+    assert (detection.width, detection.height) == (400, 300)
+    assert detection.logit == pytest.approx(detector.detect(part).logit, abs=1e-5)
+    assert detector.score([image], region=box) == pytest.approx(detector.score([part]), abs=1e-5)
+    assert detection.tile_boxes is not None
+    lefts, tops, rights, bottoms = zip(*detection.tile_boxes, strict=True)
+    assert (min(lefts), min(tops), max(rights), max(bottoms)) == (40, 80, 232, 208)
+    assert detection.coverage == pytest.approx(detection.tiles * 32**2 / (400 * 300))
+
+
+def test_a_region_outside_costs_one_image_only(detector: Detector) -> None:
+    results = list(detector.stream([picture(0), picture(1, 400, 300)], region=(50, 50, 100, 100)))
+    assert str(results[0]) == "<image>: region 50,50 to 100,100 does not lie in the image of 48 x 40 pixels"
+    assert isinstance(results[1], Detection)
+
+
+def test_no_crop_at_all_cannot_be_asked_for(detector: Detector) -> None:
+    with pytest.raises(ConfigError, match="max_tiles=0: at least one crop is needed"):
+        detector.detect(picture(0), max_tiles=0)
 
 
 def test_without_a_calibration_there_is_no_probability_and_no_verdict() -> None:

@@ -14,7 +14,7 @@ from tiny import CALIBRATION, PREPROCESS, encoded, picture, tiny_backbone, tiny_
 from clipmole import Detector
 from clipmole.config import MoLEConfig, PreprocessConfig
 from clipmole.errors import ConfigError, ImageUnreadable
-from clipmole.images.crops import preprocess
+from clipmole.images.crops import cut_crops
 from clipmole.inference import attribution
 from clipmole.inference.attribution import (
     METHODS,
@@ -76,7 +76,7 @@ def test_a_grid_lies_where_its_patches_are(detector: Detector) -> None:
 
 def test_attributions_are_those_of_the_crop(detector: Detector) -> None:
     image = picture(1, 100, 70)
-    expected = attribute(detector.network, torch.from_numpy(preprocess(image, PREPROCESS)))
+    expected = attribute(detector.network, torch.from_numpy(cut_crops(image, PREPROCESS).pixels))
     found = [tile.attribution for tile in explain(detector, image, tokens=True).tiles]
     assert np.array(found) == pytest.approx(expected.numpy(), abs=1e-5)
 
@@ -84,7 +84,7 @@ def test_attributions_are_those_of_the_crop(detector: Detector) -> None:
 def test_the_router_map_is_what_the_routers_say_of_every_patch(detector: Detector) -> None:
     network = detector.network
     image = picture(2)
-    crops = torch.from_numpy(preprocess(image, PREPROCESS))
+    crops = torch.from_numpy(cut_crops(image, PREPROCESS).pixels)
     said: list[torch.Tensor] = []
     hooks = [layer.router.register_forward_hook(lambda _m, _i, out: said.append(out)) for layer in network.mole_layers]
     with torch.no_grad():  # the whole tower, all tokens of the last block too

@@ -27,6 +27,7 @@ from clipmole.errors import ImageError
 from clipmole.plumbing.path_lists import listed_paths
 
 if TYPE_CHECKING:
+    from clipmole.images.crops import Box
     from clipmole.images.loading import ImageSource
     from clipmole.provenance import Provenance
     from clipmole.records import Detection
@@ -60,6 +61,17 @@ class _Metadata:
             return None
 
 
+def _box(region: str) -> Box:
+    """(left, top, right, bottom) of "x,y,w,h"."""
+    try:
+        x, y, width, height = (int(number) for number in region.split(","))
+    except ValueError as error:
+        raise typer.BadParameter(f"{region!r}: four whole numbers, x,y,w,h", param_hint="--region") from error
+    if min(x, y) < 0 or min(width, height) < 1:
+        raise typer.BadParameter(f"{region!r}: x and y are 0 or more, w and h 1 or more", param_hint="--region")
+    return x, y, x + width, y + height
+
+
 @app.command()
 def detect(
     paths: Annotated[
@@ -79,6 +91,13 @@ def detect(
     provenance: Annotated[
         bool, typer.Option("--provenance", help="Also what the metadata say, apart from the score.")
     ] = False,
+    max_tiles: Annotated[
+        int | None,
+        typer.Option(min=1, help="Most crops of one image. Default: the detector's, more in a large image."),
+    ] = None,
+    region: Annotated[
+        str | None, typer.Option(metavar="X,Y,W,H", help="Look at this part only; pixels of the upright image.")
+    ] = None,
     batch_size: BatchSize = None,
     workers: Annotated[
         int | None,
@@ -94,6 +113,7 @@ def detect(
         raise typer.BadParameter("--json and --csv exclude each other")
     if tiles and not json:
         raise typer.BadParameter("--tiles needs --json")
+    box = None if region is None else _box(region)
     inputs = [*(paths or []), *(listed_paths(list_file) if list_file not in (None, "-") else [])]
     if not inputs and list_file != "-":
         raise typer.BadParameter(NO_IMAGES)
@@ -108,7 +128,9 @@ def detect(
     writer = JSONLines() if json else CSVRows(provenance) if as_csv else Table()
     found = sources(inputs, list_file)
     findings = _Metadata(found) if provenance else None
-    results: Iterable[Detection | ImageError] = loaded.stream(findings.passed() if findings else found, tiles=tiles)
+    results: Iterable[Detection | ImageError] = loaded.stream(
+        findings.passed() if findings else found, tiles=tiles, max_tiles=max_tiles, region=box
+    )
     if not sys.stdout.isatty():
         results = with_progress(results, "scoring")
     done = failed = 0

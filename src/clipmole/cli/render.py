@@ -25,9 +25,17 @@ if TYPE_CHECKING:  # pydantic takes a third of the time of --help
     from clipmole.records import Detection, Thresholds
 
 
+SEEN = "Seen: share of the image's pixels that were looked at."
+
+
 def percent(probability: float) -> str:
     """A probability as a person reads it, never rounded to certainty."""
     return f"{min(99, max(1, round(100 * probability)))} %"
+
+
+def share(part: float) -> str:
+    """A share in [0, 1] as a person reads it; a small one is not rounded to nothing."""
+    return f"{100 * part:.0f} %" if part >= 0.01 else f"{100 * part:.1f} %"
 
 
 def provenance_lines(provenance: Provenance) -> Iterator[str]:
@@ -42,7 +50,7 @@ def provenance_lines(provenance: Provenance) -> Iterator[str]:
 
 
 class Table:
-    """Aligned rows for people, written as they come: verdict, probability, tiles, image."""
+    """Aligned rows for people, written as they come: verdict, probability, share of the image seen, image."""
 
     def __init__(self) -> None:
         self.thresholds: Thresholds | None = None
@@ -54,14 +62,17 @@ class Table:
             typer.echo(f"{'not scored':<20}  {'':>5}  {printable(str(result))}")
             return
         self.thresholds, self.detector = result.thresholds, result.detector
+        seen = f"seen {share(result.coverage or 1):>5}"
         if result.verdict is None or result.probability is None:
-            typer.echo(f"{'not calibrated':<20}  logit {result.logit:+.3f}  {result.source}")
+            typer.echo(f"{'not calibrated':<20}  logit {result.logit:+.3f}  {seen}  {result.source}")
         else:
             words = typer.style(
                 f"{result.verdict.words:<20}",
                 fg={"ai_generated": "red", "real": "green"}.get(result.verdict.value, "yellow"),
             )
-            typer.echo(f"{words}  {percent(result.probability):>5}  {result.source}")
+            typer.echo(f"{words}  {percent(result.probability):>5}  {seen}  {result.source}")
+        if result.reason is not None:
+            typer.echo(f"{'':<4}uncertain whatever the probability: {result.reason}")
         if provenance is not None:
             self.caution = provenance.caution
             for line in provenance_lines(provenance):
@@ -73,11 +84,12 @@ class Table:
         remark("")
         if self.thresholds is None:
             remark(f"{self.detector} is not calibrated: a higher logit means more likely AI-generated, no more.")
+            remark(SEEN)
         else:
             remark(
                 f"Probability of being AI-generated, by {self.detector}: AI-generated above "
                 f"{percent(self.thresholds.generated)}, photograph below {percent(self.thresholds.real)}, "
-                "uncertain between."
+                f"uncertain between. {SEEN}"
             )
             remark(
                 "A likelihood, not a proof: new generators, edits and heavy compression mislead it. See MODEL_CARD.md."
@@ -109,6 +121,7 @@ class CSVRows:
 
     COLUMNS = (
         "source", "verdict", "probability", "logit", "tiles", "width", "height", "detector", "error_code", "error",
+        "coverage", "reason",
     )  # fmt: skip
 
     def __init__(self, provenance: bool = False) -> None:

@@ -1,79 +1,159 @@
-"""RGB image -> native-resolution crops, by a configuration that is saved with the weights.
+"""RGB image -> what a detector looks at: native-resolution crops, and where they lie.
 
-In: an RGB `PIL.Image.Image` or array and a `PreprocessConfig`. Out: uint8 (tiles, 3, S, S), S the crop size. Nothing
-is resized or interpolated, since that destroys the traces that are looked for. Normalisation belongs to the
-tower, combining the logits of the tiles to the detector. It knows nothing of files or models.
+In: an RGB `PIL.Image.Image` or array and a `PreprocessConfig`. Out: `Crops`, the pixels of the crops with their places.
+Nothing is resized or interpolated, since that destroys the traces that are looked for. Normalization belongs to the
+tower, combining the logits of the crops to the detector. This module knows nothing of files or models.
 
 `center_crop` is UnivFD's protocol (arXiv 2302.10174): the middle S x S, placed exactly as torchvision's
 CenterCrop places it. An image that is smaller is mirrored at its borders; torchvision would add black, an
-edge that no camera made and that training, which mirrors too (`augment.random_crop`), has never shown.
+edge that no camera made and that training, which mirrors too (`transforms.random_crop`), has never shown.
 
-`tiles` is a grid of such crops, at most `max_tiles`, evenly spread from corner to corner:
+`tiles` is a grid of such crops:
 - never more rows and columns than are needed to cover the image; one alone up to `SINGLE` crop sizes;
-- all of them if `max_tiles` allows; else the grid that leaves no pixel far from a tile, which follows the
-  image's shape: 3 x 3 for a photo, 1 x 9 for a panorama;
-- (left, top) rounded down to the JPEG grid, so every tile sees the blocks of a file in the same phase. At
+- at most `max_tiles` of them, from corner to corner, as long as no pixel is then further than a crop size from one.
+  The grid follows the image's shape: 3 x 3 for a photo, 1 x 9 for a panorama;
+- in larger images the crops lie in the middles of the cells of a grid, so none of them at the border, and their number
+  grows with the square root of the area, up to `GROWTH` times `max_tiles`;
+- (left, top) rounded down to the JPEG grid, so every crop sees the blocks of a file in the same phase. At
   most 7 pixels at the right and the lower edge stay unseen for that. (A file with an EXIF orientation is
-  turned first; its blocks may start elsewhere, but still alike for every tile.)
-- a grid of one tile is the centre crop: for images of benchmark size both modes give the same numbers.
+  turned first; its blocks may start elsewhere, but still alike for every crop.)
+- a grid of one crop is the center crop: for images of benchmark size both modes give the same numbers.
 
 Memory: one crop at a time; the image is never copied.
 """
 
 from __future__ import annotations
 
+import math
+from bisect import bisect_left
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from clipmole.config import PreprocessConfig
+from clipmole.images.content import no_content
 from clipmole.images.transforms import JPEG_BLOCK, pad_to
 
-SINGLE = 8 / 7  # an axis of up to so many crops gets one tile: 256 for 224, the benchmarks' size
+Box = tuple[int, int, int, int]
+SINGLE = 8 / 7  # an axis of up to so many crops gets one of them: 256 for 224, the benchmarks' size
+GROWTH = 4  # times `max_tiles`: most crops of a large image
+GROWN = 7  # crop sizes: the number grows from images of so many squared
 
 
-def crop_boxes(width: int, height: int, config: PreprocessConfig) -> list[tuple[int, int]]:
-    """(left, top) of each crop, row by row, in an image of max(width, S) x max(height, S) pixels.
+@dataclass(frozen=True)
+class Crops:
+    """The crops of one image.
 
-    A side below S counts as S: it is mirrored to S, and every crop then starts at 0 along it.
+    Attributes:
+        pixels: (n, 3, S, S) uint8, C-contiguous.
+        windows: (left, top, right, bottom) of what each crop shows, pixels of the image. They reach beyond its borders
+            where it was mirrored.
+        boxes: the part of each window that lies within the image, or within the region that was asked for.
+        width, height: of the image, pixels.
+        no_content: why nothing can be told from these crops, a clause for people; None: there is something to see.
     """
-    size = config.crop_size
-    width, height = max(width, size), max(height, size)
-    centre = [(_middle(width, size), _middle(height, size))]
-    if config.mode == "center_crop":
-        return centre
-    rows, columns = _grid(width, height, size, config.max_tiles)
-    boxes = [(left, top) for top in _spread(height, size, rows) for left in _spread(width, size, columns)]
-    return boxes if len(boxes) > 1 else centre
+
+    pixels: NDArray[np.uint8]
+    windows: tuple[Box, ...]
+    boxes: tuple[Box, ...]
+    width: int
+    height: int
+    no_content: str | None = None
+
+    def __len__(self) -> int:
+        return len(self.windows)
+
+    @property
+    def coverage(self) -> float:
+        """Share of the image's pixels that lie in at least one crop, in (0, 1]."""
+        return covered(self.boxes) / (self.width * self.height)
 
 
-def size_of(image: Image.Image | NDArray[np.uint8]) -> tuple[int, int]:
-    """(width, height) of an image or of an array (H, W, 3)."""
-    return image.size if isinstance(image, Image.Image) else (image.shape[1], image.shape[0])
+def cut_crops(
+    image: Image.Image | NDArray[np.uint8],
+    config: PreprocessConfig,
+    *,
+    max_tiles: int | None = None,
+    region: Box | None = None,
+) -> Crops:
+    """Cut the crops that `crop_windows` places.
 
+    Args:
+        image: an RGB image or an array (H, W, 3) uint8 of any strides: what `load_pixels` gives.
+        config: mode, size and number of the crops.
+        max_tiles, region: as in `crop_windows`.
 
-def preprocess(image: Image.Image | NDArray[np.uint8], config: PreprocessConfig) -> NDArray[np.uint8]:
-    """Cut the crops: (tiles, 3, S, S) uint8, C-contiguous, in the order of `crop_boxes`.
-
-    `image` is an RGB image or an array (H, W, 3) uint8 of any strides: what `images.load_pixels` gives. Raises
-    `ValueError` if it is neither.
+    Raises `ValueError` if the image is neither, or if `region` does not lie in it.
     """
     if isinstance(image, Image.Image):
         if image.mode != "RGB":
-            raise ValueError(f"preprocess takes an image of mode RGB, not {image.mode}; load_image gives one")
-    elif image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-        raise ValueError(f"preprocess takes an array (H, W, 3) of uint8, not {image.shape} of {image.dtype}")
-    size, (width, height) = config.crop_size, size_of(image)
-    boxes = crop_boxes(width, height, config)
-    tiles = np.empty((len(boxes), 3, size, size), dtype=np.uint8)
-    for tile, (left, top) in zip(tiles, boxes, strict=True):
-        right, bottom = min(left + size, width), min(top + size, height)
-        if isinstance(image, Image.Image):
-            crop = np.asarray(image.crop((left, top, right, bottom)))
-        else:
-            crop = image[top:bottom, left:right]
-        tile[...] = pad_to(crop, size).transpose(2, 0, 1)  # (S, S, 3) -> (3, S, S)
-    return tiles
+            raise ValueError(f"cut_crops takes an image of mode RGB, not {image.mode}; load_image gives one")
+        width, height = image.size
+    else:
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+            raise ValueError(f"cut_crops takes an array (H, W, 3) of uint8, not {image.shape} of {image.dtype}")
+        height, width = image.shape[:2]
+    size = config.crop_size
+    windows = tuple(crop_windows(width, height, config, max_tiles=max_tiles, region=region))
+    x, y, end, foot = region or (0, 0, width, height)
+    boxes = tuple((max(x, w[0]), max(y, w[1]), min(end, w[2]), min(foot, w[3])) for w in windows)
+    pixels = np.empty((len(windows), 3, size, size), dtype=np.uint8)
+    for crop, box in zip(pixels, boxes, strict=True):
+        part = (
+            np.asarray(image.crop(box)) if isinstance(image, Image.Image) else image[box[1] : box[3], box[0] : box[2]]
+        )
+        crop[...] = pad_to(part, size).transpose(2, 0, 1)  # (S, S, 3) -> (3, S, S)
+    return Crops(pixels, windows, boxes, width, height, no_content(pixels, covered(boxes)))
+
+
+def crop_windows(
+    width: int, height: int, config: PreprocessConfig, *, max_tiles: int | None = None, region: Box | None = None
+) -> list[Box]:
+    """(left, top, right, bottom) of each crop, S x S pixels, row by row.
+
+    Where a side is below S it is mirrored, and the window reaches beyond the border on both sides of it.
+
+    Args:
+        width, height: of the image, pixels.
+        config: mode, size and number of the crops.
+        max_tiles: most crops, instead of the number that `config.max_tiles` and the size of the image give.
+        region: (left, top, right, bottom) of the part of the image to look at; None: all of it.
+
+    Raises `ValueError` if `region` is empty or reaches beyond the image.
+    """
+    x, y, right, bottom = region or (0, 0, width, height)
+    if not (0 <= x < right <= width and 0 <= y < bottom <= height):
+        raise ValueError(f"region {x},{y} to {right},{bottom} does not lie in the image of {width} x {height} pixels")
+    size = config.crop_size
+    wide, high = max(right - x, size), max(bottom - y, size)
+    x, y = x - (wide - (right - x)) // 2, y - (high - (bottom - y)) // 2  # of the mirrored region
+    if config.mode == "center_crop":
+        columns = rows = 1
+        inside = False
+    else:
+        rows, columns, inside = _grid(wide, high, config, max_tiles)
+    lefts, tops = _spread(x, wide, size, columns, inside), _spread(y, high, size, rows, inside)
+    if len(lefts) == len(tops) == 1:
+        lefts, tops = [x + _middle(wide, size)], [y + _middle(high, size)]
+    return [(left, top, left + size, top + size) for top in tops for left in lefts]
+
+
+def most_crops(config: PreprocessConfig) -> int:
+    """Crops that an image of any size has at most, where nobody asks for more."""
+    return 1 if config.mode == "center_crop" else GROWTH * config.max_tiles
+
+
+def covered(boxes: Sequence[Box]) -> int:
+    """Pixels that lie in at least one of the boxes."""
+    xs = sorted({x for box in boxes for x in (box[0], box[2])})
+    ys = sorted({y for box in boxes for y in (box[1], box[3])})
+    inside = np.zeros((len(ys) - 1, len(xs) - 1), dtype=bool)
+    for left, top, right, bottom in boxes:
+        inside[bisect_left(ys, top) : bisect_left(ys, bottom), bisect_left(xs, left) : bisect_left(xs, right)] = True
+    return int(np.diff(ys) @ inside @ np.diff(xs))
 
 
 def _middle(length: int, size: int) -> int:
@@ -86,28 +166,52 @@ def _needed(length: int, size: int) -> int:
     return 1 if length <= size * SINGLE else -(-length // size)
 
 
-def _grid(width: int, height: int, size: int, max_tiles: int) -> tuple[int, int]:
-    """(rows, columns) with rows * columns <= max_tiles whose farthest pixel is nearest to a tile.
+def _grid(width: int, height: int, config: PreprocessConfig, max_tiles: int | None) -> tuple[int, int, bool]:
+    """(rows, columns, inside): the grid, and whether its crops lie in the middles of cells and not at the border."""
+    size, most = config.crop_size, max_tiles or config.max_tiles
+    rows, columns, farthest = _nearest(width, height, size, most, _from_corner_to_corner)
+    if farthest <= size:
+        return rows, columns, False
+    if max_tiles is None:
+        grown = most * math.sqrt(width * height) / (GROWN * size)
+        most = min(max(most, int(grown)), most_crops(config))
+    return *_nearest(width, height, size, most, _in_cells)[:2], True
 
-    Of grids that are equal in that, the one whose rows and columns together leave less; it has more tiles.
+
+def _from_corner_to_corner(length: int, size: int, count: int) -> float:
+    """The farthest that a pixel lies from the nearest of `count` crops, the outer ones at the borders."""
+    return (length - size) / 2 if count == 1 else max(0.0, (length - count * size) / (count - 1) / 2)
+
+
+def _in_cells(length: int, size: int, count: int) -> float:
+    """The farthest that a pixel lies from the nearest of `count` crops, each in the middle of its cell."""
+    return max(0.0, (length / count - size) / 2)
+
+
+def _nearest(
+    width: int, height: int, size: int, most: int, farthest: Callable[[int, int, int], float]
+) -> tuple[int, int, float]:
+    """(rows, columns) with rows * columns <= most whose farthest pixel is nearest to a crop, and its distance.
+
+    Of grids that are equal in that, the one whose rows and columns together leave less; it has more crops.
     """
-
-    def unseen(length: int, count: int) -> float:  # the farthest a pixel is from a tile along one axis
-        if count == 1:
-            return (length - size) / 2
-        return max(0.0, (length - count * size) / (count - 1) / 2)
-
-    best, choice = (float("inf"), float("inf")), (1, 1)
-    for rows in range(1, min(_needed(height, size), max_tiles) + 1):
-        columns = min(_needed(width, size), max_tiles // rows)
-        across, down = unseen(width, columns), unseen(height, rows)
+    best, choice = (math.inf, math.inf), (1, 1)
+    for rows in range(1, min(_needed(height, size), most) + 1):
+        columns = min(_needed(width, size), most // rows)
+        across, down = farthest(width, size, columns), farthest(height, size, rows)
         if (max(across, down), across + down) < best:
             best, choice = (max(across, down), across + down), (rows, columns)
-    return choice
+    return *choice, best[0]
 
 
-def _spread(length: int, size: int, count: int) -> list[int]:
-    """`count` starts from 0 to length - size, evenly spread, rounded down to the JPEG grid; no two alike."""
+def _spread(start: int, length: int, size: int, count: int, inside: bool) -> list[int]:
+    """`count` places of crops in `length` pixels from `start` on, evenly spread, on the JPEG grid; no two alike."""
     room = length - size
-    starts = [room * i // (count - 1) for i in range(count)] if count > 1 else [_middle(length, size)]
-    return sorted({start - start % JPEG_BLOCK for start in starts})
+    if count == 1:
+        offsets = [_middle(length, size)]
+    elif inside:
+        offsets = [length * (2 * i + 1) // (2 * count) - size // 2 for i in range(count)]
+    else:
+        offsets = [room * i // (count - 1) for i in range(count)]
+    places = {start + offset - (start + offset) % JPEG_BLOCK for offset in offsets}
+    return sorted({place if place >= start else min(place + JPEG_BLOCK, start + room) for place in places})

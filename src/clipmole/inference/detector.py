@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import chain
 from operator import length_hint
 from pathlib import Path
@@ -24,8 +24,8 @@ from numpy.typing import NDArray
 
 from clipmole.calibration import Calibration
 from clipmole.config import PreprocessConfig
-from clipmole.errors import ConfigError, ImageError
-from clipmole.images.crops import crop_boxes, preprocess, size_of
+from clipmole.errors import ConfigError, ImageError, ImageUnreadable
+from clipmole.images.crops import Box, Crops, cut_crops
 from clipmole.images.loading import ImageSource, load_pixels, source_name
 from clipmole.inference.export_directory import is_export, open_export
 from clipmole.inference.graph import cached_graph, installed
@@ -42,22 +42,18 @@ from clipmole.models.adapter import (
 )
 from clipmole.models.network import MoLENetwork
 from clipmole.plumbing.prefetch import ahead, cores
-from clipmole.records import Detection
+from clipmole.records import Detection, Verdict
 
-Box = tuple[int, int, int, int]
 MOST_WORKERS = 8  # by default: each may hold a decoded image, 50 to 800 MB
 RECHECK = 0.25  # of a logit: differences that bfloat16 makes are mostly smaller, see docs/performance.md
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """One decoded image: its crops (n, 3, S, S) uint8 and where they lie."""
+    """One decoded image: what to call it, and its crops."""
 
     source: str
-    width: int
-    height: int
-    tiles: NDArray[np.uint8]
-    boxes: tuple[Box, ...]
+    crops: Crops
 
 
 class Timings:
@@ -83,7 +79,7 @@ class Timings:
 
 def _weight(item: Prepared | ImageError) -> int:
     """Crops of an image; an error counts as one, so that endless errors are bounded too."""
-    return len(item.tiles) if isinstance(item, Prepared) else 1
+    return len(item.crops) if isinstance(item, Prepared) else 1
 
 
 def _split(crops: list[NDArray[np.uint8]], count: int) -> tuple[NDArray[np.uint8], list[NDArray[np.uint8]]]:
@@ -250,11 +246,15 @@ class Detector:
             runtime=export.runtime,
         )
 
-    def score(self, images: Iterable[ImageSource]) -> NDArray[np.float32]:
+    def score(
+        self, images: Iterable[ImageSource], *, max_tiles: int | None = None, region: Box | None = None
+    ) -> NDArray[np.float32]:
         """Score images.
 
         Args:
             images: paths, bytes of files, PIL images, or arrays (H, W, 3) uint8.
+            max_tiles: most crops of an image; None: what the preprocessing says, and more in a large image.
+            region: (left, top, right, bottom), pixels of the upright image: the only part to look at; None: all of it.
 
         Returns:
             Logits (n,) float32 of n images, positive towards AI-generated.
@@ -267,14 +267,19 @@ class Detector:
             >>> Detector.from_pretrained().score(["photo.png", "photo.png"]).shape
             (2,)
         """
-        return np.array([detection.logit for detection in self.detect_batch(images)], dtype=np.float32)
+        detections = self.detect_batch(images, max_tiles=max_tiles, region=region)
+        return np.array([detection.logit for detection in detections], dtype=np.float32)
 
-    def detect(self, image: ImageSource, *, tiles: bool = False) -> Detection:
+    def detect(
+        self, image: ImageSource, *, tiles: bool = False, max_tiles: int | None = None, region: Box | None = None
+    ) -> Detection:
         """Judge one image.
 
         Args:
             image: a path, the bytes of a file, a PIL image, or an array (H, W, 3) uint8.
             tiles: also say each crop's logit and box.
+            max_tiles: most crops of an image; None: what the preprocessing says, and more in a large image.
+            region: (left, top, right, bottom), pixels of the upright image: the only part to look at; None: all of it.
 
         Returns:
             Logit, and from a calibrated detector probability and verdict.
@@ -290,14 +295,23 @@ class Detector:
             >>> len(detection.tile_logits) == detection.tiles
             True
         """
-        return self.detect_batch([image], tiles=tiles)[0]
+        return self.detect_batch([image], tiles=tiles, max_tiles=max_tiles, region=region)[0]
 
-    def detect_batch(self, images: Iterable[ImageSource], *, tiles: bool = False) -> list[Detection]:
+    def detect_batch(
+        self,
+        images: Iterable[ImageSource],
+        *,
+        tiles: bool = False,
+        max_tiles: int | None = None,
+        region: Box | None = None,
+    ) -> list[Detection]:
         """Judge several images at once.
 
         Args:
             images: as `detect` takes them.
             tiles: also say each crop's logit and box.
+            max_tiles: most crops of an image; None: what the preprocessing says, and more in a large image.
+            region: (left, top, right, bottom), pixels of the upright image: the only part to look at; None: all of it.
 
         Returns:
             One detection an image, in their order.
@@ -311,14 +325,19 @@ class Detector:
             ['photo.png']
         """
         detections = []
-        for result in self.stream(images, tiles=tiles):
+        for result in self.stream(images, tiles=tiles, max_tiles=max_tiles, region=region):
             if isinstance(result, ImageError):
                 raise result
             detections.append(result)
         return detections
 
     def stream(
-        self, images: Iterable[ImageSource | ImageError], *, tiles: bool = False
+        self,
+        images: Iterable[ImageSource | ImageError],
+        *,
+        tiles: bool = False,
+        max_tiles: int | None = None,
+        region: Box | None = None,
     ) -> Iterator[Detection | ImageError]:
         """One result an image, in order, an `ImageError` standing for an image that cannot be scored.
 
@@ -330,11 +349,15 @@ class Detector:
         Args:
             images: as `detect` takes them, or errors.
             tiles: also say each crop's logit and box.
+            max_tiles: most crops of an image; None: what the preprocessing says, and more in a large image.
+            region: (left, top, right, bottom), pixels of the upright image: the only part to look at. An image in
+                which it does not lie is an `ImageUnreadable`. None: the whole image.
 
         Yields:
             A `Detection` or an `ImageError` for each image.
 
         Raises:
+            ConfigError: `max_tiles` is under 1.
             ClipmoleError: the detector itself fails; the error of a single image is given out, not raised.
 
         Examples:
@@ -342,13 +365,18 @@ class Detector:
             >>> [type(each).__name__ for each in Detector.from_pretrained().stream(["photo.png", "absent.png"])]
             ['Detection', 'ImageNotFound']
         """
+        if max_tiles is not None and max_tiles < 1:
+            raise ConfigError(f"max_tiles={max_tiles}: at least one crop is needed")
         one = length_hint(images, 2) < 2  # nothing to be ahead of
         workers = 0 if one else self.workers
-        prepared = ahead(self._prepare, images, workers=workers, limit=self.batch_size, weigh=_weight)
+        prepare = partial(self._prepare, max_tiles=max_tiles, region=region)
+        prepared = ahead(prepare, images, workers=workers, limit=self.batch_size, weigh=_weight)
         with closing(prepared):
             yield from self.finish(prepared, tiles)
 
-    def _prepare(self, source: ImageSource | ImageError) -> Prepared | ImageError:
+    def _prepare(
+        self, source: ImageSource | ImageError, max_tiles: int | None, region: Box | None
+    ) -> Prepared | ImageError:
         """Decode and cut one image; safe from many threads. What is an error already stays what it is."""
         if isinstance(source, ImageError):
             return source
@@ -357,18 +385,11 @@ class Detector:
                 image = load_pixels(source)
             except ImageError as error:
                 return error
-            tiles = preprocess(image, self.preprocess)
-        return self.prepared(source_name(source), *size_of(image), tiles)
-
-    def prepared(self, source: str, width: int, height: int, tiles: NDArray[np.uint8]) -> Prepared:
-        """What `finish` takes, of the crops that `preprocess` cut from an image of this size, here or elsewhere."""
-        size = self.preprocess.crop_size
-        left, top = max(0, size - width) // 2, max(0, size - height) // 2  # mirrored borders
-        boxes = tuple(
-            (max(0, x - left), max(0, y - top), min(width, x - left + size), min(height, y - top + size))
-            for x, y in crop_boxes(width, height, self.preprocess)
-        )
-        return Prepared(source, width, height, tiles, boxes)
+            try:
+                crops = cut_crops(image, self.preprocess, max_tiles=max_tiles, region=region)
+            except ValueError as error:  # the region
+                return ImageUnreadable(source_name(source), str(error))
+        return Prepared(source_name(source), crops)
 
     def finish(
         self, prepared: Iterable[Prepared | ImageError | None], tiles: bool = False
@@ -384,19 +405,19 @@ class Detector:
             if item is not None:
                 waiting.append(item)
             if isinstance(item, Prepared):
-                crops.append(item.tiles)
+                crops.append(item.crops.pixels)
             least = self.batch_size if item is not None else 1
             while sum(map(len, crops)) >= least:
                 batch, crops = _split(crops, self.batch_size)
                 with self.timings.of("network"):
                     logits = np.concatenate([logits, self._logits(batch)])
-            while waiting and (isinstance(waiting[0], ImageError) or len(waiting[0].tiles) <= len(logits)):
+            while waiting and (isinstance(waiting[0], ImageError) or len(waiting[0].crops) <= len(logits)):
                 first = waiting.popleft()
                 if isinstance(first, ImageError):
                     yield first
                     continue
-                own, logits = logits[: len(first.tiles)], logits[len(first.tiles) :]
-                yield self._detection(first, self._rechecked(first.tiles, own), tiles)
+                own, logits = logits[: len(first.crops)], logits[len(first.crops) :]
+                yield self._detection(first, self._rechecked(first.crops.pixels, own), tiles)
 
     def _logits(self, crops: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Crops (n, 3, S, S) uint8 -> logits (n,), in forward passes of at most `batch_size`."""
@@ -419,17 +440,20 @@ class Detector:
 
     def _detection(self, item: Prepared, logits: NDArray[np.float32], tiles: bool) -> Detection:
         logit = float(logits.mean(dtype=np.float64))
-        calibration = self.calibration
+        calibration, crops = self.calibration, item.crops
+        verdict = calibration.verdict(logit) if calibration else None
         return Detection(
             source=item.source,
             logit=logit,
             probability=calibration.probability(logit) if calibration else None,
-            verdict=calibration.verdict(logit) if calibration else None,
+            verdict=Verdict.UNCERTAIN if verdict and crops.no_content else verdict,
             thresholds=calibration.thresholds if calibration else None,
             detector=self.name,
-            width=item.width,
-            height=item.height,
+            width=crops.width,
+            height=crops.height,
             tiles=len(logits),
             tile_logits=tuple(logits.tolist()) if tiles else None,
-            tile_boxes=item.boxes if tiles else None,
+            tile_boxes=crops.boxes if tiles else None,
+            coverage=crops.coverage,
+            reason=crops.no_content,
         )

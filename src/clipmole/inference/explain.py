@@ -10,16 +10,14 @@ benchmarks/evidence_map.py.
 
 from __future__ import annotations
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from pydantic import Field
 
 from clipmole.errors import ConfigError
-from clipmole.images.crops import crop_boxes, preprocess
+from clipmole.images.crops import Box, Crops, cut_crops
 from clipmole.images.loading import ImageSource, load_image, source_name
 from clipmole.inference.attribution import DEFAULT_METHOD, attribute, gates_of
-from clipmole.inference.detector import Box, Detector
+from clipmole.inference.detector import Detector
 from clipmole.models.network import MoLENetwork
 from clipmole.records import Detection, Record
 
@@ -118,17 +116,17 @@ def explain(detector: Detector, source: ImageSource, tokens: bool = False) -> Ev
             f"{detector.name}: evidence by patch needs gradients, which its runtime lacks; load it with runtime='torch'"
         )
     image = load_image(source)
-    crops = preprocess(image, detector.preprocess) if tokens else None
+    crops = cut_crops(image, detector.preprocess) if tokens else None
     detection = detector.detect(image, tiles=True).model_copy(update={"source": source_name(source)})
     return explain_crops(detector, detection, crops)
 
 
-def explain_crops(detector: Detector, detection: Detection, crops: NDArray[np.uint8] | None = None) -> Evidence:
+def explain_crops(detector: Detector, detection: Detection, crops: Crops | None = None) -> Evidence:
     """What `explain` says of an image that is scored already.
 
     Args:
         detection: with the logit and the place of each crop.
-        crops: the crops themselves (n, 3, S, S) uint8, for evidence by patch; None: by tile alone.
+        crops: the crops themselves, for evidence by patch; None: by tile alone.
     """
     assert detection.tile_logits is not None
     assert detection.tile_boxes is not None
@@ -139,13 +137,10 @@ def explain_crops(detector: Detector, detection: Detection, crops: NDArray[np.ui
     ]
     if crops is not None:
         network = detector.network
-        width, height, size = detection.width, detection.height, detector.preprocess.crop_size
-        left, top = max(0, size - width) // 2, max(0, size - height) // 2  # mirrored borders
-        corners = [(x - left, y - top) for x, y in crop_boxes(width, height, detector.preprocess)]
-        batch = torch.tensor(crops).to(detector.device)
+        batch = torch.tensor(crops.pixels).to(detector.device)
         tiles = [
-            _with_tokens(tile, corner, network, batch[i : i + 1])
-            for i, (tile, corner) in enumerate(zip(tiles, corners, strict=True))
+            _with_tokens(tile, window, network, batch[i : i + 1])
+            for i, (tile, window) in enumerate(zip(tiles, crops.windows, strict=True))
         ]
     return Evidence(
         source=detection.source,
@@ -168,8 +163,8 @@ def network_of(detector: Detector) -> MoLENetwork | None:
         return None
 
 
-def _with_tokens(tile: TileEvidence, corner: tuple[int, int], network: MoLENetwork, crop: torch.Tensor) -> TileEvidence:
-    """`tile` with its attributions and routing; `crop` (1, 3, S, S) starts at `corner` of the image."""
+def _with_tokens(tile: TileEvidence, window: Box, network: MoLENetwork, crop: torch.Tensor) -> TileEvidence:
+    """`tile` with its attributions and routing; `crop` (1, 3, S, S) shows `window` of the image."""
     shares = attribute(network, crop)[0]
     side = network.tower.config.patch_size
     rows, columns = shares.shape
@@ -181,10 +176,11 @@ def _with_tokens(tile: TileEvidence, corner: tuple[int, int], network: MoLENetwo
         )
         for block, gates in gates_of(network, crop).items()
     )
-    x, y = corner
+    x, y, right, _ = window
+    scale = (right - x) / crop.shape[-1]
     return tile.model_copy(
         update={
-            "grid_box": (x, y, x + columns * side, y + rows * side),
+            "grid_box": (x, y, x + round(columns * side * scale), y + round(rows * side * scale)),
             "attribution": tuple(tuple(row) for row in shares.tolist()),
             "routing": routing,
         }

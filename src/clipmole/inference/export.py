@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 import clipmole
 from clipmole.calibration import Calibration
 from clipmole.errors import CheckpointError, ConfigError, DataError
-from clipmole.images.crops import preprocess
+from clipmole.images.crops import cut_crops
 from clipmole.images.loading import ImageSource, load_image
 from clipmole.inference.detector import Detector
 from clipmole.inference.export_directory import EXPORT, Check, Export, file_digests, read_export
@@ -151,7 +151,7 @@ def calibration_crops(images: Iterable[ImageSource], detector: Detector) -> list
     for source in images:
         if len(found) == CALIBRATION_CROPS:
             break
-        crops = preprocess(load_image(source), detector.preprocess)
+        crops = cut_crops(load_image(source), detector.preprocess).pixels
         place = len(found) % len(crops)
         found.append(np.ascontiguousarray(crops[place : place + 1]))
     return found

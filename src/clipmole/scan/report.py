@@ -44,7 +44,7 @@ SIZES = (
 )
 LARGER = "over 4,096"
 COLUMNS = ["source", "container", "member", "logit", "probability", "verdict", "width", "height", "format"]
-COLUMNS += ["error_code", "error", "duplicate_of", "bytes"]
+COLUMNS += ["reason", "error_code", "error", "duplicate_of", "bytes"]
 
 
 @dataclass
@@ -77,6 +77,7 @@ class Overview:
         self.middle = middle  # the probability, or logit, that is most uncertain
         self.all = Tally()
         self.duplicates = 0
+        self.without_content = 0
         self.bytes = 0
         self.folders: dict[str, Tally] = defaultdict(Tally)
         self.formats: dict[str, Tally] = defaultdict(Tally)
@@ -106,7 +107,8 @@ class Overview:
             self.scores[min(BINS - 1, int(score * BINS))] += 1
         else:
             self.scores[math.floor(score / LOGITS)] += 1
-        if row["duplicate_of"] is None:
+        self.without_content += row["reason"] is not None
+        if row["duplicate_of"] is None and row["reason"] is None:
             for name, rank in (
                 ("highest", row["logit"]),
                 ("lowest", -row["logit"]),
@@ -184,6 +186,7 @@ def _counts(overview: Overview) -> list[Block]:
     rows: list[list[Cell]] = [["Images", Value(f"{whole:,}")], ["Scored", _share(scored, whole)]]
     if overview.calibrated:
         rows += [[verdict.words, _share(overview.all.verdicts[verdict.value], scored)] for verdict in Verdict]
+    rows += [["Uncertain because they show nothing to tell from", _share(overview.without_content, scored)]]
     rows += [["Copies of others, scored once", _share(overview.duplicates, whole)]]
     rows += [["Not scored", _share(overview.all.errors, whole)]]
     return [Table("Images; verdicts as shares of those scored", ["what", "images"], rows)]

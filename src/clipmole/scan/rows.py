@@ -35,6 +35,7 @@ class Row:
         time: when it was scored, UTC.
         duplicate_of: source of the row with the same bytes that was scored for both; None: this one was.
         phash, thumbnail: perceptual hash, 16 hexadecimal digits, and 16 x 16 grey pixels; None unless asked for.
+        coverage, reason: as in `Detection`.
     """
 
     source: str
@@ -56,11 +57,13 @@ class Row:
     duplicate_of: str | None = None
     phash: str | None = None
     thumbnail: builtins.bytes | None = None
+    coverage: float | None = None
+    reason: str | None = None
 
 
 RESULT = (
     "logit", "probability", "verdict", "tiles", "width", "height", "format", "error_code", "error",
-    "phash", "thumbnail",
+    "phash", "thumbnail", "coverage", "reason",
 )  # fmt: skip
 """What copies of an image have in common."""
 
@@ -78,6 +81,8 @@ def scored(row: Row, result: Detection | ImageError) -> Row:
         tiles=result.tiles,
         width=result.width,
         height=result.height,
+        coverage=result.coverage,
+        reason=result.reason,
         time=now,
     )
 
@@ -98,7 +103,7 @@ def schema() -> pa.Schema:
         "source": text, "container": text, "member": text, "sha256": text, "logit": real, "probability": real,
         "verdict": text, "tiles": whole, "width": whole, "height": whole, "bytes": pa.int64(), "format": text,
         "error_code": text, "error": text, "detector": text, "time": pa.timestamp("ms", "UTC"), "duplicate_of": text,
-        "phash": text, "thumbnail": pa.binary(),
+        "phash": text, "thumbnail": pa.binary(), "coverage": real, "reason": text,
     }  # fmt: skip
     return pa.schema(
         [pa.field(name, kind, nullable=name not in ("source", "detector", "time")) for name, kind in kinds.items()]

@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TypeVar
 
-from clipmole.inference.detector import Detector
+from clipmole.inference.detector import Detector, Prepared
 from clipmole.records import Detection
 from clipmole.serve.decode_pool import Decoded
 
@@ -88,7 +88,7 @@ class Batcher:
                     if not waiting.done.done():
                         waiting.done.set_exception(error)
                 continue
-            self._scored(sum(len(waiting.image.tiles) for waiting in batch))
+            self._scored(sum(len(waiting.image.crops) for waiting in batch))
             for waiting, detection in zip(batch, detections, strict=True):
                 if not waiting.done.done():
                     waiting.done.set_result(detection)
@@ -112,12 +112,12 @@ class Batcher:
             if waiting.done.done():
                 continue
             batch.append(waiting)
-            crops += len(waiting.image.tiles)
+            crops += len(waiting.image.crops)
             deadline = deadline or loop.time() + self._wait
         return batch
 
 
 def score(detector: Detector, batch: Sequence[_Waiting]) -> list[Detection]:
     """The detections of a batch, as `Detector.detect_batch(..., tiles=True)` gives them."""
-    prepared = [detector.prepared(each.name, each.image.width, each.image.height, each.image.tiles) for each in batch]
+    prepared = [Prepared(each.name, each.image.crops) for each in batch]
     return [result for result in detector.finish(prepared, True) if isinstance(result, Detection)]

@@ -18,11 +18,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from clipmole.config import PreprocessConfig
 from clipmole.errors import ClipmoleError
 from clipmole.plumbing.child import last_line, module_command
+from clipmole.images.crops import Crops, most_crops
 from clipmole.provenance.findings import Provenance
 from clipmole.serve import TOKEN_VARIABLE
 from clipmole.serve.decode_worker import FRAME
@@ -54,16 +54,13 @@ class Decoded:
     """One decoded image.
 
     Attributes:
-        width, height: of the upright image, pixels.
+        crops: of the upright image.
         sha256: of the file's bytes, hexadecimal.
-        tiles: crops (n, 3, S, S) uint8.
         provenance: what the metadata say, if it was asked for.
     """
 
-    width: int
-    height: int
+    crops: Crops
     sha256: str
-    tiles: NDArray[np.uint8]
     provenance: Provenance | None
 
 
@@ -83,7 +80,7 @@ class DecodePool:
         command: Sequence[str] = COMMAND,
     ) -> None:
         self.settings, self.crop_size = settings, preprocess.crop_size
-        self._most = 3 * preprocess.max_tiles * preprocess.crop_size**2  # bytes of an answer
+        self._most = 3 * most_crops(preprocess) * preprocess.crop_size**2  # bytes of an answer
         self._restarted = restarted
         self._command = (*command, json.dumps(_worker_settings(settings, preprocess)))
         self._idle: asyncio.Queue[asyncio.subprocess.Process] = asyncio.Queue()
@@ -159,12 +156,11 @@ class DecodePool:
         raise ImageProblem("decoder_crashed", _DIED)
 
     def _decoded(self, answer: dict[str, Any], payload: bytes) -> Decoded:
-        shape = (answer["tiles"], 3, self.crop_size, self.crop_size)
+        windows, boxes = (tuple(map(tuple, answer[key])) for key in ("windows", "boxes"))
+        pixels = np.frombuffer(payload, np.uint8).reshape(len(windows), 3, self.crop_size, self.crop_size)
         return Decoded(
-            answer["width"],
-            answer["height"],
+            Crops(pixels, windows, boxes, answer["width"], answer["height"], answer["no_content"]),
             answer["sha256"],
-            np.frombuffer(payload, np.uint8).reshape(shape),
             answer["provenance"] and Provenance.model_validate(answer["provenance"]),
         )
 

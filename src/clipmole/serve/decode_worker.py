@@ -6,7 +6,8 @@ are answered by frames on stdout, one at a time, in order:
     frame     two lengths (big-endian, 4 and 8 bytes), a JSON header, a payload
     request   {"provenance"} and the file's bytes
     begun     {"begun": true}, as soon as the request is here; the answer follows
-    answer    {"width", "height", "tiles", "sha256", "provenance"} and the crops (tiles, 3, S, S) uint8;
+    answer    {"width", "height", "windows", "boxes", "no_content", "sha256", "provenance"}, as in `Crops`, and the
+              crops (n, 3, S, S) uint8;
               or {"error": {"code", "message"}} and nothing
 
 It imports no torch, opens no network, writes no file, and ends when stdin does. What libraries print is dropped:
@@ -24,7 +25,7 @@ from typing import Any, BinaryIO
 
 from clipmole.config import PreprocessConfig
 from clipmole.errors import ImageError
-from clipmole.images.crops import preprocess, size_of
+from clipmole.images.crops import cut_crops
 from clipmole.images.loading import ImageLimits, load_pixels
 from clipmole.provenance import read_provenance
 from clipmole.provenance.findings import Provenance
@@ -61,7 +62,7 @@ def decode(
     """The answer's header and payload."""
     try:
         image = load_pixels(data, name=NAME, limits=limits)
-        tiles = preprocess(image, config)
+        crops = cut_crops(image, config)
     except ImageError as error:
         if isinstance(error.__cause__, MemoryError):
             reason = "needs more memory to decode than one image may take; make it smaller"
@@ -70,15 +71,16 @@ def decode(
     except MemoryError:
         reason = "needs more memory to decode than one image may take; make it smaller"
         return {"error": {"code": "too_large", "message": reason}}, b""
-    width, height = size_of(image)
     header = {
-        "width": width,
-        "height": height,
-        "tiles": len(tiles),
+        "width": crops.width,
+        "height": crops.height,
+        "windows": crops.windows,
+        "boxes": crops.boxes,
+        "no_content": crops.no_content,
         "sha256": hashlib.sha256(data).hexdigest(),
         "provenance": _provenance(data, limits) if request["provenance"] else None,
     }
-    return header, tiles.data.cast("B")
+    return header, crops.pixels.data.cast("B")
 
 
 def _provenance(data: bytes, limits: ImageLimits) -> dict[str, Any]:

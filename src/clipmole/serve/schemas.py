@@ -28,6 +28,8 @@ EXAMPLE_DETECTION: dict[str, Any] = {
     "tiles": 9,
     "tile_logits": None,
     "tile_boxes": None,
+    "coverage": 1.0,
+    "reason": None,
 }
 EXAMPLE_RESULT: dict[str, Any] = {
     "name": "photo.jpg",

@@ -13,6 +13,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 
+from clipmole.images.crops import most_crops
 from clipmole.images.formats import IMAGE_EXTENSIONS
 from clipmole.inference.detector import Detector
 from clipmole.inference.explain import Evidence, explain_crops, network_of
@@ -213,7 +214,7 @@ class Service:
         if kind == "tiles":
             return explain_crops(self.detector, detection)
         assert self.batcher is not None
-        return await self.batcher.alone(lambda: explain_crops(self.detector, detection, image.tiles))
+        return await self.batcher.alone(lambda: explain_crops(self.detector, detection, image.crops))
 
     def _observe(self, result: Result, seconds: float) -> None:
         self.metrics.image_seconds.observe(seconds)
@@ -255,7 +256,7 @@ class Service:
             ),
             evidence=self.evidence,
             crop_size=detector.preprocess.crop_size,
-            max_tiles=detector.preprocess.max_tiles if detector.preprocess.mode == "tiles" else 1,
+            max_tiles=most_crops(detector.preprocess),
             backbone=f"ViT, {tower.depth} blocks of width {tower.width}, patches of {tower.patch_size} px"
             if tower
             else "an exported graph",

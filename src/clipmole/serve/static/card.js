@@ -2,7 +2,7 @@
 
 import { grid, h, nameOf } from "./dom.js";
 import { EvidenceMap } from "./map.js";
-import { RARE, bytes, capital, caution, headline, meaning, percent, signed, verdictOf } from "./words.js";
+import { RARE, bytes, capital, caution, headline, meaning, percent, seen, signed, verdictOf } from "./words.js";
 
 const soft = (text) => h("p", { class: "soft" }, text);
 
@@ -45,6 +45,8 @@ function numbers(item) {
     ["Score", `${signed(detection.logit)} (positive towards AI-generated)`],
     ["Probability", detection.probability === null ? "none: not calibrated" : percent(detection.probability)],
     ["Verdict", verdictOf(detection).words],
+    ...(detection.reason ? [["Why uncertain", detection.reason]] : []),
+    ["Seen", seen(detection)],
     ["Looked at", `${item.at.toISOString().slice(0, 16).replace("T", " ")} UTC`],
     ["Request", item.request],
   ]));
@@ -76,6 +78,7 @@ export function card(item, again, save) {
   const element = article(item, detection.verdict ?? "none", sign, capital(words), detection.probability,
     calibrated ? gauge(detection) : null,
     h("p", { class: "meaning" }, meaning(detection, calibration)),
+    soft(`The detector looked at ${seen(detection)}.`),
     strong ? h("p", { class: "banner" },
       "Apart from this score, the metadata of the file say something, below: ", h("bdi", {}, strong.title), ".") : null,
     h("p", {}, caution(detection, calibration), calibrated ? ` ${RARE}` : null),

@@ -28,8 +28,8 @@ function field(value) {
 }
 
 function columns({ file, result, error }) {
-  const { verdict, probability, logit, width, height, detector } = result?.detection ?? {}, findings = result?.provenance.findings.length;
-  return { file: file.name, verdict, probability, logit, width, height, findings, detector,
+  const { verdict, probability, logit, width, height, coverage, reason, detector } = result?.detection ?? {}, findings = result?.provenance.findings.length;
+  return { file: file.name, verdict, probability, logit, width, height, coverage, reason, findings, detector,
     sha256: result?.sha256, error: error?.code, message: error?.message };
 }
 

@@ -19,6 +19,10 @@ export function percent(probability) {
 
 const share = (value) => `${Number((100 * value).toPrecision(3))} %`;
 
+/** The share of the image's pixels that the detector looked at. */
+export const seen = ({ coverage, tiles }) =>
+  `${coverage < 0.01 ? (100 * coverage).toFixed(1) : Math.round(100 * coverage)} % of the image's pixels, in ${tiles} ${tiles === 1 ? "crop" : "crops"}`;
+
 /** What the probability means, in one sentence. */
 export function meaning(detection, calibration) {
   if (detection.probability === null)
@@ -40,6 +44,7 @@ export function caution(detection, calibration) {
     const alarm = calibration ? ` On the calibration data at most ${share(calibration.max_false_alarm)} of the photographs got it.` : "";
     return `This is no proof: photographs get this verdict too.${alarm} Do not accuse anybody with it.`;
   }
+  if (detection.reason) return `The detector cannot tell: ${detection.reason}. Its probability means nothing here.`;
   return verdict === "uncertain" ? "The detector cannot tell. That is an answer too: look for other evidence." : "";
 }
 

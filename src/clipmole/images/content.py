@@ -1,0 +1,55 @@
+"""Crops -> whether there is anything in them from which a detector could tell.
+
+In: the crops of one image. Out: a reason in words, or None. It knows nothing of files, models or verdicts.
+
+A detector gives a firm probability to whatever it is shown, a black rectangle and a page of text included. Photographs
+and generated pictures are full of shades and textures; in a page of text or a line drawing nearly every block of 8 x 8
+pixels is either even, or holds two tones and a sharp edge between them. So blocks are counted that are neither.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+BLOCK = 8  # pixels; also that of JPEG, whose errors stay within a block
+EVEN = 5  # of 255: a block whose brightness varies by less shows nothing
+SHARP = 64  # of 255: a block of two tones varies by at least so much
+BETWEEN = 0.4  # and fewer of its pixels than this share lie between the two tones
+LEAST = 0.02  # share of blocks with shades or texture; benchmarks/no_content.py measures what it lets through
+SMALL = 1 / 4  # of a crop's pixels: an image with fewer is mostly its own mirror image
+
+
+def no_content(crops: NDArray[np.uint8], seen: int) -> str | None:
+    """Why nothing can be told from the crops of an image, a clause for people; None: there is something to see.
+
+    Args:
+        crops: (n, 3, S, S) uint8.
+        seen: pixels of the image that lie in them.
+    """
+    size = crops.shape[-1]
+    if seen < SMALL * size**2:
+        return f"the image has only {seen:,} pixels to look at, and one crop takes {size} x {size}"
+    ranges, between = _blocks(crops)
+    even = ranges < EVEN
+    if even.mean() > 1 - LEAST:
+        return "the image shows nothing but even areas"
+    two_tones = (ranges >= SHARP) & (between < BETWEEN)
+    if (even | two_tones).mean() > 1 - LEAST:
+        return "the image shows nothing but even areas and sharp edges, as text and line art do"
+    return None
+
+
+def _blocks(crops: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], NDArray[np.float64]]:
+    """Of each block its range of brightness, and the share of its pixels in the middle half of that range."""
+    wide = crops.astype(np.uint16)
+    luma = ((wide[:, 0] + 2 * wide[:, 1] + wide[:, 2]) >> 2).astype(np.uint8)
+    side = max(1, luma.shape[-1] // BLOCK) * BLOCK
+    luma = luma[:, :side, :side]
+    rows = luma.reshape(len(luma), -1, min(BLOCK, luma.shape[1]), luma.shape[2])
+    blocks = np.stack(np.split(rows, range(BLOCK, luma.shape[2], BLOCK), axis=-1), axis=2)
+    blocks = blocks.reshape(-1, blocks.shape[-2] * blocks.shape[-1])
+    low, high = blocks.min(axis=1), blocks.max(axis=1)
+    quarter = (high - low) >> 2
+    between = (blocks > (low + quarter)[:, None]) & (blocks < (high - quarter)[:, None])
+    return high - low, between.mean(axis=1)
