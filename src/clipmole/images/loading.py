@@ -45,8 +45,7 @@ from PIL.JpegImagePlugin import JpegImageFile
 from clipmole.errors import ImageError, ImageNotFound, ImageTooLarge, ImageUnreadable
 from clipmole.images import fast_jpeg as jpeg
 from clipmole.images.formats import FORMATS, HEAD, ORIENTATION, check_jpeg, check_whole, image_format, reader_of
-from clipmole.plumbing.names import escape_name
-from clipmole.plumbing.text import first_line
+from clipmole.plumbing.text import escaped, first_line
 
 ImageSource = str | os.PathLike[str] | bytes | Image.Image | NDArray[Any]
 

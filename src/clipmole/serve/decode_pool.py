@@ -21,8 +21,8 @@ import numpy as np
 
 from clipmole.config import PreprocessConfig
 from clipmole.errors import ClipmoleError
-from clipmole.plumbing.child import last_line, module_command
 from clipmole.images.crops import Crops, most_crops
+from clipmole.plumbing.child import last_line, module_command
 from clipmole.provenance.findings import Provenance
 from clipmole.serve import TOKEN_VARIABLE
 from clipmole.serve.decode_worker import FRAME
