@@ -19,11 +19,12 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from PIL.PngImagePlugin import PngInfo
-from tiny import CALIBRATION, encoded, picture
+from tiny import CALIBRATION, PREPROCESS, encoded, picture
 
 pytest.importorskip("fastapi")
 from serving import Running, graph_detector, running, tiny_detector, until
 
+from clipmole.images.crops import most_crops
 from clipmole.inference.explain import explain
 from clipmole.serve.errors import IMAGE_CODES, STATUS
 from clipmole.serve.schemas import BytesAnswer, DetectAnswer
@@ -149,7 +150,7 @@ def test_detectors_says_what_runs_and_what_it_takes(server: Running) -> None:
     assert (detector["calibration"]["real"], detector["calibration"]["generated"]) == (50, 50)
     assert detector["evidence"] == ["none", "tiles", "tokens"]
     assert detector["crop_size"] == 32
-    assert detector["max_tiles"] == 4
+    assert detector["max_tiles"] == most_crops(PREPROCESS)
     assert detector["limits"]["max_images"] == 32
     assert ".png" in detector["limits"]["extensions"]
     assert len(detector["limitations"]) >= 3

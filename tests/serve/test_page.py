@@ -435,7 +435,7 @@ def test_numbers_behind_the_words(visit: Callable[..., Any]) -> None:
     found = in_page(page, "geometry.js", f"m.cells({json.dumps(tiles)})")
     assert found == [[0, 0, 10, 10, 3], [10, 0, 20, 10, 1], [20, 0, 30, 10, -1]]
     fields = in_page(page, "save.js", "m.csv([{file: {name: '@SUM(A1), \"b\"\\n'}, result: null, error: null}])")
-    assert fields.splitlines()[1] + "\n" + fields.splitlines()[2] == '"\'@SUM(A1), ""b""\n",,,,,,,,,,'
+    assert fields.splitlines()[1] + "\n" + fields.splitlines()[2] == '"\'@SUM(A1), ""b""\n",,,,,,,,,,,,'
 
 
 def test_token_busy_and_a_server_that_goes_away(visit: Callable[..., Any]) -> None:

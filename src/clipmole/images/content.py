@@ -16,7 +16,7 @@ BLOCK = 8  # pixels; also that of JPEG, whose errors stay within a block
 EVEN = 5  # of 255: a block whose brightness varies by less shows nothing
 SHARP = 64  # of 255: a block of two tones varies by at least so much
 BETWEEN = 0.4  # and fewer of its pixels than this share lie between the two tones
-LEAST = 0.02  # share of blocks with shades or texture; benchmarks/no_content.py measures what it lets through
+LEAST = 0.02  # share of blocks with shades or texture that makes an image one to tell from
 SMALL = 1 / 4  # of a crop's pixels: an image with fewer is mostly its own mirror image
 
 
