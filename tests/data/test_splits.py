@@ -8,13 +8,14 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from tiny import PREPROCESS, encoded, picture, tiny_backbone
+from tiny import PREPROCESS, encoded, picture, tiny_backbone, write_corpus
 from typer.testing import CliRunner
 
 from clipmole.cli import app
 from clipmole.config import AugmentConfig, TrainConfig
 from clipmole.data import Folders, file_sha256, read_data
 from clipmole.data.sample import Sample
+from clipmole.data.samples import source_hash
 from clipmole.data.splits import draw_per_class, draw_splits, whole_groups
 from clipmole.data.training_set import training_data
 from clipmole.errors import ConfigError, DataError
@@ -214,3 +215,17 @@ def test_the_command_line_takes_one_source(arguments: list[str], reason: str) ->
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 2
     assert reason in result.output
+
+
+def test_the_record_names_sources_by_their_hash_if_every_photograph_has_one(tmp_path: Path) -> None:
+    rows = write_corpus(tmp_path, {"train": 4, "val": 2}).read_text().splitlines()
+    named = [f"{row},{'source' if i == 0 else f'Jane Doe {i % 2}'}" for i, row in enumerate(rows)]
+    (tmp_path / "named.csv").write_text("\n".join(named))
+    record = training_data(CONFIG, tmp_path / "named.csv").record
+    assert record["sources"] == sorted(source_hash(f"Jane Doe {i}") for i in range(2))
+    assert all(len(each) == 12 for each in record["sources"])
+    assert "Jane" not in str(record)
+    (tmp_path / "some.csv").write_text("\n".join([*named[:-1], named[-1].rpartition(",")[0] + ","]))
+    assert "sources" in training_data(CONFIG, tmp_path / "some.csv").record  # the last row is of val
+    (tmp_path / "fewer.csv").write_text("\n".join([named[0], named[1].rpartition(",")[0] + ",", *named[2:]]))
+    assert "sources" not in training_data(CONFIG, tmp_path / "fewer.csv").record

@@ -17,6 +17,7 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 from clipmole import metrics
 from clipmole.calibration import Calibration, fit_calibration
 from clipmole.data.sample import Sample
+from clipmole.data.samples import source_hash
 from clipmole.errors import DataError
 from clipmole.evaluation.bootstrap import bootstrap_indices
 from clipmole.evaluation.estimates import (
@@ -24,6 +25,8 @@ from clipmole.evaluation.estimates import (
     QUICK,
     RANKING,
     Replicates,
+    estimate_kinds,
+    estimate_origins,
     estimate_set,
     mean_generator_ap,
     mean_replicates,
@@ -32,7 +35,7 @@ from clipmole.evaluation.estimates import (
     report_table,
     verdict_metrics,
 )
-from clipmole.evaluation.records import ALL_SETS, Estimate, SetReport
+from clipmole.evaluation.records import ALL_SETS, Estimate, SetReport, TrainedOn
 from clipmole.evaluation.scores import ScoreTable
 from clipmole.records import Thresholds, Verdict
 
@@ -424,3 +427,59 @@ def test_what_is_not_defined_is_null_in_json_and_nan_again() -> None:
 
 def test_a_figure_reads_as_value_and_interval() -> None:
     assert str(Estimate(value=0.91234, low=0.9, high=0.95)) == "0.912 [0.900, 0.950]"
+
+
+def from_places(rng: np.random.Generator) -> tuple[list[Sample], NDArray[np.float64]]:
+    """Photographs of the sources "a" and "b", images of the generators "g" and "h", 30 of each, and logits."""
+    samples = [
+        Sample(path=Path(f"{name}{i}.png"), label=label, generator=name if label else "camera", split="test",
+               source="" if label else name, kind="" if label else {"a": "stock", "b": "scan"}[name])
+        for name, label in (("a", 0), ("b", 0), ("g", 1), ("h", 1))
+        for i in range(30)
+    ]  # fmt: skip
+    return samples, rng.normal(np.repeat([-1.0, 1.0, 2.0, 0.5], 30), 1)
+
+
+def test_the_2_by_2_tells_known_from_new_sources_and_generators() -> None:
+    samples, scores = from_places(np.random.default_rng(0))
+    trained_on = TrainedOn(generators=("g", "other"), sources=(source_hash("a"),))
+    found = estimate_origins(samples, scores, trained_on, resamples=50, seed=0)
+    own = {"a": slice(0, 30), "b": slice(30, 60), "g": slice(60, 90), "h": slice(90, 120)}
+    expected = {(True, True): "ag", (True, False): "ah", (False, True): "bg", (False, False): "bh"}
+    assert [(o.known_source, o.known_generator) for o in found] == list(expected)
+    for cell, (photographs, generated) in zip(found, expected.values(), strict=True):
+        values = np.concatenate([scores[own[photographs]], scores[own[generated]]])
+        assert cell.auroc.value == pytest.approx(roc_auc_score([0] * 30 + [1] * 30, values))
+        assert cell.auroc.low < cell.auroc.value < cell.auroc.high
+        assert (cell.n_real, cell.n_generated) == (30, 30)
+    nothing = estimate_origins(samples, scores, TrainedOn(generators=(), sources=()), resamples=5, seed=0)
+    assert [(o.n_real, o.n_generated) for o in nothing] == [(0, 0), (0, 60), (60, 0), (60, 60)]
+    assert [math.isnan(o.auroc.value) for o in nothing] == [True, True, True, False]
+    assert estimate_origins(samples, scores, None, resamples=5, seed=0) == ()
+    unnamed = [samples[0].model_copy(update={"source": ""}), *samples[1:]]
+    assert estimate_origins(unnamed, scores, trained_on, resamples=5, seed=0) == ()
+
+
+def test_false_alarms_are_told_by_kind_of_photograph() -> None:
+    samples, scores = from_places(np.random.default_rng(1))
+    scan, stock = estimate_kinds(samples, scores, UNIT, resamples=50, seed=0)
+    p = UNIT.probabilities(scores)
+    for found, kind, own in ((stock, "stock", p[:30]), (scan, "scan", p[30:60])):
+        assert (found.kind, found.n_real) == (kind, 30)
+        assert found.false_alarm.value == pytest.approx((own > 0.8).mean())
+        assert found.uncertain.value == pytest.approx(((own >= 0.3) & (own <= 0.8)).mean())
+    assert scan.false_alarm.low < scan.false_alarm.value < scan.false_alarm.high
+    assert estimate_kinds(samples, scores, None, resamples=5, seed=0) == ()
+    assert estimate_kinds(samples[60:], scores[60:], UNIT, resamples=5, seed=0) == ()
+
+
+def test_a_report_tells_origins_and_kinds_under_the_main_conditions() -> None:
+    samples, scores = from_places(np.random.default_rng(2))
+    conditions = ("as stored", "equalised", "JPEG 50")
+    table = ScoreTable(tuple(samples), np.array(["s"] * 120), ("d", "e"), conditions, np.stack([[scores] * 3] * 2))
+    trained_on = {"d": TrainedOn(generators=("g",), sources=(source_hash("b"),))}
+    reports, _ = report_table(table, {"d": UNIT, "e": None}, resamples=5, trained_on=trained_on)
+    found = {(r.detector, r.condition): (len(r.origins), len(r.kinds)) for r in reports}
+    assert found == {(d, c): (4, 2) if d == "d" and c != "JPEG 50" else (0, 0) for d in "de" for c in conditions}
+    again = SetReport.model_validate_json(reports[0].model_dump_json())
+    assert (again.origins, again.kinds) == (reports[0].origins, reports[0].kinds)

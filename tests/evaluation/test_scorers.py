@@ -10,11 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tiny import CALIBRATION, PREPROCESS, picture, tiny_backbone, tiny_network
+from tiny import CALIBRATION, PREPROCESS, picture, tiny_backbone, tiny_network, write_adapter
 
 from clipmole import Detector
 from clipmole.errors import CheckpointError, ConfigError, WeightsNotFound
-from clipmole.evaluation.scorers import FunctionScorer, HuggingFaceScorer, load_scorer, with_center_crop
+from clipmole.evaluation.records import TrainedOn
+from clipmole.evaluation.scorers import FunctionScorer, HuggingFaceScorer, load_scorer, trained_on, with_center_crop
 from clipmole.models.adapter import save_adapter
 from clipmole.models.backbone import save_tower
 
@@ -139,3 +140,22 @@ def test_univfd_head_without_a_directory(shared_dir: Path, tmp_path: Path) -> No
         expected = features @ published["weight"][0] + published["bias"]
     assert scorer.score(images) == pytest.approx(expected.numpy(), abs=1e-5)
     assert scorer.name == f"univfd@477100745713 on wide@{backbone.sha256[:12]}"
+
+
+def test_what_a_detector_was_trained_on_stands_in_its_record(tmp_path: Path) -> None:
+    write_adapter(tmp_path)
+    record = tmp_path / "adapter" / "train.json"
+    assert trained_on(str(tmp_path / "adapter")) is None  # no record
+    record.write_text('{"data": {"generators": ["sdxl"]}}')
+    assert trained_on(str(tmp_path / "adapter")) is None  # of a time when sources were not recorded
+    record.write_text('{"data": {"generators": ["sdxl"], "sources": ["0123456789ab"]}}')
+    assert trained_on(str(tmp_path / "adapter")) == TrainedOn(generators=("sdxl",), sources=("0123456789ab",))
+    for spec in ("hf:owner/name#fake", "python:module:function", "univfd:head.pth"):
+        assert trained_on(spec) is None
+    found = trained_on("embedded")
+    assert found is not None
+    assert len(found.sources) == 5
+    for text in ('{"data": {"generators": 3, "sources": []}}', '{"data": ', "[" * 100_000):
+        record.write_text(text)
+        with pytest.raises(CheckpointError, match=r"train\.json: .*; take it away, and the detector's training counts"):
+            trained_on(str(tmp_path / "adapter"))

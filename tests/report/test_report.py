@@ -13,6 +13,7 @@ import os
 import re
 from collections.abc import Sequence
 from html.parser import HTMLParser
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +30,8 @@ from clipmole.evaluation.records import (
     Difference,
     Estimate,
     EvaluationReport,
+    KindEstimate,
+    OriginEstimate,
     PublishedResult,
     SetReport,
 )
@@ -565,3 +568,42 @@ def test_detectors_differ_by_more_than_colour() -> None:
     assert len(set(looks)) == 30
     shapes = {plots.marker(i, 0, 0).get("d") for i in range(5)}
     assert len(shapes) == len(set(plots.DASHES)) == 5
+
+
+def test_the_2_by_2_and_the_kinds_of_photographs_are_shown(tmp_path: Path) -> None:
+    report, table = made(tmp_path)
+    cells = list(product((True, False), (True, False)))
+    origins = tuple(
+        OriginEstimate(known_source=s, known_generator=g, n_real=20, n_generated=10 + i,
+                       auroc=estimate((0.9, 0.8, 0.7, math.nan)[i]))
+        for i, (s, g) in enumerate(cells)
+    )  # fmt: skip
+    kinds = (KindEstimate(kind=HOSTILE, n_real=12, false_alarm=estimate(0.08), uncertain=estimate(0.31)),)
+    sets = [
+        s.model_copy(update={"origins": origins, "kinds": kinds})
+        if (s.set, s.detector) == ("test", "mole") and s.condition in ("as stored", "equalised")
+        else s
+        for s in report.sets
+    ]
+    report = report.model_copy(update={"sets": tuple(sets)})
+    path = write_report(report, table, tmp_path / "out", conditions=PERTURBED)
+    page, text = Page(path.read_text(encoding="utf-8")), (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
+    assert "Known and new sources and generators" in page.text
+    assert "By kind of photograph" in page.text
+    known, new = (line for line in text.splitlines() if line.startswith("| test | mole | ") and "20 + 1" in line)
+    assert [known.split("|")[3].strip(), new.split("|")[3].strip()] == ["known", "new"]
+    assert "90.0" in known
+    assert r"\[85.0, 95.0\] 20 + 10" in known
+    assert "80.0" in known
+    assert "70.0" in new
+    assert "20 + 13" in new
+    (row,) = (line for line in text.splitlines() if "script" in line and "8.0" in line and "31.0" in line)
+    assert "| 12 |" in row
+    rows = list(csv.DictReader((tmp_path / "out" / "report.csv").open(encoding="utf-8", newline="")))
+    own = [r for r in rows if r["scope"] == "origin" and r["condition"] == "equalised"]
+    assert [r["note"] for r in own][1] == "known sources of photographs, new generators"
+    assert [float(r["value"]) for r in own][:3] == [0.9, 0.8, 0.7]
+    alarms = [r for r in rows if r["scope"] == "kind" and r["figure"] == "false_alarm"]
+    assert [(r["real"], float(r["value"])) for r in alarms] == [("12", 0.08)] * 2
+    plain = write_report(made(tmp_path)[0], table, tmp_path / "plain").read_text(encoding="utf-8")
+    assert "Known and new sources" not in plain

@@ -101,6 +101,10 @@ def test_it_says_when_chance_would_do_as_well() -> None:
         for condition in ("as stored", "equalised")
     )  # fmt: skip
     line = better_than_chance(EvaluationReport(title="t", detectors=(), sets=(stored, found)))
+    perfect = found.model_copy(update={"estimates": {"auroc": Estimate(value=1, low=1, high=1)}})
+    assert "in 100.0 % of pairs [63.1, 100.0]" in better_than_chance(
+        EvaluationReport(title="t", detectors=(), sets=(perfect,))
+    )  # 0.025 ** (1 / 8)
     assert "in 61.0 % of pairs [48.0, 74.0], where chance gives 50 %: NOT shown to be better than chance." in line
 
 

@@ -1,7 +1,7 @@
 """Manifests -> samples: a CSV file, or Parquet files that name the images or hold them.
 
-In: a table with the columns path and label and, if there, generator, split, group, source, category and
-ignore_bottom_px; others are left alone. A Parquet table may have a column `image` with the files' bytes in place of
+In: a table with the columns path and label and, if there, generator, split, group, source, kind, category
+and ignore_bottom_px; others are left alone. A Parquet table may have a column `image` with the files' bytes in place of
 `path`. Out: samples in the table's order. It opens no image.
 """
 
@@ -23,7 +23,7 @@ from clipmole.errors import DataError, MissingDependency
 
 NEEDED = ("path", "label")
 OPTIONAL = ("generator", "split")  # not empty where there is such a column
-FREE = (IGNORE, "group", "source", "category")
+FREE = (IGNORE, "group", "source", "kind", "category")
 IMAGE = "image"
 
 
@@ -165,6 +165,7 @@ def _held(files: Sequence[Path], unsplit: str) -> Iterator[tuple[bytes, dict[str
                     "split": str(row.get("split") or split_in_name(file.name, unsplit)),
                     "group": str(row.get("group") or ""),
                     "source": str(row.get("source") or ""),
+                    "kind": str(row.get("kind") or ""),
                     "category": str(row.get("category") or ""),
                     IGNORE: int(row.get(IGNORE) or 0),
                 },

@@ -37,6 +37,7 @@ class Sample(Record):
         ignore_bottom_px: rows at the lower edge that hold a visible mark and are never looked at.
         group: images of one group show the same scene or prompt and are not independent; "": its own.
         source: collection that it was taken from; "": not known.
+        kind: of a photograph, such as "camera-file", "stock" or "scan"; "": not known.
         category: the class folder of the layout that it lies in, such as "progan/airplane"; "": there is none.
         inside: where its bytes are, if it is no file of its own.
     """
@@ -48,5 +49,6 @@ class Sample(Record):
     ignore_bottom_px: int = Field(0, ge=0)
     group: str = ""
     source: str = ""
+    kind: str = ""
     category: str = ""
     inside: ByteRange | None = None

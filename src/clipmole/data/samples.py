@@ -42,6 +42,11 @@ def take_split(samples: Sequence[Sample], split: str) -> list[Sample]:
     return chosen
 
 
+def source_hash(source: str) -> str:
+    """What a training record says of a source: twelve hexadecimal digits of its name's sha256, which name nobody."""
+    return hashlib.sha256(source.encode(errors="surrogateescape")).hexdigest()[:12]
+
+
 def limit_samples(samples: Sequence[Sample], limit: int | None, seed: int = 0) -> list[Sample]:
     """At most `limit` samples of each class and generator, in the order of `samples`; None: all.
 

@@ -16,6 +16,7 @@ from clipmole.config import TrainConfig
 from clipmole.data import DataSource, Folders, lines_digest, read_data, sample_lines, take_split
 from clipmole.data.reading import Look, look, look_at_all
 from clipmole.data.sample import Sample
+from clipmole.data.samples import source_hash
 from clipmole.data.splits import class_counts, draw_per_class, draw_splits
 from clipmole.data.unpack import Unpacking
 from clipmole.errors import ConfigError, DataError
@@ -123,6 +124,9 @@ def training_data(
         **{split: len(members) for split, members in parts.items()},
         "generators": sorted({sample.generator for sample in parts["train"] if sample.label}),
     }
+    sources = {sample.source for sample in parts["train"] if sample.label == 0}
+    if "" not in sources:  # else some are not known, and none could be called new
+        record["sources"] = sorted(map(source_hash, sources))
     _record_draws(record, digests, class_counts(parts["train"]), config.per_class, drawn, progress.say)
     return TrainingData(parts["train"], parts["val"], parts["calibration"], lines, record)
 

@@ -23,9 +23,18 @@ from clipmole import metrics
 from clipmole.calibration import Calibration
 from clipmole.data import labels_of
 from clipmole.data.sample import Sample
+from clipmole.data.samples import source_hash
 from clipmole.errors import DataError
 from clipmole.evaluation.bootstrap import bootstrap_indices, group_codes, percentile_interval
-from clipmole.evaluation.records import ALL_SETS, Difference, Estimate, SetReport
+from clipmole.evaluation.records import (
+    ALL_SETS,
+    Difference,
+    Estimate,
+    KindEstimate,
+    OriginEstimate,
+    SetReport,
+    TrainedOn,
+)
 from clipmole.evaluation.scores import ScoreTable
 
 MAIN = ("as stored", "equalised")  # conditions that get every figure; the others get those of `QUICK`
@@ -183,7 +192,7 @@ def estimate_set(
         raise DataError(f"set {name!r}: needs images and a logit for each: {len(samples)} images, {len(scores)} logits")
     labels = labels_of(samples)
     groups = [sample.group for sample in samples]
-    names = ["/".join(sample.path.parts[-3:]) for sample in samples]  # the same wherever the data lies
+    names = sample_names(samples)
     functions = scored_metrics(scores, calibration)
     if only is not None:
         functions = {key: function for key, function in functions.items() if key in only}
@@ -237,6 +246,81 @@ def report_set(detector: str, name: str, condition: str, samples: Sequence[Sampl
     )
 
 
+def bootstrap_metric(
+    metric: metrics.Metric,
+    samples: Sequence[Sample],
+    scores: NDArray[np.float64],
+    resamples: int,
+    seed: int,
+) -> Estimate:
+    """A metric of labels and `scores` (n,) on some images, and its interval over resamples of them."""
+    labels = labels_of(samples)
+    if not len(samples):
+        return Estimate(value=float("nan"), low=float("nan"), high=float("nan"))
+    groups, names = [sample.group for sample in samples], sample_names(samples)
+    drawn = bootstrap_indices(labels, resamples, seed, groups=groups, names=names)
+    return Replicates(metric(labels, scores), np.array([metric(labels[i], scores[i]) for i in drawn])).estimate()
+
+
+def estimate_origins(
+    samples: Sequence[Sample], scores: NDArray[np.float64], trained_on: TrainedOn | None, resamples: int, seed: int
+) -> tuple[OriginEstimate, ...]:
+    """The AUROC of logits (n,) for known and new sources of photographs x known and new generators.
+
+    Returns () where a photograph names no source, or where the detector's are not known.
+    """
+    if trained_on is None or any(sample.label == 0 and not sample.source for sample in samples):
+        return ()
+    known = np.array(
+        [
+            sample.generator in trained_on.generators
+            if sample.label
+            else source_hash(sample.source) in trained_on.sources
+            for sample in samples
+        ]
+    )
+    labels, found = labels_of(samples), []
+    for known_source, known_generator in ((True, True), (True, False), (False, True), (False, False)):
+        own = np.flatnonzero(known == np.where(labels == 1, known_generator, known_source))
+        chosen = [samples[i] for i in own.tolist()]
+        auroc = bootstrap_metric(metrics.auroc, chosen, scores[own], resamples, seed)
+        n_generated = int(labels[own].sum())
+        found.append(
+            OriginEstimate(
+                known_source=known_source,
+                known_generator=known_generator,
+                n_real=len(own) - n_generated,
+                n_generated=n_generated,
+                auroc=auroc,
+            )
+        )
+    return tuple(found)
+
+
+def estimate_kinds(
+    samples: Sequence[Sample], scores: NDArray[np.float64], calibration: Calibration | None, resamples: int, seed: int
+) -> tuple[KindEstimate, ...]:
+    """What a calibration says of logits (n,) of the photographs of each kind, by name; () where no kind is known."""
+    kinds = np.array([sample.kind if sample.label == 0 else "" for sample in samples])
+    if calibration is None or not kinds.astype(bool).any():
+        return ()
+    verdicts, found = verdict_metrics(calibration), []
+    for kind in sorted(set(kinds.tolist()) - {""}):
+        own = np.flatnonzero(kinds == kind)
+        chosen, probabilities = [samples[i] for i in own.tolist()], calibration.probabilities(scores[own])
+        shares = {
+            key: bootstrap_metric(verdicts[key], chosen, probabilities, resamples, seed)
+            for key in ("false_alarm", "uncertain")
+        }
+        found.append(KindEstimate(kind=kind, n_real=len(own), **shares))
+    return tuple(found)
+
+
+def sample_names(samples: Sequence[Sample]) -> list[str]:
+    """What the images' bootstrap draws depend on: the same wherever the data lie."""
+    return ["/".join(sample.path.parts[-3:]) for sample in samples]
+
+
 def mean_over_sets(found: Sequence[SetReplicates]) -> SetReplicates:
     """Each figure's mean over the sets where it is defined, as the papers give it over a benchmark."""
 
@@ -270,11 +354,16 @@ def report_table(
     calibrations: Mapping[str, Calibration | None],
     resamples: int = 1000,
     seed: int = 0,
+    trained_on: Mapping[str, TrainedOn | None] | None = None,
 ) -> tuple[tuple[SetReport, ...], tuple[Difference, ...]]:
     """Figures of every detector, set and condition, and the paired differences of each two detectors.
 
-    The conditions of `MAIN` get every figure and the differences, the others (of a robustness curve) the figures of
-    `QUICK`. Of several sets the means over them come last, under the name `ALL_SETS`.
+    The conditions of `MAIN` get every metric, the differences, and what is told by origin and kind; the others (of a
+    robustness curve) get the metrics of `QUICK`. Of several sets the means over them come last, under the name
+    `ALL_SETS`.
+
+    Args:
+        trained_on: detector -> what it was trained on; None: not known.
     """
     reports: list[SetReport] = []
     compared: list[Difference] = []
@@ -296,7 +385,13 @@ def report_table(
                 for d, detector in enumerate(table.detectors)
             ]
             for d, detector in enumerate(table.detectors):
-                reports.append(report_set(detector, name, condition, samples[name], found[d]))
+                report = report_set(detector, name, condition, samples[name], found[d])
+                if condition in MAIN:
+                    scores, origin = table.logits[d, c, own], (trained_on or {}).get(detector)
+                    origins = estimate_origins(samples[name], scores, origin, resamples, seed)
+                    kinds = estimate_kinds(samples[name], scores, calibrations[detector], resamples, seed)
+                    report = report.model_copy(update={"origins": origins, "kinds": kinds})
+                reports.append(report)
                 everything.setdefault((c, d), []).append(found[d])
             if condition in MAIN:
                 compared += paired_differences(name, condition, table.detectors, found)

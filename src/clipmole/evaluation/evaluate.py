@@ -21,8 +21,8 @@ from clipmole.data.sample import Sample
 from clipmole.errors import ConfigError, DataError, ImageError, Stopped
 from clipmole.evaluation.estimates import MAIN, report_table
 from clipmole.evaluation.protocol import Protocol, find_sets, published_for
-from clipmole.evaluation.records import DetectorInfo, EvaluationReport
-from clipmole.evaluation.scorers import ImageScorer, load_scorer, with_center_crop
+from clipmole.evaluation.records import DetectorInfo, EvaluationReport, TrainedOn
+from clipmole.evaluation.scorers import ImageScorer, load_scorer, trained_on, with_center_crop
 from clipmole.evaluation.scores import ScoreFile, ScoreTable
 from clipmole.images.conditions import Condition, apply, load_conditions
 from clipmole.images.transforms import RGB
@@ -168,18 +168,19 @@ def score_images(
         length = max(1, min(CHUNK_IMAGES, 2 * length, int(KEPT_SECONDS / max(seconds, 1e-6))))
 
 
-def detector_info(name: str, scorer: ImageScorer) -> DetectorInfo:
-    """What a report says of a scorer."""
+def detector_info(name: str, scorer: ImageScorer, origin: TrainedOn | None = None) -> DetectorInfo:
+    """What a report says of a scorer; `origin`: what it was trained on."""
     calibration = scorer.calibration
     if calibration is None:
         note = "not calibrated: accuracies are at logit 0, and it gives no verdicts"
-        return DetectorInfo(name=name, id=scorer.name, note=note)
+        return DetectorInfo(name=name, id=scorer.name, note=note, trained_on=origin)
     return DetectorInfo(
         name=name,
         id=scorer.name,
         thresholds=calibration.thresholds,
         slope=calibration.slope,
         intercept=calibration.intercept,
+        trained_on=origin,
     )
 
 
@@ -194,8 +195,12 @@ def evaluate(
     seed: int = 0,
     workers: int = 2,
     progress: ProgressReporter = SILENT,
+    origins: Mapping[str, TrainedOn | None] | None = None,
 ) -> tuple[EvaluationReport, ScoreTable]:
     """Score everything once, or go on with `file`, and report it. Arguments as `score_sets`'.
+
+    Args:
+        origins: short name -> what a scorer was trained on; None: not known.
 
     Raises `DataError` if nothing can be read, `ConfigError` unless the conditions "as stored" and "equalised" are
     there: they are always reported together.
@@ -209,10 +214,10 @@ def evaluate(
         raise DataError(f"none of {len(failed)} images could be read: {next(iter(failed.values()))}")
     seconds = time.perf_counter() - began
     calibrations = {name: scorer.calibration for name, scorer in scorers.items()}
-    reports, differences = report_table(table, calibrations, resamples, seed)
+    reports, differences = report_table(table, calibrations, resamples, seed, origins)
     report = EvaluationReport(
         title=title,
-        detectors=tuple(detector_info(name, scorer) for name, scorer in scorers.items()),
+        detectors=tuple(detector_info(name, scorer, (origins or {}).get(name)) for name, scorer in scorers.items()),
         sets=reports,
         differences=differences,
         failed={escaped(path): reason for path, reason in failed.items()},
@@ -286,6 +291,7 @@ def run_protocol(
         seed=protocol.seed,
         workers=workers,
         progress=progress,
+        origins={name: trained_on(spec) for name, spec in specs.items()},
     )
     report = report.model_copy(
         update={

@@ -27,6 +27,18 @@ class Estimate(Record):
         return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
 
 
+class TrainedOn(Record):
+    """What a detector was trained on, as its `train.json` says.
+
+    Attributes:
+        generators: of its generated images.
+        sources: of its photographs, as `source_hash` writes them.
+    """
+
+    generators: tuple[str, ...]
+    sources: tuple[str, ...]
+
+
 class DetectorInfo(Record):
     """A detector that was evaluated.
 
@@ -36,6 +48,7 @@ class DetectorInfo(Record):
         thresholds: probabilities that bound its verdicts; None if it is not calibrated.
         slope, intercept: of its calibration, probability = sigmoid(slope * logit + intercept); None likewise.
         note: a caveat to print under the tables.
+        trained_on: sources and generators that it was trained on; None: not recorded.
     """
 
     name: str
@@ -44,9 +57,42 @@ class DetectorInfo(Record):
     slope: float | None = None
     intercept: float | None = None
     note: str = ""
+    trained_on: TrainedOn | None = None
 
 
 ALL_SETS = "mean over sets"
+
+
+class OriginEstimate(Record):
+    """The AUROC of some images of a set, by whether the detector was trained on where they come from.
+
+    Attributes:
+        known_source: whether it was trained on photographs of these photographs' sources.
+        known_generator: whether it was trained on images of these images' generators.
+        n_real, n_generated: images of each class; with none of one `auroc` is nan.
+    """
+
+    known_source: bool
+    known_generator: bool
+    n_real: int
+    n_generated: int
+    auroc: Estimate
+
+
+class KindEstimate(Record):
+    """What a detector says of the photographs of one kind in a set.
+
+    Attributes:
+        kind: as the manifest's column says.
+        n_real: how many there are.
+        false_alarm: share that is called AI-generated.
+        uncertain: share without a verdict.
+    """
+
+    kind: str
+    n_real: int
+    false_alarm: Estimate
+    uncertain: Estimate
 
 
 class SetReport(StoredRecord):
@@ -61,6 +107,9 @@ class SetReport(StoredRecord):
         estimates: name of a metric -> its estimate; names as in `metrics`; JSON: `figures`.
         generators: generator -> estimates of its images against all photographs of the set.
         means: name -> mean over generators, as papers report it (mAP, mean accuracy).
+        origins: known and new sources of photographs x known and new generators; () where the photographs' sources or
+            the detector's are not known.
+        kinds: the photographs by kind; () where no kind or no threshold is known.
     """
 
     detector: str
@@ -72,6 +121,8 @@ class SetReport(StoredRecord):
     estimates: dict[str, Estimate] = Field(alias="figures")
     generators: dict[str, dict[str, Estimate]]
     means: dict[str, Estimate]
+    origins: tuple[OriginEstimate, ...] = ()
+    kinds: tuple[KindEstimate, ...] = ()
 
 
 class Difference(StoredRecord):

@@ -25,17 +25,21 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pydantic import ValidationError
 
 from clipmole.calibration import Calibration
-from clipmole.config import PreprocessConfig
-from clipmole.errors import ConfigError, MissingDependency, WeightsNotFound
+from clipmole.config import PreprocessConfig, first_problem
+from clipmole.errors import CheckpointError, ConfigError, MissingDependency, WeightsNotFound
+from clipmole.evaluation.records import TrainedOn
 from clipmole.images.transforms import RGB
 from clipmole.inference.detector import Detector
 from clipmole.inference.pytorch import TorchRuntime
 from clipmole.inference.runtime import batch_for, remark
+from clipmole.models.adapter import TRAIN, find_adapter
 from clipmole.models.backbone import tower_sha256
 from clipmole.models.hub import why_unreachable
 from clipmole.models.univfd import UNIVFD_HEAD_SHA256, univfd_network
+from clipmole.plumbing.json_toml import read_json
 
 
 class ImageScorer(Protocol):
@@ -172,6 +176,28 @@ def load_scorer(
         precision=None if precision == "float32" else precision,  # an export brings its own
         batch_size=size,
     )
+
+
+def trained_on(spec: str) -> TrainedOn | None:
+    """What the detector that `spec` names was trained on; None if that is not recorded.
+
+    Raises `CheckpointError` if its `train.json` is damaged.
+    """
+    if spec.partition(":")[0] in ("hf", "python", "univfd"):
+        return None
+    _, folder = find_adapter(spec)
+    path = folder / TRAIN
+    if not path.is_file():
+        return None
+    cure = "take it away, and the detector's training counts as not known"
+    record = read_json(path, CheckpointError, cure)
+    data = record.get("data") if isinstance(record, dict) else None
+    if not isinstance(data, dict) or not {"generators", "sources"} <= data.keys():
+        return None
+    try:
+        return TrainedOn(generators=data["generators"], sources=data["sources"])
+    except ValidationError as error:
+        raise CheckpointError(f"{path}: data: {first_problem(error)}; {cure}") from error
 
 
 def with_center_crop(scorer: ImageScorer) -> ImageScorer:

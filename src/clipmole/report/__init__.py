@@ -78,7 +78,8 @@ def tidy(content: Content) -> str:
 
     `scope` says over what: "set" all images of the set, "generator" those of `generator` and all photographs, "mean"
     the mean over generators, "difference" the figure of `detector` less that of `minus` on the same images,
-    "published" what `detector` got elsewhere, with its caveat under `note`. `set` may be the mean over all of them.
+    "published" what `detector` got elsewhere, with its caveat under `note`; "origin" images of known or new sources and
+    generators, "kind" the photographs of one kind, named under `note`. `set` may be the mean over all of them.
     """
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
@@ -94,6 +95,15 @@ def tidy(content: Content) -> str:
             for key, f in estimates.items():
                 numbers = (f.value, f.low, f.high, s.n_real, n_generated)
                 write((s.detector, s.set, s.condition, key, *numbers, scope, generator, "", ""))
+        for origin in s.origins:
+            f, known = origin.auroc, [known_or_new(each) for each in (origin.known_source, origin.known_generator)]
+            numbers = (f.value, f.low, f.high, origin.n_real, origin.n_generated)
+            note = f"{known[0]} sources of photographs, {known[1]} generators"
+            write((s.detector, s.set, s.condition, "auroc", *numbers, "origin", "", "", note))
+        for kind in s.kinds:
+            for key, f in (("false_alarm", kind.false_alarm), ("uncertain", kind.uncertain)):
+                numbers = (f.value, f.low, f.high, kind.n_real, 0)
+                write((s.detector, s.set, s.condition, key, *numbers, "kind", "", "", kind.kind))
     for d in content.report.differences:
         own = content.found.get((d.first, d.set, d.condition))
         counts = (own.n_real, own.n_generated) if own else ("", "")
@@ -106,6 +116,11 @@ def tidy(content: Content) -> str:
     return file.getvalue()
 
 
+def known_or_new(known: bool) -> str:
+    """How a report calls what a detector was trained on, and what it was not."""
+    return "known" if known else "new"
+
+
 def sections(content: Content, gallery: bool) -> list[Section]:
     """All sections that have something to show."""
     made = [
@@ -113,6 +128,8 @@ def sections(content: Content, gallery: bool) -> list[Section]:
         Section("detectors", "Detectors", tables.detectors(content)),
         Section("differences", "Paired differences", tables.difference_tables(content)),
         Section("published", "Published figures beside these", tables.published(content)),
+        Section("origins", "Known and new sources and generators", tables.origin_tables(content)),
+        Section("kinds", "By kind of photograph", tables.kind_tables(content)),
         Section("generators", "By generator", tables.generator_tables(content)),
         Section("ranking", "ROC and precision-recall", curves.ranking(content)),
         Section("reliability", "Are the probabilities right?", curves.reliability(content)),

@@ -9,13 +9,15 @@ import json
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import product
 
 from clipmole.data import VARIANTS
-from clipmole.evaluation.records import ALL_SETS, Difference, Estimate, PublishedResult
+from clipmole.evaluation.records import ALL_SETS, Difference, Estimate, KindEstimate, PublishedResult
 from clipmole.report import plots
 from clipmole.report.content import DASH, MANY, MINUS, Content, bare, in_line, mean_estimate, number, plural, words
 from clipmole.report.page import Block, Cell, Code, Fold, Items, Name, Note, Table, Value, element
 
+KINDS = {"false_alarm": "false alarms", "uncertain": "uncertain"}
 NEUTRAL = 5  # of `plots`: grey
 FILES_SHOWN = 200
 LONG = 12  # rows: of several tables of paired differences, all but the first are folded away from more than these on
@@ -382,6 +384,76 @@ def generator_table(
     axes = {2 + place: plots.strip_axis(axis) for place in range(len(content.main))}
     where = "" if of_all == ALL_SETS else f" on {of_all}"
     return Table(f"{words(key)}{where}, percent", heads, rows, axes=axes, sums=frozenset({len(rows) - 1}))
+
+
+def origin_tables(content: Content) -> list[Block]:
+    """A 2 x 2 of AUROC for each detector and set: known / new sources of photographs x known / new generators."""
+    conditions = list(dict.fromkeys(s.condition for s in content.report.sets if s.origins))
+    rows: list[tuple[Cell, ...]] = []
+    for name in content.sets:
+        for detector in content.names:
+            reports = {c: content.found.get((detector, name, c)) for c in conditions}
+            cells = {
+                (o.known_source, o.known_generator, c): o
+                for c, report in reports.items()
+                if report
+                for o in report.origins
+            }
+            if not cells:
+                continue
+            for known_source in (True, False):
+                shown: list[Cell] = []
+                for known_generator, condition in product((True, False), conditions):
+                    cell = cells[known_source, known_generator, condition]
+                    value = number(cell.auroc)
+                    counts = f"{cell.n_real:,} + {cell.n_generated:,}"
+                    shown.append(Value(value.text, f"{value.small} {counts}".strip()))
+                rows.append((name, content.named(detector), "known" if known_source else "new", *shown))
+    if not rows:
+        return []
+    generators = [f"{known} generators\n{c}" for known, c in product(("known", "new"), conditions)]
+    return [
+        Table(
+            "AUROC, percent; small: its interval, photographs + generated images",
+            ["set", "detector", "sources of\nphotographs", *generators],
+            rows,
+            names=3,
+        ),
+        "Known: the detector's training record names it. A detector can look good because it knows the photographs' "
+        "sources rather than the traces of generators; what counts for images of others is new sources and new "
+        "generators. Detectors whose record names no sources are left out.",
+    ]
+
+
+def kind_tables(content: Content) -> list[Block]:
+    """False alarms and missing verdicts by kind of photograph, a row a kind."""
+    blocks: list[Block] = []
+    conditions = [c for c in content.main if any(s.kinds for s in content.report.sets if s.condition == c)]
+    for name in content.sets:
+        columns = [(d, c) for d in content.names for c in conditions if _kinds(content, d, name, c)]
+        kinds = {(d, c): _kinds(content, d, name, c) for d, c in columns}
+        every = {kind: k.n_real for found in kinds.values() for kind, k in found.items()}
+        rows: list[tuple[Cell, ...]] = [
+            (
+                kind,
+                Value(f"{count:,}"),
+                *(number(getattr(kinds[column][kind], key)) for key in KINDS for column in columns),
+            )
+            for kind, count in sorted(every.items())
+        ]
+        heads = [
+            "kind",
+            "photographs",
+            *(f"{text}\n{content.brief(d)}, {c}" for text in KINDS.values() for d, c in columns),
+        ]
+        if rows:
+            blocks += content.of_set(name, [Table(f"Photographs of {name} by kind, percent", heads, rows)])
+    return blocks
+
+
+def _kinds(content: Content, detector: str, name: str, condition: str) -> dict[str, KindEstimate]:
+    report = content.found.get((detector, name, condition))
+    return {each.kind: each for each in report.kinds} if report else {}
 
 
 def all_figures(content: Content) -> list[Block]:

@@ -222,6 +222,8 @@ def better_than_chance(report: EvaluationReport) -> str:
     """One sentence on the validation images, equalised: is the detector better than chance, and by how much?"""
     found = next(each for each in report.sets if each.condition == "equalised")
     auroc = found.estimates["auroc"]
+    if auroc.value == 1:  # the bootstrap's interval has no width: that of independent pairs (Clopper and Pearson 1934)
+        auroc = auroc.model_copy(update={"low": 0.025 ** (1 / min(found.n_real, found.n_generated))})
     verdict = "that is better than chance" if auroc.low > 0.5 else "NOT shown to be better than chance"
     return (
         f"Of the {found.n_real} photographs and {found.n_generated} generated images for validation, equalised, a "
