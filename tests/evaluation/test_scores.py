@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from clipmole.data.sample import Sample
 from clipmole.errors import DataError
 from clipmole.evaluation.scores import ScoreFile
 
-WHAT = {"conditions": ["as stored"], "seed": 0}
+WHAT = {"conditions": ["as stored", "equalised"], "seed": 0}
 ROWS = [(f"{i}.png", {"a@1": [float(i), -float(i)]}) for i in range(3)]
 
 
@@ -96,7 +97,40 @@ def test_a_place_that_cannot_be_written_is_said_in_one_line(tmp_path: Path) -> N
 
 def test_floats_come_back_to_the_last_bit(tmp_path: Path) -> None:
     logits = np.random.default_rng(0).standard_normal(50).tolist()
-    with ScoreFile(tmp_path / "scores.jsonl", WHAT) as file:
+    with ScoreFile(tmp_path / "scores.jsonl", {"conditions": [""] * 50}) as file:
         file.append([("x", {"a": logits})])
-    with ScoreFile(tmp_path / "scores.jsonl", WHAT) as file:
+    with ScoreFile(tmp_path / "scores.jsonl", {"conditions": [""] * 50}) as file:
         assert file.done["x"] == {"a": logits}
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "[" * 100_000,
+        '{"path": "0.png", "logits": {"a@1": [' + "9" * 5000 + ", 1]}}",
+        '{"path": "0.png", "logits": {"a@1": [1.0]}}',  # of two conditions
+        '{"path": "0.png", "logits": {"a@1": "12"}}',
+        '{"path": "0.png", "logits": {"a@1": [null, 2.0]}}',
+        '{"path": "0.png", "logits": [1.0, 2.0]}',
+        '{"path": ["0.png"], "logits": {"a@1": [1.0, 2.0]}}',
+        '{"path": "0.png", "error": 5}',
+        '{"path": "0.png"}',
+        "3",
+    ],
+)
+def test_a_damaged_line_is_one_line_that_names_it(tmp_path: Path, line: str) -> None:
+    path = tmp_path / "scores.jsonl"
+    with ScoreFile(path, WHAT) as file:
+        file.append(ROWS)
+    whole = path.read_bytes()
+    path.write_bytes(whole + line.encode() + b"\n")
+    with pytest.raises(DataError, match=r"scores\.jsonl, line 5: is damaged; delete the file to begin anew") as error:
+        ScoreFile(path, WHAT)
+    assert "\n" not in str(error.value)
+    assert path.read_bytes() == whole + line.encode() + b"\n"
+
+
+def test_what_is_no_file_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "scores.jsonl")
+    with pytest.raises(DataError, match=r"scores\.jsonl: is not a regular file; name another --out"):
+        ScoreFile(tmp_path / "scores.jsonl", WHAT)

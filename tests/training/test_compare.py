@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -222,6 +223,36 @@ def test_other_test_images_are_scored_and_nothing_is_trained(
     assert trained == []
     assert found.images == {"test": (5, 5)}
     compare(PLAN, manifest, done[1], backbone=tower, resamples=200, command="clipmole compare ...")
+
+
+@pytest.fixture
+def copied(done: tuple[Comparison, Path], tmp_path: Path) -> tuple[Path, Path, Path]:
+    """A copy of a finished comparison, and of one run in it the record and the scores."""
+    shutil.copytree(done[1], tmp_path / "copy")
+    folder = min(path for path in (tmp_path / "copy" / "runs").iterdir() if path.is_dir())
+    return tmp_path / "copy", folder / "train.json", folder.with_name(folder.name + ".logits.json")
+
+
+@pytest.mark.parametrize("change", ["[" * 100_000, "[]", "{", {"curve": []}, {"best_epoch": 99}, {"backbone": {}}])
+def test_a_damaged_record_of_a_run_is_one_line_with_the_cure(
+    copied: tuple[Path, Path, Path], tower: str, manifest: Path, change: str | dict[str, Any]
+) -> None:
+    out, record, _ = copied
+    record.write_text(change if isinstance(change, str) else json.dumps(json.loads(record.read_text()) | change))
+    with pytest.raises(DataError, match=r"train\.json: .*; delete .* to train it again"):
+        compare(PLAN, manifest, out, backbone=tower, resamples=10)
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, "[]", "{", '{"test": 3}', None])
+def test_damaged_scores_of_a_run_are_one_line_with_the_cure(
+    copied: tuple[Path, Path, Path], tower: str, manifest: Path, text: str | None
+) -> None:
+    out, _, scores = copied
+    kept = json.loads(scores.read_text())
+    kept["test"]["equalised"].pop()
+    scores.write_text(json.dumps(kept) if text is None else text)
+    with pytest.raises(DataError, match=r"logits\.json: .*; delete it, and the images are scored again"):
+        compare(PLAN, manifest, out, backbone=tower, resamples=10)
 
 
 def test_a_run_is_its_settings_its_data_and_its_weights() -> None:

@@ -116,6 +116,7 @@ def test_a_file_without_extends_is_read_as_it_is(tmp_path: Path) -> None:
         ("extends = 3", r"own\.toml: extends: must be the name of a preset or a file \(given: 3\)"),
         ('extends = "lora"\nepoch = 3', r"own\.toml: epoch: unknown key \(given: 3\)"),
         ('extends = "lora"\nwithout = ["seed"]', r"own\.toml: without = \['seed'\]: must be a list of settings of"),
+        ('extends = "lora"\nwithout = [{ a = 1 }]', r"own\.toml: without = \[\{'a': 1\}\]: must be a list of settings"),
         ('extends = "lora"\nwithout = "seed"', r"own\.toml: without = 'seed': must be a list"),
         ('extends = "embedded"\nfull_finetune = true', r"own\.toml: full_finetune trains the tower itself"),
     ],

@@ -128,6 +128,35 @@ def test_a_damaged_state_is_refused_with_the_cure(tmp_path: Path) -> None:
     assert load_state(tmp_path / "none") is None
 
 
+@pytest.mark.parametrize(
+    ("facts", "left_out"),
+    [
+        ([], ""),
+        ({}, ""),
+        ({"digest": None, "progress": {"epoch": 1}}, "exp_avg/"),
+        ({"digest": None, "progress": {"epochs": 1}}, ""),
+        ({"digest": None, "progress": 3}, ""),
+        ({"digest": None}, ""),
+    ],
+)
+def test_a_state_that_lacks_something_is_refused_with_the_cure(
+    manifest: Path, tmp_path: Path, facts: Any, left_out: str
+) -> None:
+    out = tmp_path / "run"
+    config = CONFIG.model_copy(update={"cached_views": None})
+    asked = ProgressReporter(stopping=lambda: True)
+    with pytest.raises(Stopped):
+        train(config, out, data=manifest, backbone=tiny_backbone(), progress=asked)
+    path = run_folder(out) / "state.safetensors"
+    tensors, own = load_state(path) or ({}, {})
+    if isinstance(facts, dict) and "digest" in facts:
+        facts = facts | {"digest": own["digest"]}
+    kept = {name: tensor for name, tensor in tensors.items() if not (left_out and name.startswith(left_out))}
+    save_state(path, kept, facts)
+    with pytest.raises(CheckpointError, match=r"state\.safetensors: is damaged; delete it to begin the run anew"):
+        train(config, out, data=manifest, backbone=tiny_backbone())
+
+
 def test_a_full_disk_leaves_the_state_that_was_there(tmp_path: Path) -> None:
     """A limit on the size of a file stands in for the disk: writing fails in the middle of it."""
     path = tmp_path / "state.safetensors"

@@ -50,7 +50,8 @@ class ScoreFile:
 
     Args:
         path: of the file; it is made if it is not there.
-        what: under what was evaluated, as JSON: a file that was begun for something else is refused.
+        what: under what was evaluated, as JSON, with the list of `conditions`: a file that was begun for something
+            else is refused.
 
     Attributes:
         done: path of an image -> its logits so far, or the reason why there are none.
@@ -59,9 +60,12 @@ class ScoreFile:
     def __init__(self, path: Path, what: Mapping[str, Any]) -> None:
         self.path = path
         self.done: dict[str, Logits | str] = {}
+        self._conditions = len(what["conditions"])
         head = json.dumps(what, sort_keys=True)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
+            if path.exists() and not path.is_file():
+                raise DataError(f"{path}: is not a regular file; name another --out")
             whole = self._read(head) if path.exists() else 0
             self._file = path.open("ab")
             self._file.truncate(whole)
@@ -85,13 +89,24 @@ class ScoreFile:
                             "another --out, or delete it"
                         )
                     if number:
-                        self._take(row["path"], row["error"] if "error" in row else row["logits"])
-                except (ValueError, KeyError, TypeError, AttributeError) as error:
+                        self._take(*self._checked(row))
+                except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
                     raise DataError(
                         f"{self.path}, line {number + 1}: is damaged; delete the file to begin anew"
                     ) from error
                 whole += len(line)
         return whole
+
+    def _checked(self, row: Any) -> tuple[str, Logits | str]:
+        """Path and result of a row. Raises `ValueError` or what comes of another shape, `KeyError` or `TypeError`."""
+        path, result = row["path"], row["error"] if "error" in row else row["logits"]
+        if isinstance(path, str) and isinstance(result, str):
+            return path, result
+        logits = {key: [float(value) for value in values] for key, values in result.items()}
+        whole = all(isinstance(values, list) and len(values) == self._conditions for values in result.values())
+        if not isinstance(path, str) or not whole:
+            raise ValueError
+        return path, logits
 
     def _take(self, path: str, result: Logits | str) -> None:
         before = self.done.get(path)

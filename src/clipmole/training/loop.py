@@ -312,17 +312,22 @@ class TrainingLoop:
         if loaded is None:
             return
         tensors, facts = loaded
+        if not isinstance(facts, dict) or "digest" not in facts:
+            raise CheckpointError(f"{self.state}: is damaged; delete it to begin the run anew")
         if facts["digest"] != self.digest:
             raise CheckpointError(
                 f"{self.state}: holds an unfinished run with other settings or data; finish that one, or give another "
                 "--out, or delete it (--fresh) to begin anew"
             )
-        self.at = LoopState(**facts["progress"])
-        for name, parameter in self.trained.items():
-            parameter.copy_(tensors[f"trained/{name}"])
-            self.best[name].copy_(tensors[f"best/{name}"])
-            own = {key: tensors[f"{key}/{name}"] for key in ("step", "exp_avg", "exp_avg_sq")}
-            self.optimizer.state[parameter] = {
-                key: value if key == "step" else value.to(parameter.device) for key, value in own.items()
-            }
+        try:
+            self.at = LoopState(**facts["progress"])
+            for name, parameter in self.trained.items():
+                parameter.copy_(tensors[f"trained/{name}"])
+                self.best[name].copy_(tensors[f"best/{name}"])
+                own = {key: tensors[f"{key}/{name}"] for key in ("step", "exp_avg", "exp_avg_sq")}
+                self.optimizer.state[parameter] = {
+                    key: value if key == "step" else value.to(parameter.device) for key, value in own.items()
+                }
+        except (KeyError, TypeError, RuntimeError) as error:  # copy_: RuntimeError for another shape
+            raise CheckpointError(f"{self.state}: is damaged; delete it to begin the run anew") from error
         self.progress.say(f"goes on at epoch {self.at.epoch + 1}, step {self.at.step + 1}, where {self.state} ends")

@@ -91,7 +91,7 @@ def resolved(values: dict[str, Any], folder: Path, source: str, above: tuple[str
 def built_on(base: dict[str, Any], values: dict[str, Any], source: str) -> dict[str, Any]:
     """`base` less what `values` are without, and with what else they set."""
     unwanted = values.get(WITHOUT, [])
-    if not isinstance(unwanted, list) or not all(key in base for key in unwanted):
+    if not isinstance(unwanted, list) or not all(isinstance(key, str) and key in base for key in unwanted):
         raise ConfigError(f"{source}: {WITHOUT} = {unwanted!r}: must be a list of settings of what is extended")
     kept = {key: value for key, value in base.items() if key not in unwanted}
     return merged(kept, {key: value for key, value in values.items() if key not in (EXTENDS, WITHOUT)})

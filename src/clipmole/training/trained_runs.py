@@ -15,23 +15,51 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, Self
 
 import numpy as np
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
 import clipmole
-from clipmole.config import PLACES, TrainConfig
+from clipmole.config import PLACES, TrainConfig, first_problem
 from clipmole.data import VARIANTS, data_digest, file_sha256, read_data, windows
 from clipmole.data.sample import Sample
 from clipmole.errors import DataError, TrainingDiverged
 from clipmole.inference.detector import Detector
 from clipmole.models.backbone import load_backbone
 from clipmole.plumbing.files import write_texts
+from clipmole.plumbing.json_toml import read_json
 from clipmole.plumbing.progress import SILENT, ProgressReporter
 from clipmole.training.comparison_plan import rate_of
 from clipmole.training.train import train
 
 USED = ("train", "val", "calibration")  # splits that a run reads
+
+
+class EpochRead(BaseModel):
+    """What comparisons read of an epoch."""
+
+    val_ap: float
+    seconds: float
+
+
+class WhatIsRead(BaseModel):
+    """What comparisons read of a `train.json`; the rest is left alone."""
+
+    best_epoch: int = Field(ge=0)
+    curve: list[EpochRead]
+    trained_parameters: int
+    backbone: dict[Literal["id", "revision", "sha256"], str | None]
+    config: dict[str, Any]
+    environment: dict[str, Any]
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.best_epoch >= len(self.curve):
+            raise ValueError(f"best_epoch={self.best_epoch}: of {len(self.curve)} epochs")
+        if not self.backbone.get("id") or not self.backbone.get("sha256") or "backbone" not in self.config:
+            raise ValueError("backbone: its id or sha256 is missing")
+        return self
 
 
 @dataclass(frozen=True)
@@ -45,6 +73,14 @@ class TrainedRun:
     def val(self) -> float:
         """The figure that validation chooses by: average precision of the best epoch."""
         return float(self.record["curve"][self.record["best_epoch"]]["val_ap"])
+
+
+def is_whole(kept: Any, digest: str, images: int) -> bool:
+    """Whether what was kept of a split is for other images than those of `digest`, or holds a logit for each."""
+    if not isinstance(kept, dict) or kept.get("digest") != digest:
+        return isinstance(kept, dict)
+    lists = [kept.get(variant) for variant in VARIANTS]
+    return all(isinstance(x, list) and len(x) == images and all(isinstance(y, float) for y in x) for x in lists)
 
 
 class TrainedRuns:
@@ -91,7 +127,13 @@ class TrainedRuns:
             except TrainingDiverged as error:
                 write_whole(diverged, f"{error}\n")
                 raise
-        return TrainedRun(folder, json.loads((folder / "train.json").read_text(encoding="utf-8")))
+        cure = f"delete {folder} to train it again"
+        record = read_json(folder / "train.json", DataError, cure)
+        try:
+            WhatIsRead.model_validate(record)
+        except ValidationError as error:
+            raise DataError(f"{folder / 'train.json'}: is damaged: {first_problem(error)}; {cure}") from error
+        return TrainedRun(folder, record)
 
     def logits(
         self, run: TrainedRun, splits: Mapping[str, Sequence[Sample]], digests: Mapping[str, str]
@@ -102,7 +144,12 @@ class TrainedRuns:
             digests: split -> `order_digest` of its samples; what was kept for other images does not count.
         """
         file = run.folder.with_name(run.folder.name + ".logits.json")
-        kept: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        cure = "delete it, and the images are scored again"
+        kept: dict[str, Any] = read_json(file, DataError, cure) if file.exists() else {}
+        if not isinstance(kept, dict) or not all(
+            is_whole(kept[split], digests[split], len(splits[split])) for split in splits if split in kept
+        ):
+            raise DataError(f"{file}: is damaged; {cure}")
         missing = [split for split in splits if kept.get(split, {}).get("digest") != digests[split]]
         if missing:
             own = run.record["config"]["backbone"]
