@@ -104,7 +104,7 @@ def running(
 
 def _thread(app: Any, service: Service, listener: socket.socket) -> None:
     with contextlib.suppress(ClipmoleError):  # of the detector; it stands in service.failure as well
-        asyncio.run(runner._run(app, service, listener, [].append))
+        asyncio.run(runner._run(app, service, listener, lambda: None))
 
 
 def until(true: Callable[[], bool], seconds: float = 20.0) -> None:

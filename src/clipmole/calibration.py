@@ -28,7 +28,7 @@ from numpy.typing import ArrayLike, NDArray
 from pydantic import ConfigDict, Field, model_validator
 
 from clipmole.errors import ConfigError, DataError, MissingDependency
-from clipmole.records import StoredRecord, Thresholds, Verdict
+from clipmole.records import Record, StoredRecord, Thresholds, Verdict
 
 # Log-odds by which a threshold stands clear of the image that it comes from: a logit repeats only to float
 # rounding from one batch, machine or number of crops to the next, which must not change that image's verdict.
@@ -47,6 +47,20 @@ def sigmoid(z: float) -> float:
     return math.exp(z) / (1 + math.exp(z))
 
 
+class FalseAlarms(Record):
+    """How many photographs from sources that no training or calibration image came from were called AI-generated.
+
+    Attributes:
+        kind: of the photographs, for people: "stock photographs", "camera files".
+        photographs: how many were scored.
+        called_generated: how many of them got the verdict AI-generated.
+    """
+
+    kind: str = Field(max_length=80)
+    photographs: int = Field(gt=0)
+    called_generated: int = Field(ge=0)
+
+
 class Calibration(StoredRecord):
     """p = sigmoid(slope * logit + intercept), and the probabilities that bound the verdicts.
 
@@ -62,6 +76,7 @@ class Calibration(StoredRecord):
             too; 0: the photographs were taken for independent draws from one source.
         own_photographs: number of unlabelled photographs that `thresholds.generated` was moved to afterwards, as
             stored; 0: it was set on the `n_real` photographs like the rest.
+        false_alarms: measured afterwards, with these thresholds, on photographs of unknown sources; (): not measured.
     """
 
     model_config = ConfigDict(allow_inf_nan=False)
@@ -77,6 +92,7 @@ class Calibration(StoredRecord):
     method: Method = "platt"
     n_sources: int = Field(0, ge=0)
     own_photographs: int = Field(0, ge=0)
+    false_alarms: tuple[FalseAlarms, ...] = ()
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -400,6 +416,11 @@ def move_to_photographs(calibration: Calibration, logits: ArrayLike, max_false_a
     check_enough(len(scores), max_false_alarm, "photographs")
     z = calibration.slope * upper_threshold(scores, max_false_alarm) + calibration.intercept + CLEARANCE
     thresholds = Thresholds(real=calibration.thresholds.real, generated=max(calibration.thresholds.real, sigmoid(z)))
-    changes = {"thresholds": thresholds, "max_false_alarm": max_false_alarm, "own_photographs": len(scores)}
-    changes["n_sources"] = 0
+    changes = {
+        "thresholds": thresholds,
+        "max_false_alarm": max_false_alarm,
+        "own_photographs": len(scores),
+        "n_sources": 0,
+        "false_alarms": (),
+    }
     return Calibration.model_validate(calibration.model_dump() | changes)

@@ -161,12 +161,29 @@ def test_the_table_for_people(detector: list[str], photos: Path, tmp_path: Path)
     assert len(lines) == 4
     for line in lines[:3]:
         assert line.startswith(("likely photograph", "uncertain", "likely AI-generated"))
-        assert " % " in line
+        assert " % AI  " in line  # 18 % alone is read as 18 % photograph
     assert lines[3].startswith("not scored")
     assert "absent.png: no such file" in lines[3]
     remarks = result.stderr.decode()
-    assert "AI-generated above 70 %, photograph below 30 %, uncertain between." in remarks
+    rule = "Above 70 % it is called AI-generated, below 30 % a photograph, between them uncertain."
+    assert "AI: probability of being AI-generated, by " in remarks
+    assert rule in remarks
     assert "not a proof" in remarks
+    if any(line.startswith("uncertain") for line in lines):
+        assert "Find the original file" in remarks
+
+
+def test_verdicts_without_percentages(detector: list[str], photos: Path) -> None:
+    result = run("detect", str(photos), "--labels-only", *detector)
+    lines = result.stdout.decode().splitlines()
+    assert len(lines) == 3
+    for line in lines:
+        assert line.startswith(("likely photograph", "uncertain", "likely AI-generated"))
+        assert "% AI" not in line
+    assert "70 %" not in result.stderr.decode()
+    refused = run("detect", str(photos), "--labels-only", "--json", *detector)
+    assert refused.returncode == 2
+    assert "--labels-only is of the table" in refused.stderr.decode()
 
 
 def test_csv_has_one_row_an_input(detector: list[str], photos: Path, tmp_path: Path) -> None:
@@ -308,7 +325,8 @@ def test_odd_names_cost_nothing_and_come_back(
         shown = [name.removeprefix("'") for name in shown]
     else:
         shown = [
-            re.sub(r"^(?:likely \S+|uncertain|not scored) +(?:\d+ %)? *(?:seen +\S+ %)? *", "", line) for line in lines
+            re.sub(r"^(?:likely \S+|uncertain|not scored) +(?:\d+ % AI)? *(?:seen +\S+ %)? *", "", line)
+            for line in lines
         ]
         shown = [line.partition(": ")[0] for line in shown]
     assert [unescaped(name) for name in shown] == given

@@ -129,6 +129,26 @@ def test_a_graph_has_evidence_by_tile_alone_and_says_so() -> None:
         assert server.service.pending == server.service.memory.held == 0
 
 
+def test_a_region_is_looked_at_alone(server: Running) -> None:
+    data = encoded(picture(3, 160, 120))
+    expected = tiny_detector().detect(data, tiles=True, region=(40, 30, 120, 90))
+    for evidence in ("tiles", "tokens"):
+        query = {"region": "40,30,80,60", "evidence": evidence}
+        result = server.client.post("/v1/detect/bytes", content=data, params=query).json()["result"]
+        assert result["region"] == [40, 30, 120, 90]
+        assert result["detection"]["logit"] == pytest.approx(expected.logit, abs=1e-5)
+        assert [tuple(tile["box"]) for tile in result["evidence"]["tiles"]] == list(expected.tile_boxes or ())
+    first, second = server.post(
+        ("a.png", data), ("small.png", encoded(picture(1, 50, 50))), region="40,30,80,60"
+    ).json()["results"]
+    assert first["detection"]["logit"] == pytest.approx(expected.logit, abs=1e-5)
+    assert second["error"]["code"] == "unreadable"
+    assert "does not lie in the image of 50 x 50" in second["error"]["message"]
+    for wrong in ("1,2,3", "a,b,c,d", "-1,0,5,5", "0,0,0,5", "1.5,0,5,5"):
+        refused = server.client.post("/v1/detect/bytes", content=data, params={"region": wrong})
+        assert (refused.status_code, refused.json()["error"]["code"]) == (422, "invalid_query"), wrong
+
+
 def test_provenance_is_apart_from_the_score(server: Running) -> None:
     text = PngInfo()
     text.add_text("parameters", "a castle\nSteps: 20, Sampler: Euler a, CFG scale: 7, Seed: 1, Size: 48x40, Model: x")
@@ -151,6 +171,7 @@ def test_detectors_says_what_runs_and_what_it_takes(server: Running) -> None:
     assert detector["evidence"] == ["none", "tiles", "tokens"]
     assert detector["crop_size"] == 32
     assert detector["max_tiles"] == most_crops(PREPROCESS)
+    assert detector["calibration"]["false_alarms"] == []
     assert detector["limits"]["max_images"] == 32
     assert ".png" in detector["limits"]["extensions"]
     assert len(detector["limitations"]) >= 3

@@ -6,9 +6,11 @@ import asyncio
 import base64
 import csv
 import hashlib
+import html
 import io
 import json
 import math
+import re
 import shutil
 import threading
 from collections.abc import Callable, Iterator
@@ -182,14 +184,14 @@ def test_one_image_of_the_embedded_detector(visit: Callable[..., Any]) -> None:
         card = page.locator("article.card")
         expect(card.locator(".verdict")).to_contain_text("Likely photograph")
         share = f"{100 * said.probability:.0f}"
-        expect(card.locator(".percent")).to_have_text(f"{share} %")
+        expect(card.locator(".percent")).to_have_text(f"{share} % AI")
         expect(card.locator(".meaning")).to_have_text(
             f"Of 100 images scored like this, about {share} were AI-generated, on the calibration data: "
             "64 photographs and 64 generated images."
         )
-        expect(page.locator("#live")).to_have_text(f"astronaut.png: likely photograph, {share} %")
+        expect(page.locator("#live")).to_have_text(f"astronaut.png: likely photograph, {share} % AI")
         expect(page.locator("#about li")).to_have_count(4)
-        card.get_by_text("The map in numbers").click()
+        card.get_by_text("For experts").click()
         scores = card.locator(".map tbody tr td:last-child").all_text_contents()
         assert [float(text.replace("\u2212", "-")) for text in scores] == pytest.approx(said.tile_logits, abs=0.0051)
         page.get_by_label("Patches").check()
@@ -273,9 +275,10 @@ def test_a_report_stands_alone_and_has_the_image_only_if_asked(visit: Callable[.
         text = saved(page, button).decode()
         tags = Tags(text)
         assert [attributes.get("class") for attributes in tags.all("div")].count("cell") == 4  # crops of 32 x 32
-        assert len(tags.all("img")) == text.count("data:image") == int(wanted)
+        # The map, and the strip of the four crops.
+        assert len(tags.all("img")) == text.count("data:image") == 5 * int(wanted)
         assert "blob:" not in text
-        for image in tags.all("img"):
+        for image in tags.all("img")[:1]:
             head, _, data = str(image["src"]).partition(",")
             assert head == "data:image/png;base64"
             shown = Image.open(io.BytesIO(base64.b64decode(data))).convert("L")
@@ -316,7 +319,7 @@ def test_keyboard_alone(visit: Callable[..., Any]) -> None:
                 return
         pytest.fail("the tabulator key does not lead there")
 
-    tab_to(page.get_by_text("The map in numbers"))
+    tab_to(page.get_by_text("For experts"))
     page.keyboard.press("Enter")
     crop = page.get_by_role("button", name="Crop 2")
     tab_to(crop)
@@ -357,7 +360,7 @@ def test_axe_and_a_phone(visit: Callable[..., Any], scheme: str) -> None:
     assert serious(page) == []
     choose(page, file("a-long-name-without-any-blank" * 4 + ".png", encoded(picture(1, 80, 60))))
     expect(page.locator(".verdict")).to_be_visible()
-    page.get_by_text("The map in numbers").click()
+    page.get_by_text("For experts").click()
     page.get_by_text("Numbers to quote").click()
     assert serious(page) == []
     assert page.evaluate(narrow)
@@ -396,13 +399,12 @@ def test_patches_and_router_on_request(visit: Callable[..., Any]) -> None:
     choose(page, file("one.png", encoded(picture(1, 48, 32))))
     expect(page.locator(".verdict")).to_be_visible()
     assert asked == []
+    page.get_by_text("For experts").click()
     page.get_by_label("Patches").check()
-    page.get_by_text("The map in numbers").click()
     rows = page.locator(".map tbody tr")
     expect(rows.nth(0)).to_contain_text("+0.500")
     assert rows.nth(0).locator("td").all_text_contents() == ["1", "1", "0\u201316 \u00d7 0\u201316", "+0.500"]
-    page.get_by_label("Router").check()
-    page.get_by_text("The map in numbers").click()
+    page.get_by_label("Experts", exact=True).check()
     expect(page.locator(".legend")).to_contain_text("expert 2 (rank 4)")
     assert rows.locator("th, td").all_text_contents() == ["8", "0.250", "0.750"]
     assert len(asked) == 1
@@ -422,6 +424,7 @@ def test_a_graph_and_a_detector_without_experts_are_not_asked_for_what_they_lack
             page = visit(serving.url)
             choose(page, file("one.png", encoded(picture(1))))
             expect(page.locator(".view .cell").first).to_be_visible()
+            page.get_by_text("For experts").click()
             assert page.locator("fieldset label:visible").all_text_contents() == offered
         finally:
             serving.stop()
@@ -435,7 +438,7 @@ def test_numbers_behind_the_words(visit: Callable[..., Any]) -> None:
     found = in_page(page, "geometry.js", f"m.cells({json.dumps(tiles)})")
     assert found == [[0, 0, 10, 10, 3], [10, 0, 20, 10, 1], [20, 0, 30, 10, -1]]
     fields = in_page(page, "save.js", "m.csv([{file: {name: '@SUM(A1), \"b\"\\n'}, result: null, error: null}])")
-    assert fields.splitlines()[1] + "\n" + fields.splitlines()[2] == '"\'@SUM(A1), ""b""\n",,,,,,,,,,,,'
+    assert fields.splitlines()[1] + "\n" + fields.splitlines()[2] == '"\'@SUM(A1), ""b""\n",,,,,,,,,,,,,,,'
 
 
 def test_token_busy_and_a_server_that_goes_away(visit: Callable[..., Any]) -> None:
@@ -495,3 +498,139 @@ def test_static_files_hold_nothing_inline_and_name_nothing_elsewhere() -> None:
     for attributes in tags.all("script") + tags.all("link"):
         assert (folder.parent / str(attributes.get("src") or attributes.get("href"))).is_file()
     assert "//" not in "".join(str(v) for _, a in tags.found for v in a.values())  # no address of elsewhere
+
+
+def test_a_part_is_drawn_and_looked_at_alone(visit: Callable[..., Any], detector: Detector) -> None:
+    data = encoded(picture(3, 160, 120))
+    page = visit()
+    choose(page, file("one.png", data))
+    expect(page.locator(".verdict")).to_be_visible()
+    page.locator(".view").scroll_into_view_if_needed()
+    box = page.locator(".view").bounding_box()
+    page.mouse.move(box["x"] + 0.25 * box["width"] + 0.5, box["y"] + 0.25 * box["height"] + 0.5)
+    page.mouse.down()
+    page.mouse.move(box["x"] + 0.75 * box["width"] - 0.5, box["y"] + 0.75 * box["height"] - 0.5, steps=4)
+    page.mouse.up()
+    expect(page.get_by_role("button", name="Whole image")).to_be_hidden()  # it chose no crop
+    given = [int(page.get_by_label(name, exact=True).input_value()) for name in ("Left", "Top", "Width", "Height")]
+    assert given == [40, 30, 80, 60]
+    page.get_by_role("button", name="Look at this part alone").click()
+    expect(page.locator("article.card .banner").first).to_contain_text("pixels 40\u2013120 \u00d7 30\u201390")
+    expected = detector.detect(data, region=(40, 30, 120, 90))
+    report = json.loads(saved(page, page.get_by_role("button", name="Save JSON")))
+    assert report["region"] == [40, 30, 120, 90]
+    assert report["detection"]["logit"] == pytest.approx(expected.logit, abs=1e-4)
+    expect(page.locator("#table tbody tr")).to_have_count(2)
+
+
+def test_verdicts_without_percentages(visit: Callable[..., Any]) -> None:
+    page = visit()
+    choose(page, file("one.png", encoded(picture(1, 80, 60))), file("two.png", encoded(picture(2))))
+    done(page)
+    page.get_by_role("button", name="one.png").click()
+    assert re.search(r"\d %( AI)?", page.locator("article.card .verdict").inner_text())
+    page.get_by_label("Show percentages").uncheck()
+    expect(page.locator("article.card")).to_have_count(1)
+    for place in ("#table", "article.card .verdict", "article.card blockquote", ".view", ".strip"):
+        assert "%" not in page.locator(place).inner_text(), place
+    assert page.locator(".gauge").count() == 0
+    text = saved(page, page.get_by_role("button", name="Save report")).decode()
+    assert "% AI" not in text.partition("</style>")[2]
+
+
+def test_a_report_has_thresholds_the_map_of_crops_the_sentence_and_the_persons_words(visit: Callable[..., Any]) -> None:
+    page = visit()
+    choose(page, file("one.png", encoded(picture(1, 80, 60))))
+    expect(page.locator(".verdict")).to_be_visible()
+    page.get_by_label("The image is").select_option("AI-generated")
+    page.get_by_label("Note").fill("Six <fingers>.\nSource: a forum.")
+    page.get_by_text("For experts").click()
+    page.get_by_label("Patches").check()
+    expect(page.locator(".legend")).to_contain_text("patch by patch")
+    page.get_by_text("Traces of compression").click()
+    page.get_by_role("button", name="Error levels").click()
+    expect(page.locator(".traces figcaption")).to_contain_text("do not quote it as proof")
+    sentence = page.locator("blockquote").inner_text()
+    for part in ("clipmole (tiny@0123456789ab, 20", "with SHA-256 ", "probability of being AI-generated", "no proof"):
+        assert part in sentence
+    page.get_by_label("with the image in the report").check()
+    text = saved(page, page.get_by_role("button", name="Save report")).decode()
+    tags = Tags(text)
+    assert len(tags.all("figure")) == 3  # crops, patches, error levels
+    assert text.count('class="crop"') == 8
+    assert "blue speaks for a photograph" in text
+    assert "patch by patch" in text
+    assert "Six &lt;fingers&gt;.\nSource: a forum." in text
+    for part in ("Counts as AI-generated", "above 70 %", "Counts as a photograph", "below 30 %", html.escape(sentence)):
+        assert part in text, part
+    expect(page.locator(".traces figure")).to_have_count(1)  # it is still on the page
+    assert json.loads(saved(page, page.get_by_role("button", name="Save JSON")))["human"] == {
+        "verdict": "AI-generated", "note": "Six <fingers>.\nSource: a forum.",
+    }  # fmt: skip
+
+
+def test_traces_of_compression_are_those_of_the_file(visit: Callable[..., Any]) -> None:
+    """A part that was saved at quality 60 before loses little at 60; noise that never was a JPEG has no such quality."""
+    pixels = np.random.default_rng(0).integers(0, 256, (128, 128, 3), dtype=np.uint8)
+    before = Image.fromarray(pixels)
+    buffer = io.BytesIO()
+    before.crop((0, 0, 64, 128)).save(buffer, "JPEG", quality=60, subsampling="4:2:0")
+    before.paste(Image.open(buffer), (0, 0))
+    page = visit()
+    src = f"data:image/png;base64,{base64.b64encode(encoded(before)).decode()}"
+    found = page.evaluate(
+        """async ([src, qualities]) => {
+          const { differences } = await import('/static/compression.js');
+          const image = Object.assign(new Image(), { src });
+          await image.decode();
+          const found = [];
+          for (const quality of qualities) found.push(await differences(image, quality, 16, (value) => value * value));
+          return found.map(({ columns, rows, values }) => ({ columns, rows, values: [...values] }));
+        }""",
+        [src, [50, 60, 70, 80]],
+    )
+    assert {(one["columns"], one["rows"]) for one in found} == {(8, 8)}
+    left, right = [], []
+    for one in found:
+        values = np.array(one["values"]).reshape(8, 8)
+        left.append(values[1:-1, :3].mean())
+        right.append(values[1:-1, 5:].mean())
+    assert left[1] < left[0]
+    assert left[1] < left[2]  # the ghost of quality 60
+    assert right == sorted(right, reverse=True)  # the higher the quality the less is lost
+
+
+def test_what_the_metadata_found_and_what_errors_say(visit: Callable[..., Any]) -> None:
+    page = visit()
+    findings = [
+        {"title": "camera", "points_to": "photograph", "strength": "weak"},
+        {"title": "a generator's prompt", "points_to": "ai-generated", "strength": "strong"},
+        {"title": "resized", "points_to": "neither", "strength": "strong"},
+    ]
+    found = in_page(page, "words.js", f"[[], {json.dumps(findings[:1])}, {json.dumps(findings)}].map(m.found)")
+    assert found == ["nothing", "camera", "a generator's prompt, and 2 more"]
+    alarms = {"false_alarms": [{"kind": "stock photographs", "photographs": 50, "called_generated": 12}]}
+    assert in_page(page, "words.js", f"m.alarms({json.dumps(alarms)})") == [
+        "Of 50 stock photographs from sources that the detector had never seen, it called 12 (24 %) AI-generated."
+    ]
+    choose(page, file("empty.png", b""))
+    expect(page.locator(".state")).to_contain_text("the file is empty")
+    page.get_by_role("button", name="empty.png").click() if page.locator("article.failed").count() == 0 else None
+    failed = page.locator("article.failed")
+    expect(failed).to_contain_text("Choose another file")
+    expect(failed.get_by_role("button", name="Try again")).to_have_count(0)  # it cannot help
+
+
+def test_printed_it_is_the_answer_without_what_is_for_the_screen(visit: Callable[..., Any]) -> None:
+    page = visit(color_scheme="dark")
+    choose(page, file("one.png", encoded(picture(1, 80, 60))))
+    expect(page.locator(".verdict")).to_be_visible()
+    page.emulate_media(media="print", color_scheme="dark")
+    page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    for hidden in ("#drop", "#percentages", ".judgment", ".traces"):
+        expect(page.locator(hidden)).to_be_hidden()
+    expect(page.get_by_role("button", name="Save report")).to_be_hidden()
+    for shown in (".verdict", ".gauge", ".view", "blockquote"):
+        expect(page.locator(shown)).to_be_visible()
+    expect(page.get_by_text("SHA-256 of the file")).to_be_visible()
+    assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"

@@ -62,14 +62,12 @@ class _Metadata:
 
 
 def _box(region: str) -> Box:
-    """(left, top, right, bottom) of "x,y,w,h"."""
+    from clipmole.images.crops import region_box
+
     try:
-        x, y, width, height = (int(number) for number in region.split(","))
+        return region_box(region)
     except ValueError as error:
-        raise typer.BadParameter(f"{region!r}: four whole numbers, x,y,w,h", param_hint="--region") from error
-    if min(x, y) < 0 or min(width, height) < 1:
-        raise typer.BadParameter(f"{region!r}: x and y are 0 or more, w and h 1 or more", param_hint="--region")
-    return x, y, x + width, y + height
+        raise typer.BadParameter(str(error), param_hint="--region") from error
 
 
 @app.command()
@@ -88,6 +86,7 @@ def detect(
     tiles: Annotated[
         bool, typer.Option("--tiles", help="With --json: also the logit and the box of each crop.")
     ] = False,
+    labels_only: Annotated[bool, typer.Option("--labels-only", help="Leave the percentages out of the table.")] = False,
     provenance: Annotated[
         bool, typer.Option("--provenance", help="Also what the metadata say, apart from the score.")
     ] = False,
@@ -111,6 +110,8 @@ def detect(
     """Say of each image whether it is likely a photograph, likely AI-generated, or uncertain."""
     if json and as_csv:
         raise typer.BadParameter("--json and --csv exclude each other")
+    if labels_only and (json or as_csv):
+        raise typer.BadParameter("--labels-only is of the table; --json and --csv are for programs, which need numbers")
     if tiles and not json:
         raise typer.BadParameter("--tiles needs --json")
     box = None if region is None else _box(region)
@@ -125,7 +126,9 @@ def detect(
     imported = time.perf_counter()
     loaded = load()
     ready = time.perf_counter()
-    writer = JSONLines() if json else CSVRows(provenance) if as_csv else Table()
+    writer = JSONLines() if json else CSVRows(provenance) if as_csv else Table(labels_only)
+    if isinstance(writer, Table) and loaded.calibration is not None:
+        writer.alarms = loaded.calibration.false_alarms
     found = sources(inputs, list_file)
     findings = _Metadata(found) if provenance else None
     results: Iterable[Detection | ImageError] = loaded.stream(

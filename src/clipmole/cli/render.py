@@ -7,7 +7,7 @@ import csv
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -21,10 +21,15 @@ from clipmole.plumbing.text import csv_cell, printable
 LINE_SECONDS = 30.0  # between two lines of progress where stderr is no terminal
 
 if TYPE_CHECKING:  # pydantic takes a third of the time of --help
+    from clipmole.calibration import FalseAlarms
     from clipmole.provenance import Provenance
     from clipmole.records import Detection, Thresholds
 
 
+UNCERTAIN = (
+    "Uncertain: the detector cannot tell. Find the original file and who published it first, read its metadata "
+    "(--provenance), and count the verdict for neither side."
+)
 SEEN = "Seen: share of the image's pixels that were looked at."
 
 
@@ -49,28 +54,44 @@ def provenance_lines(provenance: Provenance) -> Iterator[str]:
         yield f"metadata not checked: {line}"
 
 
-class Table:
-    """Aligned rows for people, written as they come: verdict, probability, share of the image seen, image."""
+def of_ai(probability: float) -> str:
+    """The same with what it is the probability of: "18 % AI" cannot be read as "18 % photograph"."""
+    return f"{percent(probability)} AI"
 
-    def __init__(self) -> None:
+
+class Table:
+    """Aligned rows for people, written as they come: verdict, probability, share of the image seen, image.
+
+    Args:
+        labels_only: leave the probability out, and the thresholds below.
+    """
+
+    def __init__(self, labels_only: bool = False) -> None:
+        self.labels_only = labels_only
+        self.uncertain = False  # one of the verdicts
+        self.alarms: Sequence[FalseAlarms] = ()  # of the detector, measured on unknown sources
         self.thresholds: Thresholds | None = None
         self.detector = ""
         self.caution = ""  # of the metadata, if they were asked for
 
     def write(self, result: Detection | ImageError, provenance: Provenance | None = None) -> None:
         if isinstance(result, ImageError):
-            typer.echo(f"{'not scored':<20}  {'':>5}  {printable(str(result))}")
+            blank = "" if self.labels_only else f"{'':>7}  "
+            typer.echo(f"{'not scored':<20}  {blank}{printable(str(result))}")
             return
         self.thresholds, self.detector = result.thresholds, result.detector
         seen = f"seen {share(result.coverage or 1):>5}"
         if result.verdict is None or result.probability is None:
-            typer.echo(f"{'not calibrated':<20}  logit {result.logit:+.3f}  {seen}  {result.source}")
+            score = "" if self.labels_only else f"score {result.logit:+.3f}  "
+            typer.echo(f"{'not calibrated':<20}  {score}{seen}  {result.source}")
         else:
             words = typer.style(
                 f"{result.verdict.words:<20}",
                 fg={"ai_generated": "red", "real": "green"}.get(result.verdict.value, "yellow"),
             )
-            typer.echo(f"{words}  {percent(result.probability):>5}  {seen}  {result.source}")
+            number = "" if self.labels_only else f"{of_ai(result.probability):>7}  "
+            typer.echo(f"{words}  {number}{seen}  {result.source}")
+            self.uncertain = self.uncertain or result.verdict.value == "uncertain"
         if result.reason is not None:
             typer.echo(f"{'':<4}uncertain whatever the probability: {result.reason}")
         if provenance is not None:
@@ -83,14 +104,24 @@ class Table:
             return
         remark("")
         if self.thresholds is None:
-            remark(f"{self.detector} is not calibrated: a higher logit means more likely AI-generated, no more.")
+            remark(f"{self.detector} is not calibrated: a higher score means more likely AI-generated, no more.")
             remark(SEEN)
         else:
-            remark(
-                f"Probability of being AI-generated, by {self.detector}: AI-generated above "
-                f"{percent(self.thresholds.generated)}, photograph below {percent(self.thresholds.real)}, "
-                f"uncertain between. {SEEN}"
-            )
+            if self.labels_only:
+                remark(f"Verdicts of {self.detector}. {SEEN}")
+            else:
+                remark(
+                    f"AI: probability of being AI-generated, by {self.detector}. Above "
+                    f"{percent(self.thresholds.generated)} it is called AI-generated, below "
+                    f"{percent(self.thresholds.real)} a photograph, between them uncertain. {SEEN}"
+                )
+            if self.uncertain:
+                remark(UNCERTAIN)
+            for alarm in () if self.labels_only else self.alarms:
+                remark(
+                    f"Of {alarm.photographs} {alarm.kind} from sources that it had never seen, it called "
+                    f"{alarm.called_generated} AI-generated."
+                )
             remark(
                 "A likelihood, not a proof: new generators, edits and heavy compression mislead it. See MODEL_CARD.md."
             )

@@ -61,6 +61,9 @@ def serve(
             help="Host name that clients use for this server; several may be given. Default on loopback: localhost."
         ),
     ] = None,
+    open_page: Annotated[
+        bool, typer.Option("--open", help="Open the page in the browser as soon as the server is ready.")
+    ] = False,
 ) -> None:
     """Serve the page and the HTTP API: drop an image, or post one and get JSON."""
     try:
@@ -102,7 +105,20 @@ def serve(
         port=port,
         token=token,
         say=remark,
+        ready=_open_page if open_page else lambda _address: None,
     )
+
+
+def _open_page(address: str) -> None:
+    """Open the page without making the server wait: a browser in the terminal returns only when it is closed."""
+    import threading
+    import webbrowser
+
+    def show() -> None:
+        if not webbrowser.open(address):
+            remark(f"no browser could be started; open {address}")
+
+    threading.Thread(target=show, daemon=True).start()
 
 
 def read_token(file: Path | None) -> str | None:

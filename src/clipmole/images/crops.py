@@ -109,6 +109,20 @@ def cut_crops(
     return Crops(pixels, windows, boxes, width, height, no_content(pixels, covered(boxes)))
 
 
+def region_box(text: str) -> Box:
+    """(left, top, right, bottom) of a region written "x,y,w,h", pixels of the upright image.
+
+    Raises `ValueError` unless these are four whole numbers, x and y 0 or more, w and h 1 or more.
+    """
+    try:
+        x, y, width, height = (int(number) for number in text.split(","))
+    except ValueError:
+        raise ValueError(f"region {text!r}: give four whole numbers, x,y,w,h") from None
+    if min(x, y) < 0 or min(width, height) < 1:
+        raise ValueError(f"region {text!r}: x and y are 0 or more, w and h 1 or more")
+    return x, y, x + width, y + height
+
+
 def crop_windows(
     width: int, height: int, config: PreprocessConfig, *, max_tiles: int | None = None, region: Box | None = None
 ) -> list[Box]:

@@ -22,7 +22,7 @@ from clipmole.models.network import MoLENetwork
 from clipmole.records import Detection, Record
 
 CAUTION = (
-    "A map shows what this detector's logit leans on, not which parts of the image are generated. A bright patch "
+    "A map shows what this detector's score leans on, not which parts of the image are generated. A bright patch "
     "can be real and a dark one generated; do not quote it as proof of a local edit."
 )
 

@@ -201,7 +201,7 @@ def _scores(overview: Overview, thresholds: dict[str, float] | None) -> list[Blo
         lines = [(thresholds[key], text) for key, text in (("real", "photograph"), ("ai", "AI"))] if thresholds else []
     else:
         low, high = min(overview.scores) * LOGITS, (max(overview.scores) + 1) * LOGITS
-        axis = even_axis("logit", low, high, percent=False)
+        axis = even_axis("score (not calibrated)", low, high, percent=False)
         width = (axis.high - axis.low) / BINS
         counts = [0] * BINS
         for place, count in overview.scores.items():
@@ -219,7 +219,7 @@ def _tallies(caption: str, tallies: dict[str, Tally], names: Sequence[str] | Non
         verdicts = [_share(tally.verdicts[verdict.value], scored) for verdict in Verdict]
         mean = Value(f"{tally.logits / scored:+.2f}" if scored else "\N{EN DASH}")
         rows.append([name, Value(f"{tally.rows:,}"), *verdicts, mean, _share(tally.errors, tally.rows)])
-    columns = ["", "images", *(verdict.words for verdict in Verdict), "mean logit", "not scored"]
+    columns = ["", "images", *(verdict.words for verdict in Verdict), "mean score", "not scored"]
     return Table(caption, columns, rows)
 
 
@@ -267,7 +267,9 @@ def _gallery(overview: Overview, say: Say) -> list[Block]:
         for each in shown:
             row, picture = each.row, pictures.get(each.source)
             said = (
-                f"{100 * row['probability']:.1f} %" if row["probability"] is not None else f"logit {row['logit']:+.2f}"
+                f"{100 * row['probability']:.1f} % AI"
+                if row["probability"] is not None
+                else f"score {row['logit']:+.2f}"
             )
             caption = f"{said} \N{MIDDLE DOT} {each.source.rpartition('/')[2]}"
             gone = element("span", "cannot be shown", class_="gone")

@@ -18,6 +18,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 import clipmole
+from clipmole.images.crops import Box, region_box
 from clipmole.serve.errors import Problem
 from clipmole.serve.metrics import CONTENT_TYPE
 from clipmole.serve.middleware import Exchange, Guard
@@ -56,6 +57,14 @@ Evidence = Annotated[
     Query(description="`tiles`: each crop's logit and place; `tokens`: also what each patch contributed, much slower."),
 ]
 Provenance = Annotated[bool, Query(description="Also what the file's metadata say of its origin.")]
+Region = Annotated[
+    str | None,
+    Query(
+        description="The only part of each image to look at: x,y,w,h, pixels of the upright image.",
+        pattern=r"^\d{1,6},\d{1,6},\d{1,6},\d{1,6}$",
+        examples=["100,50,400,300"],
+    ),
+]
 
 
 def create_app(service: Service, *, token: str | None = None, hosts: tuple[str, ...] = ()) -> Guard:
@@ -115,12 +124,15 @@ def _detection(service: Service, *, secured: bool) -> APIRouter:
         responses=errors,
         openapi_extra=_multipart(service.settings.max_images) | {"security": security},
     )
-    async def detect(request: Request, evidence: Evidence = "none", provenance: Provenance = False) -> Response:
+    async def detect(
+        request: Request, evidence: Evidence = "none", provenance: Provenance = False, region: Region = None
+    ) -> Response:
         """One result an image, in the order they were sent; an image that cannot be scored has an `error`."""
         exchange: Exchange = request.state.exchange
+        box = _box(region)
         with service.request(), service.memory.lease() as lease:
             uploads = await read_images(request, service.settings, lease)
-            results = await _answered(request, service.detect(uploads, evidence, provenance))
+            results = await _answered(request, service.detect(uploads, evidence, provenance, box))
         answer = DetectAnswer(request_id=exchange.id, detector=service.detector.name, results=tuple(results))
         return _json(answer)
 
@@ -132,12 +144,15 @@ def _detection(service: Service, *, secured: bool) -> APIRouter:
         responses=errors,
         openapi_extra=_raw() | {"security": security},
     )
-    async def detect_bytes(request: Request, evidence: Evidence = "none", provenance: Provenance = False) -> Response:
+    async def detect_bytes(
+        request: Request, evidence: Evidence = "none", provenance: Provenance = False, region: Region = None
+    ) -> Response:
         """The result of one image; if it cannot be scored the result has an `error`."""
         exchange: Exchange = request.state.exchange
+        box = _box(region)
         with service.request(), service.memory.lease() as lease:
             upload: Upload = await read_bytes(request, service.settings, lease)
-            results: list[Result] = await _answered(request, service.detect([upload], evidence, provenance))
+            results: list[Result] = await _answered(request, service.detect([upload], evidence, provenance, box))
         return _json(BytesAnswer(request_id=exchange.id, detector=service.detector.name, result=results[0]))
 
     @router.get(
@@ -189,6 +204,14 @@ def _operation(service: Service) -> APIRouter:
         return Response(service.metrics.text(), headers={"content-type": CONTENT_TYPE})
 
     return router
+
+
+def _box(region: str | None) -> Box | None:
+    """The box of a query's region. Raises `Problem`."""
+    try:
+        return None if region is None else region_box(region)
+    except ValueError as error:
+        raise Problem("invalid_query", "query parameter region: w and h are 1 or more") from error
 
 
 def _json(answer: DetectAnswer | BytesAnswer) -> Response:

@@ -21,7 +21,7 @@ import numpy as np
 
 from clipmole.config import PreprocessConfig
 from clipmole.errors import ClipmoleError
-from clipmole.images.crops import Crops, most_crops
+from clipmole.images.crops import Box, Crops, most_crops
 from clipmole.plumbing.child import last_line, module_command
 from clipmole.provenance.findings import Provenance
 from clipmole.serve import TOKEN_VARIABLE
@@ -106,14 +106,14 @@ class DecodePool:
         for process in list(self._processes):
             await self._end(process)
 
-    async def decode(self, data: bytes, *, provenance: bool = False) -> Decoded:
-        """Decode one image; waits for a free process. Raises `ImageProblem`.
+    async def decode(self, data: bytes, *, provenance: bool = False, region: Box | None = None) -> Decoded:
+        """Decode one image, or cut one region of it; waits for a free process. Raises `ImageProblem`.
 
         If the caller is cancelled, the process first finishes in peace: it need not be replaced for that.
         """
         for _ in range(self.settings.workers + 2):  # all of them may have died while they were idle
             process = await self._idle.get()
-            task = asyncio.create_task(self._exchange(process, data, {"provenance": provenance}))
+            task = asyncio.create_task(self._exchange(process, data, {"provenance": provenance, "region": region}))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
             task.add_done_callback(lambda done: done.cancelled() or done.exception())  # seen, even if nobody waits
@@ -121,7 +121,7 @@ class DecodePool:
                 return await asyncio.shield(task)
         raise ImageProblem("decoder_crashed", _DIED)
 
-    async def _exchange(self, process: asyncio.subprocess.Process, data: bytes, request: dict[str, bool]) -> Decoded:
+    async def _exchange(self, process: asyncio.subprocess.Process, data: bytes, request: dict[str, Any]) -> Decoded:
         """Give `data` to a process and take its answer; afterwards it is idle, or another is in its place."""
         reason, begun = "crashed", False
         try:
@@ -225,7 +225,7 @@ def _worker_settings(settings: ServeSettings, preprocess: PreprocessConfig) -> d
     }
 
 
-async def _give(process: asyncio.subprocess.Process, request: dict[str, bool], data: bytes) -> None:
+async def _give(process: asyncio.subprocess.Process, request: dict[str, Any], data: bytes) -> None:
     assert process.stdin is not None
     text = json.dumps(request).encode()
     process.stdin.write(FRAME.pack(len(text), len(data)) + text)

@@ -4,7 +4,7 @@ Run as `python -P -m clipmole.serve.decode_worker`, with a JSON object of settin
 are answered by frames on stdout, one at a time, in order:
 
     frame     two lengths (big-endian, 4 and 8 bytes), a JSON header, a payload
-    request   {"provenance"} and the file's bytes
+    request   {"provenance", "region"} and the file's bytes
     begun     {"begun": true}, as soon as the request is here; the answer follows
     answer    {"width", "height", "windows", "boxes", "no_content", "sha256", "provenance"}, as in `Crops`, and the
               crops (n, 3, S, S) uint8;
@@ -62,12 +62,14 @@ def decode(
     """The answer's header and payload."""
     try:
         image = load_pixels(data, name=NAME, limits=limits)
-        crops = cut_crops(image, config)
+        crops = cut_crops(image, config, region=request["region"] and tuple(request["region"]))
     except ImageError as error:
         if isinstance(error.__cause__, MemoryError):
             reason = "needs more memory to decode than one image may take; make it smaller"
             return {"error": {"code": "too_large", "message": reason}}, b""
         return {"error": {"code": error.code, "message": error.reason}}, b""
+    except ValueError as error:  # the region
+        return {"error": {"code": "unreadable", "message": str(error)}}, b""
     except MemoryError:
         reason = "needs more memory to decode than one image may take; make it smaller"
         return {"error": {"code": "too_large", "message": reason}}, b""

@@ -9,6 +9,8 @@ from typing import Any, Literal
 
 from pydantic import ConfigDict, Field
 
+from clipmole.calibration import FalseAlarms
+from clipmole.images.crops import Box
 from clipmole.inference.explain import Evidence
 from clipmole.provenance.findings import Provenance
 from clipmole.records import Detection, Record, Thresholds
@@ -34,6 +36,7 @@ EXAMPLE_DETECTION: dict[str, Any] = {
 EXAMPLE_RESULT: dict[str, Any] = {
     "name": "photo.jpg",
     "sha256": "0f343b0931126a20f133d67c2b018a3b5e2b3a3d5b8e1a2d6b5b0c8c9d1e7f64",
+    "region": None,
     "detection": EXAMPLE_DETECTION,
     "error": None,
     "evidence": None,
@@ -42,6 +45,7 @@ EXAMPLE_RESULT: dict[str, Any] = {
 EXAMPLE_FAILURE: dict[str, Any] = {
     "name": "notes.txt",
     "sha256": None,
+    "region": None,
     "detection": None,
     "error": {
         "code": "unreadable",
@@ -86,6 +90,7 @@ class Result(Record):
     Attributes:
         name: of the file, as the client sent it, shortened and printable; "image-N" if it sent none.
         sha256: of the file's bytes, hexadecimal; None if there is an error.
+        region: (left, top, right, bottom) of the only part that was looked at, pixels; None: the whole image.
         detection: None if there is an error. Its `source` is `name`; it has tile logits and boxes if evidence was
             asked for.
         error: None if there is a detection.
@@ -95,6 +100,7 @@ class Result(Record):
 
     name: str
     sha256: str | None = None
+    region: Box | None = None
     detection: Detection | None = None
     error: ImageErrorDetail | None = None
     evidence: Evidence | None = None
@@ -147,6 +153,7 @@ class CalibrationInfo(Record):
         real, generated: calibration images of each kind.
         own_photographs: unlabelled photographs that `thresholds.ai` was moved to afterwards; 0: none.
         slope, intercept: probability = sigmoid(slope * logit + intercept).
+        false_alarms: measured on photographs from sources that the detector never saw, by kind; (): not measured.
     """
 
     thresholds: Thresholds
@@ -157,6 +164,7 @@ class CalibrationInfo(Record):
     own_photographs: int
     slope: float
     intercept: float
+    false_alarms: tuple[FalseAlarms, ...]
 
 
 class LimitsInfo(Record):

@@ -35,6 +35,7 @@ def serve(
     port: int = 8000,
     token: str | None = None,
     say: Callable[[str], None],
+    ready: Callable[[str], object] = lambda _address: None,
 ) -> None:
     """Serve until SIGTERM or Ctrl-C, then finish what was accepted; a second Ctrl-C does not wait.
 
@@ -43,15 +44,27 @@ def serve(
         port: 0 takes a free one.
         token: a bearer token that /v1 and /metrics ask for.
         say: told where the server is, and when it is ready.
+        ready: called once, with the page's address on this machine, when images are taken.
 
     Raises `ConfigError` if the address cannot be used, and what `load` raises.
     """
     with bind(host, port) as listener:
         service = Service(settings, load)
         app = create_app(service, token=token, hosts=allowed_hosts(host, settings.allowed_hosts))
-        shown = f"[{host}]" if ":" in host else host
-        say(f"listening on http://{shown}:{listener.getsockname()[1]}")
-        asyncio.run(_run(app, service, listener, say))
+        port = listener.getsockname()[1]
+        say(f"listening on http://{_in_address(host)}:{port}")
+        own = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+
+        def started() -> None:
+            say(f"ready: {service.detector.name}")
+            ready(f"http://{_in_address(own)}:{port}/")
+
+        asyncio.run(_run(app, service, listener, started))
+
+
+def _in_address(host: str) -> str:
+    """A host as it stands in a URL."""
+    return f"[{host}]" if ":" in host else host
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -73,7 +86,7 @@ def bind(host: str, port: int) -> socket.socket:
         raise ConfigError(f"{host}, port {port}: cannot listen there: {reason}; try another --port") from error
 
 
-async def _run(app: object, service: Service, listener: socket.socket, say: Callable[[str], None]) -> None:
+async def _run(app: object, service: Service, listener: socket.socket, started: Callable[[], None]) -> None:
     config = uvicorn.Config(
         app,  # type: ignore[arg-type]
         http=protocol_class(service.settings),
@@ -93,7 +106,7 @@ async def _run(app: object, service: Service, listener: socket.socket, say: Call
         if task.cancelled() or task.exception() is not None:
             server.should_exit = True
         else:
-            say(f"ready: {service.detector.name}")
+            started()
 
     loading = asyncio.create_task(service.start())
     loading.add_done_callback(loaded)

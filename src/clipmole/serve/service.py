@@ -13,7 +13,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 
-from clipmole.images.crops import most_crops
+from clipmole.images.crops import Box, most_crops
 from clipmole.images.formats import IMAGE_EXTENSIONS
 from clipmole.inference.detector import Detector
 from clipmole.inference.explain import Evidence, explain_crops, network_of
@@ -131,7 +131,9 @@ class Service:
         finally:
             self.requests -= 1
 
-    async def detect(self, uploads: list[Upload], evidence: EvidenceKind, provenance: bool) -> list[Result]:
+    async def detect(
+        self, uploads: list[Upload], evidence: EvidenceKind, provenance: bool, region: Box | None = None
+    ) -> list[Result]:
         """A result each, in order. Raises `Problem` if the queue is full, or it takes too long.
 
         One request has only a few images on their way at a time, so that others get their turn.
@@ -156,7 +158,7 @@ class Service:
             nonlocal left
             async with turns:
                 began = time.monotonic()
-                result = await self._one(upload, evidence, provenance)
+                result = await self._one(upload, evidence, provenance, region)
                 self._observe(result, time.monotonic() - began)
             self.pending -= 1
             left -= 1
@@ -173,7 +175,7 @@ class Service:
                 task.cancel()
             self.pending -= left
 
-    async def _one(self, upload: Upload, evidence: EvidenceKind, provenance: bool) -> Result:
+    async def _one(self, upload: Upload, evidence: EvidenceKind, provenance: bool, region: Box | None) -> Result:
         assert self.pool is not None
         assert self.batcher is not None
         name = upload.name
@@ -182,7 +184,7 @@ class Service:
                 raise ImageProblem(
                     "too_large", f"more than the {self.settings.max_image_bytes:,} bytes that one image may have"
                 )
-            image = await self._decode(upload, provenance)
+            image = await self._decode(upload, provenance, region)
             detection = await self.batcher.detect(name, image)
             shown = await self._evidence(detection, image, evidence)
         except ImageProblem as problem:
@@ -194,14 +196,16 @@ class Service:
         if evidence == "none":
             detection = detection.model_copy(update={"tile_logits": None, "tile_boxes": None})
         found = image.provenance and image.provenance.model_copy(update={"source": name})
-        return Result(name=name, sha256=image.sha256, detection=detection, evidence=shown, provenance=found)
+        return Result(
+            name=name, sha256=image.sha256, region=region, detection=detection, evidence=shown, provenance=found
+        )
 
-    async def _decode(self, upload: Upload, provenance: bool) -> Decoded:
+    async def _decode(self, upload: Upload, provenance: bool, region: Box | None) -> Decoded:
         assert self.pool is not None
         began = time.monotonic()
         self._decoding += 1
         try:
-            return await self.pool.decode(bytes(upload.data), provenance=provenance)
+            return await self.pool.decode(bytes(upload.data), provenance=provenance, region=region)
         finally:
             self._decoding -= 1
             upload.data.clear()
@@ -245,6 +249,7 @@ class Service:
                 own_photographs=calibration.own_photographs,
                 slope=calibration.slope,
                 intercept=calibration.intercept,
+                false_alarms=calibration.false_alarms,
             ),
             limits=LimitsInfo(
                 max_image_bytes=settings.max_image_bytes,

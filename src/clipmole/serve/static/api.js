@@ -29,11 +29,12 @@ export async function describe() {
 
 export const alive = () => fetch("healthz").then(({ ok }) => ok, () => false);
 
-/** Score one file: {request_id, detector, result}. `onSent` is told the share of the file that is sent. */
-export function detect(file, { evidence = "tiles", onSent = () => {}, signal = null } = {}) {
+/** Score one file, or the box `region` of it: {request_id, detector, result}. `onSent` is told the share that is sent. */
+export function detect(file, { evidence = "tiles", region = null, onSent = () => {}, signal = null } = {}) {
   return new Promise((resolve, reject) => {
     const request = new XMLHttpRequest();  // fetch does not tell how much is sent
-    request.open("POST", `v1/detect/bytes?evidence=${evidence}&provenance=true`);
+    const [left, top, right, bottom] = region ?? [], part = region ? `&region=${left},${top},${right - left},${bottom - top}` : "";
+    request.open("POST", `v1/detect/bytes?evidence=${evidence}&provenance=true${part}`);
     request.setRequestHeader("Content-Type", "application/octet-stream");
     for (const [name, value] of Object.entries(headers())) request.setRequestHeader(name, value);
     request.upload.onprogress = (event) => event.lengthComputable && onSent(event.loaded / event.total);

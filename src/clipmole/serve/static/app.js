@@ -4,7 +4,7 @@ import { alive, describe, detect, fail, useToken } from "./api.js";
 import { card, limits } from "./card.js";
 import { h, nameOf } from "./dom.js";
 import { save } from "./save.js";
-import { bytes, headline, percent, verdictOf } from "./words.js";
+import { bytes, found as foundIn, headline, ofAI, show as shows, verdictOf } from "./words.js";
 
 const AT_ONCE = 3;  // images on the way at the same time
 const TRIES = 8;  // how often a busy server is asked again
@@ -87,13 +87,14 @@ async function look(item, signal) {
   const { file } = item, most = detector.limits.max_image_bytes;
   update(item, { state: "sending", sent: 0, about: detector });
   try {
+    if (!file.size) throw fail("empty", "It has no bytes.");
     if (file.size > most) throw fail("too_large",
       `It has ${file.size.toLocaleString("en")} bytes; this server takes at most ${most.toLocaleString("en")} an image.`);
     await file.slice(0, 1).arrayBuffer().catch(() => {
       throw fail("folder", "It cannot be read here: a folder, or a file that was moved or changed.");
     });
     const onSent = (sent) => update(item, sent < 1 ? { sent } : { sent: null, state: "looking at it" });
-    const { result, request_id: request } = await detect(file, { onSent, signal });
+    const { result, request_id: request } = await detect(file, { region: item.region, onSent, signal });
     if (result.error) throw result.error;
     settle(item, { result, request, at: new Date() });
   } catch (error) {
@@ -125,7 +126,7 @@ async function recover(item, error, signal) {
 /** Change an item and show it in its row; gives the item. */
 function update(item, change) {
   const { file, row, state, sent, result, error } = Object.assign(item, change);
-  const found = result?.detection, findings = result?.provenance.findings.length, { sign, words } = verdictOf(found);
+  const found = result?.detection, findings = result && foundIn(result.provenance.findings), { sign, words } = verdictOf(found);
   const name = nameOf(item), open = () => show(item, true);
   item.keys = { name: file.name.toLowerCase(), verdict: found && OUTCOMES.indexOf(outcome(item)), findings,
     probability: found?.probability, pixels: found && found.width * found.height };
@@ -135,9 +136,9 @@ function update(item, change) {
     h("td", { class: `state ${found?.verdict ?? ""}` },
       error ? `✕ ${headline(error.code).toLowerCase()}` : found ? `${sign} ${words}` : state,
       finished(item) ? null : h("progress", { max: 1, value: sent, "aria-label": `Progress of ${file.name}` })),
-    h("td", { class: "number" }, found ? percent(found.probability) : ""),
+    h("td", { class: "number percent" }, found && !found.reason ? ofAI(found.probability) : ""),
     h("td", { class: "number wide" }, found ? `${found.width} × ${found.height}` : ""),
-    h("td", { class: "number wide" }, findings ?? ""));
+    h("td", { class: "wide" }, findings ? h("bdi", {}, findings) : ""));
   return item;
 }
 
@@ -152,7 +153,7 @@ function settle(item, answer) {
   update(item, { ...answer, state: "done" });
   if (!items.includes(item)) return;  // cleared since
   arrange();
-  if (items.length === 1) show(item, false);
+  if (items.length === 1 || item.region) show(item, false);
 }
 
 /** Items in the order of the table; what has no value stands last, whichever way it is sorted. */
@@ -178,7 +179,7 @@ function arrange() {
 }
 
 const inWords = ({ file, error, result }) => (error ? `${headline(error.code)}: ${error.message}`
-  : `${file.name}: ${verdictOf(result.detection).words}, ${percent(result.detection.probability)}`);
+  : `${file.name}: ${verdictOf(result.detection).words}${shows.percentages ? `, ${ofAI(result.detection.probability)}` : ""}`);
 
 /** Another order: by this head, or turned around if it is by this one. */
 function sortBy(head) {
@@ -188,11 +189,29 @@ function sortBy(head) {
 }
 
 function show(item, move) {
-  const { element } = card(item, again, (kind, options) => save([item], kind, options));
+  const { element } = card(item, { again, part: (region) => part(item, region), save: (kind, options) => save([item], kind, options) });
   $("card").replaceChildren(element);
   body.querySelector("[aria-current]")?.removeAttribute("aria-current");
   item.row.querySelector("button").setAttribute("aria-current", "true");
   if (move) element.querySelector("h2").focus();
+}
+
+/** Look at a part of an image: a row of its own. */
+function part({ file }, region) {
+  items.push(renew({ file, region, row: h("tr") }));
+  say("A part of the image is being looked at.");
+  arrange();
+  next();
+}
+
+/** Show or hide percentages, wherever they stand. */
+function percentages(shown) {
+  shows.percentages = shown;
+  document.body.classList.toggle("labels-only", !shown);
+  const open = items.find(({ row }) => row.querySelector("[aria-current]"));
+  for (const item of items) update(item, {});
+  if (detector) $("about").replaceChildren(limits(detector));
+  if (open) show(open, false);
 }
 
 function again(item) {
@@ -226,6 +245,8 @@ on(document, "dragleave", (event) => { if (!event.relatedTarget) over(false); })
 on(document, "drop", (event) => { event.preventDefault(); over(false); take(event.dataTransfer); });
 on($("clear"), "click", clear);
 on($("retry"), "click", connect);
+on($("percentages"), "change", ({ target }) => percentages(target.checked));
+on(window, "beforeprint", () => { for (const fold of $("card").querySelectorAll("details:not([data-screen])")) fold.open = true; });
 on($("token-form"), "submit", (event) => {
   event.preventDefault();
   useToken($("token").value);

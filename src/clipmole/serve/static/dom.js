@@ -13,8 +13,9 @@ export function h(tag, attributes = {}, ...children) {
 }
 
 /** A file name. Marks that turn the direction of writing show as such: exe.png is not to be read as gnp.exe. */
-export const nameOf = ({ file }) =>
-  h("bdi", {}, file.name.replace(/[\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]/g, "\ufffd") || "pasted image");
+export const nameOf = ({ file, region }) => h("span", {},
+  h("bdi", {}, file.name.replace(/[\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]/g, "\ufffd") || "pasted image"),
+  region ? `, part ${region[0]}–${region[2]} × ${region[1]}–${region[3]}` : null);
 
 /** A table from a caption, heads and rows of cells (text or nodes); `numbers` names the right-aligned columns. */
 export function grid(caption, heads, rows, numbers = []) {

@@ -1,4 +1,4 @@
-// Shows where a score comes from: crops, patches, the router's choice, over the picture and in a table.
+// Shows where a score comes from: crops, patches, the choice of experts, over the picture, in a strip and in a table.
 //
 // The colour's middle is the score at which the probability is one half, and it is full where a crop alone would be
 // at 5 % or 95 %: an undecided image stays pale, however its crops differ among themselves.
@@ -6,19 +6,19 @@
 import { detect } from "./api.js";
 import { grid, h } from "./dom.js";
 import { area, cells, middle, nearest, over, patches, place } from "./geometry.js";
-import { capital, signed } from "./words.js";
+import { capital, ofAI, show, signed } from "./words.js";
 
 const EXPERTS = ["#56b4e9", "#e69f00", "#009e73", "#cc79a7", "#f0e442", "#7f7f7f"];
 const FULL = Math.log(0.95 / 0.05);
+const STRIP = 96;  // pixels, the side of a crop in the strip
+const DRAG = 6;  // pixels of the screen that a pointer moves before it marks a part
 
 const fine = (value) => signed(value, 3);
 const colourOf = (expert) => EXPERTS[expert % EXPERTS.length];
 const tint = (value) => `rgba(${value < 0 ? "0, 100, 200" : "214, 84, 0"}, ${(0.6 * Math.min(1, Math.abs(value))).toFixed(3)})`;
 
-const scale = (text, zero, full) => h("div", { class: "row" },
-  h("span", {}, `${text(zero - full)} photograph`),
-  h("span", { class: "ramp" }),
-  h("span", {}, `AI-generated ${text(zero + full)}`));
+const scale = (low, high) => h("div", { class: "row" },
+  h("span", {}, low), h("span", { class: "ramp" }), h("span", {}, high));
 
 /** Cells of the patches of the crops that are shown, each of the crop nearest to it; `paint` says how a value looks. */
 const byPatch = (map, shown, valuesOf, paint) => shown.flatMap((tile) => patches(tile, valuesOf(tile))
@@ -32,22 +32,22 @@ const largest = (tiles, values) => tiles.flatMap(values).reduce((most, value) =>
 /** What can be shown: its words, cells {box, colour, at, words, text} over the picture, legend and table. */
 const LAYERS = {
   crops: {
-    words: (map) => `Score of each crop; ${signed(map.zero)} is the colourless middle`
-      + (map.zero ? ", where the probability is one half" : ""),
+    words: () => "What the detector would say of each crop alone: blue speaks for a photograph, orange for AI-generated, pale is undecided",
     cells: (map, shown) => cells(shown).map((cell) => ({
       box: cell,
       colour: tint((cell[4] - map.zero) / map.full),
-      at: over(shown, middle(cell)).map((tile) => `crop ${map.number(tile)}: ${signed(tile.logit)}`).join("; "),
+      at: over(shown, middle(cell)).map((tile) => `crop ${map.number(tile)}: ${map.said(tile)}`).join("; "),
     })),
-    legend: (map) => scale(signed, map.zero, map.full),
-    table: (map) => grid("Crops", ["Crop", "Pixels", "Score"],
-      map.tiles.map((tile) => [map.button(tile), place(tile.box), signed(tile.logit)]), [2]),
+    legend: () => scale("photograph", "AI-generated"),
+    table: (map) => grid(`Crops; the score of the image, ${signed(map.item.result.detection.logit)}, is the mean of theirs`,
+      ["Crop", "Pixels", "Alone", "Score"],
+      map.tiles.map((tile) => [map.button(tile), place(tile.box), map.said(tile), signed(tile.logit)]), [2, 3]),
   },
   patches: {
     words: (map) => `What the score of a crop leans on, patch by patch, in units of the score (${map.evidence.method})`,
     cells: (map, shown) => byPatch(map, shown, ({ attribution }) => attribution,
       (value) => ({ colour: tint(value / map.most), words: fine(value), text: fine(value).replace("0.", ".") })),
-    legend: (map) => scale(fine, 0, map.most),
+    legend: (map) => scale(`${fine(-map.most)} photograph`, `AI-generated ${fine(map.most)}`),
     table: (map) => {
       const all = map.tiles.flatMap((tile) => patches(tile, tile.attribution).map((patch) => ({ tile, ...patch })));
       all.sort((a, b) => Math.abs(b.value) - Math.abs(a.value));
@@ -56,7 +56,7 @@ const LAYERS = {
           [map.button(tile), String(row + 1), String(column + 1), place(box.map(Math.round)), fine(value)]), [1, 2, 4]);
     },
   },
-  router: {
+  experts: {
     words: (map) => `The expert with the largest gate in block ${map.tiles[0].routing[map.block].block + 1}, patch by patch`,
     cells: (map, shown) => byPatch(map, shown, ({ routing }) => routing[map.block].experts,
       (expert) => ({ colour: `${colourOf(expert)}99`, words: `expert ${expert + 1}`, text: String(expert + 1) })),
@@ -94,37 +94,42 @@ export class EvidenceMap {
   zoom = null;  // index of the crop that fills the view
   picture = null;
 
-  constructor(item) {
+  /** `part(region)` looks at a part of the image that is marked; without it nothing can be marked. */
+  constructor(item, part = null) {
     const { detection } = item.result, { calibration, evidence: kinds } = item.about;
     this.item = item;
+    this.calibration = calibration;
     this.zero = calibration ? -calibration.intercept / calibration.slope : 0;
     this.full = calibration ? FULL / calibration.slope : largest(this.tiles, ({ logit }) => logit);
     const offered = ["crops", ...(kinds.includes("tokens") ? ["patches"] : []),
-      ...(kinds.includes("tokens") && this.evidence.expert_ranks.length ? ["router"] : [])];
+      ...(kinds.includes("tokens") && this.evidence.expert_ranks.length ? ["experts"] : [])];
     const many = this.tiles.length, much = seen(this.tiles, detection);
     this.view = h("div", { class: "view", role: "img", pointerover: (e) => this.say(e.target.title), pointerleave: () => this.say() });
     this.readout = h("p", { class: "readout soft", role: "status", "data-screen": "" });
     this.legend = h("div", { class: "legend soft" });
     this.table = h("div");
+    this.strip = h("div", { class: "strip" });
+    this.form = part ? this.parts(part) : null;
     this.blocks = h("select", { change: () => this.show({ block: this.blocks.selectedIndex }) });
     this.whole = h("button", { type: "button", click: () => this.show({ zoom: null }) }, "Whole image");
     this.undrawn = h("p", { hidden: true }, "This browser cannot draw the file, so the crops stand without the picture.");
     this.choices = h("fieldset", { class: "row", hidden: offered.length === 1, "aria-label": "Show" }, offered.map((kind) =>
       h("label", {}, h("input", { type: "radio", name: "layer", value: kind, change: () => this.ask(kind) }), capital(kind))));
     this.element = h("figure", { class: "map" },
-      h("div", { class: "row", "data-screen": "" }, this.choices, h("label", {}, "Block ", this.blocks), this.whole),
-      this.view, this.readout, this.legend,
+      h("div", { class: "row", "data-screen": "" }, this.whole),
+      this.view, this.readout, this.legend, this.strip, this.form,
       h("figcaption", { class: "soft" },
         h("p", {}, `Looked at: ${many === 1 ? "one crop" : `${many} crops`} at the image's own size, ${much} of the image.`,
-          many === 1 ? null : " What lies outside counts for nothing; where crops overlap, the colour is their mean. "
-            + `The image's score, ${signed(detection.logit)}, is the mean of its crops'.`),
+          many === 1 ? null : " What lies outside counts for nothing; where crops overlap, the colour is their mean."),
         this.undrawn,
         h("p", {}, this.evidence.caution)),
-      h("details", {}, h("summary", {}, "The map in numbers"), this.table));
+      h("details", {}, h("summary", {}, "For experts: other maps, and the numbers"),
+        h("div", { class: "row", "data-screen": "" }, this.choices, h("label", {}, "Block ", this.blocks)), this.table));
     this.ready = pictureOf(item.file, detection.width, detection.height).then((picture) => {
       this.picture = picture;
       this.undrawn.hidden = picture !== null;
       this.draw();
+      if (picture && many > 1) this.strip.replaceChildren(...this.tiles.map((tile) => this.cut(tile)));
     });
     this.show({ kind: "crops" });
   }
@@ -138,18 +143,90 @@ export class EvidenceMap {
   get layer() { return LAYERS[this.kind]; }
   number(tile) { return this.tiles.indexOf(tile) + 1; }
 
+  /** What the detector would say of a crop alone: its probability, or its score where there is none to be shown. */
+  said({ logit }) {
+    const { slope, intercept } = this.calibration ?? {};
+    if (!this.calibration) return signed(logit);
+    const probability = 1 / (1 + Math.exp(-(slope * logit + intercept)));
+    if (show.percentages) return ofAI(probability);
+    const { real, ai } = this.item.result.detection.thresholds;
+    return probability > ai ? "▲" : probability < real ? "●" : "◐";
+  }
+
+  /** A crop at its own size or smaller, with what the detector would say of it alone; chosen, it fills the view. */
+  cut(tile) {
+    const [left, top, right, bottom] = tile.box, scale = Math.min(1, STRIP / Math.max(right - left, bottom - top));
+    const canvas = h("canvas", { width: Math.ceil(scale * (right - left)), height: Math.ceil(scale * (bottom - top)) });
+    canvas.getContext("2d").drawImage(this.picture, left, top, right - left, bottom - top, 0, 0, canvas.width, canvas.height);
+    const crop = this.number(tile) - 1;
+    return h("button", { type: "button", class: "cut", click: () => this.show({ zoom: this.zoom === crop ? null : crop }) },
+      canvas, h("span", {}, `${crop + 1} · ${this.said(tile)}`));
+  }
+
+  /** Fields for a part of the image, which a mouse or a pen fills by drawing on the map. */
+  parts(part) {
+    const { width, height } = this.item.result.detection;
+    const input = (name, most, value) => h("input", { type: "number", name, min: name === "Left" || name === "Top" ? 0 : 1, max: most, value, required: true });
+    const fields = [input("Left", width - 1, 0), input("Top", height - 1, 0), input("Width", width, width), input("Height", height, height)];
+    const form = h("form", { class: "row", submit: (event) => {
+      event.preventDefault();
+      const [left, top, wide, high] = fields.map((field) => Number(field.value));
+      part([left, top, Math.min(width, left + wide), Math.min(height, top + high)]);
+    } }, fields.map((field) => h("label", {}, `${field.name} `, field)), h("button", {}, "Look at this part alone"));
+    const fold = h("details", { "data-screen": "" }, h("summary", {}, "Look at a part alone"),
+      h("p", { class: "soft" }, "Draw a rectangle on the map with the mouse, or give its pixels. The answer is for that part alone."), form);
+    this.marking((box) => {
+      fold.open = true;
+      box.forEach((value, i) => { fields[i].value = value; });
+    });
+    return fold;
+  }
+
+  /** Give `use` [left, top, width, height] of a rectangle that is drawn on the whole image, in its pixels. */
+  marking(use) {
+    const { width, height } = this.item.result.detection, { view } = this;
+    let start = null, mark = null;
+    const at = ({ clientX, clientY }) => {
+      const box = view.getBoundingClientRect(), inside = (value) => Math.min(1, Math.max(0, value));
+      return [inside((clientX - box.left) / box.width) * width, inside((clientY - box.top) / box.height) * height];
+    };
+    view.addEventListener("pointerdown", (event) => {
+      if (this.zoom !== null || event.pointerType === "touch" || event.button !== 0) return;
+      start = { at: at(event), x: event.clientX, y: event.clientY };
+      mark = null;
+      event.preventDefault();
+    });
+    view.addEventListener("pointermove", (event) => {
+      if (!start || (!mark && Math.hypot(event.clientX - start.x, event.clientY - start.y) < DRAG)) return;
+      view.setPointerCapture(event.pointerId);
+      const [x, y] = at(event), [left, top] = [Math.min(x, start.at[0]), Math.min(y, start.at[1])].map(Math.floor);
+      const box = [left, top, Math.max(1, Math.ceil(Math.max(x, start.at[0])) - left), Math.max(1, Math.ceil(Math.max(y, start.at[1])) - top)];
+      const percents = [box[0] / width, box[1] / height, box[2] / width, box[3] / height].map((value) => `${100 * value}%`);
+      view.querySelector(".marked")?.remove();
+      mark = h("div", { class: "marked", style: Object.fromEntries(["left", "top", "width", "height"].map((name, i) => [name, percents[i]])) });
+      view.append(mark);
+      use(box);
+    });
+    view.addEventListener("pointerup", () => { start = null; });
+    view.addEventListener("pointercancel", () => { start = null; });
+    view.addEventListener("click", (event) => {  // the end of a drawing is no choice of a crop
+      if (mark) event.stopPropagation();
+      mark = null;
+    }, true);
+  }
+
   /** Switch what is shown; patches and router are asked of the server when first wanted. */
   async ask(kind) {
     if (kind !== "crops" && !this.evidence.method) {
       this.say("Asking the server…");
-      const { result, message } = await detect(this.item.file, { evidence: "tokens" }).catch((error) => error);
+      const { result, message } = await detect(this.item.file, { evidence: "tokens", region: this.item.region }).catch((error) => error);
       if (!result?.evidence) {
         this.show({});
         return this.say(`Not to be had: ${message ?? result.error.message}`);
       }
       this.item.result = { ...this.item.result, evidence: result.evidence };
     }
-    if (kind === "router" && !this.blocks.length) {
+    if (kind === "experts" && !this.blocks.length) {
       this.blocks.append(...this.tiles[0].routing.map(({ block }) => h("option", {}, String(block + 1))));
       this.block = this.blocks.selectedIndex = this.blocks.length - 1;
     }
@@ -160,7 +237,7 @@ export class EvidenceMap {
   show(change) {
     Object.assign(this, change);
     this.whole.hidden = this.zoom === null;
-    this.blocks.parentElement.hidden = this.kind !== "router";
+    this.blocks.parentElement.hidden = this.kind !== "experts";
     for (const radio of this.choices.querySelectorAll("input")) radio.checked = radio.value === this.kind;
     if (!("zoom" in change)) {
       this.view.setAttribute("aria-label", `Evidence map. ${this.layer.words(this)}. The numbers are in the table that follows.`);
@@ -189,7 +266,7 @@ export class EvidenceMap {
         click: () => this.show({ zoom: this.zoom === null ? this.number(nearest(this.tiles, middle(box))) - 1 : null }),
       }, single ? text : null)),
       ...shown.map((tile) => h("div", { class: "crop", "data-crop": this.number(tile) - 1, style: at(tile.box) },
-        this.kind === "crops" ? h("span", {}, `${single ? "" : `${this.number(tile)}\n`}${signed(tile.logit)}`) : null)));
+        this.kind === "crops" ? h("span", {}, `${single ? "" : `${this.number(tile)}\n`}${this.said(tile)}`) : null)));
   }
 
   /** Chooses a crop in a table; with the focus on it the crop is marked on the map. */
@@ -203,7 +280,7 @@ export class EvidenceMap {
       click: () => this.show({ zoom: this.zoom === crop ? null : crop }) }, `Crop ${crop + 1}`);
   }
 
-  about = (crop) => `Crop ${crop + 1}, pixels ${place(this.tiles[crop].box)}: ${signed(this.tiles[crop].logit)}`;
+  about = (crop) => `Crop ${crop + 1}, pixels ${place(this.tiles[crop].box)}: ${this.said(this.tiles[crop])}`;
 
   say(words) {
     this.readout.textContent = words

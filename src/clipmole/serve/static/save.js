@@ -2,7 +2,7 @@
 
 import { card, limits } from "./card.js";
 import { grid, h, nameOf } from "./dom.js";
-import { percent, verdictOf } from "./words.js";
+import { found, ofAI, show, verdictOf } from "./words.js";
 
 const SIDE = 1000;  // most pixels of the picture in a report
 
@@ -15,9 +15,11 @@ function download(name, type, text) {
 const plain = (name) => name.replace(/[^\w.-]+/g, "_").replace(/^[.]+/, "").slice(0, 80) || "image";
 
 /** The answer of the server, with the name and time that only the page knows. */
-const record = ({ file, at = null, request = null, result, error }) => ({
+const record = ({ file, at = null, request = null, human = null, about, result, error }) => ({
   file: file.name, bytes: file.size, sha256: result?.sha256 ?? null, at, request_id: request,
   detection: result?.detection ?? null, evidence: result?.evidence ?? null, provenance: result?.provenance ?? null,
+  region: result?.region ?? null, calibration: about?.calibration ?? null,
+  human: human?.verdict || human?.note ? human : null,
   error: error && { code: error.code, message: error.message },
 });
 
@@ -27,10 +29,11 @@ function field(value) {
   return /[",\r\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;
 }
 
-function columns({ file, result, error }) {
-  const { verdict, probability, logit, width, height, coverage, reason, detector } = result?.detection ?? {}, findings = result?.provenance.findings.length;
+function columns({ file, human, result, error }) {
+  const { verdict, probability, logit, width, height, coverage, reason, detector } = result?.detection ?? {}, findings = result?.provenance.findings.map(({ title }) => title).join("; ");
   return { file: file.name, verdict, probability, logit, width, height, coverage, reason, findings, detector,
-    sha256: result?.sha256, error: error?.code, message: error?.message };
+    sha256: result?.sha256, region: result?.region?.join(" "), human_verdict: human?.verdict, note: human?.note,
+    error: error?.code, message: error?.message };
 }
 
 export function csv(items) {
@@ -48,13 +51,19 @@ function copyOf(picture) {
 
 /** The card of a report: without controls, and with the picture only if it is wanted. */
 async function still(item, { picture = false, view = {} }) {
-  const { element, map } = card(item);
-  await map?.ready;
-  map?.show(view);
-  if (picture && map.picture) map.picture.src = copyOf(map.picture);
-  else map?.picture?.remove();
+  const { element, map, other } = card(item, null, view);
+  for (const each of [map, other].filter(Boolean)) {
+    await each.ready;
+    if (picture && each.picture) each.picture.src = copyOf(each.picture);
+    else each.picture?.remove();
+  }
+  other?.strip.remove();
+  for (const canvas of element.querySelectorAll("canvas")) {
+    if (picture) canvas.replaceWith(h("img", { class: canvas.className, src: canvas.toDataURL(), alt: "", style: { "--ratio": canvas.style.getPropertyValue("--ratio") } }));
+  }
+  if (!picture) for (const shows of element.querySelectorAll(".strip, .traces")) shows.remove();
   for (const control of element.querySelectorAll("[data-screen]")) control.remove();
-  for (const button of element.querySelectorAll("button")) button.replaceWith(button.textContent);
+  for (const button of element.querySelectorAll("button")) button.replaceWith(h("span", { class: button.classList.contains("cut") ? "cut" : null }, ...button.childNodes));
   for (const details of element.querySelectorAll("details")) details.open = true;
   return element;
 }
@@ -62,11 +71,11 @@ async function still(item, { picture = false, view = {} }) {
 /** A page that needs nothing and asks for nothing. */
 async function page(items, options) {
   const summary = items.map((item) => [nameOf(item), item.error?.message ?? verdictOf(item.result.detection).words,
-    percent(item.result?.detection.probability)]);
+    ...(show.percentages ? [ofAI(item.result?.detection.probability)] : []), item.result ? found(item.result.provenance.findings) : ""]);
   const body = h("body", {},
     h("h1", {}, "clipmole report"),
     h("p", { class: "soft" }, "A likelihood and what it rests on. Not a proof."),
-    items.length > 1 ? grid("Images and verdicts", ["Image", "Verdict", "AI-generated"], summary, [2]) : null);
+    items.length > 1 ? grid("Images and verdicts", ["Image", "Verdict", ...(show.percentages ? ["Probability"] : []), "Metadata"], summary, show.percentages ? [2] : []) : null);
   for (const item of items) body.append(await still(item, options));
   body.append(limits(items[0].about));
   const style = [...document.styleSheets[0].cssRules].map(({ cssText }) => cssText).join("\n");

@@ -1,4 +1,7 @@
-// What the page says: verdicts, probabilities, errors. Knows nothing of the document or the network.
+// What the page says: verdicts, probabilities, errors, the sentence to quote. Knows nothing of the document or the network.
+
+/** Whether percentages are shown; without them there are verdicts alone. */
+export const show = { percentages: true };
 
 export const VERDICTS = {
   real: { words: "likely photograph", sign: "●" },
@@ -17,6 +20,9 @@ export function percent(probability) {
   return probability > 0.99 ? "over 99 %" : `${whole(probability)} %`;
 }
 
+/** The same with what it is the probability of: "18 % AI" cannot be read as "18 % photograph". */
+export const ofAI = (probability) => (percent(probability) === "–" ? "–" : `${percent(probability)} AI`);
+
 const share = (value) => `${Number((100 * value).toPrecision(3))} %`;
 
 /** The share of the image's pixels that the detector looked at. */
@@ -25,6 +31,7 @@ export const seen = ({ coverage, tiles }) =>
 
 /** What the probability means, in one sentence. */
 export function meaning(detection, calibration) {
+  if (detection.reason) return `The detector cannot tell: ${detection.reason}. Its probability means nothing here.`;
   if (detection.probability === null)
     return `This detector is not calibrated: its score is ${signed(detection.logit)}, and nobody can say how likely that makes it.`;
   const data = calibration ? `: ${calibration.real} photographs and ${calibration.generated} generated images` : "";
@@ -38,18 +45,47 @@ export function caution(detection, calibration) {
   if (verdict === "real") {
     const miss = !calibration ? ""
       : ` On the calibration data at most ${share(calibration.max_miss)} of the generated images got it; of newer generators most may.`;
-    return `This is no clearance: generated images get this verdict too.${miss}`;
+    return `This does not prove a photograph: generated images get this verdict too.${miss}`;
   }
   if (verdict === "ai_generated") {
     const alarm = calibration ? ` On the calibration data at most ${share(calibration.max_false_alarm)} of the photographs got it.` : "";
     return `This is no proof: photographs get this verdict too.${alarm} Do not accuse anybody with it.`;
   }
-  if (detection.reason) return `The detector cannot tell: ${detection.reason}. Its probability means nothing here.`;
-  return verdict === "uncertain" ? "The detector cannot tell. That is an answer too: look for other evidence." : "";
+  return verdict === "uncertain" ? UNCERTAIN : "";
 }
 
+export const UNCERTAIN = "The detector cannot tell, and that is an answer. What to do: find the original file and who "
+  + "published it first, read its metadata, and count this verdict for neither side.";
+
 export const RARE =
-  "As many generated images as photographs were counted. Where generated images are rarer than that, so is a true alarm.";
+  "As many generated images as photographs were counted. Where generated images are rarer, more of the alarms are false.";
+
+/** How often photographs of unknown sources were called AI-generated, a sentence a kind. */
+export const alarms = (calibration) => (calibration?.false_alarms ?? []).map(({ kind, photographs, called_generated: called }) =>
+  `Of ${photographs} ${kind} from sources that the detector had never seen, it called ${called} (${share(called / photographs)}) AI-generated.`);
+
+/** What the metadata found, in a few words: the finding that says most, and how many more there are. */
+export function found(findings) {
+  if (!findings.length) return "nothing";
+  const rank = ({ points_to: points, strength }) => (points === "neither" ? 0 : { strong: 3, moderate: 2 }[strength] ?? 1);
+  const best = findings.reduce((first, next) => (rank(next) > rank(first) ? next : first));
+  return best.title + (findings.length > 1 ? `, and ${findings.length - 1} more` : "");
+}
+
+/** The ready sentence to quote: verdict, detector, date, file, thresholds, and what it is not. */
+export function quote({ at, result: { detection, sha256, region } }, calibration) {
+  const { probability, thresholds, verdict } = detection, date = at.toISOString().slice(0, 10);
+  const what = region ? `a part of the file (pixels ${region[0]}–${region[2]} × ${region[1]}–${region[3]})` : "the file";
+  const rule = {
+    real: `below ${percent(thresholds?.real)} counts as a photograph`,
+    ai_generated: `above ${percent(thresholds?.ai)} counts as AI-generated, which at most ${share(calibration?.max_false_alarm ?? 1)} of its calibration photographs did`,
+    uncertain: `${percent(thresholds?.real)} to ${percent(thresholds?.ai)} counts as uncertain`,
+  }[verdict];
+  const score = detection.reason ? ` because ${detection.reason}`
+    : show.percentages && rule ? ` (probability of being AI-generated ${percent(probability)}; ${rule})` : "";
+  return `clipmole (${detection.detector}, ${date}) rates ${what} with SHA-256 ${sha256} as “${verdictOf(detection).words}”${score}. `
+    + "This is a statistical likelihood and no proof; edits, screenshots and recompression can mislead it.";
+}
 
 export const capital = (text) => text[0].toUpperCase() + text.slice(1);
 
@@ -65,16 +101,27 @@ export function bytes(count) {
   return `${(count / 1e6).toFixed(count < 1e7 ? 1 : 0)} MB`;
 }
 
-const HEADLINES = {
-  unreadable: "Not readable as an image",
-  too_large: "Too large",
-  timeout: "It took too long",
-  slow_body: "It took too long to send",
-  decoder_timeout: "It took too long to decode",
-  decoder_crashed: "Not readable as an image",
-  busy: "The server was busy for too long",
-  broken: "The connection broke",
-  folder: "Not a file",
-};
+const SMALLER = "Save a smaller copy of it and choose that; note that a smaller copy can get another verdict.";
+const LATER = "Wait a moment, then try again.";
+const ANEW = "Choose the original file if you have it, or open this one in an image editor and save it as a new PNG.";
 
-export const headline = (code) => HEADLINES[code] ?? "No answer for this image";
+/** Code of an error -> what to say, what to do next, and whether trying again can help. */
+const ERRORS = {
+  empty: { headline: "The file is empty", next: "Choose another file; the download or copy may not have finished." },
+  unreadable: { headline: "Not readable as an image", next: ANEW },
+  too_large: { headline: "Too large", next: SMALLER },
+  decoder_timeout: { headline: "It took too long to read", next: SMALLER },
+  decoder_crashed: { headline: "Not readable as an image", next: ANEW },
+  invalid_query: { headline: "This part cannot be looked at", next: "Mark a part that lies within the image." },
+  folder: { headline: "Not a file", next: "Choose the image file itself." },
+  timeout: { headline: "It took too long", next: LATER, again: true },
+  slow_body: { headline: "It took too long to send", next: "Check the connection, then try again.", again: true },
+  busy: { headline: "The server was busy for too long", next: LATER, again: true },
+  broken: { headline: "The connection broke", next: "Check the connection, then try again.", again: true },
+  internal: { headline: "The server made a mistake", next: "Try again once; if it happens again, tell who runs the server.", again: true },
+};
+const OTHER = { headline: "No answer for this image", next: "Tell who runs the server.", again: true };
+
+/** {headline, next, again} of an error's code. */
+export const errorOf = (code) => ERRORS[code === "no_images" ? "empty" : code] ?? OTHER;
+export const headline = (code) => errorOf(code).headline;

@@ -1,0 +1,41 @@
+"""What the table for people says under its rows."""
+
+from __future__ import annotations
+
+import pytest
+
+from clipmole.calibration import FalseAlarms
+from clipmole.cli.render import Table, of_ai
+from clipmole.records import Detection, Thresholds, Verdict
+
+
+def test_a_percentage_says_what_it_is_of() -> None:
+    assert [of_ai(p) for p in (0.0, 0.184, 1.0)] == ["1 % AI", "18 % AI", "99 % AI"]
+
+
+@pytest.mark.parametrize("labels_only", [False, True])
+def test_uncertain_and_measured_false_alarms_are_explained(
+    capsys: pytest.CaptureFixture[str], labels_only: bool
+) -> None:
+    table = Table(labels_only)
+    table.alarms = (FalseAlarms(kind="stock photographs", photographs=50, called_generated=12),)
+    table.write(
+        Detection(
+            source="a.jpg",
+            logit=0.1,
+            probability=0.52,
+            verdict=Verdict.UNCERTAIN,
+            thresholds=Thresholds(real=0.3, generated=0.7),
+            detector="d",
+            width=9,
+            height=9,
+            tiles=1,
+            coverage=1.0,
+        )  # fmt: skip
+    )
+    table.close()
+    printed = capsys.readouterr()
+    assert ("52 % AI" in printed.out) is not labels_only
+    assert "Uncertain: the detector cannot tell. Find the original file" in printed.err
+    alarms = "Of 50 stock photographs from sources that it had never seen, it called 12 AI-generated."
+    assert (alarms in printed.err) is not labels_only
