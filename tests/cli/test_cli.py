@@ -183,7 +183,7 @@ def test_verdicts_without_percentages(detector: list[str], photos: Path) -> None
     assert "70 %" not in result.stderr.decode()
     refused = run("detect", str(photos), "--labels-only", "--json", *detector)
     assert refused.returncode == 2
-    assert "--labels-only is of the table" in refused.stderr.decode()
+    assert "--labels-only is for the table" in refused.stderr.decode()
 
 
 def test_csv_has_one_row_an_input(detector: list[str], photos: Path, tmp_path: Path) -> None:

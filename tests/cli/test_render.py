@@ -31,7 +31,7 @@ def test_uncertain_and_measured_false_alarms_are_explained(
             height=9,
             tiles=1,
             coverage=1.0,
-        )  # fmt: skip
+        )
     )
     table.close()
     printed = capsys.readouterr()

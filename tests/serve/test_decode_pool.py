@@ -53,7 +53,7 @@ def test_a_module_in_the_current_folder_is_not_executed(tmp_path: Path, monkeypa
         (tmp_path / f"{name}.py").write_text(f"open({str(tmp_path / 'executed')!r}, 'w')\nraise SystemExit(9)\n")
     monkeypatch.chdir(tmp_path)
     decoded = with_pool(lambda pool: pool.decode(encoded(picture(0, 48, 40))))
-    assert (decoded.width, decoded.height) == (48, 40)
+    assert (decoded.crops.width, decoded.crops.height) == (48, 40)
     assert not (tmp_path / "executed").exists()
 
 

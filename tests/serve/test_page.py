@@ -570,7 +570,7 @@ def test_a_report_has_thresholds_the_map_of_crops_the_sentence_and_the_persons_w
 
 
 def test_traces_of_compression_are_those_of_the_file(visit: Callable[..., Any]) -> None:
-    """A part that was saved at quality 60 before loses little at 60; noise that never was a JPEG has no such quality."""
+    """A part that was saved at quality 60 before loses little at 60; noise that never was a JPEG does not."""
     pixels = np.random.default_rng(0).integers(0, 256, (128, 128, 3), dtype=np.uint8)
     before = Image.fromarray(pixels)
     buffer = io.BytesIO()

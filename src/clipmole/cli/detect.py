@@ -70,6 +70,15 @@ def _box(region: str) -> Box:
         raise typer.BadParameter(str(error), param_hint="--region") from error
 
 
+def _check_output(json: bool, as_csv: bool, tiles: bool, labels_only: bool) -> None:
+    if json and as_csv:
+        raise typer.BadParameter("--json and --csv exclude each other")
+    if labels_only and (json or as_csv):
+        raise typer.BadParameter("--labels-only is for the table; --json and --csv always have the numbers")
+    if tiles and not json:
+        raise typer.BadParameter("--tiles needs --json")
+
+
 @app.command()
 def detect(
     paths: Annotated[
@@ -108,12 +117,7 @@ def detect(
     timings: Annotated[bool, typer.Option("--timings", help="Print on stderr where the time went.")] = False,
 ) -> None:
     """Say of each image whether it is likely a photograph, likely AI-generated, or uncertain."""
-    if json and as_csv:
-        raise typer.BadParameter("--json and --csv exclude each other")
-    if labels_only and (json or as_csv):
-        raise typer.BadParameter("--labels-only is of the table; --json and --csv are for programs, which need numbers")
-    if tiles and not json:
-        raise typer.BadParameter("--tiles needs --json")
+    _check_output(json, as_csv, tiles, labels_only)
     box = None if region is None else _box(region)
     inputs = [*(paths or []), *(listed_paths(list_file) if list_file not in (None, "-") else [])]
     if not inputs and list_file != "-":
