@@ -208,7 +208,7 @@ def test_truncated_weights_and_a_damaged_calibration_are_refused(adapter_dir: Pa
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("no-such-thing", "no such detector; give default, embedded, an adapter directory, or a hub id"),
+        ("no-such-thing", "no such detector; give default, mole-vit-b-16, embedded, an adapter directory, or a hub id"),
         ("vit-l-14", "is a backbone, not a detector"),
     ],
 )
