@@ -23,6 +23,7 @@ from clipmole.evaluation.records import ALL_SETS, EvaluationReport, PublishedRes
 from clipmole.evaluation.scorers import load_scorer
 from clipmole.images.conditions import load_conditions
 from clipmole.report import write_report
+from clipmole.report.page import markdown_table
 
 RESULTS = Path(__file__).resolve().parent / "results" / "evaluate"
 SETS = ("test", "test_unseen")
@@ -36,10 +37,9 @@ SUMMARY = {
 }
 
 
-def markdown_table(heads: Sequence[str], rows: Sequence[Sequence[str]], words: int) -> str:
-    """GitHub's table; the first `words` columns are words, the others numbers."""
-    rule = ["---"] * words + ["--:"] * (len(heads) - words)
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in [heads, rule, *rows]) + "\n"
+def with_words(heads: Sequence[str], rows: Sequence[Sequence[str]], words: int) -> str:
+    """A Markdown table; the first `words` columns are words, the others numbers."""
+    return "\n".join(markdown_table(heads, rows, range(words))) + "\n"
 
 
 def summary(report: EvaluationReport) -> str:
@@ -63,7 +63,7 @@ def summary(report: EvaluationReport) -> str:
         f"one prompt drawn together. {recipe['date']}, seed {recipe['seed']}, {recipe['cpu']}, torch {recipe['torch']}."
     )
     heads = ["images", "detector", "AP, as stored", *SUMMARY.values()]
-    return markdown_table(heads, rows, 2) + f"\n{made}\n"
+    return with_words(heads, rows, 2) + f"\n{made}\n"
 
 
 def published(figures: Sequence[PublishedResult]) -> str:
@@ -77,9 +77,9 @@ def published(figures: Sequence[PublishedResult]) -> str:
         "None was measured here: neither the sets nor CLIP's weights could be had. Rows are not like for like.\n"
         "`clipmole evaluate --protocol univfd-19` puts them beside one's own.\n\n"
         "Average precision by set, percent (MoLE paper's table):\n\n"
-        + markdown_table(["set", *methods], rows, 1)
+        + with_words(["set", *methods], rows, 1)
         + "\nMeans over the sets, percent:\n\n"
-        + markdown_table(["benchmark", "method", "figure", "value", "caveat"], rest, 3)
+        + with_words(["benchmark", "method", "figure", "value", "caveat"], rest, 3)
     )
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from clipmole.config import CLIP_TOWERS
-from clipmole.speed import SpeedReport, SpeedRow, measure_speed, table
+from clipmole.speed import SpeedReport, SpeedRow, measure_speed, speed_table
 from clipmole.speed.flops import activation_bytes, operations, products, weight_bytes
 from clipmole.speed.paths import BASELINE, PATHS, adapter_of, tower_of
 
@@ -49,7 +49,7 @@ def markdown(runs: list[dict[str, Any]]) -> str:
         f'{env["cpu"]}, {env["threads"]} threads, torch {env["torch"]}, {env["date"]}; seed 0. "of peak": of the '
         "fastest matrix product in the same precision and run.",
         "",
-        *table(whole),
+        *speed_table(whole),
         "",
         "Peaks of the runs, GFLOP/s:",
         "",
@@ -127,7 +127,7 @@ def main() -> None:
         graphs=given.graphs,
         say=lambda line: print(line, file=sys.stderr, flush=True),
     )
-    print("\n".join(table(report)))
+    print("\n".join(speed_table(report)))
     if given.out:
         given.out.mkdir(parents=True, exist_ok=True)
     if given.out and given.bare:

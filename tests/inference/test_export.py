@@ -22,6 +22,7 @@ from clipmole.inference.export_directory import is_export, read_export
 from clipmole.inference.graph import GraphRuntime, convert
 from clipmole.models.adapter import save_adapter
 from clipmole.models.backbone import save_tower
+from clipmole.plumbing.progress import ProgressReporter
 
 LIBRARIES = {"openvino": ["openvino", "nncf"], "onnx": ["onnxruntime", "onnxscript", "onnx"]}
 IMAGES = [picture(i, 70, 50) for i in range(8)]
@@ -108,7 +109,7 @@ def test_int8_that_fails_with_fixed_ranges_takes_them_while_it_runs(
         precision="int8",
         calibrate_on=IMAGES,
         backbone=adapter.parent / "tiny",
-        say=said.append,
+        progress=ProgressReporter(say=said.append),
     )
     assert record.calibrated_on == 0
     assert outcomes == []

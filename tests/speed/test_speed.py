@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from clipmole.cli import app
 from clipmole.config import MoLEConfig, TowerConfig
 from clipmole.errors import ConfigError
-from clipmole.speed import SpeedReport, _with_peak, measure_speed, table
+from clipmole.speed import SpeedReport, _with_peak, measure_speed, speed_table
 from clipmole.speed.flops import operations
 from clipmole.speed.paths import BASELINE, PATHS, available, parse_path
 from clipmole.speed.worker import timed
@@ -40,7 +40,7 @@ def test_the_command_prints_a_table_and_json_as_the_last_line(tmp_path: Path) ->
         assert row.over_baseline is None  # which was not asked for
     assert report.environment["threads"] == 1
     assert result.stdout.startswith("| shape | batch | path |")
-    assert len(table(report)) == 4
+    assert len(speed_table(report)) == 4
     json.loads(result.stdout.splitlines()[-1])
 
 

@@ -48,7 +48,7 @@ def speed(
     if not sizes or min(sizes) < 1:
         raise typer.BadParameter(f"{batches!r}: whole numbers from 1 on, with commas", param_hint="--batches")
 
-    from clipmole.speed import measure_speed, table
+    from clipmole.speed import measure_speed, speed_table
     from clipmole.speed.paths import PATHS
 
     report = measure_speed(
@@ -62,7 +62,7 @@ def speed(
         bare=bare,
         say=remark,
     )
-    for line in table(report):
+    for line in speed_table(report):
         typer.echo(line)
     for name, why in report.left_out.items():
         remark(f"left out: {name}: {why}")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from clipmole.cli.options import BackboneName, Precision, app, remark
+from clipmole.cli.render import long_work
 from clipmole.errors import ImageError
 
 if TYPE_CHECKING:
@@ -69,17 +70,18 @@ def export(
     def images() -> Iterable[ImageSource]:
         return windows(samples, "as stored") if data else _images(check_on)
 
-    record = export_detector(
-        detector,
-        out,
-        "openvino" if to == GraphTarget.OPENVINO else "onnx",
-        images,
-        labels=labels,
-        precision="int8" if int8 else precision.value,
-        calibrate_on=_images(calibrate_on),
-        backbone=backbone,
-        say=remark,
-    )
+    with long_work() as progress:
+        record = export_detector(
+            detector,
+            out,
+            "openvino" if to == GraphTarget.OPENVINO else "onnx",
+            images,
+            labels=labels,
+            precision="int8" if int8 else precision.value,
+            calibrate_on=_images(calibrate_on),
+            backbone=backbone,
+            progress=progress,
+        )
     for line in describe(record):
         remark(line)
     typer.echo(str(out))

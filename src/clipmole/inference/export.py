@@ -29,6 +29,7 @@ from clipmole.inference.runtime import Precision
 from clipmole.metrics import average_precision
 from clipmole.models.adapter import CALIBRATION, CONFIG, find_adapter, load_adapter, read_config
 from clipmole.plumbing.files import replacing_folder, why_not_replaceable
+from clipmole.plumbing.progress import SILENT, ProgressReporter
 from clipmole.plumbing.text import first_line
 from clipmole.records import Verdict
 
@@ -167,7 +168,7 @@ def export_detector(
     precision: Precision = "float32",
     calibrate_on: Iterable[ImageSource] = (),
     backbone: str | Path | None = None,
-    say: Callable[[str], None] = lambda _line: None,
+    progress: ProgressReporter = SILENT,
 ) -> Export:
     """Write a detector's graph to `out`, replacing an older export as a whole, if it stands its check.
 
@@ -179,7 +180,8 @@ def export_detector(
             the graph then fails its check, or without such images, the ranges are taken while it runs: slower, and
             nearer to float32.
         backbone: as in `Detector.from_pretrained`.
-        say: told what is being done.
+        progress: follows the images that are scored, and is told what is being done. Once it asks to stop, `Stopped`
+            may be raised; then nothing is written.
 
     Raises `ExportRefused` if the graph is not near enough to the detector, as `LIMITS` says; the first `ImageError`;
     `MissingDependency`; and as `Detector.from_pretrained` does.
@@ -195,22 +197,23 @@ def export_detector(
         adapter.network, settings, adapter.calibration, called, runtime=TorchRuntime(adapter.network, "cpu", "float32")
     )
     crops = calibration_crops(calibrate_on, exact) if precision == "int8" and runtime == "openvino" else []
-    say("scoring in float32")
-    reference = exact.score(images())
+    progress.say("scoring in float32")
+    reference = exact.score(progress.track(images(), "scoring in float32", None if labels is None else len(labels)))
     try:
         with replacing_folder(target) as new:
             for shown in [crops, []] if crops else [[]]:
-                say("making the graph")
+                progress.say("making the graph")
                 _make(exact, runtime, precision, shown, new)
                 graph = open_graph(new, runtime, precision)
-                say("scoring with the graph")
-                scores = Detector(None, settings, adapter.calibration, called, runtime=graph).score(images())
+                progress.say("scoring with the graph")
+                followed = progress.track(images(), "scoring with the graph", len(reference))
+                scores = Detector(None, settings, adapter.calibration, called, runtime=graph).score(followed)
                 check = compare_logits(reference, scores, labels, adapter.calibration)
                 why = "; ".join(failures(check, precision))
                 if not why:
                     break
                 if shown:
-                    say(f"with fixed ranges {why}; taking them while it runs instead")
+                    progress.say(f"with fixed ranges {why}; taking them while it runs instead")
             if why:
                 raise ExportRefused(f"{called}: not exported: {why} (on {check.images} images)", check)
             record = Export(

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from clipmole.evaluation.records import ComparedMethod, Comparison
+from clipmole.report.page import markdown_table
 
 NOT_VERSIONS = ("command", "seeds", "resamples", "data digest")
 VIEWS = ("augment.", "preprocess.", "per_class", "sampling", "batch_size")  # settings that make other views or orders
@@ -28,7 +29,7 @@ def comparison_page(comparison: Comparison) -> str:
         f"images (photographs + generated: {counted}). *Equalised*: every image re-encoded by one rule. Learning rate "
         "and epoch were chosen on `val`.",
         "",
-        *markdown_table(
+        *escaped_table(
             ["method", *columns], ([m.name, *(str(m.estimates[c]) for c in columns)] for m in comparison.methods)
         ),
         "",
@@ -39,7 +40,7 @@ def comparison_page(comparison: Comparison) -> str:
         *seed_table(comparison, columns),
         "What was trained:",
         "",
-        *markdown_table(
+        *escaped_table(
             ["method", "trained", "rate", "val AP by rate, first seed", "val AP", "s / epoch"],
             (
                 [
@@ -72,7 +73,7 @@ def difference_table(comparison: Comparison, columns: Sequence[str]) -> list[str
         f = each.estimate
         cell = f"{f.value:+.3f} [{f.low:+.3f}, {f.high:+.3f}]"
         rows.setdefault(f"{each.first} minus {each.second}", {})[f"{each.set}, {each.condition}"] = cell
-    return markdown_table(["", *columns], ([name, *(row[c] for c in columns)] for name, row in rows.items()))
+    return escaped_table(["", *columns], ([name, *(row[c] for c in columns)] for name, row in rows.items()))
 
 
 def seed_table(comparison: Comparison, columns: Sequence[str]) -> list[str]:
@@ -80,7 +81,7 @@ def seed_table(comparison: Comparison, columns: Sequence[str]) -> list[str]:
     if len(comparison.recipe["seeds"]) == 1:
         return []
     rows = ([m.name, *(spread(m.seeds[c]) for c in columns)] for m in comparison.methods)
-    return ["The seeds apart, lowest to highest:", "", *markdown_table(["method", *columns], rows), ""]
+    return ["The seeds apart, lowest to highest:", "", *escaped_table(["method", *columns], rows), ""]
 
 
 def settings(methods: Sequence[ComparedMethod]) -> list[str]:
@@ -94,15 +95,14 @@ def settings(methods: Sequence[ComparedMethod]) -> list[str]:
     return [
         f"Settings that differ; all others are the same{views}:",
         "",
-        *markdown_table(["setting", *(m.name for m in methods)], rows),
+        *escaped_table(["setting", *(m.name for m in methods)], rows),
         "",
     ]
 
 
-def markdown_table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    """A Markdown table, its first column to the left, the others to the right."""
-    lines = ["| " + " | ".join(heads) + " |", "|---|" + "--:|" * (len(heads) - 1)]
-    return lines + ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
+def escaped_table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """A Markdown table of names that may hold its separator."""
+    return markdown_table(heads, [[cell.replace("|", "\\|") for cell in row] for row in rows])
 
 
 def spread(values: Sequence[float]) -> str:

@@ -11,7 +11,7 @@ import base64
 import hashlib
 import re
 import xml.etree.ElementTree as ET
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.resources import files
 from xml.etree.ElementTree import Element
@@ -292,14 +292,25 @@ def _markdown(block: Block) -> str:
 def _markdown_table(table: Table) -> str:
     drawn = {place for row in table.rows for place, cell in enumerate(row) if isinstance(cell, Element)}
     kept = [place for place in range(len(table.columns)) if place not in drawn]
-    lines = [
-        [_plain(table.columns[place].replace("\n", ", ")) for place in kept],
-        ["---" if place < table.names else "---:" for place in kept],
-    ]
+    heads = [_plain(table.columns[place].replace("\n", ", ")) for place in kept]
+    rows = []
     for row in table.rows:
         cells = [row[place] for place in kept]
-        lines.append([_plain(f"{c.text} {c.small}") if isinstance(c, Value) else _plain(_words(c)) for c in cells])
-    return "\n".join([f"{_plain(table.caption)}:", "", *("| " + " | ".join(line) + " |" for line in lines)])
+        rows.append([_plain(f"{c.text} {c.small}") if isinstance(c, Value) else _plain(_words(c)) for c in cells])
+    left = [place for place, column in enumerate(kept) if column < table.names]
+    return "\n".join([f"{_plain(table.caption)}:", "", *markdown_table(heads, rows, left)])
+
+
+def markdown_table(
+    heads: Sequence[str], rows: Iterable[Sequence[str]], left: Container[int] = frozenset({0})
+) -> list[str]:
+    """The lines of a Markdown table of texts, which stand in it as they are.
+
+    Args:
+        left: indices of the columns of words, which lean to the left; the others, of numbers, lean to the right.
+    """
+    sides = ["---" if place in left else "--:" for place in range(len(heads))]
+    return ["| " + " | ".join(heads) + " |", "|" + "|".join(sides) + "|", *("| " + " | ".join(r) + " |" for r in rows)]
 
 
 def _words(cell: Cell) -> str:

@@ -6,9 +6,7 @@ what is kept are counts. Images of the gallery are read again from where they ar
 
 from __future__ import annotations
 
-import base64
 import heapq
-import io
 import json
 import math
 from collections import Counter, defaultdict
@@ -23,9 +21,9 @@ from clipmole.images.loading import load_image
 from clipmole.plumbing.files import write_texts
 from clipmole.plumbing.progress import Say, silent
 from clipmole.records import Verdict
-from clipmole.report.mistakes import THUMBNAIL
 from clipmole.report.page import Block, Cell, Code, Drawings, Note, Section, Table, Value, element, html_page
 from clipmole.report.plots import even_axis, histogram
+from clipmole.report.thumbnails import thumbnail
 from clipmole.scan.containers import Unit, entries
 from clipmole.scan.filesystems import read_place
 from clipmole.scan.listing import SCAN, read_rows
@@ -288,16 +286,9 @@ def thumbnails(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, str] | Non
     for container, own in groupby(ordered, key=lambda row: row["container"]):
         for source, data in _again(container, list(own)):
             try:
-                image = load_image(data)
+                found[source] = thumbnail(load_image(data))
             except ClipmoleError:
                 continue
-            image.thumbnail((THUMBNAIL, THUMBNAIL))
-            image.info.clear()
-            file = io.BytesIO()
-            image.save(file, "JPEG", quality=80)
-            text = base64.b64encode(file.getvalue()).decode()
-            size = {"width": str(image.width), "height": str(image.height)}
-            found[source] = {"src": f"data:image/jpeg;base64,{text}", **size}
     return found
 
 

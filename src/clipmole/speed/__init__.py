@@ -23,6 +23,7 @@ from clipmole.inference.pytorch import usable
 from clipmole.plumbing.child import last_line, module_command
 from clipmole.plumbing.environment import environment
 from clipmole.records import Record
+from clipmole.report.page import markdown_table
 from clipmole.speed.flops import operations
 from clipmole.speed.paths import BASELINE, SpeedPath, adapter_of, available, is_graph, parse_path, tower_of
 
@@ -257,15 +258,15 @@ def _with_peak(row: SpeedRow, peaks: dict[str, float]) -> SpeedRow:
     return row.model_copy(update={"share_of_peak": row.gflops / peak if peak else None})
 
 
-def table(report: SpeedReport) -> list[str]:
+def speed_table(report: SpeedReport) -> list[str]:
     """The report for people, as the lines of a Markdown table."""
     heads = ["shape", "batch", "path", "images/s", "over baseline", "p50 ms", "p95 ms", "GFLOP/s", "of peak", "MiB"]
-    lines = ["| " + " | ".join(heads) + " |", "|---|--:|---|" + "--:|" * (len(heads) - 3)]
+    rows = []
     for row in report.rows:
         path = row.path + ("" if row.adapter or row.path == BASELINE else ", no adapter")
         share = "" if row.share_of_peak is None else f"{100 * row.share_of_peak:.0f} %"
         over = "" if row.over_baseline is None else f"{row.over_baseline:.2f}"
         cells = [row.shape, str(row.batch), path, f"{row.images_per_second:.1f}", over]
         cells += [f"{1000 * row.p50:.1f}", f"{1000 * row.p95:.1f}", f"{row.gflops:.0f}", share]
-        lines.append("| " + " | ".join([*cells, f"{row.peak_memory / 2**20:.0f}"]) + " |")
-    return lines
+        rows.append([*cells, f"{row.peak_memory / 2**20:.0f}"])
+    return markdown_table(heads, rows, left=(0, 2))
