@@ -15,7 +15,9 @@ from clipmole.plumbing.stopping import stop_signals
 def test_the_first_signal_asks_and_the_second_interrupts(
     number: signal.Signals, code: int, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    before = signal.getsignal(number)
+    # The shell's background jobs ignore SIGINT, and an ignored signal stays ignored: see below.
+    before = signal.default_int_handler
+    started_with = signal.signal(number, before)
     with stop_signals() as request:
         assert not request
         os.kill(os.getpid(), number)
@@ -23,7 +25,7 @@ def test_the_first_signal_asks_and_the_second_interrupts(
         assert (request.signal, request.exit_code) == (number, code)
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), number)
-    assert signal.getsignal(number) is before
+    assert signal.signal(number, started_with) is before
     assert capfd.readouterr().err.count("what is at hand is finished first") == 1
 
 

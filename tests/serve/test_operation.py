@@ -74,11 +74,11 @@ def children(pid: int) -> list[int]:
 
 def test_the_command_line_and_the_server_say_the_same_and_a_signal_loses_nothing() -> None:
     image = ROOT / "examples" / "rocket.jpg"
-    with command() as (process, port, lines):
+    with command("--detector", "embedded") as (process, port, lines):
         url = f"http://127.0.0.1:{port}/v1/detect"
         answer = httpx.post(url, files={"images": image.read_bytes()}, timeout=60).json()["results"][0]["detection"]
         printed = subprocess.run(
-            [sys.executable, "-P", "-m", "clipmole.cli", "detect", "--json", str(image)],
+            [sys.executable, "-P", "-m", "clipmole.cli", "detect", "--json", "--detector", "embedded", str(image)],
             capture_output=True, text=True, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"},
         ).stdout  # fmt: skip
         own = json.loads(printed)
