@@ -313,7 +313,7 @@ def test_decoding_processes_are_not_told_the_token(monkeypatch: pytest.MonkeyPat
 def test_what_waits_for_evidence_holds_its_crops_and_not_the_image() -> None:
     """One small file may be 64 million pixels; as many as the queue takes may wait for the network at one time."""
     large = encoded(Image.new("RGB", (4000, 3000)))
-    crops = 3 * 4 * 32 * 32
+    crops = 16 * 3 * 32 * 32  # more than `max_tiles` of PREPROCESS, since the image is large
     seen: list[int] = []
     with running() as server:
         batcher = server.service.batcher
@@ -326,7 +326,7 @@ def test_what_waits_for_evidence_holds_its_crops_and_not_the_image() -> None:
 
         batcher.detect = watched  # type: ignore[method-assign]
         results = server.post(("a.png", large), ("b.png", large), evidence="tokens").json()["results"]
-    assert [len(result["evidence"]["tiles"]) for result in results] == [4, 4]
+    assert [len(result["evidence"]["tiles"]) for result in results] == [16, 16]
     assert seen == [crops, crops]
 
 
