@@ -321,7 +321,8 @@ def test_what_waits_for_evidence_holds_its_crops_and_not_the_image() -> None:
         detect = batcher.detect
 
         async def watched(name: str, image: Decoded) -> Detection:
-            seen.append(sum(value.nbytes for value in vars(image).values() if isinstance(value, np.ndarray)))
+            held = [*vars(image).values(), *vars(image.crops).values()]
+            seen.append(sum(value.nbytes for value in held if isinstance(value, np.ndarray)))
             return await detect(name, image)
 
         batcher.detect = watched  # type: ignore[method-assign]
