@@ -78,17 +78,10 @@ def running(
     """Start a server on a free port, and stop it in the end as a signal would."""
     service = Service(ServeSettings.model_validate(FAST | settings), load)
     app = create_app(service, token=token, hosts=allowed_hosts("127.0.0.1", ()) if hosts is None else hosts)
-    servers: list[runner._Server] = []
-
-    class Kept(runner._Server):
-        def __init__(self, *args: Any) -> None:
-            super().__init__(*args)
-            servers.append(self)
-
+    servers: list[runner.Server] = []
     with runner.bind("127.0.0.1", 0) as listener:
         port = listener.getsockname()[1]
-        original, runner._Server = runner._Server, Kept  # type: ignore[misc]
-        thread = threading.Thread(target=_thread, args=(app, service, listener))
+        thread = threading.Thread(target=_thread, args=(app, service, listener, servers.append))
         thread.start()
         try:
             with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:
@@ -96,15 +89,14 @@ def running(
                 until(lambda: not wait or service.state == "ready" or not thread.is_alive())
                 yield Running(service, port, client)
         finally:
-            runner._Server = original  # type: ignore[misc]
             servers[0].handle_exit(15, None)
             thread.join(60)
             assert not thread.is_alive()
 
 
-def _thread(app: Any, service: Service, listener: socket.socket) -> None:
+def _thread(app: Any, service: Service, listener: socket.socket, made: Callable[[Any], None]) -> None:
     with contextlib.suppress(ClipmoleError):  # of the detector; it stands in service.failure as well
-        asyncio.run(runner._run(app, service, listener, lambda: None))
+        asyncio.run(runner.run(app, service, listener, lambda: None, made))
 
 
 def until(true: Callable[[], bool], seconds: float = 20.0) -> None:

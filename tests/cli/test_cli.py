@@ -208,7 +208,7 @@ def test_an_uncalibrated_detector_gives_no_verdict(tmp_path: Path, photos: Path)
     result = run("detect", str(photos / "a.b.PNG"), *names)
     assert result.returncode == 0
     assert result.stdout.decode().startswith("not calibrated")
-    assert "is not calibrated: a higher logit means" in result.stderr.decode()
+    assert "is not calibrated: a higher score means" in result.stderr.decode()
 
 
 @pytest.mark.parametrize(

@@ -22,11 +22,12 @@ import httpx
 import numpy as np
 import pytest
 from PIL import Image
-from tiny import encoded, picture
+from tiny import PREPROCESS, encoded, picture
 
 pytest.importorskip("fastapi")
 from serving import Running, running, tiny_detector, until
 
+from clipmole.images.crops import most_crops
 from clipmole.records import Detection
 from clipmole.serve.decode_pool import Decoded
 from clipmole.serve.middleware import allowed_hosts
@@ -313,7 +314,8 @@ def test_decoding_processes_are_not_told_the_token(monkeypatch: pytest.MonkeyPat
 def test_what_waits_for_evidence_holds_its_crops_and_not_the_image() -> None:
     """One small file may be 64 million pixels; as many as the queue takes may wait for the network at one time."""
     large = encoded(Image.new("RGB", (4000, 3000)))
-    crops = 16 * 3 * 32 * 32  # more than `max_tiles` of PREPROCESS, since the image is large
+    count = most_crops(PREPROCESS)
+    crops = 3 * count * PREPROCESS.crop_size**2
     seen: list[int] = []
     with running() as server:
         batcher = server.service.batcher
@@ -321,13 +323,19 @@ def test_what_waits_for_evidence_holds_its_crops_and_not_the_image() -> None:
         detect = batcher.detect
 
         async def watched(name: str, image: Decoded) -> Detection:
-            held = [*vars(image).values(), *vars(image.crops).values()]
-            seen.append(sum(value.nbytes for value in held if isinstance(value, np.ndarray)))
+            seen.append(
+                sum(
+                    part.nbytes
+                    for each in (image, image.crops)
+                    for part in vars(each).values()
+                    if isinstance(part, np.ndarray)
+                )
+            )
             return await detect(name, image)
 
         batcher.detect = watched  # type: ignore[method-assign]
         results = server.post(("a.png", large), ("b.png", large), evidence="tokens").json()["results"]
-    assert [len(result["evidence"]["tiles"]) for result in results] == [16, 16]
+    assert [len(result["evidence"]["tiles"]) for result in results] == [count, count]
     assert seen == [crops, crops]
 
 
@@ -459,7 +467,7 @@ def test_a_decoder_that_died_while_idle_costs_no_image() -> None:
         until(lambda: server.metric('clipmole_worker_restarts_total{reason="crashed"}') == 2)
         with Stopped(server) as processes, ThreadPoolExecutor(1) as pool:  # or while it was handed the image
             sent = pool.submit(server.post, ("a.png", GOOD), ("b.png", GOOD))
-            until(lambda: server.service._decoding == 2)
+            until(lambda: server.service.decoding == 2)
             processes.signal(signal.SIGKILL)
             assert [each["detection"]["logit"] for each in sent.result().json()["results"]] == [expected] * 2
 

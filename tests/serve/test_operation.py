@@ -39,9 +39,10 @@ GOOD = encoded(picture(0))
 
 @contextmanager
 def command(*options: str, **environment: str) -> Iterator[tuple[subprocess.Popen[str], int, list[str]]]:
-    """`clipmole serve` on a free port: the process, the port, and what it says as it comes."""
+    """`clipmole serve` with the embedded detector on a free port: the process, the port, what it says as it comes."""
+    detector = [] if "--detector" in options else ["--detector", "embedded"]
     process = subprocess.Popen(
-        [sys.executable, "-P", "-m", "clipmole.cli", "serve", "--port", "0", *options],
+        [sys.executable, "-P", "-m", "clipmole.cli", "serve", "--port", "0", *detector, *options],
         stderr=subprocess.PIPE,
         text=True,
         env=os.environ | {"OMP_NUM_THREADS": "1"} | environment,
@@ -155,6 +156,16 @@ def test_an_export_is_served_as_it_was_checked(adapter: Path, tmp_path: Path) ->
         assert logit == pytest.approx(Detector.from_pretrained(tmp_path / "out").detect(GOOD).logit, abs=1e-5)
         (described,) = server.client.get("/v1/detectors").json()["detectors"]
         assert described["evidence"] == ["none", "tiles"]
+
+
+def test_open_shows_the_page_in_the_browser(tmp_path: Path) -> None:
+    opened = tmp_path / "opened"
+    browser = tmp_path / "browser"
+    browser.write_text(f'#!/bin/sh\nprintf %s "$1" > {opened}\n')
+    browser.chmod(0o755)
+    with command("--open", BROWSER=f"{browser} %s") as (_, port, _lines):
+        until(lambda: opened.is_file() and bool(opened.read_text()))
+        assert opened.read_text() == f"http://127.0.0.1:{port}/"
 
 
 def test_what_cannot_start_says_why_in_one_line(tmp_path: Path) -> None:

@@ -50,7 +50,7 @@ expect.set_options(timeout=30_000)  # says how busy the machine may be, not how 
 
 
 class Serving:
-    """A server in a thread of its own, as `runner.serve` sets it up, which can be stopped and started again."""
+    """A server in a thread of its own, as `server.serve` sets it up, which can be stopped and started again."""
 
     def __init__(self, detector: Detector, token: str | None = None, port: int = 0, **limits: Any) -> None:
         self.settings = ServeSettings(workers=1, **limits)

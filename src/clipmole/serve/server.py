@@ -59,7 +59,7 @@ def serve(
             say(f"ready: {service.detector.name}")
             ready(f"http://{_in_address(own)}:{port}/")
 
-        asyncio.run(_run(app, service, listener, started))
+        asyncio.run(run(app, service, listener, started))
 
 
 def _in_address(host: str) -> str:
@@ -86,7 +86,21 @@ def bind(host: str, port: int) -> socket.socket:
         raise ConfigError(f"{host}, port {port}: cannot listen there: {reason}; try another --port") from error
 
 
-async def _run(app: object, service: Service, listener: socket.socket, started: Callable[[], None]) -> None:
+async def run(
+    app: object,
+    service: Service,
+    listener: socket.socket,
+    started: Callable[[], None],
+    made: Callable[[Server], object] = lambda _server: None,
+) -> None:
+    """Serve on a socket that listens, until `Server.handle_exit` is called and what was accepted is answered.
+
+    Args:
+        started: called once, when images are taken.
+        made: called with the server before it begins, by whoever wants to stop it without a signal.
+
+    Raises what loading the detector raised.
+    """
     config = uvicorn.Config(
         app,  # type: ignore[arg-type]
         http=protocol_class(service.settings),
@@ -100,7 +114,8 @@ async def _run(app: object, service: Service, listener: socket.socket, started: 
         timeout_graceful_shutdown=int(service.settings.shutdown_seconds) or 1,
         backlog=_BACKLOG,
     )
-    server = _Server(config, service)
+    server = Server(config, service)
+    made(server)
 
     def loaded(task: asyncio.Task[None]) -> None:
         if task.cancelled() or task.exception() is not None:
@@ -120,7 +135,7 @@ async def _run(app: object, service: Service, listener: socket.socket, started: 
         raise service.failure
 
 
-class _Server(uvicorn.Server):
+class Server(uvicorn.Server):
     """uvicorn's server, which tells the service when it has to stop, and then ends without an error."""
 
     def __init__(self, config: uvicorn.Config, service: Service) -> None:

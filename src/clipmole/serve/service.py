@@ -63,7 +63,7 @@ class Service:
         self.memory = Memory(settings.max_buffered_bytes)
         self.state = "loading"
         self.failure: BaseException | None = None
-        self.requests = self.pending = self._decoding = 0
+        self.requests = self.pending = self.decoding = 0
         self._seconds = _FIRST_SECONDS  # an image takes, by the last ones
         self._detector: Detector | None = None
         self.pool: DecodePool | None = None
@@ -84,7 +84,7 @@ class Service:
             self.batcher = Batcher(
                 self._detector,
                 self.settings.batch_wait,
-                lambda: self._decoding > 0,
+                lambda: self.decoding > 0,
                 lambda: self.pending,
                 self.metrics.batch_crops.observe,
             )
@@ -203,11 +203,11 @@ class Service:
     async def _decode(self, upload: Upload, provenance: bool, region: Box | None) -> Decoded:
         assert self.pool is not None
         began = time.monotonic()
-        self._decoding += 1
+        self.decoding += 1
         try:
             return await self.pool.decode(bytes(upload.data), provenance=provenance, region=region)
         finally:
-            self._decoding -= 1
+            self.decoding -= 1
             upload.data.clear()
             self.metrics.decode_seconds.observe(time.monotonic() - began)
 

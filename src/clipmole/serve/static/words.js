@@ -58,7 +58,7 @@ export const UNCERTAIN = "The detector cannot tell, and that is an answer. What 
   + "published it first, read its metadata, and count this verdict for neither side.";
 
 export const RARE =
-  "As many generated images as photographs were counted. Where generated images are rarer, more of the alarms are false.";
+  "The percentage is meant for as many generated images as photographs. Where generated images are rarer, more of the alarms are false.";
 
 /** How often photographs of unknown sources were called AI-generated, a sentence a kind. */
 export const alarms = (calibration) => (calibration?.false_alarms ?? []).map(({ kind, photographs, called_generated: called }) =>
