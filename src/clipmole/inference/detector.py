@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from clipmole.calibration import Calibration
 from clipmole.config import PreprocessConfig
-from clipmole.errors import ConfigError, ImageError, ImageUnreadable
+from clipmole.errors import CheckpointError, ConfigError, ImageError, ImageUnreadable
 from clipmole.images.crops import Box, Crops, cut_crops
 from clipmole.images.loading import ImageSource, load_pixels, source_name
 from clipmole.inference.export_directory import is_export, open_export
@@ -421,7 +421,16 @@ class Detector:
 
     def _logits(self, crops: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Crops (n, 3, S, S) uint8 -> logits (n,), in forward passes of at most `batch_size`."""
-        return self.runtime.logits(crops, self.batch_size)
+        return self._finite(self.runtime.logits(crops, self.batch_size))
+
+    def _finite(self, logits: NDArray[np.float32]) -> NDArray[np.float32]:
+        """The logits. Raises `CheckpointError` if one is not finite, of which no verdict may be made."""
+        if not np.isfinite(logits).all():
+            raise CheckpointError(
+                f"{self.name}: gives a logit that is not a finite number: its weights are damaged or far too large; "
+                "fetch or train it again"
+            )
+        return logits
 
     @cached_property
     def _exact(self) -> Runtime | None:
@@ -436,7 +445,7 @@ class Detector:
         if self.calibration.verdict(mean - RECHECK) == self.calibration.verdict(mean + RECHECK):
             return logits
         with self.timings.of("network"):
-            return self._exact.logits(crops, self.batch_size) if self._exact else logits
+            return self._finite(self._exact.logits(crops, self.batch_size)) if self._exact else logits
 
     def _detection(self, item: Prepared, logits: NDArray[np.float32], tiles: bool) -> Detection:
         logit = float(logits.mean(dtype=np.float64))

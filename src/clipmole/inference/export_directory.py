@@ -23,6 +23,7 @@ from clipmole.errors import CheckpointError
 from clipmole.inference.graph import GraphRuntime, default_folder, open_graph
 from clipmole.inference.runtime import Precision, Runtime
 from clipmole.models.adapter import read_calibration, read_config
+from clipmole.plumbing.files import sha256_of
 from clipmole.plumbing.json_toml import read_json
 from clipmole.records import Record
 
@@ -98,11 +99,7 @@ def graph_files(folder: Path) -> list[Path]:
 
 def file_digests(folder: Path) -> dict[str, str]:
     """sha256 of each file of the graph."""
-    found = {}
-    for path in graph_files(folder):
-        with path.open("rb") as file:
-            found[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
-    return found
+    return {path.name: sha256_of(path) for path in graph_files(folder)}
 
 
 def read_export(folder: Path) -> Export:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-import tempfile
+import shutil
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, redirect_stdout, suppress
@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from clipmole.errors import CheckpointError, ConfigError, MissingDependency
 from clipmole.inference.runtime import Precision, Runtime, RuntimeName
 from clipmole.models.network import MoLENetwork
-from clipmole.plumbing.files import cache_folder
+from clipmole.plumbing.files import cache_folder, is_sealed, replacing_folder, seal
 from clipmole.plumbing.locks import locked_by
 from clipmole.plumbing.text import first_line
 
@@ -146,7 +146,7 @@ class OpenVINORuntime:
         if compiled is not None:
             settings["CACHE_DIR"] = str(compiled)
         try:
-            with _alone(compiled) if compiled else nullcontext():
+            with _compiled_here(compiled) if compiled else nullcontext():
                 self.request = core.compile_model(graph, "CPU", settings).create_infer_request()
         except RuntimeError as error:
             reason = str(error).strip().splitlines()[-1]
@@ -236,20 +236,29 @@ def cached_graph(
     what = f"{digest} {crop_size} {runtime} {library(runtime).__version__} {torch.__version__}"
     folder = default_folder() / hashlib.sha256(what.encode()).hexdigest()[:32]
     with _alone(folder):
-        if not (folder / GRAPH[runtime]).is_file():
+        if not is_sealed(folder):  # not there yet, or not what was written: then it is made again
             try:
-                folder.parent.mkdir(parents=True, exist_ok=True)
-                with tempfile.TemporaryDirectory(prefix=".graph-", dir=folder.parent) as scratch:
-                    new = Path(scratch) / "new"
-                    new.mkdir()
+                with replacing_folder(folder) as new:
                     convert(load(), crop_size, runtime, new)
-                    if not folder.exists():
-                        new.rename(folder)
+                    seal(new)
             except OSError as error:
                 raise CheckpointError(
                     f"{folder}: cannot be written: {error}; set CLIPMOLE_CACHE to another place"
                 ) from error
     return open_graph(folder, runtime, precision, folder / "compiled")
+
+
+@contextmanager
+def _compiled_here(folder: Path) -> Iterator[None]:
+    """OpenVINO's folder of compiled graphs to one process at a time; emptied if it is not what was written."""
+    with _alone(folder):
+        if not is_sealed(folder):
+            shutil.rmtree(folder, ignore_errors=True)
+        before = set(folder.glob("*"))
+        yield
+        if set(folder.glob("*")) != before:
+            with suppress(OSError):
+                seal(folder)
 
 
 @contextmanager

@@ -10,6 +10,8 @@ it stays float32. So it is tried once, and used only where the product is as nea
 
 from __future__ import annotations
 
+import os
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -29,15 +31,52 @@ from clipmole.plumbing.text import first_line
 EXACT = 2e-6
 
 
+class _Process:
+    """What threads of this process share of PyTorch's global state; `lock` guards the rest."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Condition()
+        self.users = 0  # threads in `matmul_precision`
+        self.wanted = self.before = ""  # the precision they want, and the one that the host had set
+        self.computed = False  # a network was loaded: OpenMP may have started its threads
+        self.forked = False  # and then the process was forked: they are gone, and who waits for them waits forever
+
+
+_PROCESS = _Process()
+
+
+def _after_fork() -> None:
+    before = _PROCESS.computed
+    _PROCESS.__init__()  # type: ignore[misc]  # the lock may have been held by a thread that is gone
+    _PROCESS.forked = before
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+
 @contextmanager
 def matmul_precision(name: str) -> Iterator[None]:
-    """PyTorch's arithmetic of float32 matrix products, for as long as the context lasts; the setting is global."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision(name)
+    """PyTorch's arithmetic of float32 matrix products, for as long as the context lasts.
+
+    The setting is global. So the first thread to come sets it, and the last one to leave restores what the host had
+    set; a thread that wants another one waits for those before it.
+    """
+    state = _PROCESS
+    with state.lock:
+        state.lock.wait_for(lambda: not state.users or state.wanted == name)
+        if not state.users:
+            state.wanted, state.before = name, torch.get_float32_matmul_precision()
+            torch.set_float32_matmul_precision(name)
+        state.users += 1
     try:
         yield
     finally:
-        torch.set_float32_matmul_precision(before)
+        with state.lock:
+            state.users -= 1
+            if not state.users and torch.get_float32_matmul_precision() == name:
+                torch.set_float32_matmul_precision(state.before)
+            state.lock.notify_all()
 
 
 def product_error(name: str) -> float:
@@ -85,6 +124,7 @@ class TorchRuntime:
             self.network = network.to(self.device).eval()
         except RuntimeError as error:
             raise ConfigError(f"device={device}: has no room for the network: {first_line(error)}") from error
+        _PROCESS.computed = True
         self.name: RuntimeName = "torch-compile" if compiled else "torch"
         self.precision: Precision = precision
         self.forward = _compiled(self.network, self.device) if compiled else self.network
@@ -93,7 +133,13 @@ class TorchRuntime:
         )
 
     def logits(self, crops: NDArray[np.uint8], batch_size: int) -> NDArray[np.float32]:
-        """Crops (n, 3, S, S) -> logits (n,), in forward passes of at most `batch_size` crops."""
+        """Crops (n, 3, S, S) -> logits (n,), in forward passes of at most `batch_size` crops.
+
+        A process that was forked after a network was loaded computes on one thread.
+        """
+        if _PROCESS.forked:
+            _PROCESS.forked = False
+            torch.set_num_threads(1)
         precision = exact_precision() if self.device.type == "cpu" and self.precision == "float32" else "highest"
         autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16")
         parts = []

@@ -6,6 +6,7 @@
     train.json           how it was trained; absent if it was not trained by clipmole
     train.html           the same as a page, with images of the data: never uploaded; absent likewise
     README.md            model card
+    local.json           where the backbone's directory was when it was trained, a hint: never uploaded
 
 A directory is written beside its place and renamed, so nobody ever reads a half-written one. No
 pickle is read, but for UnivFD's published head, and that without code execution. It knows nothing of images
@@ -42,13 +43,14 @@ FORMAT_VERSION = 1
 DEFAULT = "default"
 # Detectors that come with clipmole, best first -> the backbones they need.
 PACKAGED = {"mole-vit-b-16": "clip-vit-b-16-int8", "embedded": "embedded"}
-CONFIG, ADAPTER, CALIBRATION, TRAIN, PAGE, CARD = (
+CONFIG, ADAPTER, CALIBRATION, TRAIN, PAGE, CARD, LOCAL = (
     "config.json",
     "adapter.safetensors",
     "calibration.json",
     "train.json",
     "train.html",
     "README.md",
+    "local.json",
 )
 RECALIBRATED = "## Calibrated again"  # the heading of the model card's section on a later calibration
 # ../shared/reference/README.md: WisconsinAIVision/UniversalFakeDetect, pretrained_weights/fc_weights.pth, MIT.
@@ -102,6 +104,7 @@ def check_target(directory: str | Path) -> Path:
         TRAIN: lambda path: read_json(path, CheckpointError),
         PAGE: None,
         CARD: None,
+        LOCAL: None,
     }
     if reason := why_not_replaceable(target, "an adapter directory", files):
         raise CheckpointError(f"{target}: {reason}")
@@ -139,6 +142,7 @@ def save_adapter(
         TRAIN: json.dumps(train, indent=2) if train else None,
         PAGE: page,
         CARD: card,
+        LOCAL: json.dumps({"backbone": str(backbone.directory)}) if backbone.directory else None,
     }
 
     with _replacing(target) as folder:
@@ -173,7 +177,7 @@ def with_calibration(source: Path, directory: str | Path, calibration: Calibrati
     target = check_copy(source, directory)
 
     with _replacing(target) as folder:
-        for name in (CONFIG, ADAPTER, TRAIN):
+        for name in (CONFIG, ADAPTER, TRAIN, LOCAL):
             if (source / name).is_file():
                 shutil.copyfile(source / name, folder / name)  # the content: files of the hub's cache are links
         (folder / CALIBRATION).write_text(calibration.model_dump_json(indent=2) + "\n", encoding="utf-8")
@@ -282,6 +286,8 @@ def read_tensors(path: Path, expected: dict[str, torch.nn.Parameter]) -> dict[st
         if tensors[name].shape != parameter.shape:
             given, needed = tuple(tensors[name].shape), tuple(parameter.shape)
             raise CheckpointError(f"{path}: {name} is {given}, not {needed}; it does not fit its {CONFIG}")
+        if not tensors[name].is_floating_point():
+            raise CheckpointError(f"{path}: {name} holds {tensors[name].dtype}, not floating-point weights")
         tensors[name] = tensors[name].float()
         if not tensors[name].isfinite().all():
             raise CheckpointError(f"{path}: {name} holds values that are not finite; train the adapter again")
@@ -307,7 +313,8 @@ def load_adapter(
     config = read_config(folder)
     wanted = config.backbone
     try:
-        loaded = load_backbone(
+        loaded = backbone_as_trained(folder, wanted) if backbone is None else None
+        loaded = loaded or load_backbone(
             backbone or wanted.id, revision=None if backbone else wanted.revision, cache_dir=cache_dir
         )
     except WeightsError as error:
@@ -322,9 +329,25 @@ def load_adapter(
             f"{label}: was made for backbone {wanted.id} with weights sha256 {wanted.sha256[:12]}..., "
             f"and {backbone or wanted.id} has {loaded.sha256[:12]}...; give the right backbone"
         )
-    network = MoLENetwork(loaded.tower, config.mole, config.full_finetune)
-    network.load_state_dict(read_tensors(folder / ADAPTER, network.trained_parameters()), strict=False)
-    return Adapter(label, adapter_digest(folder), config, network.eval(), read_calibration(folder))
+    network = MoLENetwork.with_weights(
+        loaded.tower,
+        config.mole,
+        lambda names: read_tensors(folder / ADAPTER, names),
+        full_finetune=config.full_finetune,
+    )
+    return Adapter(label, adapter_digest(folder), config, network, read_calibration(folder))
+
+
+def backbone_as_trained(folder: Path, wanted: BackboneReference) -> Backbone | None:
+    """The backbone from the directory that `local.json` names, if its weights are still those; else None."""
+    if not (folder / LOCAL).exists():
+        return None
+    try:
+        place = Path(read_json(folder / LOCAL, CheckpointError)["backbone"])
+        loaded = load_backbone(place) if place.is_dir() else None
+    except (CheckpointError, WeightsError, KeyError, TypeError, ValueError):
+        return None
+    return loaded if loaded and loaded.sha256 == wanted.sha256 else None
 
 
 def adapter_digest(folder: Path) -> str:

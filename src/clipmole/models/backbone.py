@@ -48,12 +48,14 @@ class Backbone:
         id: preset name or hub id; the bare name of a directory.
         revision: commit on the hub; None for a directory.
         sha256: `tower_sha256` of the tower.
+        directory: absolute path of the directory that was named; None for a preset or a hub id.
     """
 
     tower: ViT
     id: str
     revision: str | None
     sha256: str
+    directory: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -113,7 +115,8 @@ def load_backbone(name: str | Path, *, revision: str | None = None, cache_dir: P
     weights, label, commit = find_weights(name, preset, revision, cache_dir)
     tower = read_tower(weights, f"{name}/{weights.name}", preset.file_sha256 if preset else None)
     known = preset.tower_sha256 if preset and preset.file_sha256 else None
-    return Backbone(tower, label, commit, known or tower_sha256(tower))
+    named = weights.parent.resolve() if preset is None and commit is None else None
+    return Backbone(tower, label, commit, known or tower_sha256(tower), named)
 
 
 def find_weights(

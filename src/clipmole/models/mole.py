@@ -78,8 +78,8 @@ class MoLE(nn.Module):
         first = 0 if config.shared_rank else 1
         owner = [first + i for i, rank in enumerate(ranks) for _ in range(rank)]
         scale = [(config.alpha or rank) / rank for rank in ranks for _ in range(rank)]
-        self.register_buffer("column_gate", torch.tensor(owner), persistent=False)
-        self.register_buffer("column_scale", torch.tensor(scale), persistent=False)
+        self.register_buffer("column_gate", torch.tensor(owner, device="cpu"), persistent=False)
+        self.register_buffer("column_scale", torch.tensor(scale, device="cpu"), persistent=False)
         self.keep_gates = False
         self.gates: Tensor | None = None
 

@@ -6,6 +6,7 @@ It knows nothing of files, probabilities or verdicts.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -39,8 +40,25 @@ class MoLENetwork(nn.Module):
         self.mole_layers = add_mole(tower, config)
         self.head = nn.Linear(tower.config.feature_dim, 1)
         nn.init.zeros_(self.head.bias)
-        self.register_buffer("mean", torch.tensor(tower.config.mean).view(3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(tower.config.std).view(3, 1, 1), persistent=False)
+        self.register_buffer("mean", torch.tensor(tower.config.mean, device="cpu").view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(tower.config.std, device="cpu").view(3, 1, 1), persistent=False)
+
+    @classmethod
+    def with_weights(
+        cls,
+        tower: ViT,
+        config: MoLEConfig,
+        read: Callable[[dict[str, nn.Parameter]], dict[str, Tensor]],
+        **options: bool,
+    ) -> MoLENetwork:
+        """A network in eval mode with the weights that `read` gives, given the parameters that are trained.
+
+        None is drawn at random before: a library leaves the random numbers of its host alone.
+        """
+        with torch.device("meta"):
+            network = cls(tower, config, **options)
+        network.load_state_dict(read(network.trained_parameters()), strict=False, assign=True)
+        return network.eval()
 
     @property
     def first_adapted_block(self) -> int:

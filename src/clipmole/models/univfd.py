@@ -35,14 +35,15 @@ def univfd_network(head: str | Path, backbone: str | Path = "vit-l-14") -> tuple
         raise CheckpointError(f"{path}: is not UnivFD's published head (sha256 {UNIVFD_HEAD_SHA256[:12]}...)")
     state = torch.load(path, map_location="cpu", weights_only=True)
     loaded = load_backbone(backbone)
-    network = MoLENetwork(loaded.tower, MoLEConfig(shared_rank=0, expert_ranks=()))
-    if network.head.weight.shape != state["weight"].shape:
+    channels = loaded.tower.config.feature_dim
+    if state["weight"].shape != (1, channels):
         raise CheckpointError(
-            f"{loaded.id}: its feature has {network.head.in_features} channels, and UnivFD's head reads "
+            f"{loaded.id}: its feature has {channels} channels, and UnivFD's head reads "
             f"{state['weight'].shape[1]}: it belongs to CLIP ViT-L/14"
         )
-    network.head.load_state_dict(state)
-    return network.eval(), loaded
+    head_only = MoLEConfig(shared_rank=0, expert_ranks=())
+    weights = {f"head.{name}": tensor for name, tensor in state.items()}
+    return MoLENetwork.with_weights(loaded.tower, head_only, lambda _names: weights), loaded
 
 
 def import_univfd(head: str | Path, directory: str | Path, backbone: str | Path = "vit-l-14") -> None:

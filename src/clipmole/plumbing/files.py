@@ -6,6 +6,8 @@ In: paths, and functions that fill them. Out: files. It knows nothing of what th
 from __future__ import annotations
 
 import ctypes
+import hashlib
+import json
 import os
 import shutil
 import tempfile
@@ -15,6 +17,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import IO
 
+CHECKSUMS = "checksums.json"
 LITTER = {".DS_Store", "Thumbs.db", "desktop.ini"}  # what file managers leave in any directory
 
 
@@ -154,6 +157,29 @@ def write_texts(folder: Path, texts: Mapping[str, str]) -> None:
     with replacing_files(folder) as scratch:
         for name, text in texts.items():
             (scratch / name).write_text(text, encoding="utf-8", newline="")
+
+
+def sha256_of(path: Path) -> str:
+    """sha256 of a file's content, as hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def seal(folder: Path) -> None:
+    """Write the sha256 of each file that lies in `folder` itself, for `is_sealed`. Raises `OSError`."""
+    write_texts(folder, {CHECKSUMS: json.dumps(_checksums(folder), indent=1) + "\n"})
+
+
+def is_sealed(folder: Path) -> bool:
+    """Whether the files in `folder` are those that `seal` found, bit for bit: else a cache has to be made again."""
+    try:
+        return bool(json.loads((folder / CHECKSUMS).read_bytes()) == _checksums(folder))
+    except (OSError, ValueError, RecursionError):
+        return False
+
+
+def _checksums(folder: Path) -> dict[str, str]:
+    return {p.name: sha256_of(p) for p in sorted(folder.iterdir()) if p.is_file() and p.name != CHECKSUMS}
 
 
 def to_disk(path: Path) -> None:

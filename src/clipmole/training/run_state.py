@@ -7,33 +7,41 @@ nothing of networks or of what the tensors mean.
 
 from __future__ import annotations
 
+import hashlib
 import json
-import os
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from clipmole.errors import CheckpointError
+from clipmole.plumbing.files import replacing_files
+from clipmole.plumbing.json_toml import parse_json
 
-FACTS = "clipmole"  # key of the header's metadata
+FACTS, CHECKSUM = "clipmole", "sha256"  # keys of the header's metadata
 
 
 def save_state(path: Path, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
     """Write a state in the place of an older one. Raises `CheckpointError`, and then the older one is still there."""
-    partial = path.with_suffix(".partial")
+    on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    metadata = {FACTS: json.dumps(facts), CHECKSUM: checksum(on_cpu)}
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-        save_file(on_cpu, partial, metadata={FACTS: json.dumps(facts)})
-        with partial.open("rb") as file:
-            os.fsync(file.fileno())
-        os.replace(partial, path)
+        with replacing_files(path.parent) as folder:
+            save_file(on_cpu, folder / path.name, metadata=metadata)
     except (OSError, SafetensorError) as error:
-        partial.unlink(missing_ok=True)
         raise CheckpointError(f"{path}: cannot be written: {error}; free space") from error
+
+
+def checksum(tensors: dict[str, Tensor]) -> str:
+    """sha256 over the names and bits of tensors, whatever order they come in."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.contiguous().view(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def load_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
@@ -43,7 +51,11 @@ def load_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
     try:
         with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
-            facts: dict[str, Any] = json.loads(file.metadata()[FACTS])
+            metadata = file.metadata()
+        facts: dict[str, Any] = parse_json(metadata[FACTS])
+        whole = CHECKSUM not in metadata or metadata[CHECKSUM] == checksum(tensors)  # older states have none
     except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path}: is damaged; delete it to begin the run anew") from error
+    if not whole:
+        raise CheckpointError(f"{path}: is damaged: a tensor is not what was saved; delete it to begin the run anew")
     return tensors, facts
