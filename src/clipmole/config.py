@@ -17,6 +17,8 @@ from clipmole.errors import ConfigError
 from clipmole.plumbing.json_toml import read_toml
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)  # openai/CLIP, clip.py: _transform
+# Far above every network that there is; a damaged or hostile file asks for more, and for all of the memory.
+MOST_CHANNELS, MOST_PIXELS = 2**16, 2**14
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
@@ -57,21 +59,25 @@ class Config(BaseModel):
 class TowerConfig(Config):
     """Geometry of one Vision Transformer tower, and the normalisation its weights were trained with."""
 
-    image_size: int = Field(224, gt=0, description="side of the square the positions were trained at, pixels")
-    patch_size: int = Field(gt=0, description="side of a patch, pixels")
+    image_size: int = Field(
+        224, gt=0, le=MOST_PIXELS, description="side of the square the positions were trained at, pixels"
+    )
+    patch_size: int = Field(gt=0, le=MOST_PIXELS, description="side of a patch, pixels")
     stem: tuple[int, ...] = Field(
         (), description="channels of 3x3 convolutions of stride 2 before the patches are embedded; (): none"
     )
-    width: int = Field(gt=0, description="channels of a token, d")
-    depth: int = Field(gt=0, description="number of blocks")
-    heads: int = Field(gt=0, description="attention heads; divides width")
-    mlp_width: int = Field(gt=0, description="hidden channels of a block's MLP")
+    width: int = Field(gt=0, le=MOST_CHANNELS, description="channels of a token, d")
+    depth: int = Field(gt=0, le=1000, description="number of blocks")
+    heads: int = Field(gt=0, le=MOST_CHANNELS, description="attention heads; divides width")
+    mlp_width: int = Field(gt=0, le=16 * MOST_CHANNELS, description="hidden channels of a block's MLP")
     activation: Literal["quick_gelu", "gelu"] = "gelu"
     layer_norm_eps: float = Field(1e-5, gt=0)
     patch_bias: bool = True
     pre_norm: bool = Field(False, description="a LayerNorm on the embedded tokens, as CLIP has")
     layer_scale: bool = Field(False, description="a learnt scale on each residual branch, as DINOv2 has")
-    projection_dim: int | None = Field(None, gt=0, description="CLIP's image embedding; None: no projection")
+    projection_dim: int | None = Field(
+        None, gt=0, le=MOST_CHANNELS, description="CLIP's image embedding; None: no projection"
+    )
     mean: tuple[float, float, float] = Field((0.5, 0.5, 0.5), description="RGB, of values in [0, 1]")
     std: tuple[float, float, float] = Field((0.5, 0.5, 0.5), description="RGB, of values in [0, 1]")
 
@@ -81,7 +87,7 @@ class TowerConfig(Config):
             raise ValueError(f"heads={self.heads} does not divide width={self.width}")
         if self.image_size % self.patch_size:
             raise ValueError(f"patch_size={self.patch_size} does not divide image_size={self.image_size}")
-        if any(channels < 1 for channels in self.stem) or self.patch_size % 2 ** len(self.stem):
+        if any(not 1 <= channels <= MOST_CHANNELS for channels in self.stem) or self.patch_size % 2 ** len(self.stem):
             raise ValueError(f"stem={self.stem}: each convolution halves patch_size={self.patch_size}, a whole number")
         if min(self.std) <= 0:
             raise ValueError(f"std={self.std}: standard deviations are positive")
@@ -132,7 +138,7 @@ class MoLEConfig(Config):
     blocks: tuple[int, ...] | int | None = Field(
         None, description="indices of the adapted blocks; a number: the last so many; None: the last quarter"
     )
-    shared_rank: int = Field(4, ge=0, description="rank of the shared LoRA; 0: none")
+    shared_rank: int = Field(4, ge=0, le=MOST_CHANNELS, description="rank of the shared LoRA; 0: none")
     expert_ranks: tuple[int, ...] = Field((2, 4, 8), description="ranks of the separate LoRAs; (): none")
     alpha: float | None = Field(None, gt=0, description="LoRA scaling is alpha / rank; None: alpha = rank")
     top_k: int | None = Field(None, gt=0, description="experts kept per token, gates renormalised; None: all")
@@ -142,6 +148,8 @@ class MoLEConfig(Config):
     def _consistent(self) -> Self:
         if any(rank < 1 for rank in self.expert_ranks):
             raise ValueError(f"expert_ranks={self.expert_ranks}: every rank is at least 1")
+        if len(self.expert_ranks) > 1000 or sum(self.expert_ranks) > MOST_CHANNELS:
+            raise ValueError(f"expert_ranks: more than 1000, or together more than {MOST_CHANNELS}")
         if self.top_k is not None and self.top_k > len(self.expert_ranks):
             raise ValueError(f"top_k={self.top_k} is more than the {len(self.expert_ranks)} experts")
         return self
@@ -171,8 +179,8 @@ class PreprocessConfig(Config):
     """From an RGB image to native-resolution crops. Nothing is ever resized: resizing destroys the traces."""
 
     mode: Literal["center_crop", "tiles"] = "tiles"
-    crop_size: int = Field(224, gt=0, description="side of a crop, pixels")
-    max_tiles: int = Field(9, gt=0, description="most crops of one image in mode 'tiles'")
+    crop_size: int = Field(224, gt=0, le=MOST_PIXELS, description="side of a crop, pixels")
+    max_tiles: int = Field(9, gt=0, le=10_000, description="most crops of one image in mode 'tiles'")
 
 
 class AugmentConfig(Config):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import threading
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -262,3 +263,93 @@ def test_a_gpu_gives_the_same_logits(exact: NDArray[np.float32]) -> None:
     for precision, tolerance in (("float32", 1e-3), ("bfloat16", 0.5)):
         runtime = TorchRuntime(tiny_network(), "cuda", precision)  # type: ignore[arg-type]
         assert runtime.logits(crops(5), 2) == pytest.approx(exact, abs=tolerance)
+
+
+def flip(path: Path, place: int) -> None:
+    """Damage a file by one bit."""
+    data = bytearray(path.read_bytes())
+    data[place] ^= 0x40
+    path.write_bytes(data)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("runtime", "damage"), [("openvino", "flipped"), ("openvino", "gone"), ("onnx", "cut")])
+def test_a_damaged_graph_in_the_cache_is_made_again(
+    runtime: GraphRuntime, damage: str, adapter: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    need(runtime)
+    monkeypatch.setenv("CLIPMOLE_CACHE", str(tmp_path))
+    folder, backbone = adapter
+    expected = Detector.from_pretrained(folder, backbone=backbone, runtime=runtime).score([picture(0)])
+    kept = next(path for path in graphs()[0].iterdir() if path.suffix in (".bin", ".onnx"))
+    data = kept.read_bytes()
+    if damage == "flipped":
+        flip(kept, len(data) // 2)
+    elif damage == "cut":
+        kept.write_bytes(data[: len(data) // 2])
+    else:
+        kept.unlink()
+    for path in graphs()[0].glob("compiled/*.blob"):
+        flip(path, path.stat().st_size // 2)
+    again = Detector.from_pretrained(folder, backbone=backbone, runtime=runtime).score([picture(0)])
+    assert (again == expected).all()
+    assert Detector.from_pretrained(folder, runtime=runtime).score([picture(0)]) == expected  # kept, not made again
+
+
+def test_a_damaged_compiled_graph_is_compiled_again(
+    adapter: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    need("openvino")
+    monkeypatch.setenv("CLIPMOLE_CACHE", str(tmp_path))
+    folder, backbone = adapter
+    expected = Detector.from_pretrained(folder, backbone=backbone, runtime="openvino").score([picture(0)])
+    blobs = list(graphs()[0].glob("compiled/*.blob"))
+    assert blobs
+    for blob in blobs:
+        for part in range(1, 8):
+            flip(blob, blob.stat().st_size * part // 8)
+    assert Detector.from_pretrained(folder, runtime="openvino").score([picture(0)]) == expected
+
+
+def test_settings_that_there_are_not_are_refused_with_those_that_there_are(adapter: tuple[Path, Path]) -> None:
+    folder, backbone = adapter
+    for options, message in {
+        ("runtime", "foo"): "runtime='foo': there is none; give one of auto, torch, torch-compile, openvino, onnx",
+        ("precision", "float16"): "precision='float16': there is none; give one of float32, bfloat16, int8",
+    }.items():
+        with pytest.raises(ConfigError, match=message):
+            Detector.from_pretrained(folder, backbone=backbone, **dict([options]))  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="precision='float16'"):
+        TorchRuntime(Detector.from_pretrained(folder, backbone=backbone).network, precision="float16")  # type: ignore[arg-type]
+
+
+def test_threads_share_the_precision_and_give_back_what_the_host_had_set() -> None:
+    """Each thread in turn waits for all others to be within: without counting, the last one restores its neighbor's."""
+    torch.set_float32_matmul_precision("high")
+    within = threading.Barrier(4)
+    seen: list[str] = []
+
+    def work() -> None:
+        for _ in range(20):
+            with matmul_precision("medium"):
+                within.wait(10)
+                seen.append(torch.get_float32_matmul_precision())
+
+    def other() -> None:
+        for _ in range(20):
+            with matmul_precision("highest"):
+                seen.append("highest" if torch.get_float32_matmul_precision() == "highest" else "wrong")
+
+    try:
+        threads = [threading.Thread(target=work) for _ in range(4)] + [threading.Thread(target=other)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(60)
+        assert torch.get_float32_matmul_precision() == "high"
+        assert sorted(set(seen)) == ["highest", "medium"]
+        with matmul_precision("medium"):
+            torch.set_float32_matmul_precision("highest")  # the host's own wish, meanwhile
+        assert torch.get_float32_matmul_precision() == "highest"
+    finally:
+        torch.set_float32_matmul_precision("highest")

@@ -276,3 +276,18 @@ def test_a_full_disk_under_the_cache_is_one_line_and_leaves_nothing_half_written
     assert "the prefix cache cannot be written" in last
     assert list((tmp_path / "cache" / "prefix").iterdir()) == []
     assert not out.exists()
+
+
+def test_a_flipped_bit_of_a_state_is_found(tmp_path: Path) -> None:
+    path = tmp_path / "state.safetensors"
+    tensors = {"a": torch.ones(1000), "b": torch.ones(3, dtype=torch.bfloat16), "none": torch.zeros(0)}
+    save_state(path, tensors, {"epoch": 1})
+    loaded = load_state(path)
+    assert loaded is not None
+    assert loaded[1] == {"epoch": 1}
+    assert torch.equal(loaded[0]["b"], tensors["b"])
+    data = bytearray(path.read_bytes())
+    data[-2001] ^= 0x40
+    path.write_bytes(data)
+    with pytest.raises(CheckpointError, match="a tensor is not what was saved; delete it"):
+        load_state(path)

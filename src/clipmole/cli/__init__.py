@@ -18,6 +18,7 @@ import typer
 import clipmole
 from clipmole.cli.options import app, remark
 from clipmole.errors import ClipmoleError
+from clipmole.plumbing.telemetry import switch_off
 from clipmole.plumbing.text import escaped
 
 # Each registers its commands; --help lists them in this order.
@@ -64,6 +65,7 @@ def main() -> None:
     """Run the command line; an error of clipmole's or of the system's is one line on stderr and exit code 2."""
     # Pillow remarks on odd but readable files; what matters is an ImageError.
     warnings.filterwarnings("ignore", category=UserWarning, module="PIL")
+    switch_off()
     _set_up_streams()
     try:
         try:

@@ -7,7 +7,6 @@ is not compressed is indexed and read in place, at random; what is compressed or
 
 from __future__ import annotations
 
-import json
 import tarfile
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ from clipmole.data.samples import CAMERA, UNNAMED
 from clipmole.data.unpack import Unpacking, unpack
 from clipmole.errors import DataError, MissingDependency
 from clipmole.images.formats import IMAGE_EXTENSIONS
+from clipmole.plumbing.json_toml import parse_json
 
 REMOTE = ("http://", "https://")
 FACTS = ("cls", "json")
@@ -146,7 +146,7 @@ def _fields(
     values: dict[str, Any] = {}
     try:
         if "json" in facts:
-            values = json.loads(facts["json"])
+            values = parse_json(facts["json"])
         elif "cls" in facts:
             values = {"label": facts["cls"].decode()}
         else:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import os
 import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -22,7 +21,8 @@ from PIL import Image
 from clipmole.data.sample import Sample
 from clipmole.errors import DataError
 from clipmole.images.formats import IMAGE_EXTENSIONS
-from clipmole.plumbing.files import cache_folder
+from clipmole.plumbing.files import cache_folder, whole_file
+from clipmole.plumbing.json_toml import parse_json
 from clipmole.plumbing.progress import Say, silent
 
 LIST = "samples.jsonl"
@@ -98,7 +98,7 @@ def unpack(source: str, identity: str, images: Iterable[tuple[bytes, dict[str, A
 
 def _listed(index: Path) -> list[Sample]:
     try:
-        rows = [json.loads(line) for line in index.read_text(encoding="utf-8").splitlines()]
+        rows = [parse_json(line) for line in index.read_text(encoding="utf-8").splitlines()]
         return [Sample.model_validate(row | {"path": index.parent / row["path"]}) for row in rows]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{index}: is damaged; delete the folder {index.parent} to unpack it anew") from error
@@ -106,12 +106,8 @@ def _listed(index: Path) -> list[Sample]:
 
 def _write(path: Path, data: bytes) -> None:
     """The whole file or none."""
-    part = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        part.write_bytes(data)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+    with whole_file(path) as file:
+        file.write(data)
 
 
 def _extension(data: bytes) -> str:

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from clipmole.data.sample import Sample
 from clipmole.errors import DataError
+from clipmole.plumbing.json_toml import parse_json
 
 Logits = dict[str, list[float]]  # what identifies a detector -> logits, one a condition
 
@@ -80,9 +81,11 @@ class ScoreFile:
         with self.path.open("rb") as file:
             for number, line in enumerate(file):
                 if not line.endswith(b"\n"):
+                    if number == 0 and not head.encode().startswith(line):
+                        raise DataError(f"{self.path}: holds something else than scores; name another --out")
                     break  # cut off by a kill or a full disk
                 try:
-                    row = json.loads(line)
+                    row = parse_json(line)
                     if number == 0 and json.dumps(row, sort_keys=True) != head:
                         raise DataError(
                             f"{self.path}: holds the scores of another evaluation (other conditions or seed); name "

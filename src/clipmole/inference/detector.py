@@ -6,6 +6,7 @@ here: command line, validation, evaluation. It knows nothing of how results are 
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 import warnings
@@ -17,10 +18,11 @@ from functools import cached_property, partial
 from itertools import chain
 from operator import length_hint
 from pathlib import Path
-from typing import Literal, Self
+from typing import Literal, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from clipmole.calibration import Calibration
 from clipmole.config import PreprocessConfig
@@ -30,7 +32,16 @@ from clipmole.images.loading import ImageSource, load_pixels, source_name
 from clipmole.inference.export_directory import is_export, open_export
 from clipmole.inference.graph import cached_graph, installed
 from clipmole.inference.pytorch import TorchRuntime
-from clipmole.inference.runtime import Precision, Runtime, RuntimeName, batch_for, remark
+from clipmole.inference.runtime import (
+    PRECISIONS,
+    RUNTIMES,
+    Precision,
+    Runtime,
+    RuntimeName,
+    batch_for,
+    check_name,
+    remark,
+)
 from clipmole.models.adapter import (
     DEFAULT,
     adapter_digest,
@@ -82,6 +93,13 @@ def _weight(item: Prepared | ImageError) -> int:
     return len(item.crops) if isinstance(item, Prepared) else 1
 
 
+def each_image(images: Iterable[ImageSource | ImageError] | ImageSource) -> Iterable[ImageSource | ImageError]:
+    """The images, of which one alone may stand for a list: a path, bytes, an array of two or three axes."""
+    if isinstance(images, np.ndarray):
+        return [images] if images.ndim < 4 else list(images)
+    return [images] if isinstance(images, str | bytes | os.PathLike | Image.Image) else images
+
+
 def _split(crops: list[NDArray[np.uint8]], count: int) -> tuple[NDArray[np.uint8], list[NDArray[np.uint8]]]:
     """The first `count` crops in one array (all, if they are fewer), and those that are left."""
     taken: list[NDArray[np.uint8]] = []
@@ -92,6 +110,26 @@ def _split(crops: list[NDArray[np.uint8]], count: int) -> tuple[NDArray[np.uint8
             rest = part[len(taken[-1]) :]
             return np.concatenate(taken), [*([rest] if len(rest) else []), *crops[place + 1 :]]
     return np.concatenate(taken), []
+
+
+class _Parts(NamedTuple):
+    """What a detector is made of; `name` says nothing yet of the arithmetic."""
+
+    network: MoLENetwork | None
+    preprocess: PreprocessConfig
+    calibration: Calibration | None
+    name: str
+    runtime: Runtime
+
+
+def _exported(folder: Path, precision: str | None, runtime: str | None) -> _Parts:
+    """A detector that is a graph, as `clipmole export` wrote it; it runs as it was checked or not at all."""
+    export = open_export(folder)
+    made = export.record
+    for what, asked, given in (("runtime", runtime, made.runtime), ("precision", precision, made.precision)):
+        if asked not in (None, "auto", given):
+            raise ConfigError(f"{folder}: was exported with {what} {given}, not {asked}; export it again with it")
+    return _Parts(None, export.preprocess, export.calibration, made.detector, export.runtime)
 
 
 class Detector:
@@ -190,60 +228,42 @@ class Detector:
             >>> detector.name.split("@")[0], detector.calibration is not None
             ('embedded', True)
         """
+        if runtime is not None:
+            check_name("runtime", runtime, ("auto", *RUNTIMES))
+        if precision is not None:
+            check_name("precision", precision, PRECISIONS)
         if name == DEFAULT and (line := fallback_remark()):
             warnings.warn(line, stacklevel=2)
+        if runtime == "auto" and not is_export(name):
+            runtime = "openvino" if device == "cpu" and installed("openvino") else "torch"
         if is_export(name):
-            return cls._from_export(Path(name), precision, runtime, batch_size, workers)
-        chosen = runtime or "torch"
-        if chosen == "auto":
-            chosen = "openvino" if device == "cpu" and installed("openvino") else "torch"
-        precision = precision or "float32"
-        if chosen in ("openvino", "onnx"):
+            parts = _exported(Path(name), precision, runtime)
+        elif runtime in ("openvino", "onnx"):
             if device != "cpu":
-                raise ConfigError(f"device={device}: runtime {chosen} computes on the cpu; leave one of the two out")
+                raise ConfigError(f"device={device}: runtime {runtime} computes on the cpu; leave one of the two out")
             label, folder = find_adapter(name, revision, cache_dir)
             config, digest = read_config(folder), adapter_digest(folder)
-
-            def load() -> MoLENetwork:
-                return load_adapter(name, backbone, revision, cache_dir).network
-
-            graph = cached_graph(load, digest, config.preprocess.crop_size, chosen, precision)
-            called = f"{label}@{digest[:12]}{remark(graph)}"
-            calibration = read_calibration(folder)
-            settings = config.preprocess
-            return cls(None, settings, calibration, called, batch_size=batch_size, workers=workers, runtime=graph)
-        adapter = load_adapter(name, backbone, revision, cache_dir)
-        torched = TorchRuntime(adapter.network, device, precision, compiled=chosen == "torch-compile")
-        called = f"{adapter.name}@{adapter.digest[:12]}{remark(torched)}"
+            graph = cached_graph(
+                lambda: load_adapter(name, backbone, revision, cache_dir).network,
+                digest,
+                config.preprocess.crop_size,
+                runtime,
+                precision or "float32",
+            )
+            parts = _Parts(None, config.preprocess, read_calibration(folder), f"{label}@{digest[:12]}", graph)
+        else:
+            adapter = load_adapter(name, backbone, revision, cache_dir)
+            torched = TorchRuntime(adapter.network, device, precision or "float32", compiled=runtime == "torch-compile")
+            called = f"{adapter.name}@{adapter.digest[:12]}"
+            parts = _Parts(adapter.network, adapter.config.preprocess, adapter.calibration, called, torched)
         return cls(
-            adapter.network,
-            adapter.config.preprocess,
-            adapter.calibration,
-            called,
+            parts.network,
+            parts.preprocess,
+            parts.calibration,
+            f"{parts.name}{remark(parts.runtime)}",
             batch_size=batch_size,
             workers=workers,
-            runtime=torched,
-        )
-
-    @classmethod
-    def _from_export(
-        cls, folder: Path, precision: Precision | None, runtime: str | None, batch_size: int | None, workers: int | None
-    ) -> Self:
-        """A detector that is a graph, as `clipmole export` wrote it; it runs as it was checked or not at all."""
-        export = open_export(folder)
-        made = export.record
-        for what, asked, given in (("runtime", runtime, made.runtime), ("precision", precision, made.precision)):
-            if asked not in (None, "auto", given):
-                raise ConfigError(f"{folder}: was exported with {what} {given}, not {asked}; export it again with it")
-        called = f"{made.detector}{remark(export.runtime)}"
-        return cls(
-            None,
-            export.preprocess,
-            export.calibration,
-            called,
-            batch_size=batch_size,
-            workers=workers,
-            runtime=export.runtime,
+            runtime=parts.runtime,
         )
 
     def score(
@@ -367,7 +387,7 @@ class Detector:
         """
         if max_tiles is not None and max_tiles < 1:
             raise ConfigError(f"max_tiles={max_tiles}: at least one crop is needed")
-        one = length_hint(images, 2) < 2  # nothing to be ahead of
+        one = length_hint(images := each_image(images), 2) < 2  # nothing to be ahead of
         workers = 0 if one else self.workers
         prepare = partial(self._prepare, max_tiles=max_tiles, region=region)
         prepared = ahead(prepare, images, workers=workers, limit=self.batch_size, weigh=_weight)

@@ -29,6 +29,7 @@ from clipmole.inference.runtime import Precision, Runtime, RuntimeName
 from clipmole.models.network import MoLENetwork
 from clipmole.plumbing.files import cache_folder, is_sealed, replacing_folder, seal
 from clipmole.plumbing.locks import locked_by
+from clipmole.plumbing.telemetry import without_telemetry
 from clipmole.plumbing.text import first_line
 
 GraphRuntime = Literal["openvino", "onnx"]
@@ -46,11 +47,13 @@ def library(runtime: GraphRuntime) -> Any:
     """The library that runs a graph. Raises `MissingDependency` if it is not installed."""
     try:
         if runtime == "openvino":
-            import openvino
+            with without_telemetry():
+                import openvino
 
-            return openvino
+                return openvino
         import onnxruntime
 
+        onnxruntime.disable_telemetry_events()  # of its builds for Windows
         return onnxruntime
     except ImportError as error:
         raise MissingDependency(runtime if runtime == "openvino" else "onnxruntime", runtime) from error
@@ -67,7 +70,7 @@ def convert(network: MoLENetwork, crop_size: int, runtime: GraphRuntime, folder:
     network = network.to("cpu").eval()
     example = torch.zeros(2, 3, crop_size, crop_size, dtype=torch.uint8)
     target = folder / GRAPH[runtime]
-    with warnings.catch_warnings(), torch.no_grad():
+    with warnings.catch_warnings(), torch.no_grad(), without_telemetry():
         warnings.simplefilter("ignore")  # of the tracer: the shapes it fixes are those of the crops
         if runtime == "openvino":
             save_openvino(_openvino_graph(network, example), target)

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from clipmole.errors import ConfigError
-from clipmole.inference.runtime import Precision, RuntimeName
+from clipmole.inference.runtime import PRECISIONS, Precision, RuntimeName, check_name
 from clipmole.models.network import MoLENetwork
 from clipmole.plumbing.text import first_line
 
@@ -117,6 +117,7 @@ class TorchRuntime:
     def __init__(
         self, network: MoLENetwork, device: str = "cpu", precision: Precision = "float32", compiled: bool = False
     ) -> None:
+        check_name("precision", precision, PRECISIONS)
         if precision == "int8":
             raise ConfigError("precision=int8: is for exported graphs: clipmole export --int8")
         self.device = usable(device)

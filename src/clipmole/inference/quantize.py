@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from clipmole.errors import MissingDependency
 from clipmole.inference.graph import GraphRuntime, save_openvino
+from clipmole.plumbing.telemetry import without_telemetry
 
 
 def quantise(
@@ -40,7 +41,8 @@ def quantise(
     """
     place = target or graph.with_name(f"int8-{graph.name}")
     if runtime == "openvino":
-        _quantise_openvino(graph, width, crops, place)
+        with without_telemetry():
+            _quantise_openvino(graph, width, crops, place)
     else:
         _quantise_onnx(graph, width, place)
     return place

@@ -7,14 +7,19 @@ for the `Detector`, which knows no more of them. They know nothing of images, fi
 
 from __future__ import annotations
 
-from typing import Literal, Protocol
+from collections.abc import Sequence
+from typing import Literal, Protocol, get_args
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from clipmole.errors import ConfigError
+
 RuntimeName = Literal["torch", "torch-compile", "openvino", "onnx"]
 Precision = Literal["float32", "bfloat16", "int8"]
+RUNTIMES: tuple[str, ...] = get_args(RuntimeName)
+PRECISIONS: tuple[str, ...] = get_args(Precision)
 
 
 class Runtime(Protocol):
@@ -37,6 +42,12 @@ class Runtime(Protocol):
     def exact(self) -> Runtime | None:
         """The same network in float32, of a runtime in bfloat16; None of others."""
         ...
+
+
+def check_name(setting: str, given: str, known: Sequence[str]) -> None:
+    """Raises `ConfigError` that lists what there is, unless `given` is one of `known`."""
+    if given not in known:
+        raise ConfigError(f"{setting}={given!r}: there is none; give one of {', '.join(known)}")
 
 
 def batch_for(device: str | torch.device, asked: int | None = None) -> int:

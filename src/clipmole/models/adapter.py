@@ -288,7 +288,7 @@ def read_tensors(path: Path, expected: dict[str, torch.nn.Parameter]) -> dict[st
             raise CheckpointError(f"{path}: {name} is {given}, not {needed}; it does not fit its {CONFIG}")
         if not tensors[name].is_floating_point():
             raise CheckpointError(f"{path}: {name} holds {tensors[name].dtype}, not floating-point weights")
-        tensors[name] = tensors[name].float()
+        tensors[name] = tensors[name].to(torch.float32, copy=True)  # aligned, which its sums depend on
         if not tensors[name].isfinite().all():
             raise CheckpointError(f"{path}: {name} holds values that are not finite; train the adapter again")
     return tensors

@@ -179,7 +179,8 @@ def is_sealed(folder: Path) -> bool:
 
 
 def _checksums(folder: Path) -> dict[str, str]:
-    return {p.name: sha256_of(p) for p in sorted(folder.iterdir()) if p.is_file() and p.name != CHECKSUMS}
+    files = [p for p in sorted(folder.iterdir()) if p.is_file() and p.name != CHECKSUMS and p.suffix != ".lock"]
+    return {path.name: sha256_of(path) for path in files}
 
 
 def to_disk(path: Path) -> None:

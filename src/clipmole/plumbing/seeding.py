@@ -6,6 +6,8 @@ In: a seed and keys. Out: a numpy generator. It knows nothing of what is drawn.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 
@@ -15,3 +17,16 @@ def sample_rng(seed: int, *keys: int | str) -> np.random.Generator:
     text = "\0".join(map(str, keys))
     words = np.frombuffer(hashlib.sha256(text.encode(errors="surrogateescape")).digest(), dtype="<u4")
     return np.random.default_rng([seed, *words.tolist()])
+
+
+@contextmanager
+def torch_seeded(seed: int) -> Iterator[None]:
+    """In the block PyTorch's numbers on the CPU begin at `seed`; afterwards they go on where the host's were."""
+    import torch
+
+    before = torch.get_rng_state()
+    torch.default_generator.manual_seed(seed)
+    try:
+        yield
+    finally:
+        torch.set_rng_state(before)

@@ -19,11 +19,12 @@ from clipmole.errors import DataError
 from clipmole.evaluation.records import ALL_SETS, EvaluationReport
 from clipmole.evaluation.scores import ScoreTable
 from clipmole.images.conditions import Condition
-from clipmole.plumbing.files import write_texts
+from clipmole.plumbing.files import foreign_file, write_texts
+from clipmole.plumbing.json_toml import read_json
 from clipmole.plumbing.text import csv_cell
 from clipmole.report import curves, mistakes, tables
 from clipmole.report.content import Content
-from clipmole.report.page import Section, html_page, markdown_page
+from clipmole.report.page import Section, html_page, markdown_page, read_page
 
 __all__ = ["write_report"]
 
@@ -31,6 +32,24 @@ COLUMNS = (  # of report.csv
     *("detector", "set", "condition", "figure", "value", "low", "high", "real", "ai"),
     *("scope", "generator", "minus", "note"),
 )
+
+
+def check_place(folder: Path) -> None:
+    """Raises `DataError` if files in `folder` that a report would replace are not an older report of clipmole's."""
+
+    def read_record(path: Path) -> None:
+        values = read_json(path.with_name("report.json"), DataError)
+        if not isinstance(values, dict) or not {"detectors", "sets"} <= values.keys():
+            raise DataError(f"{path}: is no report")
+
+    def read_table(path: Path) -> None:
+        with path.open(encoding="utf-8") as file:
+            if not file.readline().startswith("detector,set,condition,"):
+                raise DataError(f"{path}: is no table of a report")
+
+    files = {"report.json": read_record, "report.csv": read_table, "report.md": read_record, "report.html": read_page}
+    if path := foreign_file(folder, files):
+        raise DataError(f"{path}: is there and is not of a report that clipmole wrote; name another --out")
 
 
 def write_report(
@@ -54,6 +73,7 @@ def write_report(
 
     Returns the path of `report.html`. Raises `DataError` if the folder cannot be written.
     """
+    check_place(folder)
     families = {each.name: (each.family, each.strength) for each in conditions if each.family}
     notes = {each.name: each.note for each in conditions if each.note}
     content = Content(report, table, families, notes)

@@ -14,6 +14,7 @@ import xml.etree.ElementTree as ET
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.resources import files
+from pathlib import Path
 from xml.etree.ElementTree import Element
 
 from clipmole.plumbing.text import printable
@@ -149,6 +150,19 @@ def linked(text: str) -> Iterator[Element | str]:
         yield element("a", match[0], href=match[0], rel="noopener noreferrer")
         end = match.end()
     yield text[end:]
+
+
+def read_page(path: Path) -> None:
+    """Raises `ValueError` unless a file is a page that `html_page` made."""
+    with path.open("rb") as file:
+        if not file.read(len(_HEAD)) == _HEAD:
+            raise ValueError(f"{path.name} is no page of clipmole's")
+
+
+_HEAD = (
+    b'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
+    b"<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'sha256-"
+)
 
 
 def html_page(title: str, lead: Sequence[Block], sections: Sequence[Section]) -> str:

@@ -21,7 +21,8 @@ from typing import Any, Protocol
 from clipmole.errors import ConfigError, DataError
 from clipmole.inference.detector import Detector
 from clipmole.plumbing.environment import environment
-from clipmole.plumbing.files import write_texts
+from clipmole.plumbing.files import foreign_file, write_texts
+from clipmole.plumbing.json_toml import read_json
 from clipmole.plumbing.progress import Say, Track, silent, untracked
 from clipmole.scan import ray_engine as on_ray
 from clipmole.scan.containers import entries_of
@@ -65,6 +66,8 @@ def scan(
     settings = _placed(settings)
     detector = load()
     configuration = _configuration(settings, detector)
+    if path := foreign_file(out, {SCAN: _read_scan, ".lock": _read_lock}):
+        raise DataError(f"{path}: is there and is not of a scan; name another --out")
     with locked(out):
         before = _begun(out, configuration)
         with writing(out):
@@ -225,11 +228,8 @@ def _begun(out: Path, configuration: dict[str, Any]) -> dict[str, Any]:
         return {}  # there was nothing to scan, or it was killed before it began
     if not path.exists():
         raise DataError(f"{out}: holds listings and no {SCAN}; name another --out, or delete that folder")
-    try:
-        before: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        then, version = before["configuration"], before["format"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{path}: is damaged; name another --out, or delete that folder") from error
+    before = _read_scan(path)
+    then, version = before["configuration"], before["format"]
     if version != FORMAT:
         raise ConfigError(f"{path}: is of format {version}, this clipmole writes {FORMAT}; name another --out")
     for key, value in configuration.items():
@@ -239,6 +239,19 @@ def _begun(out: Path, configuration: dict[str, Any]) -> dict[str, Any]:
                 "give the same again to go on, or name another --out"
             )
     return {"runs": before.get("runs", [])}
+
+
+def _read_scan(path: Path) -> dict[str, Any]:
+    """What `scan.json` holds. Raises `DataError` if it is damaged or something else."""
+    facts = read_json(path, DataError, "name another --out, or delete that folder")
+    if not isinstance(facts, dict) or not isinstance(facts.get("configuration"), dict) or "format" not in facts:
+        raise DataError(f"{path}: is damaged; name another --out, or delete that folder")
+    return facts
+
+
+def _read_lock(path: Path) -> None:
+    if path.stat().st_size:
+        raise DataError(f"{path}: is no lock of a scan, which is empty")
 
 
 def _write(out: Path, facts: dict[str, Any]) -> None:

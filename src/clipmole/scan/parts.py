@@ -7,7 +7,6 @@ its last. Names say all that a restart has to know. Whatever happens while a par
 from __future__ import annotations
 
 import contextlib
-import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from clipmole.errors import DataError
-from clipmole.plumbing.files import to_disk
+from clipmole.plumbing.files import whole_file
 from clipmole.plumbing.locks import locked_by
 from clipmole.scan.listing import PARTS
 from clipmole.scan.rows import Row, from_table, to_table
@@ -82,19 +81,8 @@ def write_parquet(table: pa.Table, path: Path) -> None:
 
     memory = BufferOutputStream()
     parquet.write_table(table, memory, compression="zstd")
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    with writing(path.parent):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with aside.open("wb") as file:
-                file.write(memory.getvalue())
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(aside, path)
-        except OSError:
-            aside.unlink(missing_ok=True)
-            raise
-        to_disk(path.parent)
+    with writing(path.parent), whole_file(path) as file:
+        file.write(memory.getvalue())
 
 
 @contextmanager

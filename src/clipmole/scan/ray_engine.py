@@ -9,7 +9,6 @@ need no common disk but the one their images are on. It knows nothing of parts a
 from __future__ import annotations
 
 import logging
-import os
 import uuid
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,6 +19,7 @@ from typing import Any
 
 from clipmole.errors import ClipmoleError, ConfigError, DataError, MissingDependency
 from clipmole.inference.detector import Detector
+from clipmole.plumbing.telemetry import environment_variables
 from clipmole.plumbing.text import first_line
 from clipmole.scan.containers import Unit, entries_of
 from clipmole.scan.duplicates import Firsts
@@ -146,8 +146,11 @@ def connect(cluster: Cluster) -> None:
 
     Raises `MissingDependency` without Ray, `ConfigError` if there is no cluster at the address.
     """
-    for name, value in QUIET.items():
-        os.environ.setdefault(name, value)
+    with environment_variables(QUIET):
+        _connect(cluster)
+
+
+def _connect(cluster: Cluster) -> None:
     try:
         import ray
         import ray.data

@@ -18,10 +18,11 @@ from typing import Any
 
 from clipmole.errors import ClipmoleError, DataError
 from clipmole.images.loading import load_image
-from clipmole.plumbing.files import write_texts
+from clipmole.plumbing.files import foreign_file, write_texts
+from clipmole.plumbing.json_toml import read_json
 from clipmole.plumbing.progress import Say, silent
 from clipmole.records import Verdict
-from clipmole.report.page import Block, Cell, Code, Drawings, Note, Section, Table, Value, element, html_page
+from clipmole.report.page import Block, Cell, Code, Drawings, Note, Section, Table, Value, element, html_page, read_page
 from clipmole.report.plots import even_axis, histogram
 from clipmole.report.thumbnails import thumbnail
 from clipmole.scan.containers import Unit, entries
@@ -140,9 +141,9 @@ def write_page(folder: Path, out: Path | None = None, *, gallery: bool = True, s
     Raises `DataError` if the folder holds no scan, or the page cannot be written.
     """
     try:
-        facts = json.loads((folder / SCAN).read_text(encoding="utf-8"))
+        facts = read_json(folder / SCAN, DataError)
         configuration = facts["configuration"]
-    except (OSError, ValueError, KeyError) as error:
+    except (DataError, KeyError, TypeError) as error:
         raise DataError(f"{folder}: holds no scan; give the folder that clipmole scan --out wrote") from error
     thresholds = configuration.get("thresholds")
     overview = Overview(0.0 if not thresholds else (thresholds["real"] + thresholds["ai"]) / 2)
@@ -167,6 +168,8 @@ def write_page(folder: Path, out: Path | None = None, *, gallery: bool = True, s
         lead.append(Note("This scan is not finished; give its command again to go on."))
     lead.append(Note("Likelihoods, not proofs: new generators, edits and heavy compression mislead a detector."))
     page = out or folder / "report.html"
+    if foreign_file(page.parent, {page.name: read_page}):
+        raise DataError(f"{page}: is there and is no page of clipmole's; name another place")
     text = html_page(f"Scan: {folder.resolve().name}", lead, [part for part in parts if part.blocks]) + "\n"
     try:
         write_texts(page.parent, {page.name: text})

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from clipmole.plumbing.telemetry import switch_off
 from clipmole.speed.paths import make_graph, open_path, parse_path, tower_of
 
 try:
@@ -121,6 +122,7 @@ def main() -> None:
     """Load what the task names, say so, and answer questions until stdin ends."""
     channel = os.fdopen(os.dup(sys.stdout.fileno()), "w")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    switch_off()
     task = json.loads(sys.argv[1])
     if task.get("threads"):
         torch.set_num_threads(task["threads"])

@@ -17,10 +17,12 @@ from numpy.typing import NDArray
 from clipmole import metrics
 from clipmole.data import VARIANTS, labels_of, read_data, take_split
 from clipmole.data.sample import Sample
-from clipmole.errors import TrainingDiverged
+from clipmole.errors import DataError, TrainingDiverged
 from clipmole.evaluation.bootstrap import bootstrap_indices
 from clipmole.evaluation.estimates import Replicates
 from clipmole.evaluation.records import ComparedMethod, Comparison, Difference
+from clipmole.plumbing.files import foreign_file
+from clipmole.plumbing.json_toml import read_json
 from clipmole.plumbing.progress import SILENT, ProgressReporter
 from clipmole.report.comparison import comparison_page
 from clipmole.training.comparison_plan import Method, Plan, differing, wider, with_rate
@@ -104,6 +106,7 @@ def compare(
 
     Raises `DataError` for splits that are not there, before any training, and whatever `train` raises.
     """
+    check_outputs(out, plan.name)
     everything = read_data(data if test_data is None else test_data)
     splits = {split: take_split(everything, split) for split in plan.splits}
     digests = {split: order_digest(samples) for split, samples in splits.items()}
@@ -151,6 +154,18 @@ def compare(
     write_whole(out / f"{plan.name}.json", comparison.model_dump_json(indent=1) + "\n")
     write_whole(out / f"{plan.name}.md", comparison_page(comparison))
     return comparison
+
+
+def check_outputs(out: Path, name: str) -> None:
+    """Raises `DataError` if `NAME.json` or `NAME.md` in `out` is there and is not of a comparison."""
+
+    def read(path: Path) -> None:
+        values = read_json(path.with_suffix(".json"), DataError)
+        if not isinstance(values, dict) or not {"methods", "differences"} <= values.keys():
+            raise DataError(f"{path}: is no comparison")
+
+    if path := foreign_file(out, {f"{name}.json": read, f"{name}.md": read}):
+        raise DataError(f"{path}: is there and is not of a comparison that clipmole wrote; name another --out")
 
 
 def compared(

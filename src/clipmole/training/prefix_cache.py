@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
@@ -41,6 +42,7 @@ from clipmole.training.sampling import Item
 FORMAT = 1  # goes up when the same settings would give other tokens
 ROWS = 32  # of a forward pass; fixed, so that a pass that was killed rounds as one that was not
 GIB = 2**30
+OWN_NAME = re.compile(r"[0-9a-f]{32}-\d+\.(npy|partial|new)")  # whatever else lies in the folder is not ours to delete
 
 
 def prefix_cache_folder() -> Path:
@@ -266,7 +268,7 @@ def exists_partly(path: Path) -> bool:
 def make_room(folder: Path, keep: Iterable[Path], budget: float, say: Say) -> None:
     """Delete the least lately used files of the cache until those left are within `budget` bytes; `keep` stay."""
     kept = {path.stem for path in keep}
-    others = [p for p in folder.iterdir() if p.suffix in (".npy", ".partial", ".new") and p.stem not in kept]
+    others = [p for p in folder.iterdir() if OWN_NAME.fullmatch(p.name) and p.stem not in kept]
     sizes = {path: path.stat() for path in others}
     left = sum(stat.st_size for stat in sizes.values())
     for path in sorted(others, key=lambda p: sizes[p].st_mtime):

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from clipmole.calibration import Calibration
 from clipmole.config import PLACES, TrainConfig
@@ -34,6 +33,7 @@ from clipmole.models.network import MoLENetwork
 from clipmole.plumbing.environment import environment
 from clipmole.plumbing.files import why_no_room
 from clipmole.plumbing.progress import SILENT, ProgressReporter, Say
+from clipmole.plumbing.seeding import torch_seeded
 from clipmole.report.training import training_page
 from clipmole.training.distributed import Distributed
 from clipmole.training.loop import Epoch, TrainingLoop
@@ -111,9 +111,10 @@ def train(
     if distributed.is_main:
         distributed.wait()
 
-    torch.manual_seed(config.seed)
     loaded = backbone or load_backbone(config.backbone)
-    network = MoLENetwork(loaded.tower, config.mole, config.full_finetune).to(distributed.device)
+    with torch_seeded(config.seed):
+        network = MoLENetwork(loaded.tower, config.mole, config.full_finetune)
+    network = network.to(distributed.device)
     count = sum(parameter.numel() for parameter in network.trained_parameters().values())
     images = f"{len(chosen.train)} training images, {len(chosen.val)} validation images"
     progress.say(f"{images}; {count:,} parameters are trained")
