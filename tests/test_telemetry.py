@@ -1,4 +1,4 @@
-"""Nothing that clipmole runs contacts anybody it was not told to: no name is looked up, no socket leaves the machine."""
+"""Nothing that clipmole runs contacts anybody it was not told to: no look-up of a name, no socket off the machine."""
 
 from __future__ import annotations
 
@@ -110,7 +110,9 @@ def test_a_command_contacts_nobody(
         "train": ["train", str(world["config"]), "--out", out, *data],
         "evaluate": ["evaluate", "--out", out, *data, "--split", "val", "--resamples", "10", *detector],
     }[command]
-    result = subprocess.run([*CLI, *arguments], env=environment, cwd=tmp_path, capture_output=True, text=True)
+    result = subprocess.run(
+        [*CLI, *arguments], env=environment, cwd=tmp_path, capture_output=True, text=True, check=False
+    )
     last = result.stderr.strip().splitlines()[-1:]
     refused = command == "int8" and "not exported" in str(last)  # a random tower may not stand its check
     assert result.returncode in (0, 1) or refused, (command, last)
@@ -155,7 +157,7 @@ def test_in_a_host_s_process_a_graph_is_made_without_telemetry(
     environment, told = watched
     code = (
         "import sys\nfrom clipmole import Detector\n"
-        f"Detector.from_pretrained({str(world['adapter'])!r}, backbone={str(world['backbone'])!r}, runtime='openvino')\n"
+        f"Detector.from_pretrained({str(world['adapter'])!r}, backbone={str(world['backbone'])!r}, runtime='openvino')\n"  # noqa: E501
         "print('openvino' in sys.modules, 'openvino_telemetry' in sys.modules)\n"
     )
     result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)

@@ -180,15 +180,6 @@ def trained_run_digest(config: TrainConfig, data: str, backbone: str) -> str:
     return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
 
 
-def _kept(file: Path) -> dict[str, Any]:
-    """The logits that are kept in a file; {} if there are none, or it is damaged: they are computed again."""
-    try:
-        values = read_json(file, DataError)
-    except DataError:
-        return {}
-    return {split: each for split, each in values.items() if isinstance(each, dict)} if isinstance(values, dict) else {}
-
-
 def order_digest(samples: Sequence[Sample]) -> str:
     """sha256 over the files' contents, ignored rows and labels in their order, as logits stand in it."""
     lines = [f"{file_sha256(s)} {s.ignore_bottom_px} {s.label}" for s in samples]
