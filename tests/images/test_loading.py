@@ -324,8 +324,8 @@ def tiff_of_grey(bits: int, photometric: int, content: bytes, sample_format: int
 
 def test_depths_without_a_known_range_are_refused() -> None:
     assert pixels(tiff_of_grey(16, 1, struct.pack("<HH", 0x1234, 0xFFFF))).tolist() == [[[0x12] * 3, [0xFF] * 3]]
-    assert "16-bit grey" in refusal(ImageUnreadable, tiff_of_grey(12, 1, b"\x12\x34\x56"))
-    assert "16-bit grey" in refusal(ImageUnreadable, tiff_of_grey(16, 0, b"\1\2\3\4"))  # white is zero
+    assert "12 bits a pixel is not supported" in refusal(ImageUnreadable, tiff_of_grey(12, 1, b"\x12\x34\x56"))
+    assert "16-bit gray" in refusal(ImageUnreadable, tiff_of_grey(16, 0, b"\1\2\3\4"))  # white is zero
     assert "32-bit" in refusal(ImageUnreadable, tiff_of_grey(32, 1, struct.pack("<II", 1, 70000)))
     assert "floating-point" in refusal(ImageUnreadable, tiff_of_grey(32, 1, struct.pack("<ff", 0, 1), 3))
     assert "floating-point" in refusal(ImageUnreadable, Image.new("F", (2, 2)))
@@ -604,9 +604,82 @@ def test_whatever_a_decoder_raises_is_unreadable(error: type[Exception], monkeyp
     assert f"truncated PNG ({error.__name__})" in refusal(ImageUnreadable, FILES["png"])
 
 
-def test_a_text_bomb_in_a_png() -> None:
-    text = (b"zTXt", b"a\0\0" + zlib.compress(bytes(20_000_000)))
-    assert "PNG" in refusal(ImageUnreadable, png(1, 1, 8, 0, b"\0\1", text))
+def orientation_in_xmp(value: str) -> bytes:
+    """An XMP packet that states an orientation, `value` as it is written there."""
+    return b"<x:xmpmeta><rdf:Description " + value.encode() + b"</rdf:Description></x:xmpmeta>"
+
+
+BROKEN = b"\xff\0broken" * 4
+METADATA: dict[str, tuple[tuple[bytes, bytes], ...]] = {
+    "color profile of 2 MB": ((b"iCCP", b"p\0\0" + zlib.compress(bytes(2_000_000))),),
+    "workflow of 2 MB": ((b"zTXt", b"workflow\0\0" + zlib.compress(b"A" * 2_000_000)),),
+    "text bomb": ((b"zTXt", b"a\0\0" + zlib.compress(bytes(20_000_000))),),
+    "many texts": ((b"zTXt", b"a\0\0" + zlib.compress(bytes(900_000))),) * 100,
+    "broken": tuple(
+        (kind, BROKEN) for kind in (b"iCCP", b"zTXt", b"iTXt", b"tEXt", b"eXIf", b"pHYs", b"gAMA", b"cHRM")
+    ),
+    "empty": tuple((kind, b"") for kind in (b"iCCP", b"zTXt", b"iTXt", b"tEXt", b"eXIf", b"pHYs", b"sRGB", b"tIME")),
+    "an animation cut short": ((b"acTL", struct.pack(">II", 7, 0)), (b"fcTL", b"short"), (b"fdAT", b"")),
+    "a broken EXIF in digits": ((b"tEXt", b"Raw profile type exif\0\nexif\n4\nzzzz"),),
+}
+
+
+@pytest.mark.parametrize("name", METADATA)
+def test_metadata_of_a_png_never_decide_whether_it_is_read(name: str) -> None:
+    assert pixels(png(1, 1, 8, 0, b"\0\x2a", *METADATA[name])).tolist() == [[[42, 42, 42]]]
+
+
+def test_a_wrong_checksum_counts_in_chunks_of_pixels_alone() -> None:
+    data = png(1, 1, 8, 0, b"\0\x2a", (b"tEXt", b"a\0b"))
+    at = data.index(b"tEXt") + 8
+    assert pixels(data[:at] + b"\0\0\0\0" + data[at + 4 :]).tolist() == [[[42] * 3]]
+    at = data.index(b"IDAT") + 4 + len(zlib.compress(b"\0\x2a"))
+    assert "checksum" in refusal(ImageUnreadable, data[:at] + b"\0\0\0\0" + data[at + 4 :])
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "TIFF", "WEBP"] + ["AVIF"] * AVIF)
+@pytest.mark.parametrize("junk", [b"", b"\0", b"\xff" * 40, b"Exif\0\0MM\0*\0\0\0\x08\xff\xff", b"II*\0" + bytes(400)])
+def test_metadata_of_other_formats_never_decide_whether_it_is_read(kind: str, junk: bytes) -> None:
+    plain = pixels(encoded(picture(), kind))
+    if kind == "TIFF":
+        tags = {700: junk or b"\0", 33723: junk or b"\0", 34675: junk or b"\0", 282: 0.0, 305: "\u00e9" * 9}
+        data = encoded(picture(), kind, tiffinfo=tags)
+    else:
+        exif = b"" if kind == "AVIF" else junk  # Pillow's AVIF writer takes no EXIF that it cannot read
+        data = encoded(picture(), kind, icc_profile=junk or None, exif=exif, xmp=junk)
+    np.testing.assert_array_equal(pixels(data), plain)
+
+
+@pytest.mark.parametrize(
+    "value", ['tiff:Orientation="6">', "tiff:Orientation='6'>", 'tiff:Orientation = "6">', "><tiff:Orientation>6<"]
+)
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "PNG packed", "TIFF", "WEBP"])
+def test_an_orientation_that_stands_in_xmp_alone(kind: str, value: str) -> None:
+    packet = orientation_in_xmp(value)
+    if kind.startswith("PNG"):
+        packed = kind == "PNG packed"
+        text = b"XML:com.adobe.xmp\0" + bytes([packed, 0, 0, 0]) + (zlib.compress(packet) if packed else packet)
+        data = png(2, 1, 8, 0, b"\0\1\2", (b"iTXt", text))
+        assert pixels(data)[..., 0].tolist() == [[1], [2]]
+        return
+    options: dict[str, Any] = {"tiffinfo": {700: packet}} if kind == "TIFF" else {"xmp": packet}
+    turned = pixels(encoded(picture(), kind, **options))
+    np.testing.assert_array_equal(turned, UPRIGHT[6](pixels(encoded(picture(), kind))))
+
+
+def test_exif_comes_before_xmp() -> None:
+    data = encoded(picture(), "JPEG", exif=tagged(3), xmp=orientation_in_xmp('tiff:Orientation="6">'))
+    np.testing.assert_array_equal(pixels(data), UPRIGHT[3](pixels(FILES["jpeg"])))
+
+
+def test_an_orientation_in_the_digits_of_an_older_png() -> None:
+    profile = tagged(6).tobytes().hex()
+    text = f"\nexif\n{len(profile) // 2:8}\n{profile}\n".encode()
+    for chunk in (
+        (b"tEXt", b"Raw profile type exif\0" + text),
+        (b"zTXt", b"Raw profile type APP1\0\0" + zlib.compress(text)),
+    ):
+        assert pixels(png(2, 1, 8, 0, b"\0\1\2", chunk))[..., 0].tolist() == [[1], [2]]
 
 
 def test_a_png_without_pixels_and_a_tiff_with_missing_strips() -> None:

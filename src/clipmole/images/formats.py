@@ -6,13 +6,14 @@ nothing. It knows nothing of limits, of pixels or of what an image is turned int
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import io
 import struct
 import zlib
 from collections.abc import Callable
 
-from PIL import Image, ImageFile
+from PIL import Image, ImageFile, ImagePalette
 from PIL.BmpImagePlugin import BmpImageFile
 from PIL.GifImagePlugin import GifImageFile
 from PIL.JpegImagePlugin import JpegImageFile
@@ -21,6 +22,7 @@ from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
 from clipmole.errors import ImageUnreadable
+from clipmole.images.headers import check_jpeg
 
 try:
     from PIL.AvifImagePlugin import SUPPORTED as _AVIF  # Pillow 11.3 and later, if built with libavif
@@ -59,6 +61,7 @@ _READERS: dict[str, Callable[[io.BytesIO], ImageFile.ImageFile]] = {
 _HEIC_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1"}
 HEAD = 64  # bytes that tell the format
 ORIENTATION = 0x0112  # EXIF and TIFF tag
+MAX_PROFILE = 2**20  # bytes that are looked through for an orientation
 
 
 def image_format(data: bytes) -> str | None:
@@ -105,37 +108,60 @@ def check_whole(data: bytes, image: ImageFile.ImageFile, scan: int, name: str) -
         scan: offset that the reader has come to.
     """
     if isinstance(image, JpegImageFile):
-        check_jpeg(data, scan)
+        check_jpeg(data, scan, name)
     elif isinstance(image, PngImageFile):
-        _check_png(data, image, name)
+        key_is_8_bit = image.mode == "P" or image.tile[0][3] in ("L", "RGB")
+        if "transparency" in image.info and not key_is_8_bit:  # Pillow compares it with the scaled values
+            raise ImageUnreadable(
+                name, "a PNG that is not 8-bit and names a transparent color; export it with an alpha channel"
+            )
     elif isinstance(image, TiffImageFile):
         _prepare_tiff(image, name)
 
 
-def check_jpeg(data: bytes, scan: int) -> None:
-    """Raise if no end-of-image marker follows `scan`, the offset where entropy-coded data begin.
+def without_metadata(data: bytes) -> tuple[bytes, dict[str, bytes]]:
+    """The chunks of a PNG that pixels are made of, as a file; and its EXIF and XMP, for the orientation.
 
-    libjpeg makes pixels of whatever stands there; a download that reserved its space and stopped leaves
-    zeros. Inside entropy-coded data 0xFF is always followed by 0 or a restart marker, so FF D9 is the end.
+    So no profile or text, whatever its size or damage, decides whether the pixels can be read. Raises unless every
+    chunk is there, down to IEND, and those of the pixels have the right checksums, which Pillow does not compare.
     """
-    if data.find(b"\xff\xd9", scan) < 0:
-        raise EOFError("no end-of-image marker")
-
-
-def _check_png(data: bytes, image: PngImageFile, name: str) -> None:
-    """Raise unless every chunk is whole, down to IEND: Pillow does not compare the checksums of pixel data."""
     view, at, kind = memoryview(data), 8, b""
+    parts, found = [view[:8]], dict[str, bytes]()
     while kind != b"IEND":
         length, kind = struct.unpack_from(">I4s", data, at)
         (checksum,) = struct.unpack_from(">I", data, at + 8 + length)
-        if zlib.crc32(view[at + 4 : at + 8 + length]) != checksum:
-            raise ValueError(f"wrong checksum at byte {at}")
+        if kind == b"tRNS" or not kind[0] & 0x20:  # a small first letter: a decoder may leave it out
+            if zlib.crc32(view[at + 4 : at + 8 + length]) != checksum:
+                raise ValueError(f"wrong checksum at byte {at}")
+            parts.append(view[at : at + 12 + length])
+        elif kind in (b"eXIf", b"tEXt", b"zTXt", b"iTXt"):
+            found |= _orienting(kind, view[at + 8 : at + 8 + length])
         at += 12 + length
-    key_is_8_bit = image.mode == "P" or image.tile[0][3] in ("L", "RGB")
-    if "transparency" in image.info and not key_is_8_bit:  # Pillow compares it with the scaled values
-        raise ImageUnreadable(
-            name, "a PNG that is not 8-bit and names a transparent colour; export it with an alpha channel"
-        )
+    return b"".join(parts), found
+
+
+def _orienting(kind: bytes, content: memoryview) -> dict[str, bytes]:
+    """The EXIF block or XMP packet in a chunk of a PNG, under the names that Pillow gives them."""
+    if kind == b"eXIf":
+        return {"exif": b"Exif\0\0" + content}
+    keyword = bytes(content[:80]).partition(b"\0")[0]
+    text = bytes(content[len(keyword) + 1 :])
+    if kind == b"iTXt" and keyword == b"XML:com.adobe.xmp":
+        packet = text[2:].split(b"\0", 2)[-1]  # behind a flag, a method, a language and the translated keyword
+        return {"xmp": _inflated(packet) if text[:1] == b"\1" else packet}
+    if kind != b"iTXt" and keyword in (b"Raw profile type exif", b"Raw profile type APP1"):  # ImageMagick's, in digits
+        with contextlib.suppress(ValueError):
+            profile = _inflated(text[1:]) if kind == b"zTXt" else text
+            return {"exif": bytes.fromhex("".join(profile.decode("latin-1").split("\n")[3:]))}
+    return {}
+
+
+def _inflated(packed: bytes) -> bytes:
+    """What zlib packed, cut to `MAX_PROFILE` bytes; none if it is damaged."""
+    try:
+        return zlib.decompressobj().decompress(packed, MAX_PROFILE)
+    except zlib.error:
+        return b""
 
 
 def _prepare_tiff(image: TiffImageFile, name: str) -> None:
@@ -143,8 +169,14 @@ def _prepare_tiff(image: TiffImageFile, name: str) -> None:
     orientation = image.tag_v2.get(ORIENTATION)
     size = image.size[::-1] if orientation in (5, 6, 7, 8) else image.size  # as stored
     bits, photometric = image.tag_v2.get(258), image.tag_v2.get(262)
-    if image.mode.startswith("I;16") and (bits != (16,) or photometric != 1):
-        raise ImageUnreadable(name, f"a TIFF of {bits} bits, photometric {photometric}; export it as 16-bit grey")
+    if image.mode.startswith("I;16") and bits != (16,):
+        told = " + ".join(map(str, bits or (1,)))
+        raise ImageUnreadable(name, f"a TIFF of {told} bits a pixel is not supported; export it with 8 or 16 bits")
+    if image.mode.startswith("I;16") and photometric != 1:
+        raise ImageUnreadable(name, f"a TIFF of 16 bits, photometric {photometric}; export it as 16-bit gray")
     if max(tile[1][3] for tile in image.tile if tile[1]) < size[1]:
         raise EOFError("strips of pixels are missing")
+    colors = image.tag_v2.get(320)  # the palette: values of 16 bits, but some programs write 8
+    if image.mode in ("P", "PA") and colors and max(colors) < 256:
+        image.palette = ImagePalette.raw("RGB;L", colors)
     image.im = Image.new(image.mode, size).im  # else load() compares with Image.MAX_IMAGE_PIXELS

@@ -31,6 +31,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import re
 import stat
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -41,10 +42,20 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFile
 from PIL.JpegImagePlugin import JpegImageFile
+from PIL.TiffImagePlugin import TiffImageFile
 
 from clipmole.errors import ImageError, ImageNotFound, ImageTooLarge, ImageUnreadable
 from clipmole.images import fast_jpeg as jpeg
-from clipmole.images.formats import FORMATS, HEAD, ORIENTATION, check_jpeg, check_whole, image_format, reader_of
+from clipmole.images.formats import (
+    FORMATS,
+    HEAD,
+    ORIENTATION,
+    check_whole,
+    image_format,
+    reader_of,
+    without_metadata,
+)
+from clipmole.images.headers import check_header, check_jpeg, known_as, unsupported
 from clipmole.plumbing.text import escaped, first_line
 
 ImageSource = str | os.PathLike[str] | bytes | Image.Image | NDArray[Any]
@@ -88,6 +99,9 @@ _TURNED: defaultdict[int, Callable[[NDArray[np.uint8]], NDArray[np.uint8]]] = de
     },
 )
 """The same of arrays (H, W, 3): views."""
+
+
+_XMP_ORIENTATION = re.compile(rb"""tiff:Orientation(?:\s*=\s*["']|>)\s*([1-8])""")
 
 
 def source_name(source: ImageSource) -> str:
@@ -161,10 +175,10 @@ def _jpeg_pixels(data: bytes, name: str, limits: ImageLimits) -> NDArray[np.uint
     """Upright pixels of an RGB JPEG; None if Pillow has to decode it. What its header shows is refused as ever."""
     if len(data) > limits.max_bytes:
         raise _too_many_bytes(len(data), name, limits)
-    with _decoding(name, "JPEG"), _Stream(data) as stream:
+    with _decoding(name, "JPEG", data), _Stream(data) as stream:
         image = JpegImageFile(stream)
         _check_pixels(image.size, name, limits)
-        check_jpeg(data, stream.tell())
+        check_jpeg(data, stream.tell(), name)
         pixels = jpeg.decode(data, *image.size) if image.mode == "RGB" else None
         return None if pixels is None else _TURNED[_orientation(image)](pixels)
 
@@ -222,7 +236,7 @@ def _admitted(data: bytes, name: str, limits: ImageLimits) -> str:
         raise _too_many_bytes(len(data), name, limits)
     found = image_format(data)
     if found is None:
-        raise ImageUnreadable(name, f"not an image format clipmole reads ({FORMATS})")
+        raise ImageUnreadable(name, known_as(data[:HEAD]) or f"not an image format clipmole reads ({FORMATS})")
     return found
 
 
@@ -230,14 +244,20 @@ def _decode(data: bytes, name: str, limits: ImageLimits) -> Image.Image:
     """The first frame of a file's bytes, in the mode and orientation it is stored in."""
     found = _admitted(data, name, limits)
     reader = reader_of(found, name)
-    with _decoding(name, found), _Stream(data) as stream:
-        # Not Image.open: it warns above and refuses at twice Image.MAX_IMAGE_PIXELS, a global that is
-        # smaller than our limit and that cannot be changed for one thread alone.
-        image = reader(stream)
-        _check_pixels(image.size, name, limits)
-        check_whole(data, image, stream.tell(), name)
-        stream.decoding = True
-        image.load()
+    check_header(data, found, name)
+    with _decoding(name, found, data):
+        pixels, oriented = without_metadata(data) if found == "PNG" else (data, {})
+        with _Stream(pixels) as stream:
+            # Not Image.open: it warns above and refuses at twice Image.MAX_IMAGE_PIXELS, a global that is
+            # smaller than our limit and that cannot be changed for one thread alone.
+            image = reader(stream)
+            _check_pixels(image.size, name, limits)
+            check_whole(pixels, image, stream.tell(), name)
+            if isinstance(image, TiffImageFile):
+                oriented = _xmp_of_tiff(image)
+            stream.decoding = True
+            image.load()
+    image.info |= oriented
     return image
 
 
@@ -265,12 +285,22 @@ def _from_array(array: NDArray[Any], name: str, limits: ImageLimits) -> Image.Im
 
 
 def _orientation(image: Image.Image) -> int:
-    """The EXIF orientation, 1..8; 1 if there is none or it cannot be parsed."""
-    try:
-        value = image.getexif().get(ORIENTATION, 1)
-    except Exception:  # hostile EXIF fails in many ways, and the pixels are whole without it
-        return 1
-    return value if isinstance(value, int) else 1
+    """The orientation in EXIF or, without one there, in XMP: 1..8; 1 if there is none or it cannot be parsed."""
+    with contextlib.suppress(Exception):  # hostile EXIF fails in many ways, and the pixels are whole without it
+        value = image.getexif().get(ORIENTATION)
+        if isinstance(value, int):
+            return value
+    packet = image.info.get("XML:com.adobe.xmp") or b""
+    if not packet and not isinstance(image, TiffImageFile):  # Pillow has turned that by itself
+        packet = image.info.get("xmp") or b""
+    stated = _XMP_ORIENTATION.search(packet.encode(errors="replace") if isinstance(packet, str) else packet)
+    return int(stated[1]) if stated else 1
+
+
+def _xmp_of_tiff(image: TiffImageFile) -> dict[str, bytes]:
+    """The XMP packet of a TIFF whose tags state no orientation, taken away from Pillow, which reads few forms of it."""
+    packet = image.info.pop("xmp", None)
+    return {"XML:com.adobe.xmp": packet} if packet and ORIENTATION not in image.tag_v2 else {}
 
 
 def _to_rgb(image: Image.Image, name: str) -> Image.Image:
@@ -316,8 +346,8 @@ def _too_many_bytes(size: int, name: str, limits: ImageLimits) -> ImageTooLarge:
 
 
 @contextlib.contextmanager
-def _decoding(name: str, what: str) -> Iterator[None]:
-    """Turn whatever a decoder of `what` raises into an `ImageError`."""
+def _decoding(name: str, what: str, data: bytes = b"") -> Iterator[None]:
+    """Turn whatever a decoder of `what` raises into an `ImageError`; `data` is the file, if it is one."""
     try:
         yield
     except ImageError:
@@ -325,6 +355,8 @@ def _decoding(name: str, what: str) -> Iterator[None]:
     except Image.DecompressionBombError as error:  # Pillow's own limit, which its WebP reader insists on
         raise ImageTooLarge(name, f"{first_line(error)} Crop it.") from error
     except Exception as error:  # on hostile bytes: OSError, SyntaxError, struct.error, MemoryError, ...
+        if reason := unsupported(data, what, error):
+            raise ImageUnreadable(name, f"{reason} is not supported; export it as PNG or as 8-bit JPEG") from error
         detail = first_line(error)
         raise ImageUnreadable(name, f"damaged or truncated {what} ({detail}); fetch or export it again") from error
 

@@ -19,6 +19,7 @@ from typing import Any
 from PIL import ImageFile
 from PIL.JpegImagePlugin import JpegImageFile
 
+from clipmole.images.headers import FRAMES, jpeg_segments
 from clipmole.provenance import exif, stealth
 from clipmole.provenance.budget import Budget
 from clipmole.provenance.exif import UnreadableExif, read_exif
@@ -29,7 +30,6 @@ WALKED = ("PNG", "JPEG")
 MAX_CHUNKS = 2**20  # of a PNG or WebP file
 _XMP_KEY = "XML:com.adobe.xmp"
 _PHOTOSHOP_IPTC = 0x0404  # number of the resource that holds IPTC fields
-_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # JPEG markers of frames, which state the size
 _SEGMENTS = (  # place, JPEG marker, first bytes, bytes to skip after them
     ("EXIF", 0xE1, b"Exif\0\0", 0),
     ("XMP", 0xE1, b"http://ns.adobe.com/xap/1.0/\0", 0),
@@ -121,36 +121,18 @@ def _size(data: bytes, found: str) -> tuple[int, int] | None:
     """(width, height) that the header of a PNG or JPEG states, pixels."""
     if found == "PNG" and data[12:16] == b"IHDR" and len(data) >= 24:
         return struct.unpack(">II", data[16:24])
-    for marker, start, end in _jpeg_segments(data) if found == "JPEG" else ():
-        if marker in _FRAMES and end - start >= 5:
+    for marker, start, end in jpeg_segments(data) if found == "JPEG" else ():
+        if marker in FRAMES and end - start >= 5:
             height, width = struct.unpack_from(">HH", data, start + 1)
             return width, height
     return None
-
-
-def _jpeg_segments(data: bytes) -> Iterator[tuple[int, int, int]]:
-    """(marker, start, end) of the segments before the pixels of a JPEG: offsets of their content."""
-    at = 2
-    while at + 4 <= len(data) and data[at] == 0xFF:
-        marker = data[at + 1]
-        if marker == 0xFF:  # a byte that fills up
-            at += 1
-            continue
-        if marker in (0xD9, 0xDA):  # the end, or pixels
-            return
-        if marker == 0x01 or 0xD0 <= marker <= 0xD8:  # no content
-            at += 2
-            continue
-        length = struct.unpack_from(">H", data, at + 2)[0]
-        yield marker, at + 4, min(at + 2 + length, len(data))
-        at += 2 + max(length, 2)
 
 
 def _jpeg_parts(data: bytes, budget: Budget) -> Iterator[_Part]:
     """The metadata in the segments of a JPEG; blocks that are split over several are put together."""
     blocks: dict[str, list[bytes]] = {}
     profile = 0
-    for marker, start, end in _jpeg_segments(data):
+    for marker, start, end in jpeg_segments(data):
         if marker == 0xFE:
             if budget.admits(end - start, "comment"):
                 yield "comment", "", data[start:end]
