@@ -31,7 +31,7 @@ IMAGE_CODES = {
     "unreadable": "empty, truncated, damaged, or not an image of a known format",
     "too_large": "more bytes or pixels than the limits allow, or more memory than decoding may take",
     "decoder_timeout": "decoding took longer than it may",
-    "decoder_crashed": "the decoder died of it",
+    "decoder_crashed": "the decoder died while it read the image",
     "internal": "a mistake of the server",
 }
 """Code of an error that concerns one image of a request -> what it means."""
@@ -43,7 +43,7 @@ class Problem(Exception):
     Attributes:
         code: a key of `STATUS`.
         message: one line that names the thing and the cure.
-        retry_after: seconds after which to try again; None: trying again is of no use.
+        retry_after: seconds after which to try again; None: trying again does not help.
     """
 
     def __init__(self, code: str, message: str, retry_after: int | None = None) -> None:
@@ -63,7 +63,7 @@ class Problem(Exception):
 
 
 class ImageProblem(Exception):
-    """One image cannot be answered for; the others of its request are.
+    """One image cannot be scored; the others of its request can.
 
     Attributes:
         code: a key of `IMAGE_CODES`.

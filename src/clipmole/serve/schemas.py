@@ -1,4 +1,4 @@
-"""What the API answers: records that turn into JSON and into the OpenAPI description.
+"""The records of the API's answers, which turn into JSON and into the OpenAPI description.
 
 In: detections and errors. Out: JSON. It knows nothing of how they came about.
 """

@@ -43,7 +43,7 @@ LIMITATIONS = (
     "The probability is meant for as many generated images as photographs; where generated images are rarer, more "
     "alarms are false.",
 )
-_FIRST_SECONDS = 1.0  # an image is taken to need, before one was seen
+_FIRST_SECONDS = 1.0  # assumed for an image until one has been timed
 
 
 class Service:
@@ -64,7 +64,7 @@ class Service:
         self.state = "loading"
         self.failure: BaseException | None = None
         self.requests = self.pending = self.decoding = 0
-        self._seconds = _FIRST_SECONDS  # an image takes, by the last ones
+        self._seconds = _FIRST_SECONDS  # that an image takes, a moving mean
         self._detector: Detector | None = None
         self.pool: DecodePool | None = None
         self.batcher: Batcher | None = None
@@ -115,12 +115,12 @@ class Service:
 
     @property
     def evidence(self) -> tuple[EvidenceKind, ...]:
-        """What may be asked for; by patch only of a detector that has its network. Raises `Problem` as `detector`."""
+        """What may be asked for; "tokens" only where the detector has its network. Raises `Problem` as `detector` does."""
         return ("none", "tiles", "tokens") if network_of(self.detector) else ("none", "tiles")
 
     @contextlib.contextmanager
     def request(self) -> Iterator[None]:
-        """Around the reading and answering of one request. Raises `Problem` if no more may be taken."""
+        """Counts one request while it is read and answered. Raises `Problem` if no more may be taken."""
         if self.state != "ready":
             raise Problem("not_ready", f"the server is {self.state}; try again in a moment", retry_after=2)
         if self.requests >= self.settings.max_requests:
@@ -141,7 +141,7 @@ class Service:
         if evidence not in self.evidence:
             raise Problem(
                 "evidence_unavailable",
-                "evidence=tokens: this server's detector runs on a graph, of which nothing can be had by patch; "
+                "evidence=tokens: this server's detector runs on a graph, which gives no evidence by patch; "
                 "ask for evidence=tiles",
             )
         if evidence == "tokens" and len(uploads) > self.settings.max_token_images:
@@ -277,9 +277,9 @@ def _outcome(result: Result) -> str:
 
 
 def where(error: BaseException) -> str:
-    """An error as the log may show it: its kind and the places it went through, but not its text.
+    """An error as the log may show it: its kind and the functions it passed through, but not its text.
 
     The text may quote what the client sent.
     """
-    places = traceback.extract_tb(error.__traceback__)[-4:]
-    return f"{type(error).__name__} at " + " < ".join(f"{p.name}:{p.lineno}" for p in reversed(places))
+    frames = traceback.extract_tb(error.__traceback__)[-4:]
+    return f"{type(error).__name__} at " + " < ".join(f"{p.name}:{p.lineno}" for p in reversed(frames))
