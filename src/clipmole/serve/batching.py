@@ -1,6 +1,6 @@
 """Crops of several requests -> detections, together on the detector.
 
-In: decoded images, one by one, from any request. Out: a `Detection` for each. While one batch is in the network the next
+In: decoded images, one by one, of any request. Out: a `Detection` for each. While one batch is in the network the next
 one gathers; images that are on their way are waited for, but not long. A batch leaves about half of all accepted
 images to the next one: if it took them all, the network would stand still while their clients send others. Everything
 that uses the network runs in one thread, one thing at a time. It knows nothing of HTTP, uploads and processes.

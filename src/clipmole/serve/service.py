@@ -115,7 +115,7 @@ class Service:
 
     @property
     def evidence(self) -> tuple[EvidenceKind, ...]:
-        """What may be asked for; "tokens" only where the detector has its network. Raises `Problem` as `detector` does."""
+        """What may be asked for; "tokens" only where there is a network. Raises `Problem` as `detector` does."""
         return ("none", "tiles", "tokens") if network_of(self.detector) else ("none", "tiles")
 
     @contextlib.contextmanager
