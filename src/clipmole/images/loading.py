@@ -297,7 +297,7 @@ def _orientation(image: Image.Image) -> int:
     return int(stated[1]) if stated else 1
 
 
-def _xmp_of_tiff(image: TiffImageFile) -> dict[str, bytes]:
+def _xmp_of_tiff(image: TiffImageFile) -> dict[str | tuple[int, int], Any]:
     """The XMP packet of a TIFF whose tags state no orientation, taken away from Pillow, which reads few forms of it."""
     packet = image.info.pop("xmp", None)
     return {"XML:com.adobe.xmp": packet} if packet and ORIENTATION not in image.tag_v2 else {}
