@@ -257,7 +257,7 @@ def _decode(data: bytes, name: str, limits: ImageLimits) -> Image.Image:
                 oriented = _xmp_of_tiff(image)
             stream.decoding = True
             image.load()
-    image.info |= oriented
+    image.info.update(oriented.items())
     return image
 
 
@@ -297,7 +297,7 @@ def _orientation(image: Image.Image) -> int:
     return int(stated[1]) if stated else 1
 
 
-def _xmp_of_tiff(image: TiffImageFile) -> dict[str | tuple[int, int], Any]:
+def _xmp_of_tiff(image: TiffImageFile) -> dict[str, bytes]:
     """The XMP packet of a TIFF whose tags state no orientation, taken away from Pillow, which reads few forms of it."""
     packet = image.info.pop("xmp", None)
     return {"XML:com.adobe.xmp": packet} if packet and ORIENTATION not in image.tag_v2 else {}
