@@ -32,8 +32,8 @@ class Slow(Detector):
     seconds = 0.0
     before: Callable[[Any], None] | None = None
 
-    def stream(self, images: Iterable[Any], *, tiles: bool = False) -> Iterator[Detection | ImageError]:
-        for result in super().stream(self._passed(images), tiles=tiles):
+    def stream(self, images: Iterable[Any], **options: Any) -> Iterator[Detection | ImageError]:
+        for result in super().stream(self._passed(images), **options):
             time.sleep(self.seconds)
             yield result
 

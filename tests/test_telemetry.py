@@ -7,6 +7,7 @@ import os
 import socket
 import subprocess
 import sys
+import time
 import urllib.request
 from pathlib import Path
 
@@ -98,16 +99,17 @@ def test_a_command_contacts_nobody(
     pytest.importorskip("nncf")
     environment, told = watched
     images, out = str(world["manifest"].parent), str(tmp_path / "out")
-    detector = ["--detector", str(world["adapter"]), "--backbone", str(world["backbone"])]
+    backbone = ["--backbone", str(world["backbone"])]
+    detector = ["--detector", str(world["adapter"]), *backbone]
     data = ["--data", str(world["manifest"])]
     arguments = {
         "detect": ["detect", images, *detector],
         "openvino": ["detect", images, *detector, "--runtime", "openvino"],
         "onnx": ["detect", images, *detector, "--runtime", "onnx"],
         "scan": ["scan", images, "--out", out, *detector],
-        "export": ["export", *detector, "--to", "openvino", "--out", out, *data],
-        "int8": ["export", *detector, "--to", "openvino", "--int8", "--out", out, *data],
-        "train": ["train", str(world["config"]), "--out", out, *data],
+        "export": ["export", str(world["adapter"]), *backbone, "--to", "openvino", "--out", out, *data],
+        "int8": ["export", str(world["adapter"]), *backbone, "--to", "openvino", "--int8", "--out", out, *data],
+        "train": ["train", "--config", str(world["config"]), "--out", out, *data],
         "evaluate": ["evaluate", "--out", out, *data, "--split", "val", "--resamples", "10", *detector],
     }[command]
     result = subprocess.run(
@@ -134,15 +136,15 @@ def test_the_server_contacts_nobody(
     process = subprocess.Popen([*CLI, "serve", "--port", str(port), *detector], env=environment, cwd=tmp_path)
     try:
         request = urllib.request.Request(
-            f"http://127.0.0.1:{port}/v1/detect", (tmp_path / "a.png").read_bytes(), {"Content-Type": "image/png"}
+            f"http://127.0.0.1:{port}/v1/detect/bytes", (tmp_path / "a.png").read_bytes(), {"Content-Type": "image/png"}
         )
-        for _ in range(600):
+        answer, deadline = None, time.monotonic() + 120
+        while answer is None and time.monotonic() < deadline:
             try:
                 answer = json.load(urllib.request.urlopen(request, timeout=20))
-                break
             except OSError:
                 assert process.poll() is None
-                __import__("time").sleep(0.1)
+                time.sleep(0.1)
         assert "verdict" in json.dumps(answer)
     finally:
         process.terminate()

@@ -160,7 +160,7 @@ class TrainingLoop:
         self.network.train()
         self.network.keep_gates(True)
         began = time.perf_counter()
-        for parts in self.progress.track(todo, f"epoch {at.epoch + 1}/{self.config.epochs}", len(todo)):
+        for parts in self._followed(todo):
             step = at.epoch * self.steps + at.step
             rate = set_learning_rate(self.optimizer, self.config, step, self.steps * self.config.epochs)
             loss = sum(self._part(next(inputs), part) for part in parts)
@@ -184,6 +184,14 @@ class TrainingLoop:
                 self._save()
         self.network.keep_gates(False)
         self.network.eval()
+
+    def _followed(self, steps: Sequence[Any]) -> Iterator[Any]:
+        """The steps of an epoch, their progress shown; a request to stop that comes between two of them is heeded."""
+        try:
+            yield from self.progress.track(steps, f"epoch {self.at.epoch + 1}/{self.config.epochs}", len(steps))
+        except Stopped:
+            self._stop_if_asked()
+            raise
 
     def _stop_if_asked(self) -> None:
         """Save the state and raise `Stopped` once somebody asked the first process to stop; all of them then do so."""
