@@ -176,11 +176,18 @@ class MoLEConfig(Config):
 
 
 class PreprocessConfig(Config):
-    """From an RGB image to native-resolution crops. Nothing is ever resized: resizing destroys the traces."""
+    """From an RGB image to native-resolution crops, and to a small view of the whole if one is asked for.
+
+    The crops are never resized: resizing destroys the traces that they are looked at for. The view of the whole shows
+    what no crop can: composition, light, things that do not fit together.
+    """
 
     mode: Literal["center_crop", "tiles"] = "tiles"
     crop_size: int = Field(224, gt=0, le=MOST_PIXELS, description="side of a crop, pixels")
     max_tiles: int = Field(9, gt=0, le=10_000, description="most crops of one image in mode 'tiles'")
+    whole_weight: float = Field(
+        0.0, ge=0, lt=1, description="weight of the view of the whole in an image's logit; the crops' mean has the rest"
+    )
 
 
 class AugmentConfig(Config):

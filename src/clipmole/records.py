@@ -54,7 +54,8 @@ class Detection(Record):
     Attributes:
         source: the path as given, or "<bytes>", "<array>", "<image>". What a terminal would act on and bytes that are
             not UTF-8 are escaped in a path; `clipmole.plumbing.text.unescaped` gives it back.
-        logit: mean of the tiles' logits, positive towards AI-generated.
+        logit: mean of the tiles' logits, or a weighted mean of that and the view of the whole's logit where the detector
+            looks at one; positive towards AI-generated.
         probability: calibrated probability that the image is AI-generated, in [0, 1]; None if uncalibrated.
         verdict: None if the detector is not calibrated.
         thresholds: the probabilities that bound the verdicts; None if uncalibrated.
@@ -63,6 +64,7 @@ class Detection(Record):
         tiles: number of crops looked at.
         tile_logits: logit of each crop, in the order of `tile_boxes`; None unless asked for.
         tile_boxes: (left, top, right, bottom) of each crop, pixels; None unless asked for.
+        whole_logit: logit of the view of the whole; None unless tiles were asked for, or if the detector has none.
         coverage: share of the image's pixels that lie in at least one crop, in (0, 1]; None in records written before
             it was counted.
         reason: why the verdict is "uncertain" whatever the probability: there is nothing to see from which a detector
@@ -80,5 +82,6 @@ class Detection(Record):
     tiles: int
     tile_logits: tuple[float, ...] | None = None
     tile_boxes: tuple[tuple[int, int, int, int], ...] | None = None
+    whole_logit: float | None = None
     coverage: float | None = Field(None, gt=0, le=1)
     reason: str | None = None

@@ -255,6 +255,30 @@ def test_crops_are_the_pixels_of_the_image(size: tuple[int, int], mode: str) -> 
         np.testing.assert_array_equal(tile.transpose(1, 2, 0), padded[top : top + 56, left : left + 56])
 
 
+@pytest.mark.parametrize("size", [(300, 500), (701, 230), (40, 30)])
+def test_the_view_of_the_whole_comes_last_and_shows_the_middle_square(size: tuple[int, int]) -> None:
+    config = PreprocessConfig(crop_size=56, max_tiles=5, whole_weight=0.5)
+    image, array = image_of(*size)
+    without, crops = cut_crops(image, config.model_copy(update={"whole_weight": 0.0})), cut_crops(image, config)
+    np.testing.assert_array_equal(crops.pixels[:-1], without.pixels)
+    assert (len(crops), crops.windows, crops.coverage) == (len(without) + 1, without.windows, without.coverage)
+    side = min(size)
+    left, top = (size[0] - side) // 2, (size[1] - side) // 2
+    square = Image.fromarray(array[top : top + side, left : left + side])
+    expected = np.asarray(square.resize((56, 56), Image.Resampling.BICUBIC, reducing_gap=2.0))
+    np.testing.assert_array_equal(crops.pixels[-1].transpose(1, 2, 0), expected)
+    np.testing.assert_array_equal(cut_crops(array, config).pixels, crops.pixels)
+
+
+def test_the_view_of_the_whole_is_of_the_region() -> None:
+    config = PreprocessConfig(crop_size=56, whole_weight=0.5)
+    image, array = image_of(300, 500)
+    x, y, right, bottom = 100, 200, 220, 290
+    crops = cut_crops(image, config, region=(x, y, right, bottom))
+    alone = cut_crops(np.ascontiguousarray(array[y:bottom, x:right]), config)
+    np.testing.assert_array_equal(crops.pixels[-1], alone.pixels[-1])
+
+
 def test_a_small_image_is_mirrored_and_not_blackened() -> None:
     (tile,) = cut_crops(Image.new("RGB", (10, 10), (7, 8, 9)), CENTRE).pixels
     assert (tile == np.array([7, 8, 9]).reshape(3, 1, 1)).all()

@@ -48,6 +48,22 @@ def test_a_logit_is_the_mean_of_the_networks_logits_over_the_crops(detector: Det
     assert (detection.width, detection.height) == (100, 70)
 
 
+def test_the_view_of_the_whole_has_its_weight_in_the_logit(detector: Detector) -> None:
+    preprocess = PREPROCESS.model_copy(update={"whole_weight": 0.3})
+    both = Detector(tiny_network(), preprocess, CALIBRATION, "tiny@0")
+    image = picture(1, 100, 70)
+    with torch.no_grad():
+        logits = both.network(torch.from_numpy(cut_crops(image, preprocess).pixels)).tolist()
+    found, crops_alone = both.detect(image, tiles=True), detector.detect(image, tiles=True)
+    assert found.whole_logit == pytest.approx(logits[-1], abs=1e-5)
+    assert found.tile_logits == pytest.approx(crops_alone.tile_logits, abs=1e-5)
+    assert (found.tiles, crops_alone.whole_logit) == (crops_alone.tiles, None)
+    assert found.logit == pytest.approx(0.7 * crops_alone.logit + 0.3 * logits[-1], abs=1e-5)
+    images = [picture(i, 30 + 40 * i, 70) for i in range(4)]  # of several sizes, over several passes
+    small = Detector(tiny_network(), preprocess, CALIBRATION, "tiny@0", batch_size=3)
+    assert small.score(images) == pytest.approx([both.detect(each).logit for each in images], abs=1e-5)
+
+
 def test_tile_boxes_say_where_the_crops_lie(detector: Detector) -> None:
     image = picture(1, 100, 70)
     boxes = detector.detect(image, tiles=True).tile_boxes

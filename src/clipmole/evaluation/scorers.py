@@ -205,7 +205,7 @@ def with_center_crop(scorer: ImageScorer) -> ImageScorer:
     if not isinstance(scorer, Detector) or scorer.preprocess.mode == "center_crop":
         return scorer
     cropped = copy(scorer)
-    cropped.preprocess = scorer.preprocess.model_copy(update={"mode": "center_crop"})
+    cropped.preprocess = scorer.preprocess.model_copy(update={"mode": "center_crop", "whole_weight": 0.0})
     cropped.name = f"{scorer.name}, one centre crop"
     return cropped
 

@@ -1,8 +1,8 @@
-"""RGB image -> what a detector looks at: native-resolution crops, and where they lie.
+"""RGB image -> what a detector looks at: native-resolution crops, where they lie, and a view of the whole.
 
 In: an RGB `PIL.Image.Image` or array and a `PreprocessConfig`. Out: `Crops`, the pixels of the crops with their places.
-Nothing is resized or interpolated, since that destroys the traces that are looked for. Normalization belongs to the
-tower, combining the logits of the crops to the detector. This module knows nothing of files or models.
+The crops are not resized or interpolated, since that destroys the traces that are looked for. Normalization belongs to
+the tower, combining the logits to the detector. This module knows nothing of files or models.
 
 `center_crop` is UnivFD's protocol (arXiv 2302.10174): the middle S x S, placed exactly as torchvision's
 CenterCrop places it. An image that is smaller is mirrored at its borders; torchvision would add black, an
@@ -18,6 +18,9 @@ edge that no camera made and that training, which mirrors too (`transforms.rando
   most 7 pixels at the right and the lower edge stay unseen for that. (A file with an EXIF orientation is
   turned first; its blocks may start elsewhere, but still alike for every crop.)
 - a grid of one crop is the center crop: for images of benchmark size both modes give the same numbers.
+
+With `whole_weight` above 0 there is one more view: the middle square of the image (or of the region), resized to S x S
+as `shrink` does it.
 
 Memory: one crop at a time; the image is never copied.
 """
@@ -45,10 +48,10 @@ GROWN = 7  # crop sizes: the number grows from images of so many squared
 
 @dataclass(frozen=True)
 class Crops:
-    """The crops of one image.
+    """The crops of one image, n of them, and perhaps a view of the whole.
 
     Attributes:
-        pixels: (n, 3, S, S) uint8, C-contiguous.
+        pixels: (n, 3, S, S) uint8, C-contiguous; (n + 1, 3, S, S) with the view of the whole, which comes last.
         windows: (left, top, right, bottom) of what each crop shows, pixels of the image. They reach beyond its borders
             where it was mirrored.
         boxes: the part of each window that lies within the image, or within the region that was asked for.
@@ -64,7 +67,8 @@ class Crops:
     no_content: str | None = None
 
     def __len__(self) -> int:
-        return len(self.windows)
+        """Views in `pixels`, that of the whole included."""
+        return len(self.pixels)
 
     @property
     def coverage(self) -> float:
@@ -100,13 +104,33 @@ def cut_crops(
     windows = tuple(crop_windows(width, height, config, max_tiles=max_tiles, region=region))
     x, y, end, foot = region or (0, 0, width, height)
     boxes = tuple((max(x, w[0]), max(y, w[1]), min(end, w[2]), min(foot, w[3])) for w in windows)
-    pixels = np.empty((len(windows), 3, size, size), dtype=np.uint8)
-    for crop, box in zip(pixels, boxes, strict=True):
-        part = (
-            np.asarray(image.crop(box)) if isinstance(image, Image.Image) else image[box[1] : box[3], box[0] : box[2]]
-        )
-        crop[...] = pad_to(part, size).transpose(2, 0, 1)  # (S, S, 3) -> (3, S, S)
-    return Crops(pixels, windows, boxes, width, height, no_content(pixels, covered(boxes)))
+    whole = config.whole_weight > 0
+
+    def part(box: Box) -> NDArray[np.uint8]:
+        if isinstance(image, Image.Image):
+            return np.asarray(image.crop(box))
+        return image[box[1] : box[3], box[0] : box[2]]
+
+    pixels = np.empty((len(windows) + whole, 3, size, size), dtype=np.uint8)
+    for crop, box in zip(pixels, boxes, strict=False):
+        crop[...] = pad_to(part(box), size).transpose(2, 0, 1)  # (S, S, 3) -> (3, S, S)
+    if whole:
+        pixels[-1] = shrink(part(_middle_square(x, y, end, foot)), size).transpose(2, 0, 1)
+    return Crops(pixels, windows, boxes, width, height, no_content(pixels[: len(windows)], covered(boxes)))
+
+
+def shrink(rgb: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
+    """Resize (H, W, 3) to (size, size, 3), bicubic with antialiasing, after averaging over whole pixels while it is
+    more than twice as large (Pillow's `reducing_gap`)."""
+    image = Image.fromarray(np.ascontiguousarray(rgb))
+    return np.asarray(image.resize((size, size), Image.Resampling.BICUBIC, reducing_gap=2.0))
+
+
+def _middle_square(left: int, top: int, right: int, bottom: int) -> Box:
+    """The largest square in the middle of a box, rounded towards its left upper corner."""
+    side = min(right - left, bottom - top)
+    left, top = left + (right - left - side) // 2, top + (bottom - top - side) // 2
+    return left, top, left + side, top + side
 
 
 def region_box(text: str) -> Box:
@@ -156,8 +180,8 @@ def crop_windows(
 
 
 def most_crops(config: PreprocessConfig) -> int:
-    """Crops that an image of any size has at most, where nobody asks for more."""
-    return 1 if config.mode == "center_crop" else GROWTH * config.max_tiles
+    """Views that an image of any size has at most, where nobody asks for more crops."""
+    return (1 if config.mode == "center_crop" else GROWTH * config.max_tiles) + (config.whole_weight > 0)
 
 
 def covered(boxes: Sequence[Box]) -> int:

@@ -461,15 +461,23 @@ class Detector:
         """Logits (n,) of an image's crops; in float32 where bfloat16 may have moved its verdict."""
         if self.calibration is None or self.precision != "bfloat16":
             return logits
-        mean = float(logits.mean(dtype=np.float64))
-        if self.calibration.verdict(mean - RECHECK) == self.calibration.verdict(mean + RECHECK):
+        logit = self._pooled(logits)
+        if self.calibration.verdict(logit - RECHECK) == self.calibration.verdict(logit + RECHECK):
             return logits
         with self.timings.of("network"):
             return self._finite(self._exact.logits(crops, self.batch_size)) if self._exact else logits
 
+    def _pooled(self, logits: NDArray[np.float32]) -> float:
+        """An image's logit: the mean over its crops, and its part of the view of the whole, which comes last."""
+        weight = self.preprocess.whole_weight
+        if not weight:
+            return float(logits.mean(dtype=np.float64))
+        return (1 - weight) * float(logits[:-1].mean(dtype=np.float64)) + weight * float(logits[-1])
+
     def _detection(self, item: Prepared, logits: NDArray[np.float32], tiles: bool) -> Detection:
-        logit = float(logits.mean(dtype=np.float64))
+        logit = self._pooled(logits)
         calibration, crops = self.calibration, item.crops
+        own = logits[: len(crops.windows)]
         verdict = calibration.verdict(logit) if calibration else None
         return Detection(
             source=item.source,
@@ -480,9 +488,10 @@ class Detector:
             detector=self.name,
             width=crops.width,
             height=crops.height,
-            tiles=len(logits),
-            tile_logits=tuple(logits.tolist()) if tiles else None,
+            tiles=len(own),
+            tile_logits=tuple(own.tolist()) if tiles else None,
             tile_boxes=crops.boxes if tiles else None,
+            whole_logit=float(logits[-1]) if tiles and len(own) < len(logits) else None,
             coverage=crops.coverage,
             reason=crops.no_content,
         )

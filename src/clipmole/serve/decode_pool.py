@@ -157,7 +157,7 @@ class DecodePool:
 
     def _decoded(self, answer: dict[str, Any], payload: bytes) -> Decoded:
         windows, boxes = (tuple(map(tuple, answer[key])) for key in ("windows", "boxes"))
-        pixels = np.frombuffer(payload, np.uint8).reshape(len(windows), 3, self.crop_size, self.crop_size)
+        pixels = np.frombuffer(payload, np.uint8).reshape(-1, 3, self.crop_size, self.crop_size)
         return Decoded(
             Crops(pixels, windows, boxes, answer["width"], answer["height"], answer["no_content"]),
             answer["sha256"],

@@ -30,6 +30,7 @@ EXAMPLE_DETECTION: dict[str, Any] = {
     "tiles": 9,
     "tile_logits": None,
     "tile_boxes": None,
+    "whole_logit": None,
     "coverage": 1.0,
     "reason": None,
 }

@@ -194,7 +194,8 @@ class Service:
             message = "a mistake of the server; the log says where"
             return Result(name=name, error=ImageErrorDetail(code="internal", message=message))
         if evidence == "none":
-            detection = detection.model_copy(update={"tile_logits": None, "tile_boxes": None})
+            untold = dict.fromkeys(("tile_logits", "tile_boxes", "whole_logit"))
+            detection = detection.model_copy(update=untold)
         found = image.provenance and image.provenance.model_copy(update={"source": name})
         return Result(
             name=name, sha256=image.sha256, region=region, detection=detection, evidence=shown, provenance=found
