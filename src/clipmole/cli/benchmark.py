@@ -69,3 +69,25 @@ def speed(
     peaks = ", ".join(f"{name} {value:.0f}" for name, value in sorted(report.peaks.items()))
     typer.echo(f"\nFastest matrix product here, GFLOP/s: {peaks}.")
     typer.echo(report.model_dump_json())
+
+
+@app.command()
+def selftest(
+    detector: Annotated[str, typer.Argument(metavar="{detector}", help="As for clipmole detect.")] = "default",
+) -> None:
+    """Check that this machine computes the detector's logits as others do, by every runtime that is installed.
+
+    Exit code 1 if one does not.
+    """
+    from clipmole.inference.selftest import self_test
+
+    failed = False
+    typer.echo(f"{'runtime':<10}{'precision':<11}{'largest difference of a logit':<31}{'allowed':<9}")
+    for check in self_test(detector):
+        found = "" if check.difference is None else f"{check.difference:.4f}"
+        said = "agrees" if check.agrees else check.problem or "DIFFERS"
+        typer.echo(f"{check.runtime:<10}{check.precision:<11}{found:<31}{check.tolerance:<9g}{said}")
+        failed |= not check.agrees
+    if failed:
+        remark("a verdict of the paths that differ may not be another machine's; take a path that agrees (--runtime)")
+        raise typer.Exit(1)
