@@ -54,8 +54,8 @@ class Detection(Record):
     Attributes:
         source: the path as given, or "<bytes>", "<array>", "<image>". What a terminal would act on and bytes that are
             not UTF-8 are escaped in a path; `clipmole.plumbing.text.unescaped` gives it back.
-        logit: mean of the tiles' logits, or a weighted mean of that and the view of the whole's logit where the detector
-            looks at one; positive towards AI-generated.
+        logit: mean of the tiles' logits, or a weighted mean of that and the logit of the view of the whole, where the
+            detector looks at one; positive towards AI-generated.
         probability: calibrated probability that the image is AI-generated, in [0, 1]; None if uncalibrated.
         verdict: None if the detector is not calibrated.
         thresholds: the probabilities that bound the verdicts; None if uncalibrated.

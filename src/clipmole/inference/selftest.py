@@ -73,7 +73,7 @@ def self_test(name: str = "default", *, precision: Precision | None = None) -> I
     """Check every execution path of a detector, PyTorch in float32 first.
 
     Args:
-        name: as in `Detector.from_pretrained`. Of a detector that does not come with the package no logits are kept: its
+        name: as in `Detector.from_pretrained`. A detector that does not come with the package has no kept logits: its
             paths are compared with PyTorch in float32 on this machine.
         precision: one precision alone; None: float32 and bfloat16.
 
