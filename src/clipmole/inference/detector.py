@@ -137,7 +137,8 @@ class Detector:
 
     Args:
         network: the detector network; None if `runtime` needs none.
-        preprocess: how an image becomes crops; an image's logit is the mean over its crops.
+        preprocess: how an image becomes crops; an image's logit is the mean over its crops, or a weighted mean of that
+            and the logit of the view of the whole.
         calibration: None gives logits without probabilities and verdicts.
         name: what detections call this detector.
         device: "cpu", "cuda", ...

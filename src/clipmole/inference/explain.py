@@ -65,7 +65,7 @@ class Evidence(Record):
 
     Attributes:
         source, detector, width, height, logit: as in `Detection`.
-        tiles: the crops; the image's logit is the mean of theirs.
+        tiles: the crops. The image's logit is the mean of theirs, or has a part of it beside the view of the whole.
         patch_size: side of a patch, pixels; None if the detector runs on a graph without its network.
         expert_ranks: rank of each expert, in the order of the gates; () if it has none, or likewise.
         method: how `attribution` was computed; None unless asked for.

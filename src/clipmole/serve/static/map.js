@@ -26,6 +26,9 @@ const byPatch = (map, shown, valuesOf, paint) => shown.flatMap((tile) => patches
   .map(({ row, column, value, box }) =>
     ({ box, at: `crop ${map.number(tile)}, row ${row + 1}, column ${column + 1}`, ...paint(value) })));
 
+/** What the score of the image is made of, besides the crops' scores. */
+const whole = ({ whole_logit: logit }) => logit == null ? "the mean of theirs" : `made of their mean and of that of the whole, ${signed(logit)}`;
+
 /** The largest of what several crops have, whatever its sign; not zero. */
 const largest = (tiles, values) => tiles.flatMap(values).reduce((most, value) => Math.max(most, Math.abs(value)), 1e-9);
 
@@ -39,7 +42,7 @@ const LAYERS = {
       at: over(shown, middle(cell)).map((tile) => `crop ${map.number(tile)}: ${map.said(tile)}`).join("; "),
     })),
     legend: () => scale("photograph", "AI-generated"),
-    table: (map) => grid(`Crops; the score of the image, ${signed(map.item.result.detection.logit)}, is the mean of theirs`,
+    table: (map) => grid(`Crops; the score of the image, ${signed(map.item.result.detection.logit)}, is ${whole(map.item.result.detection)}`,
       ["Crop", "Pixels", "Alone", "Score"],
       map.tiles.map((tile) => [map.button(tile), place(tile.box), map.said(tile), signed(tile.logit)]), [2, 3]),
   },
