@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -139,6 +140,24 @@ def test_another_backbone_of_the_same_shape_is_refused(adapter_dir: Path, tmp_pa
     with pytest.raises(CheckpointError, match=r"was made for backbone tiny .*give the right backbone") as error:
         load_adapter(adapter_dir, tmp_path / "other")
     assert tiny_backbone().sha256[:12] in one_line(error)
+
+
+def test_a_sibling_of_the_backbone_is_used_if_asked_for_and_said_to_be_unmeasured(
+    adapter_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sibling = replace(tiny_backbone(seed=1), id="vit-b-16")
+    wanted = json.loads((adapter_dir / "config.json").read_text())
+    wanted["backbone"]["id"] = "clip-vit-b-16-int8"
+    (adapter_dir / "config.json").write_text(json.dumps(wanted))
+    own = tiny_backbone()
+    monkeypatch.setattr(checkpoint, "load_backbone", lambda name, **_: sibling if name == "vit-b-16" else own)
+    loaded = load_adapter(adapter_dir, "vit-b-16")
+    assert loaded.name == "adapter on vit-b-16 (not measured)"
+    assert loaded.calibration is None
+    assert load_adapter(adapter_dir).calibration == CALIBRATION
+    monkeypatch.setattr(checkpoint, "load_backbone", lambda *_, **__: tiny_backbone(seed=2))
+    with pytest.raises(CheckpointError, match="give the right backbone"):  # any other one
+        load_adapter(adapter_dir, "vit-b-32")
 
 
 def test_a_backbone_directory_must_be_named(adapter_dir: Path) -> None:

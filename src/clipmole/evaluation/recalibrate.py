@@ -28,10 +28,10 @@ from clipmole.calibration import (
 )
 from clipmole.data import VARIANTS, labels_of, load_window, windows
 from clipmole.data.sample import Sample
-from clipmole.errors import DataError, ImageError
+from clipmole.errors import ConfigError, DataError, ImageError
 from clipmole.images.loading import ImageSource
 from clipmole.inference.detector import Detector
-from clipmole.models.adapter import check_copy, find_adapter, with_calibration
+from clipmole.models.adapter import SIBLINGS, check_copy, find_adapter, read_config, with_calibration
 from clipmole.plumbing.progress import SILENT, ProgressReporter
 from clipmole.records import Record, Verdict
 
@@ -176,9 +176,7 @@ def recalibrate(
             f"calibration: thresholds by source need a source for every photograph, {SOURCES_NEEDED} sources or more: "
             "name them in the column source of a manifest, or leave --by-source out"
         )
-    _, folder = find_adapter(name)
-    check_copy(folder, out)
-    detector = Detector.from_pretrained(name, backbone=backbone, device=device)
+    folder, detector = _to_copy(name, out, backbone, device)
     logits = score_variants(detector, samples, seed, progress)
     new = fit_calibration(logits, labels.tolist(), max_false_alarm, max_miss, method, sources)
     result = _compare(detector, new, np.asarray(logits[VARIANTS[0]]), labels)
@@ -217,9 +215,7 @@ def recalibrate_on_photographs(
             "were announced; calibrate on labelled images, or leave these out"
         )
     check_enough(len(photographs) - len(unfound), max_false_alarm, "photographs")
-    _, folder = find_adapter(name)
-    check_copy(folder, out)
-    detector = Detector.from_pretrained(name, backbone=backbone, device=device)
+    folder, detector = _to_copy(name, out, backbone, device)
     if detector.calibration is None:
         raise DataError(
             f"calibration: {detector.name} is not calibrated, and photographs alone give no probability; calibrate "
@@ -233,6 +229,15 @@ def recalibrate_on_photographs(
     result = _compare(detector, new, logits, np.zeros(len(logits), dtype=np.int64), failed)
     with_calibration(folder, out, new, recalibration_summary(result))
     return result
+
+
+def _to_copy(name: str | Path, out: str | Path, backbone: str | Path | None, device: str) -> tuple[Path, Detector]:
+    """The adapter directory of a detector and the detector itself, once it is sure that a copy may be written."""
+    _, folder = find_adapter(name)
+    check_copy(folder, out)
+    if backbone is not None and SIBLINGS.get(read_config(folder).backbone.id) == backbone:
+        raise ConfigError(f"backbone={backbone}: thresholds are set on the detector's own backbone; leave it out")
+    return folder, Detector.from_pretrained(name, backbone=backbone, device=device)
 
 
 def _sources(photographs: Iterable[Photograph]) -> Iterator[ImageSource | ImageError]:

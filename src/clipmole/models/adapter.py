@@ -42,6 +42,8 @@ from clipmole.plumbing.text import first_line
 FORMAT_VERSION = 1
 DEFAULT = "default"
 # Detectors that come with clipmole, best first -> the backbones they need.
+# Backbone of an adapter -> the same network in other arithmetic, on which it may be used if that is asked for.
+SIBLINGS = {"clip-vit-b-16-int8": "vit-b-16"}  # int8 with scales -> the float32 weights that it was rounded from
 PACKAGED = {"mole-vit-b-16": "clip-vit-b-16-int8", "embedded": "embedded"}
 CONFIG, ADAPTER, CALIBRATION, TRAIN, PAGE, CARD, LOCAL = (
     "config.json",
@@ -304,7 +306,9 @@ def load_adapter(
 
     Args:
         name: "default", a packaged detector, an adapter directory, or a hub id `owner/name`.
-        backbone: where to take the backbone from, if not from where its id says; same weights all the same.
+        backbone: where to take the backbone from, if not from where its id says; same weights all the same, or those
+            in `SIBLINGS`. What the adapter is worth on a sibling was not measured: its name says so, and it gives
+            logits without probabilities and verdicts.
         revision: of the adapter on the hub.
 
     Raises `CheckpointError`, or `WeightsError` for the backbone, with one line that names the thing.
@@ -324,7 +328,8 @@ def load_adapter(
                 f"(weights sha256 {wanted.sha256[:12]}...); give its place with backbone= or --backbone"
             ) from error
         raise
-    if loaded.sha256 != wanted.sha256:
+    related = backbone is not None and SIBLINGS.get(wanted.id) == loaded.id
+    if loaded.sha256 != wanted.sha256 and not related:
         raise CheckpointError(
             f"{label}: was made for backbone {wanted.id} with weights sha256 {wanted.sha256[:12]}..., "
             f"and {backbone or wanted.id} has {loaded.sha256[:12]}...; give the right backbone"
@@ -335,6 +340,8 @@ def load_adapter(
         lambda names: read_tensors(folder / ADAPTER, names),
         full_finetune=config.full_finetune,
     )
+    if related:
+        return Adapter(f"{label} on {loaded.id} (not measured)", adapter_digest(folder), config, network, None)
     return Adapter(label, adapter_digest(folder), config, network, read_calibration(folder))
 
 
