@@ -143,6 +143,9 @@ class MoLEConfig(Config):
     alpha: float | None = Field(None, gt=0, description="LoRA scaling is alpha / rank; None: alpha = rank")
     top_k: int | None = Field(None, gt=0, description="experts kept per token, gates renormalised; None: all")
     balance_weight: float = Field(0.01, ge=0, description="weight of the balance loss")
+    head_blocks: tuple[int, ...] = Field(
+        (), description="blocks whose class tokens the head reads as well, layer-normalised (as RINE, arXiv 2402.19091)"
+    )
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -158,6 +161,14 @@ class MoLEConfig(Config):
     def adapts(self) -> bool:
         """Whether any block is adapted; otherwise only the head is trained."""
         return self.shared_rank > 0 or bool(self.expert_ranks)
+
+    def check_head_blocks(self, depth: int) -> None:
+        """Raise `ConfigError` unless `head_blocks` are distinct blocks before the last one of a tower of `depth`."""
+        if list(self.head_blocks) != sorted(set(self.head_blocks) & set(range(depth - 1))):
+            raise ConfigError(
+                f"mole.head_blocks: {self.head_blocks} are not blocks of 0..{depth - 2} in ascending order; the last "
+                "block is always read"
+            )
 
     def block_indices(self, depth: int) -> tuple[int, ...]:
         """Indices of the adapted blocks in a tower of `depth` blocks, ascending; () if nothing adapts."""

@@ -235,3 +235,50 @@ def test_leaving_out_the_last_blocks_patches_changes_nothing(config: MoLEConfig,
     for kept, whole in zip(detector.gates(), gates, strict=False):  # the last block's too are of all tokens
         assert kept.shape == (3, 5, 3)
         assert (kept - whole).abs().max() < 1e-12
+
+
+READ = MoLEConfig(head_blocks=(0, 3, 6))
+
+
+def network_that_reads(config: MoLEConfig = READ) -> MoLENetwork:
+    torch.manual_seed(0)
+    tower = ViT(TINY)
+    torch.nn.init.normal_(tower.position_embedding)
+    torch.nn.init.normal_(tower.class_token)
+    network = MoLENetwork(tower, config).eval()
+    for layer in network.mole_layers:
+        torch.nn.init.normal_(layer.lora_B, std=0.1)
+    return network
+
+
+@torch.no_grad()
+def test_the_head_reads_the_class_tokens_of_its_blocks() -> None:
+    network = network_that_reads()
+    crops = torch.rand(2, 3, 32, 32)
+    tokens, features = network.embed(crops), []
+    for index, block in enumerate(network.tower.blocks):
+        tokens = block(tokens)
+        if index in READ.head_blocks:
+            x = tokens[:, 0]
+            features.append((x - x.mean(-1, keepdim=True)) / (x.var(-1, correction=0, keepdim=True) + 1e-5).sqrt())
+    weights = network.head.weight[0].split([24, 24, 24, 24])
+    expected = network.tower.feature(tokens) @ weights[0] + network.head.bias
+    expected = expected + sum(x @ w for x, w in zip(features, weights[1:], strict=True))
+    assert torch.allclose(network(crops), expected, atol=1e-5)
+    assert network.head.weight.numel() == 4 * 24
+
+
+@pytest.mark.parametrize("config", [READ, MoLEConfig(shared_rank=0, expert_ranks=(), head_blocks=(1, 2)), MoLEConfig()])
+@torch.no_grad()
+def test_prefix_and_suffix_together_are_the_network(config: MoLEConfig) -> None:
+    network = network_that_reads(config)
+    crops = torch.rand(3, 3, 32, 32)
+    tokens = network.prefix(crops)
+    assert tokens.shape[1] == 5 + sum(block < network.first_adapted_block for block in config.head_blocks)
+    assert torch.allclose(network.suffix(tokens), network(crops), atol=1e-6)
+
+
+@pytest.mark.parametrize("blocks", [(7,), (3, 1), (2, 2), (-1,)])
+def test_head_blocks_that_are_not_there_are_refused(blocks: tuple[int, ...]) -> None:
+    with pytest.raises(ConfigError, match="head_blocks"):
+        MoLENetwork(ViT(TINY), MoLEConfig(head_blocks=blocks))

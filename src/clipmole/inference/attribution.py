@@ -50,12 +50,13 @@ def gradient_times_input(network: MoLENetwork, crops: Tensor) -> Tensor:
     """sum_d x_d dlogit/dx_d of each patch's token x before `attributed_block`."""
     start = attributed_block(network)
     with torch.no_grad():
-        tokens = network.tower.run_blocks(network.embed(crops.float() / 255), 0, start)
+        tokens = network.before(crops.float() / 255, start)
     with torch.enable_grad():
         tokens = tokens.detach().requires_grad_(True)
         (gradient,) = torch.autograd.grad(network.logits(tokens, start).sum(), tokens)
-    shares = (gradient * tokens.detach()).sum(-1)[:, 1:]  # without the class token
-    return shares.view(len(crops), *grid_of(network, crops))
+    rows, columns = grid_of(network, crops)
+    shares = (gradient * tokens.detach()).sum(-1)[:, 1 : 1 + rows * columns]  # without the class tokens
+    return shares.view(len(crops), rows, columns)
 
 
 def integrated_gradients(network: MoLENetwork, crops: Tensor) -> Tensor:
@@ -79,12 +80,13 @@ def integrated_gradients(network: MoLENetwork, crops: Tensor) -> Tensor:
 def last_attention(network: MoLENetwork, crops: Tensor) -> Tensor:
     """What each patch hands to the class token in the last block's attention, along the gradient of the logit there.
 
-    The attention's output is a sum over tokens of weight times value, so this splits it exactly.
+    The attention's output is a sum over tokens of weight times value, so this splits it exactly. What the head reads of
+    earlier blocks has no part in it.
     """
     tower, depth = network.tower, network.tower.config.depth
     block: Any = tower.blocks[-1]
     with torch.no_grad():
-        tokens = tower.run_blocks(network.embed(crops.float() / 255), 0, depth - 1)
+        tokens, read = network.parted(network.before(crops.float() / 255, depth - 1), depth - 1)
         batch, count, width = tokens.shape
         heads = tower.config.heads
         qkv = block.attention.qkv(block.norm1(tokens)).view(batch, count, 3, heads, width // heads)
@@ -95,7 +97,7 @@ def last_attention(network: MoLENetwork, crops: Tensor) -> Tensor:
         mixed = block.mix(tokens, 1)
     with torch.enable_grad():
         mixed = mixed.detach().requires_grad_(True)
-        logits = network.head(tower.feature(block.transform(mixed)))
+        logits = network.read(block.transform(mixed), read)
         (gradient,) = torch.autograd.grad(logits.sum(), mixed)
     shares: Tensor = (handed * gradient).sum(-1)[:, 1:]
     return shares.view(batch, *grid_of(network, crops))

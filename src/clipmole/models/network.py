@@ -6,10 +6,11 @@ It knows nothing of files, probabilities or verdicts.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from clipmole.config import MoLEConfig
@@ -19,6 +20,11 @@ from clipmole.models.vit import ViT
 
 class MoLENetwork(nn.Module):
     """logit = w . feature(tower(normalise(crop))) + b; label 1 is AI-generated.
+
+    With `config.head_blocks` the head also reads the class tokens after these blocks, each normalised to mean 0 and
+    variance 1 over its channels: what earlier blocks see of a crop is worth more for generators that training did not
+    have (RINE, Koutlis and Papadopoulos 2024, arXiv 2402.19091). Tokens then carry them: "(B, T + k, d)" is T tokens
+    and, after them, the class tokens of the k head blocks that are behind.
 
     With no experts and no shared LoRA it is UnivFD's linear probe (arXiv 2302.10174); with the shared LoRA
     only, plain LoRA; with both, MoLE (arXiv 2404.04883). The tower is frozen, unless `full_finetune`.
@@ -38,7 +44,8 @@ class MoLENetwork(nn.Module):
         self.full_finetune = full_finetune
         self.tower = tower.requires_grad_(full_finetune)
         self.mole_layers = add_mole(tower, config)
-        self.head = nn.Linear(tower.config.feature_dim, 1)
+        config.check_head_blocks(tower.config.depth)
+        self.head = nn.Linear(tower.config.feature_dim + len(config.head_blocks) * tower.config.width, 1)
         nn.init.zeros_(self.head.bias)
         self.register_buffer("mean", torch.tensor(tower.config.mean, device="cpu").view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(tower.config.std, device="cpu").view(3, 1, 1), persistent=False)
@@ -77,25 +84,55 @@ class MoLENetwork(nn.Module):
         return self.tower.embed((pixels - self.mean) / self.std)
 
     def prefix(self, crops: Tensor) -> Tensor:
-        """Crops (B, 3, H, W) -> tokens (B, T, d) before the first adapted block."""
-        return self.tower.run_blocks(self.embed(crops), 0, self.first_adapted_block)
+        """Crops (B, 3, H, W) -> tokens (B, T + k, d) before the first adapted block."""
+        return self.before(crops, self.first_adapted_block)
 
     def suffix(self, tokens: Tensor) -> Tensor:
-        """Tokens (B, T, d) before the first adapted block -> logits (B,)."""
+        """Tokens (B, T + k, d) before the first adapted block -> logits (B,)."""
         return self.logits(tokens, self.first_adapted_block)
+
+    def before(self, crops: Tensor, stop: int) -> Tensor:
+        """Crops (B, 3, H, W) -> tokens (B, T + k, d) before block `stop`."""
+        tokens, read = self._run(self.embed(crops), 0, stop)
+        return torch.cat([tokens, *read], dim=1) if read else tokens
+
+    def carried(self, start: int) -> int:
+        """k: class tokens that the tokens before block `start` carry."""
+        return sum(block < start for block in self.config.head_blocks)
 
     def forward(self, crops: Tensor) -> Tensor:
         return self.logits(self.embed(crops), 0)
 
+    def parted(self, tokens: Tensor, start: int) -> tuple[Tensor, list[Tensor]]:
+        """Tokens (B, T + k, d) before block `start` -> the T tokens, and the k class tokens (B, 1, d) they carry."""
+        own = tokens.shape[1] - self.carried(start)
+        return tokens[:, :own], [tokens[:, i : i + 1] for i in range(own, tokens.shape[1])]
+
     def logits(self, tokens: Tensor, start: int) -> Tensor:
-        """Tokens (B, T, d) before block `start` -> logits (B,).
+        """Tokens (B, T + k, d) before block `start` -> logits (B,).
 
         Of the last block only what becomes of the class token is computed, since nothing else is read of it.
         """
         last = self.tower.config.depth - 1
+        tokens, read = self.parted(tokens, start)
         if start <= last:
-            tokens = self._last_block(self.tower.run_blocks(tokens, start, last))
-        return self.head(self.tower.feature(tokens)).squeeze(-1)  # type: ignore[no-any-return]
+            tokens, more = self._run(tokens, start, last)
+            tokens, read = self._last_block(tokens), read + more
+        return self.read(tokens, read)
+
+    def read(self, tokens: Tensor, read: Sequence[Tensor]) -> Tensor:
+        """Tokens (B, T, d) after the last block, and class tokens (B, 1, d) of all head blocks -> logits (B,)."""
+        features = [self.tower.feature(tokens), *(F.layer_norm(each[:, 0], each.shape[-1:]) for each in read)]
+        return self.head(torch.cat(features, dim=-1)).squeeze(-1)  # type: ignore[no-any-return]
+
+    def _run(self, tokens: Tensor, start: int, stop: int) -> tuple[Tensor, list[Tensor]]:
+        """Tokens (B, T, d) through `blocks[start:stop]`; and class tokens (B, 1, d) of the head blocks among them."""
+        read = []
+        for index in range(start, stop):
+            tokens = self.tower.run_blocks(tokens, index, index + 1)
+            if index in self.config.head_blocks:
+                read.append(tokens[:, :1])
+        return tokens, read
 
     def _last_block(self, tokens: Tensor) -> Tensor:
         """Tokens (B, T, d) -> the class token after the last block (B, 1, d); gates that are kept are of all tokens."""

@@ -66,7 +66,8 @@ def products(tower: TowerConfig, mole: MoLEConfig | None = None, class_token_onl
                 found.append(Product("adapter", rows, d, len(mole.expert_ranks)))
     if tower.projection_dim:
         found.append(Product("projection", 1, d, tower.projection_dim))
-    return [*found, Product("head", 1, tower.feature_dim, 1)]
+    read = len(mole.head_blocks) if mole else 0
+    return [*found, Product("head", 1, tower.feature_dim + read * d, 1)]
 
 
 def operations(tower: TowerConfig, mole: MoLEConfig | None = None, class_token_only: bool = False) -> int:

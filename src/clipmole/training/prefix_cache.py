@@ -66,13 +66,16 @@ def prefix_digest(network: MoLENetwork, backbone_sha256: str, data: Sequence[str
         "first_adapted_block": network.first_adapted_block,
         "precision": config.precision,
     }
+    if carried := network.carried(network.first_adapted_block):
+        what["head_blocks"] = network.config.head_blocks[:carried]
     return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
 
 
 def record_type(network: MoLENetwork, config: TrainConfig) -> np.dtype[Any]:
-    """The record of one view of one sample: bits of its tokens (T, d) in bfloat16, and their CRC-32."""
+    """The record of one view of one sample: bits of its tokens (T + k, d) in bfloat16, and their CRC-32."""
     tower = network.tower.config
     tokens = 1 + (config.preprocess.crop_size // tower.patch_size) ** 2
+    tokens += network.carried(network.first_adapted_block)
     return np.dtype([("crc32", "<u4"), ("tokens", "<u2", (tokens, tower.width))])
 
 
