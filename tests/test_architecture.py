@@ -33,6 +33,7 @@ LAYERS = [
     "serve",
     "scan",
     "api",
+    "reproduce",
     "cli",
 ]
 DOORS_ONLY = {"typer", "rich", "fastapi", "ray", "openvino", "nncf", "onnx", "onnxruntime", "transformers", "click"}

@@ -26,6 +26,7 @@ from clipmole.plumbing.text import escaped
 from clipmole.cli import detect as _detect  # noqa: F401
 from clipmole.cli import train as _train  # noqa: F401
 from clipmole.cli import evaluate as _evaluate  # noqa: F401
+from clipmole.cli import reproduce as _reproduce  # noqa: F401
 from clipmole.cli import data as _data  # noqa: F401
 from clipmole.cli import hub as _hub  # noqa: F401
 from clipmole.cli import export as _export  # noqa: F401

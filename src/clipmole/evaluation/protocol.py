@@ -45,6 +45,7 @@ class DataSet(Config):
         photographs: folder of its photographs where they lie apart from the generated images.
         owner: key of the protocol's `owners`.
         split: part of the folder that is read; None: all.
+        images: about how many images of both classes its owners publish; None: not stated.
     """
 
     name: str
@@ -52,6 +53,7 @@ class DataSet(Config):
     photographs: str = ""
     owner: str
     split: str | None = None
+    images: int | None = Field(None, gt=0)
 
 
 class Protocol(Config):

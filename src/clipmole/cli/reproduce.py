@@ -1,0 +1,62 @@
+"""`clipmole reproduce`: the paper's data sets in, its table beside one's own out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from clipmole.cli.options import app, command_line, remark
+from clipmole.cli.render import long_work
+
+
+@app.command()
+def reproduce(
+    context: typer.Context,
+    preset: Annotated[str, typer.Argument(help="paper-vit-l-14, paper-vit-b-16 or paper-vit-b-32.")],
+    data: Annotated[Path, typer.Option(help="The folder that holds progan, univfd and genimage.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="The folder to write. Default: reproduce-PRESET.")
+    ] = None,
+    few: Annotated[bool, typer.Option("--few", help="Train on 100 images of each class, the paper's 0.28 %.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check the data, print steps, disk and time, and stop.")
+    ] = False,
+    incomplete: Annotated[
+        bool, typer.Option("--incomplete", help="Go on where data sets are missing or not as published.")
+    ] = False,
+    backbone: Annotated[str | None, typer.Option(help="Backbone, in place of the one that the preset names.")] = None,
+    setting: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Any setting of the training, as in clipmole train."),
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option(help="Where to score: cpu, cuda, ... Default: a GPU if there is one, as in training.")
+    ] = None,
+    resamples: Annotated[int, typer.Option(min=1, help="How many bootstrap resamples give the intervals.")] = 1000,
+) -> None:
+    """Train as the paper did, measure on UnivFD's 19 sets and GenImage, and set the figures beside the paper's."""
+    import torch
+
+    from clipmole import reproduce as experiment
+
+    place = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    config = experiment.settings(preset, few, backbone, setting or ())
+    plan = experiment.plan(preset, data, out or Path(f"reproduce-{preset}{'-few' * few}"), config)
+    if dry_run:
+        for line in experiment.plan_lines(plan, experiment.measure_rates(config, place)):
+            typer.echo(line)
+        raise typer.Exit(1 if plan.problems else 0)
+    with long_work() as progress:
+        table = experiment.reproduce(
+            plan,
+            device=place,
+            incomplete=incomplete,
+            resamples=resamples,
+            command=command_line(context),
+            progress=progress,
+        )
+    for note in table.notes:
+        remark(note)
+    typer.echo(str(plan.out / f"{experiment.TABLE}.md"))
