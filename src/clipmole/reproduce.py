@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -260,12 +260,12 @@ def measure_rates(config: TrainConfig, device: str, seconds: float = 1.0) -> Rat
             forward(True).sum().item()
 
     def step() -> None:
-        forward(False).sum().backward()
+        forward(False).sum().backward()  # type: ignore[no-untyped-call]
         next(iter(network.trained_parameters().values())).sum().item()  # what a GPU still computes is waited for
 
-    def rate(call: object) -> float:
-        call()  # type: ignore[operator]
-        return BATCH / min(timed(call, seconds))  # type: ignore[arg-type]
+    def rate(call: Callable[[], object]) -> float:
+        call()
+        return BATCH / min(timed(call, seconds))
 
     found, whole = rate(prefix), rate(step)
     kept = 1 / (1 / whole - 1 / found) if config.cached_views and found > whole else whole
