@@ -11,6 +11,8 @@ import glob
 import re
 from pathlib import Path
 
+from clipmole.data.containers.filesystems import is_address
+from clipmole.data.containers.tar import TAR
 from clipmole.data.folders import LAYOUTS, Folders, holds_images, read_folder, read_folders
 from clipmole.data.huggingface import PREFIX, is_saved, read_dataset, read_query
 from clipmole.data.manifest import read_manifest, read_parquet
@@ -32,7 +34,7 @@ from clipmole.data.samples import (
     take_split,
     windows,
 )
-from clipmole.data.shards import REMOTE, read_shards
+from clipmole.data.shards import read_shards
 from clipmole.data.unpack import Unpacking
 from clipmole.errors import ConfigError, DataError
 from clipmole.plumbing.seeding import sample_rng
@@ -65,7 +67,6 @@ __all__ = [
 DataSource = str | Path | Folders
 """What `read_data` takes: the argument `--data`, or what `--real` and `--fake` name."""
 
-SHARD = re.compile(r"\.(tar|tar\.gz|tgz)$", re.IGNORECASE)
 EXPECTED = (
     f"expected a manifest (.csv, .parquet), shards (.tar), a data set (hf:owner/name, or a folder that save_to_disk "
     f"wrote), or {LAYOUTS}"
@@ -80,7 +81,7 @@ def read_data(
     Args:
         source: `Folders`; or a path: a manifest (`.parquet` is Parquet, any other file CSV), a tar file, a folder of
             one of the layouts, of Parquet files, of tar files, or that `datasets` saved; a pattern of Parquet or tar
-            files with `*` or `{000..012}`; an http address of a tar file; or `hf:` and what `datasets.load_dataset`
+            files with `*` or `{000..012}`; the address of a tar file; or `hf:` and what `datasets.load_dataset`
             takes. `hf:` and local tar files take options behind a question mark, as `huggingface.Query` says.
         split: that must hold images; None: all.
         unsplit: the split of images for which the source names none.
@@ -120,7 +121,7 @@ def _read(source: DataSource, unsplit: str, how: Unpacking) -> list[Sample]:
     if text.startswith(PREFIX):
         name, query = read_query(text.removeprefix(PREFIX))
         return read_dataset(name, query, unsplit, how)
-    if text.startswith(REMOTE):
+    if is_address(text):
         return read_shards(text, braces(text), unsplit, how)
     if place.is_dir():
         return _read_folder(place, unsplit, how)
@@ -131,7 +132,7 @@ def _read_files(text: str, unsplit: str, how: Unpacking) -> list[Sample]:
     """A manifest, or a tar or Parquet file or a pattern of them, with options behind a question mark."""
     name, query = (text, None) if Path(text).exists() else read_query(text)
     files = [name] if query is None else expand(name)
-    if files and all(SHARD.search(file) for file in files):
+    if files and all(TAR.search(file) for file in files):
         if query and query.model_fields_set - {"ai", "take"}:
             raise ConfigError(f"{text}: shards take the options ai and take")
         return read_shards(text, files, unsplit, how, query.words if query else (), query.take if query else None)
@@ -149,7 +150,7 @@ def _read_folder(folder: Path, unsplit: str, how: Unpacking) -> list[Sample]:
     if holds_images(folder):  # whatever archives they came in may lie beside them
         return read_folder(folder, unsplit)
     files = sorted(str(file) for pattern in ("*", "*/*") for file in folder.glob(pattern))
-    shards = [file for file in files if SHARD.search(file)]
+    shards = [file for file in files if TAR.search(file)]
     tables = [Path(file) for file in files if file.lower().endswith(".parquet")]
     if shards and tables:
         raise DataError(f"{folder}: holds tar files and Parquet files; name those to read with a pattern")

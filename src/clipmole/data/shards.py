@@ -2,25 +2,28 @@
 
 In: tar files, a folder of them, a pattern with braces or `*`, or addresses. A member `.cls` holds the label, or
 `.json` the fields label and, if there, generator, split, group, source and category. Out: samples. A local tar that
-is not compressed is indexed and read in place, at random; what is compressed or remote is unpacked. It opens no image.
+is not compressed is indexed and read in place, at random; what is compressed or remote is unpacked. A shard that is
+damaged or ends early is refused. It opens no image.
 """
 
 from __future__ import annotations
 
-import tarfile
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from itertools import chain, islice
 from pathlib import Path
+from tarfile import TarInfo
 from typing import Any
 
+from clipmole.data.containers.filesystems import is_address
+from clipmole.data.containers.tar import is_in_place, tar_members
 from clipmole.data.labels import SPLITS, read_label, split_in_name, without_lone_train
 from clipmole.data.sample import ByteRange, Sample
 from clipmole.data.samples import CAMERA, UNNAMED
 from clipmole.data.unpack import Unpacking, unpack
-from clipmole.errors import DataError, MissingDependency
-from clipmole.images.formats import IMAGE_EXTENSIONS
+from clipmole.errors import DataError, ImageError
+from clipmole.images.formats import has_image_extension
 from clipmole.plumbing.json_toml import parse_json
 
-REMOTE = ("http://", "https://")
 FACTS = ("cls", "json")
 
 
@@ -37,118 +40,83 @@ def read_shards(
         ai: the labels that mean AI-generated; (): the usual words.
         take: the first so many samples only; None: all.
 
-    Raises `DataError` naming shard and key: a tar that is damaged, a key without image or label or with two images;
-    and as `unpack` does. `MissingDependency` without webdataset, where it is needed.
+    Raises `DataError` naming shard and key: a tar that is damaged or ends early, a key without image or label or with
+    two images; and as `unpack` and `tar_members` do.
     """
-    if all(_in_place(shard) for shard in shards):
-        samples: list[Sample] = []
-        for shard in shards:
-            for place, fields in _indexed(Path(shard), unsplit, ai):
-                if take is not None and len(samples) >= take:
-                    break
-                samples.append(Sample.model_validate(fields | {"inside": place}))
-    else:
-        stamps = [f"{shard} {_stamp(shard)}" for shard in shards]
-        identity = "\n".join(["shards", unsplit, *sorted(ai), str(take), *stamps])
-        samples = unpack(source, identity, _streamed(shards, unsplit, ai, take), how)
+    try:
+        in_place = all(map(is_in_place, shards))
+        images = (_images(shard, unsplit, ai, with_bytes=not in_place) for shard in shards)
+        found = islice(chain.from_iterable(images), take)
+        if in_place:
+            samples = [_at(Path(shard), member, fields) for shard, member, _, fields in found]
+        else:
+            stamps = [f"{shard} {_stamp(shard)}" for shard in shards]
+            identity = "\n".join(["shards", unsplit, *sorted(ai), str(take), *stamps])
+            samples = unpack(source, identity, ((data, fields) for _, _, data, fields in found), how)
+    except ImageError as error:
+        raise DataError(str(error)) from error
     if not samples:
         raise DataError(f"{source}: holds no samples")
     return without_lone_train(samples, unsplit)
 
 
-def _in_place(shard: str) -> bool:
-    return not shard.startswith(REMOTE) and shard.lower().endswith(".tar")
-
-
 def _stamp(shard: str) -> str:
     """What changes when a local shard does."""
-    if shard.startswith(REMOTE):
+    if is_address(shard):
         return ""
     status = Path(shard).stat()
     return f"{status.st_size} {status.st_mtime_ns}"
 
 
-def _indexed(shard: Path, unsplit: str, ai: Collection[str]) -> Iterator[tuple[ByteRange, dict[str, Any]]]:
-    """Where each image of a tar lies, and its sample's fields."""
-    try:
-        with tarfile.open(shard, "r:") as tar:
-            for key, members in _grouped(tar, shard):
-                facts = {name: _content(tar, members[name]) for name in FACTS if name in members}
-                image, fields = _fields(str(shard), key, members, facts, unsplit, ai)
-                member = members[image]
-                place = ByteRange(file=shard, offset=member.offset_data, size=member.size)
-                yield place, fields | {"path": shard / member.name}
-    except (tarfile.TarError, OSError) as error:
-        raise DataError(f"{shard}: cannot be read as a tar file: {error}") from error
+def _at(shard: Path, member: TarInfo, fields: dict[str, Any]) -> Sample:
+    """The sample whose image lies in a shard that is read in place."""
+    place = ByteRange(file=shard, offset=member.offset_data, size=member.size)
+    return Sample.model_validate(fields | {"path": shard / member.name, "inside": place})
 
 
-def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
-    file = tar.extractfile(member)
-    return file.read() if file else b""
+def _images(
+    shard: str, unsplit: str, ai: Collection[str], with_bytes: bool
+) -> Iterator[tuple[str, TarInfo, bytes, dict[str, Any]]]:
+    """Shard, member, bytes (empty unless asked for) and sample's fields of each image of a shard."""
+    for key, members in _grouped(shard, with_bytes):
+        image, fields = _fields(shard, key, {ending: data for ending, (_, data) in members.items()}, unsplit, ai)
+        yield shard, *members[image], fields
 
 
-def _grouped(tar: tarfile.TarFile, shard: Path) -> Iterator[tuple[str, dict[str, tarfile.TarInfo]]]:
+def _grouped(shard: str, with_bytes: bool) -> Iterator[tuple[str, dict[str, tuple[TarInfo, bytes]]]]:
     """Neighbouring members of one key: the name up to the first dot after the folders, as WebDataset has it."""
-    last, members = "", dict[str, tarfile.TarInfo]()
-    for member in tar:
+    last, members = "", dict[str, tuple[TarInfo, bytes]]()
+    for member, read in tar_members(shard):
         folder, slash, name = member.name.rpartition("/")
         base, dot, ending = name.partition(".")
-        if not member.isfile() or not base or not dot:
-            continue  # folders, links, hidden files, files without an ending
-        key = folder + slash + base
+        if not base or not dot:
+            continue  # hidden files, files without an ending
+        key, ending = folder + slash + base, ending.lower()
         if key != last and members:
             yield last, members
             members = {}
         last = key
-        if ending.lower() in members:
+        if ending in members:
             raise DataError(f"{shard}, {key}: .{ending} stands there twice")
-        members[ending.lower()] = member
+        members[ending] = member, read() if with_bytes or ending in FACTS else b""
     if members:
         yield last, members
 
 
-def _streamed(
-    shards: Sequence[str], unsplit: str, ai: Collection[str], take: int | None
-) -> Iterator[tuple[bytes, dict[str, Any]]]:
-    """Bytes and fields of the samples as WebDataset's own reader brings them."""
-    try:
-        import webdataset
-    except ImportError as error:
-        raise MissingDependency("webdataset", "data") from error
-    for count, item in enumerate(_read(webdataset.WebDataset(list(shards), shardshuffle=False))):
-        if take is not None and count >= take:
-            return
-        members = {name: value for name, value in item.items() if not name.startswith("__")}
-        image, fields = _fields(str(item["__url__"]), str(item["__key__"]), members, members, unsplit, ai)
-        yield members[image], fields
-
-
-def _read(items: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    iterator = iter(items)
-    while True:
-        try:
-            item = next(iterator)
-        except StopIteration:
-            return
-        except Exception as error:  # of tars, gzip and networks: each library has its own
-            raise DataError(f"a shard cannot be read: {error}") from error
-        yield item
-
-
 def _fields(
-    shard: str, key: str, members: Collection[str], facts: Mapping[str, Any], unsplit: str, ai: Collection[str]
+    shard: str, key: str, members: Mapping[str, bytes], unsplit: str, ai: Collection[str]
 ) -> tuple[str, dict[str, Any]]:
     """Ending of the image among a key's members, and the sample's fields but its path."""
     where = f"{shard}, {key}"
-    images = [name for name in members if f".{name.rpartition('.')[2]}" in IMAGE_EXTENSIONS]
+    images = [ending for ending in members if has_image_extension(f"{key}.{ending}")]
     if len(images) != 1:
         raise DataError(f"{where}: {len(images)} images of one key; there must be one, with a .cls or .json beside it")
     values: dict[str, Any] = {}
     try:
-        if "json" in facts:
-            values = parse_json(facts["json"])
-        elif "cls" in facts:
-            values = {"label": facts["cls"].decode()}
+        if "json" in members:
+            values = parse_json(members["json"])
+        elif "cls" in members:
+            values = {"label": members["cls"].decode()}
         else:
             raise DataError(f'{where}: no label; put it into a member .cls, or into .json under "label"')
         label = read_label(values.get("label"), where, ai)

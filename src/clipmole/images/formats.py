@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import io
+import os
 import struct
 import zlib
 from collections.abc import Callable
@@ -62,6 +63,11 @@ _HEIC_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b
 HEAD = 64  # bytes that tell the format
 ORIENTATION = 0x0112  # EXIF and TIFF tag
 MAX_PROFILE = 2**20  # bytes that are looked through for an orientation
+
+
+def has_image_extension(name: str) -> bool:
+    """Whether a file's name or path ends as an image's does."""
+    return os.path.splitext(name)[1].lower() in IMAGE_EXTENSIONS
 
 
 def image_format(data: bytes) -> str | None:

@@ -7,10 +7,9 @@ It knows nothing of detectors.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
-import tarfile
-import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -19,6 +18,8 @@ from itertools import islice
 from typing import Any, Literal
 from urllib.parse import parse_qsl, urlencode
 
+from clipmole.data.containers.filesystems import open_place, reading, too_large
+from clipmole.data.containers.tar import TAR, tar_members
 from clipmole.data.huggingface import PREFIX, image_column, load_splits, read_query
 from clipmole.errors import (
     ClipmoleError,
@@ -29,14 +30,12 @@ from clipmole.errors import (
     ImageUnreadable,
     MissingDependency,
 )
-from clipmole.images.formats import IMAGE_EXTENSIONS
+from clipmole.images.formats import has_image_extension
 from clipmole.images.loading import DEFAULT_LIMITS
 from clipmole.plumbing.progress import silent
 from clipmole.plumbing.text import first_line
-from clipmole.scan.filesystems import open_place, too_large
 from clipmole.scan.settings import ScanSettings
 
-TAR = re.compile(r"\.(tar|tar\.gz|tgz)$", re.IGNORECASE)
 TABLE = re.compile(r"\.parquet$", re.IGNORECASE)
 IMAGE_COLUMNS = ("image", "bytes", "img", "jpg", "png")
 PATH_COLUMNS = ("path", "file", "filename", "url")
@@ -89,21 +88,21 @@ def entries(unit: Unit, settings: ScanSettings) -> Iterator[Entry]:
     if unit.kind == "file":
         return iter([Entry(unit.place, size=unit.size)])  # it was drawn when it was listed
     found = {"tar": _tar, "table": _table, "rows": _rows}[unit.kind](unit, settings)
-    if unit.only is not None:
-        found = _each(unit, unit.only, found, settings)
-    return islice(found, unit.take)
+    return islice(_to_its_end(unit, found, settings), unit.take)
 
 
-def _each(unit: Unit, members: tuple[str, ...], found: Iterator[Entry], settings: ScanSettings) -> Iterator[Entry]:
-    """The entries of a unit that names its members: one each, those that are not there any more with the reason."""
-    left = dict.fromkeys(members)
+def _to_its_end(unit: Unit, found: Iterator[Entry], settings: ScanSettings) -> Iterator[Entry]:
+    """The entries; where the container breaks off, or named members are not in it any more, also what says so."""
+    left = dict.fromkeys(unit.only or ())
     error: ImageError = ImageNotFound(unit.place, "is not in it any more")
-    for entry in found:
-        if entry.member is None and isinstance(entry.data, ImageError):
-            error = entry.data
-            break
-        left.pop(entry.member or "", None)
-        yield entry
+    try:
+        for entry in found:
+            left.pop(entry.member or "", None)
+            yield entry
+    except ImageError as problem:
+        error = problem
+        if unit.only is None:
+            yield Entry(unit.place, unit.place, None, unit.size, error)
     for member in left:
         source = _source(unit, member)
         if settings.draws(source):
@@ -119,50 +118,24 @@ def _tar(unit: Unit, settings: ScanSettings) -> Iterator[Entry]:
     """The images of a tar. A name that comes again is `name#2`, `name#3`: no image ends so otherwise."""
     wanted = None if unit.only is None else set(unit.only)
     times: Counter[str] = Counter()
-    try:
-        with open_place(unit.place) as file, tarfile.open(fileobj=file, mode="r|*") as tar:
-            for member in tar:
-                vars(tar)["members"] = []  # else it keeps every header
-                ending = os.path.splitext(member.name)[1].lower()
-                if not member.isfile() or ending not in IMAGE_EXTENSIONS:
-                    continue
-                times[member.name] += 1
-                name = member.name if times[member.name] == 1 else f"{member.name}#{times[member.name]}"
-                if wanted and name not in wanted:
-                    continue
-                entry = Entry(_source(unit, name), unit.place, name, member.size)
-                if not settings.draws(entry.source):
-                    continue
-                if member.size > DEFAULT_LIMITS.max_bytes:
-                    entry.data = too_large(entry.source, member.size)
-                else:
-                    held = tar.extractfile(member)
-                    entry.data = held.read() if held else b""
-                yield entry
-    except (tarfile.TarError, EOFError, zlib.error) as error:
-        yield _damaged(unit, ImageUnreadable(unit.place, f"damaged or truncated tar file: {first_line(error)}"))
-    except ClipmoleError:
-        raise
-    except Exception as error:  # of disks and networks: each library has its own
-        yield _damaged(unit, ImageNotRead(unit.place, f"cannot be read: {first_line(error)}"))
-
-
-def _damaged(unit: Unit, error: ImageError) -> Entry:
-    """What stands for the rest of a container."""
-    return Entry(unit.place, unit.place, None, unit.size, error)
+    for member, read in tar_members(unit.place):
+        if not has_image_extension(member.name):
+            continue
+        times[member.name] += 1
+        name = member.name if times[member.name] == 1 else f"{member.name}#{times[member.name]}"
+        source = _source(unit, name)
+        if (wanted and name not in wanted) or not settings.draws(source):
+            continue
+        large = member.size > DEFAULT_LIMITS.max_bytes
+        yield Entry(source, unit.place, name, member.size, too_large(source, member.size) if large else read())
 
 
 def count_members(path: str) -> int | None:
-    """Images in a local tar that is not compressed, by its headers alone; None: not known."""
-    try:
-        with tarfile.open(path, "r:") as tar:
-            count = 0
-            for member in tar:
-                vars(tar)["members"] = []
-                count += member.isfile() and os.path.splitext(member.name)[1].lower() in IMAGE_EXTENSIONS
-            return count
-    except (tarfile.TarError, OSError):
-        return None
+    """Images in a local tar that is not compressed, by its headers alone; None: not known, for it is damaged."""
+    if path.lower().endswith(".tar"):
+        with contextlib.suppress(ImageError):
+            return sum(has_image_extension(member.name) for member, _ in tar_members(path))
+    return None
 
 
 def table_columns(place: str) -> tuple[str | None, str | None, int]:
@@ -221,8 +194,11 @@ def table_paths(place: str, column: str) -> Iterator[str]:
 
 def _table(unit: Unit, settings: ScanSettings) -> Iterator[Entry]:
     wanted = None if unit.only is None else set(unit.only)
-    try:
-        column, _, _ = table_columns(unit.place)
+    with reading(unit.place):
+        try:
+            column, _, _ = table_columns(unit.place)
+        except DataError as error:
+            raise ImageUnreadable(unit.place, str(error).removeprefix(f"{unit.place}: ")) from error
         with _parquet(unit.place) as table:
             number = -1
             for batch in table.iter_batches(batch_size=HELD_ROWS, columns=[column]):
@@ -233,12 +209,6 @@ def _table(unit: Unit, settings: ScanSettings) -> Iterator[Entry]:
                     source = _source(unit, number)
                     if settings.draws(source):
                         yield _held(source, unit.place, number, value.as_py())
-    except DataError as error:
-        yield _damaged(unit, ImageUnreadable(unit.place, str(error).removeprefix(f"{unit.place}: ")))
-    except ClipmoleError:
-        raise
-    except Exception as error:  # of damaged pages, disks and networks
-        yield _damaged(unit, ImageNotRead(unit.place, f"cannot be read: {first_line(error)}"))
 
 
 def _held(source: str, container: str, number: int, value: Any) -> Entry:

@@ -20,14 +20,15 @@ from pathlib import Path
 from typing import Any, cast
 
 from clipmole.data import braces
+from clipmole.data.containers.filesystems import File, file_at, files_below, is_address, local_file
+from clipmole.data.containers.tar import TAR
 from clipmole.data.huggingface import PREFIX, is_saved
 from clipmole.errors import ConfigError, DataError, ImageNotFound
 from clipmole.images.discovery import find_images
-from clipmole.images.formats import IMAGE_EXTENSIONS
+from clipmole.images.formats import has_image_extension
 from clipmole.plumbing.text import unescaped
 from clipmole.scan.containers import (
     TABLE,
-    TAR,
     Unit,
     count_members,
     data_set_units,
@@ -35,7 +36,6 @@ from clipmole.scan.containers import (
     table_columns,
     table_paths,
 )
-from clipmole.scan.filesystems import File, file_at, files_below, is_address, local_file
 from clipmole.scan.rows import schema
 from clipmole.scan.settings import ScanSettings, row_filter
 
@@ -282,7 +282,7 @@ def _of_listed(line: str, settings: ScanSettings) -> Iterator[Unit]:
 
 def _is_single(line: str) -> bool:
     """Whether a line of a list is the name of an image; a local one may have any, if no pattern finds others."""
-    image = os.path.splitext(line)[1].lower() in IMAGE_EXTENSIONS
+    image = has_image_extension(line)
     many = is_address(line) or line.startswith(PREFIX) or TAR.search(line) or TABLE.search(line)
     if not glob.has_magic(line):
         return image or not (many or os.path.isdir(line))
@@ -314,7 +314,7 @@ def _gathered(source: str, files: Iterable[File], folder: bool) -> Iterator[tupl
     for file in files:
         if TAR.search(file.place) or TABLE.search(file.place):
             aside.append(file)
-        elif not folder or os.path.splitext(file.place)[1].lower() in IMAGE_EXTENSIONS:
+        elif not folder or has_image_extension(file.place):
             found = True
             yield Unit("file", file.place, file.size), file
     if folder and found:

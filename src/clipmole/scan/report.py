@@ -16,6 +16,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from clipmole.data.containers.filesystems import read_place
 from clipmole.errors import ClipmoleError, DataError
 from clipmole.images.loading import load_image
 from clipmole.plumbing.files import foreign_file, write_texts
@@ -26,7 +27,6 @@ from clipmole.report.page import Block, Cell, Code, Drawings, Note, Section, Tab
 from clipmole.report.plots import even_axis, histogram
 from clipmole.report.thumbnails import thumbnail
 from clipmole.scan.containers import Unit, entries
-from clipmole.scan.filesystems import read_place
 from clipmole.scan.listing import SCAN, read_rows
 from clipmole.scan.settings import ScanSettings
 

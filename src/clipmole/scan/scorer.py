@@ -17,13 +17,13 @@ from itertools import islice
 from typing import Protocol
 
 from clipmole.data.audit.files import looks
+from clipmole.data.containers.filesystems import read_place
 from clipmole.errors import DataError, ImageError, ImageNotRead
 from clipmole.images.formats import image_format
 from clipmole.images.loading import load_image
 from clipmole.inference.detector import Detector
 from clipmole.plumbing.prefetch import ahead
 from clipmole.scan.containers import Entry
-from clipmole.scan.filesystems import read_place
 from clipmole.scan.rows import Row, in_utf8, scored
 
 READERS = 8  # threads that fetch bytes

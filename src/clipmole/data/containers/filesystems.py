@@ -10,13 +10,14 @@ import glob
 import os
 import stat
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import IO, Any, cast
 
 from clipmole.errors import (
+    ClipmoleError,
     DataError,
-    ImageError,
     ImageNotFound,
     ImageNotRead,
     ImageTooLarge,
@@ -74,6 +75,28 @@ def open_place(place: str) -> IO[bytes]:
     return cast("IO[bytes]", fs.open(path, "rb"))
 
 
+@contextmanager
+def reading(place: str, kind: str = "", damage: tuple[type[Exception], ...] = ()) -> Iterator[None]:
+    """Turn what libraries raise while a file is read into errors of that file.
+
+    Args:
+        kind: of file, such as "tar file".
+        damage: what its library raises where the content is at fault, not the reading.
+
+    Raises `ImageUnreadable` for damage, `ImageNotFound`, or `ImageNotRead` for all else; clipmole's own pass.
+    """
+    try:
+        yield
+    except ClipmoleError:
+        raise
+    except damage as error:
+        raise ImageUnreadable(place, f"damaged or truncated {kind}: {first_line(error)}; fetch it again") from error
+    except (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError) as error:
+        raise ImageNotFound(place, "no such file, or it may not be read; check the path") from error
+    except Exception as error:  # of disks and networks: each library has its own
+        raise ImageNotRead(place, f"cannot be read: {first_line(error)}") from error
+
+
 def read_place(place: str, size: int | None = None) -> bytes:
     """All bytes of a file.
 
@@ -84,10 +107,12 @@ def read_place(place: str, size: int | None = None) -> bytes:
     """
     if size is not None and size > DEFAULT_LIMITS.max_bytes:
         raise too_large(place, size)
-    try:
+    with reading(place):
         if is_address(place):
             fs, path, _ = file_system(place)
             return bytes(fs.cat_file(path))
+        if "\0" in place:
+            raise ImageNotFound(place, "no file can have such a name; check the path")
         with open(place, "rb", opener=_without_waiting) as file:
             status = os.fstat(file.fileno())
             if not stat.S_ISREG(status.st_mode):
@@ -95,14 +120,6 @@ def read_place(place: str, size: int | None = None) -> bytes:
             if status.st_size > DEFAULT_LIMITS.max_bytes:
                 raise too_large(place, status.st_size)
             return file.read()
-    except (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError) as error:
-        raise ImageNotFound(place, "no such file, or it may not be read; check the path") from error
-    except ValueError as error:  # a NUL in the name
-        raise ImageNotFound(place, "no file can have such a name; check the path") from error
-    except (ImageError, DataError, MissingDependency):
-        raise
-    except Exception as error:  # of disks and networks: each library has its own
-        raise ImageNotRead(place, f"cannot be read: {first_line(error)}") from error
 
 
 def _without_waiting(file: str, flags: int) -> int:  # a FIFO must not hang

@@ -1,0 +1,87 @@
+"""A tar file, compressed or not, near or far -> its members.
+
+`tarfile` takes a damaged header, or the end of the file, for the end of the archive. Here the archive has ended when
+its end marker stands there and no data come after it.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import re
+import tarfile
+import zlib
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+from clipmole.data.containers.filesystems import is_address, open_place, reading
+
+TAR = re.compile(r"\.(tar|tar\.gz|tgz)$", re.IGNORECASE)
+GZIP = b"\x1f\x8b"
+MOST_PADDING = 2**20  # bytes of zeros after the end marker; writers fill up a record of 10 KiB, or of another size
+DAMAGE = (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile)
+
+
+class _Member(tarfile.TarInfo):
+    """A member whose header is an error where it is damaged or missing."""
+
+    @classmethod
+    def fromtarfile(cls, tar: tarfile.TarFile) -> _Member:
+        try:
+            return super().fromtarfile(tar)
+        except tarfile.EOFHeaderError:  # type: ignore[attr-defined]  # a block of zeros
+            raise
+        except tarfile.HeaderError as error:
+            reason = "it ends without an end marker" if str(error) == "empty header" else str(error)
+            raise tarfile.ReadError(reason) from error
+
+
+def is_in_place(place: str) -> bool:
+    """Whether the members' bytes lie in a local file as they are, so that each can be read by itself."""
+    if is_address(place):
+        return False
+    with reading(place), open(place, "rb") as file:
+        return file.read(len(GZIP)) != GZIP
+
+
+def tar_members(place: str) -> Iterator[tuple[tarfile.TarInfo, Callable[[], bytes]]]:
+    """The regular files of a tar in their order, each with what reads its bytes before the next is asked for.
+
+    One that is in place is read by its headers: a member's bytes are `size` from `offset_data` on in the file. Any
+    other is read from begin to end, once.
+
+    Raises:
+        ImageUnreadable: after the last whole member: a header is damaged, the file ends early or without an end
+            marker, or goes on behind it.
+        ImageNotFound, ImageNotRead, MissingDependency, DataError: as `reading` and `open_place` do.
+    """
+    in_place = is_in_place(place)
+    with reading(place, "tar file", DAMAGE), open_place(place) as raw:
+        file: Any = raw if in_place else io.BufferedReader(raw, 2**20)
+        if not in_place and file.peek(len(GZIP)).startswith(GZIP):
+            file = gzip.GzipFile(fileobj=file)  # it checks its sums, as tarfile's own reader does not
+        mode: Any = "r:" if in_place else "r|*"
+        with tarfile.open(fileobj=file, mode=mode, tarinfo=_Member) as tar:
+            while (member := tar.next()) is not None:
+                vars(tar)["members"] = []  # else it keeps every header
+                if member.isfile():
+                    yield member, partial(_content, place, tar, member)
+            _check_end(tar.fileobj)
+
+
+def _content(place: str, tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+    with reading(place, "tar file", DAMAGE):
+        file = tar.extractfile(member)
+        return file.read() if file else b""
+
+
+def _check_end(file: Any) -> None:
+    """Read what stands behind the end marker."""
+    padding = 0
+    while block := file.read(2**16):
+        if block.strip(b"\0"):
+            raise tarfile.ReadError("data come after its end marker, as where one tar was put behind another")
+        padding += len(block)
+    if padding > MOST_PADDING:
+        raise tarfile.ReadError(f"{padding:,} bytes of zeros follow its end marker, as where a download stopped")
