@@ -426,7 +426,7 @@ def test_images_of_an_earlier_scan_that_are_gone_are_rows_with_a_code(tmp_path: 
     assert [row["source"] for row in rows] == [row["source"] for row in first]
     codes = {row["source"]: row["error_code"] for row in rows if row["error_code"]}
     assert codes.pop(f"{shard}/000.png") == "not_found"
-    assert codes == {f"{table}/row {i}": "unreadable" for i in range(8)}
+    assert codes == {f"{table}/row {i}": "not_found" for i in range(8)}
 
 
 def test_rows_of_an_earlier_scan_are_scanned_by_another_detector(

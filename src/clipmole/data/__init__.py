@@ -12,9 +12,11 @@ import re
 from pathlib import Path
 
 from clipmole.data.containers.filesystems import is_address
+from clipmole.data.containers.huggingface import PREFIX, is_saved, read_query
+from clipmole.data.containers.tables import TABLE
 from clipmole.data.containers.tar import TAR
 from clipmole.data.folders import LAYOUTS, Folders, holds_images, read_folder, read_folders
-from clipmole.data.huggingface import PREFIX, is_saved, read_dataset, read_query
+from clipmole.data.huggingface import read_dataset
 from clipmole.data.manifest import read_manifest, read_parquet
 from clipmole.data.sample import Sample
 from clipmole.data.samples import (
@@ -36,7 +38,7 @@ from clipmole.data.samples import (
 )
 from clipmole.data.shards import read_shards
 from clipmole.data.unpack import Unpacking
-from clipmole.errors import ConfigError, DataError
+from clipmole.errors import ConfigError, DataError, ImageError
 from clipmole.plumbing.seeding import sample_rng
 
 __all__ = [
@@ -103,7 +105,10 @@ def read_data(
         >>> len(read_data(Folders(real=("photos",), fake=("generated",))))
         24
     """
-    samples = _read(source, unsplit, how or Unpacking())
+    try:
+        samples = _read(source, unsplit, how or Unpacking())
+    except ImageError as error:  # of a container: no part of it passes for the whole
+        raise DataError(str(error)) from error
     if split is None:
         return samples
     chosen = [sample for sample in samples if sample.split == split]
@@ -136,7 +141,7 @@ def _read_files(text: str, unsplit: str, how: Unpacking) -> list[Sample]:
         if query and query.model_fields_set - {"ai", "take"}:
             raise ConfigError(f"{text}: shards take the options ai and take")
         return read_shards(text, files, unsplit, how, query.words if query else (), query.take if query else None)
-    if files and all(file.lower().endswith(".parquet") for file in files):
+    if files and all(TABLE.search(file) for file in files):
         return read_parquet(text, [Path(file) for file in files], unsplit, how)
     if query is None:
         return read_manifest(text, unsplit)
@@ -151,7 +156,7 @@ def _read_folder(folder: Path, unsplit: str, how: Unpacking) -> list[Sample]:
         return read_folder(folder, unsplit)
     files = sorted(str(file) for pattern in ("*", "*/*") for file in folder.glob(pattern))
     shards = [file for file in files if TAR.search(file)]
-    tables = [Path(file) for file in files if file.lower().endswith(".parquet")]
+    tables = [Path(file) for file in files if TABLE.search(file)]
     if shards and tables:
         raise DataError(f"{folder}: holds tar files and Parquet files; name those to read with a pattern")
     if shards:

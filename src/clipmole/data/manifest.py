@@ -15,11 +15,12 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from clipmole.data.containers.tables import image_bytes, open_table, table_rows
 from clipmole.data.labels import read_label, split_in_name, without_lone_train
 from clipmole.data.sample import Sample
 from clipmole.data.samples import CAMERA, IGNORE, UNNAMED
 from clipmole.data.unpack import Unpacking, unpack
-from clipmole.errors import DataError, MissingDependency
+from clipmole.errors import DataError
 
 NEEDED = ("path", "label")
 OPTIONAL = ("generator", "split")  # not empty where there is such a column
@@ -106,16 +107,12 @@ def read_parquet(source: str, files: Sequence[Path], unsplit: str, how: Unpackin
     `image` holds bytes, or a struct of bytes and path as Hugging Face writes it; such images are unpacked. Without a
     column `split` a file's name may begin with one, as in train-00000-of-00002.parquet, if they are not all train.
 
-    Raises as `read_manifest`, `read_label` and `unpack` do; `MissingDependency` without pyarrow.
+    Raises as `read_manifest`, `read_label`, `unpack` and `table_rows` do.
     """
-    try:
-        from pyarrow import parquet
-    except ImportError as error:
-        raise MissingDependency("pyarrow", "data") from error
-    try:
-        names = {file: parquet.ParquetFile(file).schema_arrow.names for file in files}
-    except (OSError, ValueError) as error:  # pyarrow's ArrowInvalid is a ValueError
-        raise DataError(f"{source}: not a Parquet file: {error}") from error
+    names: dict[Path, list[str]] = {}
+    for file in files:
+        with open_table(str(file)) as table:
+            names[file] = table.schema_arrow.names
     held = any(IMAGE in there for there in names.values())
     for file, there in names.items():
         _check_columns(file, there, (IMAGE, "label") if held else NEEDED)
@@ -126,7 +123,7 @@ def read_parquet(source: str, files: Sequence[Path], unsplit: str, how: Unpackin
         samples = []
         lines: dict[str, int] = {}
         for file in files:
-            for number, row in enumerate(_rows(file, (*NEEDED, *OPTIONAL, *FREE))):
+            for number, row in enumerate(table_rows(str(file), (*NEEDED, *OPTIONAL, *FREE), held=1000)):
                 text = {column: None if value is None else str(value) for column, value in row.items()}
                 where = f"{file}, row {number + 1}"
                 sample = _sample(text, file.parent, where, split_in_name(file.name, unsplit))
@@ -138,24 +135,11 @@ def read_parquet(source: str, files: Sequence[Path], unsplit: str, how: Unpackin
     return samples if in_column else without_lone_train(samples, unsplit)
 
 
-def _rows(file: Path, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """Rows of a Parquet file with those of `columns` that it has, a batch at a time."""
-    from pyarrow import parquet
-
-    table = parquet.ParquetFile(file)
-    there = [column for column in columns if column in table.schema_arrow.names]
-    for batch in table.iter_batches(batch_size=64, columns=there):
-        yield from batch.to_pylist()
-
-
 def _held(files: Sequence[Path], unsplit: str) -> Iterator[tuple[bytes, dict[str, Any]]]:
     for file in files:
-        for number, row in enumerate(_rows(file, (IMAGE, "label", *OPTIONAL, *FREE))):
+        for number, row in enumerate(table_rows(str(file), (IMAGE, "label", *OPTIONAL, *FREE))):
             where = f"{file}, row {number + 1}"
-            image = row[IMAGE]
-            data = image.get("bytes") if isinstance(image, dict) else image
-            if not isinstance(data, bytes):
-                raise DataError(f"{where}: {IMAGE} holds no bytes of an image file")
+            data = image_bytes(row[IMAGE], where)
             label = read_label(row["label"], where)
             yield (
                 data,

@@ -14,7 +14,7 @@ from clipmole.records import Record
 
 
 class ByteRange(Record):
-    """A run of bytes in a file: one image inside a shard or a table.
+    """A run of bytes in a file: one image inside a shard.
 
     Attributes:
         file: the file that holds them.
@@ -24,6 +24,20 @@ class ByteRange(Record):
     file: Path
     offset: int = Field(ge=0)
     size: int = Field(ge=0)
+
+
+class ArrowRow(Record):
+    """A row of an Arrow file: one image of a data set that the library `datasets` keeps on the disk.
+
+    Attributes:
+        file: the file that holds it.
+        column: of the images, whose values are bytes and path.
+        row: its number in the file, from 0.
+    """
+
+    file: Path
+    column: str
+    row: int = Field(ge=0)
 
 
 class Sample(Record):
@@ -51,4 +65,4 @@ class Sample(Record):
     source: str = ""
     kind: str = ""
     category: str = ""
-    inside: ByteRange | None = None
+    inside: ByteRange | ArrowRow | None = None

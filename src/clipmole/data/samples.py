@@ -15,8 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from clipmole.data.sample import Sample
-from clipmole.errors import ConfigError, DataError
+from clipmole.data.containers.huggingface import arrow_bytes
+from clipmole.data.sample import ArrowRow, Sample
+from clipmole.errors import ConfigError, DataError, ImageError
 from clipmole.images.conditions import Condition, apply, load_conditions
 from clipmole.images.loading import load_image, source_name
 from clipmole.images.transforms import RGB
@@ -73,17 +74,20 @@ def limit_samples(samples: Sequence[Sample], limit: int | None, seed: int = 0) -
 def read_bytes(sample: Sample) -> bytes:
     """The bytes of the sample's image file as they were stored, wherever they lie. Raises `DataError`."""
     place = sample.inside
-    file = place.file if place else sample.path
     try:
-        with file.open("rb") as opened:
-            if place is None:
-                return opened.read()
+        if isinstance(place, ArrowRow):
+            return arrow_bytes(place.file, place.column, place.row)
+        if place is None:
+            return sample.path.read_bytes()
+        with place.file.open("rb") as opened:
             opened.seek(place.offset)
             data = opened.read(place.size)
+    except ImageError as error:
+        raise DataError(f"{sample.path}: {error}") from error
     except OSError as error:
         raise DataError(f"{sample.path}: cannot be read: {error.strerror}") from error
     if len(data) < place.size:
-        raise DataError(f"{sample.path}: {file} ends before it; fetch that file again")
+        raise DataError(f"{sample.path}: {place.file} ends before it; fetch that file again")
     return data
 
 

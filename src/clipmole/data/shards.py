@@ -20,7 +20,7 @@ from clipmole.data.labels import SPLITS, read_label, split_in_name, without_lone
 from clipmole.data.sample import ByteRange, Sample
 from clipmole.data.samples import CAMERA, UNNAMED
 from clipmole.data.unpack import Unpacking, unpack
-from clipmole.errors import DataError, ImageError
+from clipmole.errors import DataError
 from clipmole.images.formats import has_image_extension
 from clipmole.plumbing.json_toml import parse_json
 
@@ -40,21 +40,18 @@ def read_shards(
         ai: the labels that mean AI-generated; (): the usual words.
         take: the first so many samples only; None: all.
 
-    Raises `DataError` naming shard and key: a tar that is damaged or ends early, a key without image or label or with
-    two images; and as `unpack` and `tar_members` do.
+    Raises `DataError` naming shard and key: a key without image or label or with two images; and as `unpack` and
+    `tar_members` do.
     """
-    try:
-        in_place = all(map(is_in_place, shards))
-        images = (_images(shard, unsplit, ai, with_bytes=not in_place) for shard in shards)
-        found = islice(chain.from_iterable(images), take)
-        if in_place:
-            samples = [_at(Path(shard), member, fields) for shard, member, _, fields in found]
-        else:
-            stamps = [f"{shard} {_stamp(shard)}" for shard in shards]
-            identity = "\n".join(["shards", unsplit, *sorted(ai), str(take), *stamps])
-            samples = unpack(source, identity, ((data, fields) for _, _, data, fields in found), how)
-    except ImageError as error:
-        raise DataError(str(error)) from error
+    in_place = all(map(is_in_place, shards))
+    images = (_images(shard, unsplit, ai, with_bytes=not in_place) for shard in shards)
+    found = islice(chain.from_iterable(images), take)
+    if in_place:
+        samples = [_at(Path(shard), member, fields) for shard, member, _, fields in found]
+    else:
+        stamps = [f"{shard} {_stamp(shard)}" for shard in shards]
+        identity = "\n".join(["shards", unsplit, *sorted(ai), str(take), *stamps])
+        samples = unpack(source, identity, ((data, fields) for _, _, data, fields in found), how)
     if not samples:
         raise DataError(f"{source}: holds no samples")
     return without_lone_train(samples, unsplit)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -18,28 +17,15 @@ from itertools import islice
 from typing import Any, Literal
 from urllib.parse import parse_qsl, urlencode
 
-from clipmole.data.containers.filesystems import open_place, reading, too_large
-from clipmole.data.containers.tar import TAR, tar_members
-from clipmole.data.huggingface import PREFIX, image_column, load_splits, read_query
-from clipmole.errors import (
-    ClipmoleError,
-    DataError,
-    ImageError,
-    ImageNotFound,
-    ImageNotRead,
-    ImageUnreadable,
-    MissingDependency,
-)
+from clipmole.data.containers.filesystems import reading, too_large
+from clipmole.data.containers.huggingface import PREFIX, image_column, load_splits, read_query, undecoded
+from clipmole.data.containers.tables import image_bytes, table_columns, table_rows
+from clipmole.data.containers.tar import TAR, is_in_place, tar_members
+from clipmole.errors import DataError, ImageError, ImageNotFound, ImageUnreadable
 from clipmole.images.formats import has_image_extension
 from clipmole.images.loading import DEFAULT_LIMITS
 from clipmole.plumbing.progress import silent
-from clipmole.plumbing.text import first_line
 from clipmole.scan.settings import ScanSettings
-
-TABLE = re.compile(r"\.parquet$", re.IGNORECASE)
-IMAGE_COLUMNS = ("image", "bytes", "img", "jpg", "png")
-PATH_COLUMNS = ("path", "file", "filename", "url")
-HELD_ROWS = 16  # of a table at a time
 
 
 @dataclass(frozen=True)
@@ -130,108 +116,47 @@ def _tar(unit: Unit, settings: ScanSettings) -> Iterator[Entry]:
         yield Entry(source, unit.place, name, member.size, too_large(source, member.size) if large else read())
 
 
-def count_members(path: str) -> int | None:
-    """Images in a local tar that is not compressed, by its headers alone; None: not known, for it is damaged."""
-    if path.lower().endswith(".tar"):
-        with contextlib.suppress(ImageError):
-            return sum(has_image_extension(member.name) for member, _ in tar_members(path))
+def count_members(unit: Unit) -> int | None:
+    """Images in a table, or in a local tar that is not compressed, by what heads them; None: not known."""
+    with contextlib.suppress(ImageError):
+        if unit.kind == "table":
+            return table_columns(unit.place)[2]
+        if is_in_place(unit.place):
+            return sum(has_image_extension(member.name) for member, _ in tar_members(unit.place))
     return None
 
 
-def table_columns(place: str) -> tuple[str | None, str | None, int]:
-    """Columns of a Parquet file that hold images and their paths, None where there is none; and its rows.
-
-    Raises `DataError` if it is no Parquet file or has neither.
-    """
-    import pyarrow as pa
-
-    with _parquet(place) as table:
-        fields = table.schema_arrow
-        held = [
-            f.name for f in fields if _holds_bytes(f.type) and (f.name in IMAGE_COLUMNS or pa.types.is_struct(f.type))
-        ]
-        paths = [name for name in PATH_COLUMNS if name in fields.names and pa.types.is_string(fields.field(name).type)]
-        if not held and not paths:
-            raise DataError(
-                f"{place}: no column of images ({', '.join(IMAGE_COLUMNS)}: bytes, or a struct with bytes) or of paths "
-                f"({', '.join(PATH_COLUMNS)}) among {', '.join(fields.names)}"
-            )
-        return (held[0] if held else None), (paths[0] if paths else None), table.metadata.num_rows
-
-
-def _holds_bytes(kind: Any) -> bool:
-    import pyarrow as pa
-
-    if pa.types.is_struct(kind):
-        names = [kind.field(i).name for i in range(kind.num_fields)]
-        return "bytes" in names and _holds_bytes(kind.field("bytes").type)
-    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
-
-
-def _parquet(place: str) -> Any:
-    """An open Parquet file that closes what it reads from."""
-    try:
-        from pyarrow import parquet
-    except ImportError as error:
-        raise MissingDependency("pyarrow", "scan") from error
-    try:
-        return parquet.ParquetFile(open_place(place))
-    except ClipmoleError:
-        raise
-    except Exception as error:  # of disks, networks and damaged files
-        raise DataError(f"{place}: cannot be read as a Parquet file: {first_line(error)}") from error
-
-
 def table_paths(place: str, column: str) -> Iterator[str]:
-    """The paths that a table lists; relative ones are taken from its folder."""
+    """The paths that a table lists; relative ones are taken from its folder. Raises as `table_rows` does."""
     folder = place.rpartition("/")[0]
-    with _parquet(place) as table:
-        for batch in table.iter_batches(batch_size=1000, columns=[column]):
-            for path in batch.column(0).to_pylist():
-                if path:
-                    yield path if "://" in path or os.path.isabs(path) or not folder else f"{folder}/{path}"
+    for row in table_rows(place, [column], held=1000):
+        if path := row[column]:
+            yield path if "://" in path or os.path.isabs(path) or not folder else f"{folder}/{path}"
 
 
 def _table(unit: Unit, settings: ScanSettings) -> Iterator[Entry]:
     wanted = None if unit.only is None else set(unit.only)
-    with reading(unit.place):
-        try:
-            column, _, _ = table_columns(unit.place)
-        except DataError as error:
-            raise ImageUnreadable(unit.place, str(error).removeprefix(f"{unit.place}: ")) from error
-        with _parquet(unit.place) as table:
-            number = -1
-            for batch in table.iter_batches(batch_size=HELD_ROWS, columns=[column]):
-                for value in batch.column(0):
-                    number += 1
-                    if wanted and str(number) not in wanted:
-                        continue
-                    source = _source(unit, number)
-                    if settings.draws(source):
-                        yield _held(source, unit.place, number, value.as_py())
+    try:
+        column, paths, _ = table_columns(unit.place)
+    except DataError as error:  # it had such columns when it was listed
+        raise ImageUnreadable(unit.place, str(error).removeprefix(f"{unit.place}: ")) from error
+    if column is None:  # it was damaged when it was listed, and what it lists before that are units of their own
+        for _ in table_rows(unit.place, [paths or ""]):
+            pass
+        raise ImageUnreadable(unit.place, "has changed since its files were listed; scan it anew")
+    for number, row in enumerate(table_rows(unit.place, [column])):
+        source = _source(unit, number)
+        if (not wanted or str(number) in wanted) and settings.draws(source):
+            yield _held(source, unit.place, number, row[column])
 
 
 def _held(source: str, container: str, number: int, value: Any) -> Entry:
-    """The entry of a value that is bytes, or a struct of bytes and path as Hugging Face writes it."""
-    path = None
-    if isinstance(value, dict):
-        value, path = value.get("bytes"), value.get("path")
-    entry = Entry(source, container, str(number))
-    if isinstance(value, bytes):
-        entry.data, entry.size = value, len(value)
-    elif path:
-        entry.data = _at(path, source)
-    else:
-        entry.data = ImageUnreadable(source, "holds no bytes of an image file")
-    return entry
-
-
-def _at(path: str, source: str) -> bytes | ImageError:
+    """The entry of an image's value in a row."""
     try:
-        with open_place(path) as file:
-            return file.read()
-    except Exception as error:  # of networks, archives and file systems
-        return ImageNotRead(source, f"{path} cannot be read: {first_line(error)}")
+        data = image_bytes(value, source)
+    except ImageError as error:
+        return Entry(source, container, str(number), data=error)
+    return Entry(source, container, str(number), len(data), data)
 
 
 def data_set_units(spec: str, rows: int) -> Iterator[Unit]:
@@ -255,32 +180,25 @@ def data_set_units(spec: str, rows: int) -> Iterator[Unit]:
 @lru_cache(maxsize=4)
 def _data_set(place: str) -> tuple[Any, str]:
     """One split of a data set with its images undecoded, and their column."""
-    import datasets
-
     name, query = read_query(place.removeprefix(PREFIX))
     (part,) = load_splits(name, query, silent).values()
     column = image_column(name, part, query)
-    return part.cast_column(column, datasets.Image(decode=False)).select_columns([column]), column
+    return undecoded(part, column).select_columns([column]), column
 
 
 def _rows(unit: Unit, settings: ScanSettings) -> Iterator[Entry]:
     part, column = _data_set(unit.place)
-    streamed = not hasattr(part, "__len__")
-    if unit.only is not None:
-        numbers = [int(number) for number in unit.only]
-        rows = ((number, part[number]) for number in numbers) if not streamed else _picked(part, set(numbers))
-    elif streamed:
-        rows = islice(enumerate(part), unit.first or 0, unit.last)
+    only = dict.fromkeys(map(int, unit.only or ()))
+    rows: Iterable[tuple[int, Any]]
+    if hasattr(part, "__len__"):
+        rows = ((number, part[number]) for number in only or range(unit.first or 0, unit.last or len(part)))
     else:
-        rows = ((number, part[number]) for number in range(unit.first or 0, unit.last or len(part)))
-    for number, row in rows:
-        source = _source(unit, number)
-        if settings.draws(source):
-            yield _held(source, unit.place, number, row[column])
-
-
-def _picked(part: Any, numbers: set[int]) -> Iterator[tuple[int, Any]]:
-    return ((number, row) for number, row in enumerate(part) if number in numbers)
+        rows = islice(enumerate(part), unit.first or 0, unit.last)
+    with reading(unit.place):
+        for number, row in rows:
+            source = _source(unit, number)
+            if (not only or number in only) and settings.draws(source):
+                yield _held(source, unit.place, number, row[column])
 
 
 def entries_of(

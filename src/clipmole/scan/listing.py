@@ -8,7 +8,6 @@ grow with the number of images, but for the names of one folder. It opens no ima
 
 from __future__ import annotations
 
-import contextlib
 import glob
 import hashlib
 import os
@@ -21,21 +20,15 @@ from typing import Any, cast
 
 from clipmole.data import braces
 from clipmole.data.containers.filesystems import File, file_at, files_below, is_address, local_file
+from clipmole.data.containers.huggingface import PREFIX, is_saved
+from clipmole.data.containers.tables import TABLE, table_columns
 from clipmole.data.containers.tar import TAR
-from clipmole.data.huggingface import PREFIX, is_saved
-from clipmole.errors import ConfigError, DataError, ImageNotFound
+from clipmole.errors import ConfigError, DataError, ImageError, ImageNotFound
 from clipmole.images.discovery import find_images
 from clipmole.images.formats import has_image_extension
+from clipmole.plumbing.path_lists import listed_paths
 from clipmole.plumbing.text import unescaped
-from clipmole.scan.containers import (
-    TABLE,
-    Unit,
-    count_members,
-    data_set_units,
-    entries,
-    table_columns,
-    table_paths,
-)
+from clipmole.scan.containers import Unit, count_members, data_set_units, entries, table_paths
 from clipmole.scan.rows import schema
 from clipmole.scan.settings import ScanSettings, row_filter
 
@@ -169,9 +162,8 @@ def _new(settings: ScanSettings, seen: _Seen) -> Iterator[Unit]:
     for source in settings.sources:
         yield from seen.new(_drawn(_of_source(source, settings), settings))
     if settings.list_file is not None:
-        with _list_file(settings.list_file) as lines:
-            listed = (unit for line in lines for unit in _of_listed(line, settings))
-            yield from seen.new(_drawn(listed, settings))
+        listed = (unit for line in listed_paths(settings.list_file) for unit in _of_listed(line, settings))
+        yield from seen.new(_drawn(listed, settings))
 
 
 def _drawn(units: Iterable[Unit], settings: ScanSettings) -> Iterator[Unit]:
@@ -204,9 +196,7 @@ def _count(unit: Unit, settings: ScanSettings) -> int | None:
         return len(unit.only)
     if unit.kind == "rows":
         return None if unit.last is None else unit.last - (unit.first or 0)
-    if unit.kind == "table":
-        return table_columns(unit.place)[2]
-    return None if is_address(unit.place) else count_members(unit.place)
+    return count_members(unit)
 
 
 def _chunks(units: Iterable[tuple[Unit, int | None]], rows: int) -> Iterator[list[tuple[Unit, int | None]]]:
@@ -222,27 +212,6 @@ def _chunks(units: Iterable[tuple[Unit, int | None]], rows: int) -> Iterator[lis
             files = []
     if files:
         yield files
-
-
-@contextlib.contextmanager
-def _list_file(path: str) -> Iterator[Iterator[str]]:
-    """The lines of a list file, or what stands between its NULs, one at a time."""
-    try:
-        with open(path, "rb") as file:
-            nul = b"\0" in file.read(65536)
-            file.seek(0)
-            pieces = _split(file, b"\0") if nul else (line.rstrip(b"\r\n") for line in file)
-            yield (os.fsdecode(piece) for piece in pieces if piece.strip())
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror}") from error
-
-
-def _split(file: Any, end: bytes) -> Iterator[bytes]:
-    rest = b""
-    while block := file.read(65536):
-        *whole, rest = (rest + block).split(end)
-        yield from whole
-    yield rest
 
 
 def _of_source(source: str, settings: ScanSettings) -> Iterator[Unit]:
@@ -326,15 +295,19 @@ def _gathered(source: str, files: Iterable[File], folder: bool) -> Iterator[tupl
 
 
 def _of_container(file: File) -> Iterator[tuple[Unit, File]]:
+    """Units of a shard or a table; a damaged table, like a damaged shard, is one: its rows say so."""
     if TAR.search(file.place):
         yield Unit("tar", file.place, file.size), file
         return
-    held, paths, _ = table_columns(file.place)
-    if held is not None:
-        yield Unit("table", file.place, file.size), file
-    elif paths is not None:
-        for path in table_paths(file.place, paths):
-            yield Unit("file", path), local_file(path) if not is_address(path) else file
+    try:
+        held, paths, _ = table_columns(file.place)
+        if held is None and paths is not None:
+            for path in table_paths(file.place, paths):
+                yield Unit("file", path), local_file(path) if not is_address(path) else file
+            return
+    except ImageError:
+        pass
+    yield Unit("table", file.place, file.size), file
 
 
 def _recent(units: Iterable[tuple[Unit, File]], settings: ScanSettings) -> Iterator[Unit]:

@@ -81,7 +81,8 @@ def reading(place: str, kind: str = "", damage: tuple[type[Exception], ...] = ()
 
     Args:
         kind: of file, such as "tar file".
-        damage: what its library raises where the content is at fault, not the reading.
+        damage: what its library raises where the content is at fault, not the reading; of local files also an
+            `OSError` without a number, which is no system's.
 
     Raises `ImageUnreadable` for damage, `ImageNotFound`, or `ImageNotRead` for all else; clipmole's own pass.
     """
@@ -89,11 +90,12 @@ def reading(place: str, kind: str = "", damage: tuple[type[Exception], ...] = ()
         yield
     except ClipmoleError:
         raise
-    except damage as error:
-        raise ImageUnreadable(place, f"damaged or truncated {kind}: {first_line(error)}; fetch it again") from error
     except (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError) as error:
         raise ImageNotFound(place, "no such file, or it may not be read; check the path") from error
     except Exception as error:  # of disks and networks: each library has its own
+        no_system = kind and isinstance(error, OSError) and error.errno is None and not is_address(place)
+        if no_system or isinstance(error, damage):
+            raise ImageUnreadable(place, f"damaged or truncated {kind}: {first_line(error)}; fetch it again") from error
         raise ImageNotRead(place, f"cannot be read: {first_line(error)}") from error
 
 
