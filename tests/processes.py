@@ -1,4 +1,4 @@
-"""Training runs in processes of their own: to be killed, or to train together."""
+"""Processes of their own: the command line, and training runs to be killed or to train together."""
 
 from __future__ import annotations
 
@@ -7,7 +7,10 @@ import os
 import resource
 import signal
 import socket
-from collections.abc import Iterable, Iterator
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -17,8 +20,85 @@ from clipmole.config import TrainConfig
 # A server that has imported everything once and forks a process in a moment.
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(
-    ["clipmole.training.train", "torch.utils.tensorboard", "accelerate", "cv2", "sklearn.metrics"]
+    [
+        "clipmole.cli",
+        "clipmole.inference.detector",
+        "clipmole.training.train",
+        "torch.utils.tensorboard",
+        "accelerate",
+        "cv2",
+        "sklearn.metrics",
+        "pyarrow.parquet",
+        "pyarrow.dataset",
+    ]
 )
+
+
+def clipmole(
+    *arguments: str,
+    stdin: bytes = b"",
+    stdout: str | None = None,
+    cwd: Path | None = None,
+    environment: Mapping[str, str] = os.environ,
+    prepare: Callable[[], None] | None = None,
+) -> subprocess.CompletedProcess[bytes]:
+    """What the command line does, in a process that need not import everything first.
+
+    Args:
+        stdout: a file to write to in place of what is returned.
+        environment: all variables of the process.
+        prepare: called in it before the command line.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "stdin").write_bytes(stdin)
+        process = start_clipmole(
+            *arguments, streams=Path(folder), stdout=stdout, cwd=cwd, environment=environment, prepare=prepare
+        )
+        process.join()
+        assert process.exitcode is not None
+        said = [b"" if stdout else (Path(folder) / "stdout").read_bytes(), (Path(folder) / "stderr").read_bytes()]
+    return subprocess.CompletedProcess(["clipmole", *arguments], process.exitcode, *said)
+
+
+def start_clipmole(
+    *arguments: str,
+    streams: Path,
+    stdout: str | None = None,
+    cwd: Path | None = None,
+    environment: Mapping[str, str] = os.environ,
+    prepare: Callable[[], None] | None = None,
+) -> BaseProcess:
+    """As `clipmole`, while it runs; `streams` is the folder of its files stdin, stdout and stderr."""
+    streams.mkdir(exist_ok=True)
+    files = [str(streams / "stdin"), stdout or str(streams / "stdout"), str(streams / "stderr")]
+    process = FORKS.Process(target=_clipmole, args=(arguments, files, cwd, dict(environment), prepare))
+    process.start()
+    return process
+
+
+def _clipmole(
+    arguments: tuple[str, ...],
+    files: list[str],
+    cwd: Path | None,
+    environment: dict[str, str],
+    prepare: Callable[[], None] | None,
+) -> None:
+    for number, path in enumerate(files):
+        os.dup2(os.open(path, os.O_RDWR | os.O_CREAT), number)
+    sys.stdin, sys.stdout, sys.stderr = (open(number, mode) for number, mode in enumerate("rww"))  # noqa: SIM115
+    os.environ.clear()
+    os.environ.update(environment)
+    if cwd is not None:
+        os.chdir(cwd)
+    from huggingface_hub import constants
+
+    constants.HF_HUB_OFFLINE = environment.get("HF_HUB_OFFLINE") == "1"  # it is read when the library is imported
+    from clipmole.cli import main
+
+    if prepare is not None:
+        prepare()
+    sys.argv = ["clipmole", *arguments]
+    main()
 
 
 def start(config: TrainConfig, out: Path, manifest: Path, **options: Any) -> BaseProcess:

@@ -49,7 +49,8 @@ def test_the_transcript_is_what_the_command_prints() -> None:
     assert lines[0] == "$ clipmole detect examples/astronaut.png examples/rocket.jpg"
     command = [sys.executable, "-P", "-m", "clipmole.cli", *lines[0].split()[2:]]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    printed = result.stdout.splitlines() + result.stderr.splitlines()
+    said = [line for line in result.stderr.splitlines() if not line.startswith("scoring: ")]  # on a busy machine
+    printed = result.stdout.splitlines() + said
     assert printed == lines[1:]
 
 

@@ -53,11 +53,11 @@ def tiny_network(backbone: Backbone | None = None, config: MoLEConfig | None = N
 PREPROCESS = PreprocessConfig(crop_size=32, max_tiles=4)
 
 
-def write_adapter(folder: Path) -> tuple[Path, Path]:
-    """The directories of an adapter and of its backbone."""
-    backbone = tiny_backbone()
+def write_adapter(folder: Path, **changes: object) -> tuple[Path, Path]:
+    """The directories of an adapter and of its backbone, whose tower has the changes."""
+    backbone = tiny_backbone(**changes)
     save_tower(backbone.tower, folder / "tiny", torch.float32)
-    save_adapter(folder / "adapter", tiny_network(backbone), tiny_backbone(), PREPROCESS, CALIBRATION)
+    save_adapter(folder / "adapter", tiny_network(backbone), tiny_backbone(**changes), PREPROCESS, CALIBRATION)
     return folder / "adapter", folder / "tiny"
 
 

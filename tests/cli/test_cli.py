@@ -13,6 +13,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import processes
 import pytest
 import torch
 import typer
@@ -52,8 +53,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run(*arguments: str, stdin: bytes = b"", cwd: Path | None = None) -> subprocess.CompletedProcess[bytes]:
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "COLUMNS": "100"}
-    command = [sys.executable, "-P", "-m", "clipmole.cli", *arguments]
-    return subprocess.run(command, input=stdin, capture_output=True, cwd=cwd, env=environment, check=False)
+    return processes.clipmole(*arguments, stdin=stdin, cwd=cwd, environment=environment)
 
 
 def json_lines(result: subprocess.CompletedProcess[bytes]) -> list[dict[str, object]]:
@@ -384,9 +384,7 @@ def test_a_list_is_read_in_its_encoding(
 @pytest.mark.parametrize("arguments", [["--help"], ["presets"], ["detect", "{}"], ["detect", "{}", "--csv"]])
 def test_a_full_disk_behind_stdout_is_one_line(arguments: list[str], detector: list[str], photos: Path) -> None:
     given = [argument.format(photos) for argument in arguments] + (detector if "detect" in arguments else [])
-    with open("/dev/full", "wb") as full:
-        command = [sys.executable, "-m", "clipmole", *given]
-        result = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, check=False)
+    result = processes.clipmole(*given, stdout="/dev/full")
     assert result.returncode == 2
     assert result.stderr.decode() == "clipmole: standard output: No space left on device\n"
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
 import typer
+from processes import start_clipmole
 from tiny import write_adapter, write_corpus
 
 from clipmole.cli import render
@@ -71,40 +71,51 @@ def test_long_work_ends_before_the_next_item_with_the_signals_exit_code(
     assert said[-1] == "clipmole: stopped on request; nothing was written"
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_train_and_evaluate_keep_what_is_done_at_a_signal_and_go_on(tmp_path: Path, number: int) -> None:
-    manifest = write_corpus(tmp_path / "corpus", {"train": 8, "val": 4, "test": 60})
-    write_adapter(tmp_path)
+def heed() -> None:
+    """What a shell starts in the background ignores SIGINT, and so does what that starts."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    sys.path.insert(0, "")
+
+
+def stopped(arguments: list[str], begun: Path, number: signal.Signals, streams: Path) -> list[str]:
+    """What a command says that is sent a signal soon after `begun` is there."""
+    process = start_clipmole(*arguments, streams=streams, cwd=streams.parent, prepare=heed)
+    deadline = time.monotonic() + 90
+    while time.monotonic() < deadline and not begun.exists() and process.is_alive():
+        time.sleep(0.01)
+    time.sleep(0.2)
+    assert process.pid is not None
+    os.kill(process.pid, number)
+    process.join(60)
+    errors = (streams / "stderr").read_text()
+    assert process.exitcode == 128 + number, errors
+    assert "clipmole: stopping: what is at hand is finished first" in errors
+    assert "Traceback" not in errors
+    last = errors.splitlines()[-1]
+    assert last.startswith("clipmole: stopped")
+    assert last.endswith("give the same command again to go on")
+    return errors.splitlines()
+
+
+def test_train_keeps_the_run_at_a_signal(tmp_path: Path) -> None:
+    manifest = write_corpus(tmp_path / "corpus", {"train": 8, "val": 4})
+    _, backbone = write_adapter(tmp_path)
     (tmp_path / "config.toml").write_text(
-        f'backbone = "{tmp_path / "tiny"}"\nepochs = 2000\nbatch_size = 4\n[preprocess]\ncrop_size = 32\n'
+        f'backbone = "{backbone}"\nepochs = 2000\nbatch_size = 4\n[preprocess]\ncrop_size = 32\n'
     )
-    heed = "import signal, clipmole.cli; signal.signal(signal.SIGINT, signal.default_int_handler); clipmole.cli.main()"
-    environment = os.environ | {"CLIPMOLE_CACHE": str(tmp_path / "cache")}
-    train = ["train", "--config", str(tmp_path / "config.toml"), "--out", str(tmp_path / "new")]
-    train += ["--data", str(manifest)]
-    slow = tmp_path / "slow.py"
-    slow.write_text("import time\n\ndef score(images):\n    time.sleep(0.1)\n    return [0.0] * len(images)\n")
-    evaluate = ["evaluate", "--data", str(manifest), "--detector", "python:slow:score"]
-    evaluate += ["--out", str(tmp_path / "scores")]
-    for arguments, begun, says in (
-        (train, "new.run/state.safetensors", "the run is kept in"),
-        (evaluate, "scores/scores.jsonl", "of 120 images are kept in"),
-    ):
-        command = [sys.executable, "-c", heed, *arguments]
-        with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment, cwd=tmp_path) as process:
-            deadline = time.monotonic() + 90
-            while time.monotonic() < deadline and not (tmp_path / begun).exists() and process.poll() is None:
-                time.sleep(0.05)
-            time.sleep(0.5)
-            process.send_signal(number)
-            _, errors = process.communicate(timeout=60)
-        assert process.returncode == 128 + number, errors
-        assert "clipmole: stopping: what is at hand is finished first" in errors
-        last = errors.splitlines()[-1]
-        assert last.startswith("clipmole: stopped")
-        assert says in last
-        assert last.endswith("give the same command again to go on")
-        assert "Traceback" not in errors
+    arguments = ["train", "--config", str(tmp_path / "config.toml"), "--out", "new", "--data", str(manifest)]
+    said = stopped(arguments, tmp_path / "new.run" / "state.safetensors", signal.SIGINT, tmp_path / "streams")
+    assert "the run is kept in" in said[-1]
+
+
+def test_evaluate_keeps_what_is_scored_at_a_signal(tmp_path: Path) -> None:
+    manifest = write_corpus(tmp_path / "corpus", {"test": 60})
+    (tmp_path / "slow.py").write_text(
+        "import time\n\ndef score(images):\n    time.sleep(0.1)\n    return [0.0] * len(images)\n"
+    )
+    arguments = ["evaluate", "--data", str(manifest), "--detector", "python:slow:score", "--out", "scores"]
+    said = stopped(arguments, tmp_path / "scores" / "scores.jsonl", signal.SIGTERM, tmp_path / "streams")
+    assert "of 120 images are kept in" in said[-1]
     rows = (tmp_path / "scores" / "scores.jsonl").read_text().splitlines()[1:]
     assert 1 <= len(rows) < 120
     assert all(json.loads(row)["logits"] for row in rows)

@@ -7,10 +7,10 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
+import processes
 import pytest
 import torch
 from scipy.stats import beta  # type: ignore[import-untyped]
@@ -309,17 +309,16 @@ def test_a_failed_copy_leaves_the_older_one(home: Path, tmp_path: Path, monkeypa
 # -- the command ----------------------------------------------------------------------------------------------
 
 
-def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-P", "-m", "clipmole.cli", "calibrate", *map(str, arguments)]
+def run(*arguments: str | Path) -> subprocess.CompletedProcess[bytes]:
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "COLUMNS": "200"}
-    return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    return processes.clipmole("calibrate", *map(str, arguments), environment=environment)
 
 
 def test_the_command_on_labelled_images(home: Path, manifest: Path, samples: list[Sample], tmp_path: Path) -> None:
     names = [home / "mine", "--backbone", home / "tiny", "--data", manifest, "--out", tmp_path / "new"]
     result = run(*names, "--split", "calibration", "--false-alarm", "0.2", "--miss", "0.3", "--method", "temperature")
     assert result.returncode == 0, result.stderr
-    assert result.stdout == f"{tmp_path / 'new'}\n"
+    assert result.stdout.decode() == f"{tmp_path / 'new'}\n"
     expected = recalibrate(
         home / "mine",
         samples,
@@ -329,7 +328,7 @@ def test_the_command_on_labelled_images(home: Path, manifest: Path, samples: lis
         method="temperature",
         backbone=home / "tiny",
     )
-    assert result.stderr.splitlines() == recalibration_summary(expected)
+    assert result.stderr.decode().splitlines() == recalibration_summary(expected)
     assert contents(tmp_path / "new") == contents(tmp_path / "expected")
 
 
@@ -340,8 +339,8 @@ def test_the_command_on_a_folder_of_photographs(home: Path, photos: Path, tmp_pa
     names = [home / "mine", "--backbone", home / "tiny", "--data", folder, "--out", tmp_path / "new", "--real-only"]
     result = run(*names)
     assert result.returncode == 1  # one could not be read; the rest is done
-    assert result.stdout == f"{tmp_path / 'new'}\n"
-    lines = result.stderr.splitlines()
+    assert result.stdout.decode() == f"{tmp_path / 'new'}\n"
+    lines = result.stderr.decode().splitlines()
     assert lines[0].startswith(f"not scored: {folder / 'broken.jpg'}: ")
     assert lines[-1] == "1 of 41 photographs could not be read."
     found = load(home, tmp_path / "new").calibration
