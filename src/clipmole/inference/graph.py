@@ -46,15 +46,15 @@ def default_folder() -> Path:
 def library(runtime: GraphRuntime) -> Any:
     """The library that runs a graph. Raises `MissingDependency` if it is not installed."""
     try:
-        if runtime == "openvino":
-            with without_telemetry():
+        with without_telemetry():
+            if runtime == "openvino":
                 import openvino
 
                 return openvino
-        import onnxruntime
+            import onnxruntime
 
-        onnxruntime.disable_telemetry_events()  # of its builds for Windows
-        return onnxruntime
+            onnxruntime.disable_telemetry_events()  # where the host has imported it before
+            return onnxruntime
     except ImportError as error:
         raise MissingDependency(runtime if runtime == "openvino" else "onnxruntime", runtime) from error
 

@@ -40,11 +40,11 @@ def quantise(
     Raises `MissingDependency`.
     """
     place = target or graph.with_name(f"int8-{graph.name}")
-    if runtime == "openvino":
-        with without_telemetry():
+    with without_telemetry():
+        if runtime == "openvino":
             _quantise_openvino(graph, width, crops, place)
-    else:
-        _quantise_onnx(graph, width, place)
+        else:
+            _quantise_onnx(graph, width, place)
     return place
 
 

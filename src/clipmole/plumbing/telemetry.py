@@ -5,7 +5,8 @@ Where clipmole is a library in somebody's process, it imports and uses such a li
 which leaves environment variables and modules as they were. It knows nothing of what the libraries do.
 
 OpenVINO and NNCF ask for `openvino_telemetry`, and do without where it is not installed. It sends events to a server
-of Google's when it is imported and used, and writes a client's number to the home folder.
+of Google's when it is imported and used, and writes a client's number to the home folder. ONNX Runtime from 1.29 on
+does the same with a server of Microsoft's, from code of its own, unless a variable is set when it is imported.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ VARIABLES = {
     "DO_NOT_TRACK": "1",
     "HF_HUB_DISABLE_TELEMETRY": "1",  # huggingface_hub, datasets, transformers
     "RAY_USAGE_STATS_ENABLED": "0",
+    "ORT_DISABLE_TELEMETRY": "1",  # ONNX Runtime, docs/Privacy.md
 }
 MODULE = "openvino_telemetry"
 
@@ -31,7 +33,7 @@ def switch_off() -> None:
 
 @contextmanager
 def without_telemetry() -> Iterator[None]:
-    """In the block `openvino_telemetry` cannot be imported, so that libraries do without it.
+    """In the block `openvino_telemetry` cannot be imported, and `VARIABLES` are set, so that libraries do without.
 
     It is too late for a library that the host has imported with it before: then the host has let it report.
     """
@@ -39,7 +41,8 @@ def without_telemetry() -> Iterator[None]:
     if absent:
         sys.modules[MODULE] = None  # type: ignore[assignment]
     try:
-        yield
+        with environment_variables(VARIABLES):
+            yield
     finally:
         if absent:
             sys.modules.pop(MODULE, None)
