@@ -18,6 +18,7 @@ from tiny import CALIBRATION, PREPROCESS, encoded, picture, tiny_network
 
 from clipmole.errors import ImageError
 from clipmole.inference.detector import Detector
+from clipmole.plumbing.progress import ProgressReporter
 from clipmole.records import Detection
 from clipmole.scan.driver import scan
 from clipmole.scan.listing import read_rows
@@ -63,8 +64,9 @@ def wait_for(condition: Callable[[], bool], what: str, seconds: float = 60) -> N
 
 def run(out: Path, *sources: object, load: Any = tiny_detector, **options: Any) -> list[dict[str, Any]]:
     """Scan in this process; the rows, sorted by their source."""
-    others = {key: options.pop(key) for key in ("cluster", "track", "say") if key in options}
-    scan(ScanSettings(sources=tuple(map(str, sources)), **options), out, load, **others)
+    cluster = options.pop("cluster", None)
+    progress = ProgressReporter(**{key: options.pop(key) for key in ("track", "say", "stopping") if key in options})
+    scan(ScanSettings(sources=tuple(map(str, sources)), **options), out, load, cluster=cluster, progress=progress)
     return rows_of(out)
 
 
@@ -91,7 +93,8 @@ def _scan(out: Path, sources: list[str], seconds: float, part_rows: int, options
 
     try:
         settings = ScanSettings(sources=tuple(sources), part_rows=part_rows)
-        scan(settings, out, partial(tiny_detector, seconds), cluster=options.get("cluster"), track=track)
+        load = partial(tiny_detector, seconds)
+        scan(settings, out, load, cluster=options.get("cluster"), progress=ProgressReporter(track))
     except Exception as error:
         out.with_name(out.name + ".log").write_text(f"{type(error).__name__}: {error}\n")
         os._exit(3)

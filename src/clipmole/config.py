@@ -18,7 +18,7 @@ from clipmole.plumbing.json_toml import read_toml
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)  # openai/CLIP, clip.py: _transform
 # Far above every network that there is; a damaged or hostile file asks for more, and for all of the memory.
-MOST_CHANNELS, MOST_PIXELS = 2**16, 2**14
+MOST_CHANNELS, MOST_PIXELS, MOST_STEPS = 2**16, 2**14, 10**6
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
@@ -264,7 +264,10 @@ class TrainConfig(Config):
     augment: AugmentConfig = AugmentConfig()
     full_finetune: bool = Field(False, description="train the whole tower as well")
     cached_views: int | None = Field(
-        None, gt=0, description="views of an image whose frozen prefix is kept on disk; None: a new view an epoch"
+        None,
+        gt=0,
+        le=10_000,
+        description="views of an image whose frozen prefix is kept on disk; None: a new view an epoch",
     )
     cache_gib: float = Field(20.0, gt=0, description="most that the folder of the prefix cache may hold, GiB")
     sampling: Literal["every", "classes", "sqrt", "generators"] = Field(
@@ -272,13 +275,18 @@ class TrainConfig(Config):
         description="every: each image once an epoch; classes: as many photographs as generated images; sqrt and "
         "generators: and of a class each generator (or source of photographs) by the root of its images, or alike",
     )
-    epochs: int = Field(25, gt=0)
+    epochs: int = Field(25, gt=0, le=MOST_STEPS)
     min_steps_per_epoch: int | None = Field(
-        None, gt=0, description="an epoch shows few images several times, in other views, until it has so many steps"
+        None,
+        gt=0,
+        le=MOST_STEPS,
+        description="an epoch shows few images several times, in other views, until it has so many steps",
     )
     patience: int | None = Field(None, gt=0, description="stop after so many epochs without a better val AP")
-    batch_size: int = Field(32, gt=0, description="images of an optimiser step, over all processes")
-    accumulation: int = Field(1, gt=0, description="parts that a batch is computed in, one after the other")
+    batch_size: int = Field(32, gt=0, le=MOST_CHANNELS, description="images of an optimiser step, over all processes")
+    accumulation: int = Field(
+        1, gt=0, le=MOST_CHANNELS, description="parts that a batch is computed in, one after the other"
+    )
     clip_norm: float = Field(1.0, gt=0, description="the gradient is scaled down to this norm")
     learning_rate: float = Field(1e-3, gt=0, description="of the LoRAs, routers and head")
     tower_learning_rate: float = Field(1e-4, gt=0, description="of the tower, with full_finetune")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
 import struct
 from pathlib import Path
@@ -155,6 +156,14 @@ def test_an_absent_manifest_is_named(tmp_path: Path) -> None:
         with pytest.raises(DataError, match="cannot be read") as error:
             read_manifest(path)
         assert str(path) in str(error.value)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs pipes that have names")
+@pytest.mark.parametrize("name", ["m.csv", "m.parquet", "m.tar"])
+def test_a_pipe_is_refused_and_not_waited_for(name: str, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(DataError, match=f"{name}: is a pipe or a device; save what it gives to a file first"):
+        read_data(tmp_path / name)
 
 
 def test_a_split_needs_both_classes_and_says_which_splits_there_are(tmp_path: Path) -> None:

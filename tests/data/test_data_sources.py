@@ -170,6 +170,24 @@ def test_a_parquet_manifest_is_a_csv_manifest(tmp_path: Path) -> None:
             read_data(parquet(tmp_path / "m.parquet", columns))
 
 
+def test_a_damaged_page_of_parquet_is_one_line(tmp_path: Path) -> None:
+    path = parquet(tmp_path / "m.parquet", {"path": [f"{i}.png" for i in range(12)], "label": LABELS})
+    data = bytearray(path.read_bytes())
+    data[10:60] = b"\xff" * 50
+    path.write_bytes(data)
+    with pytest.raises(DataError, match=r"m\.parquet: is damaged: .*; fetch it or write it again"):
+        read_data(path)
+
+
+def test_what_is_no_number_of_pixels_is_named(tmp_path: Path) -> None:
+    columns = {"image": IMAGES[:2], "label": LABELS[:2], "ignore_bottom_px": ["0", "x"]}
+    path = parquet(tmp_path / "m.parquet", columns)
+    with pytest.raises(
+        DataError, match=r"m\.parquet, row 2: ignore_bottom_px 'x': must be a number of pixels, 0 or mo"
+    ):
+        read_data(path, how=Unpacking(tmp_path / "out"))
+
+
 @pytest.mark.parametrize("nested", [True, False])
 def test_images_inside_parquet_are_unpacked_as_they_are_and_only_once(tmp_path: Path, nested: bool) -> None:
     (tmp_path / "d").mkdir()

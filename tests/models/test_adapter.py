@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 from dataclasses import replace
@@ -14,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from tiny import CALIBRATION, PREPROCESS, tiny_backbone, tiny_network
 
 from clipmole.config import MoLEConfig
-from clipmole.errors import CheckpointError
+from clipmole.errors import CheckpointError, WeightsMismatch
 from clipmole.models import adapter as checkpoint
 from clipmole.models import univfd
 from clipmole.models.adapter import load_adapter, push_adapter, save_adapter
@@ -182,6 +183,16 @@ def test_an_unknown_setting_is_refused_by_name(adapter_dir: Path, backbone_dir: 
     with pytest.raises(CheckpointError, match=r"config\.json: colour") as error:
         load_adapter(adapter_dir, backbone_dir)
     one_line(error)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs pipes that have names")
+@pytest.mark.parametrize("which", ["adapter", "backbone"])
+def test_a_pipe_in_the_place_of_weights_is_not_waited_for(which: str, adapter_dir: Path, backbone_dir: Path) -> None:
+    path = adapter_dir / "adapter.safetensors" if which == "adapter" else backbone_dir / "model.safetensors"
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises((CheckpointError, WeightsMismatch), match=rf"{path.name}.* is a pipe or a device, not a file"):
+        load_adapter(adapter_dir, backbone_dir)
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", "{", "\x00"])

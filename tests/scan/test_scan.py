@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tarfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
@@ -21,13 +21,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from processes import FORKS
+from processes import clipmole, start_clipmole
 from scanning import TOLERANCE, rows_of, run, start, tiny_detector, write_images, write_tar
 from tiny import encoded, picture, write_adapter
 from typer.testing import CliRunner
 
 from clipmole.cli import app
-from clipmole.errors import ConfigError, DataError
+from clipmole.errors import ConfigError, DataError, Stopped
 from clipmole.inference.detector import Detector
 from clipmole.inference.export import export_detector
 from clipmole.scan.duplicates import Firsts
@@ -38,7 +38,6 @@ from clipmole.scan.settings import ScanSettings
 pa = pytest.importorskip("pyarrow")
 parquet = pytest.importorskip("pyarrow.parquet")
 fsspec = pytest.importorskip("fsspec")
-FORKS.set_forkserver_preload(["scanning", "pyarrow.parquet", "pyarrow.dataset"])
 
 
 @pytest.fixture(scope="module")
@@ -517,6 +516,182 @@ def test_killed_at_random_moments_nothing_is_lost_or_twice(tmp_path: Path) -> No
     assert not [path for path in (out / "parts").iterdir() if path.name.startswith(".")]
 
 
+@pytest.mark.parametrize("left", ["nothing", "an empty folder"])
+def test_a_source_that_goes_while_it_is_scanned_is_waited_for(tmp_path: Path, left: str) -> None:
+    images, away = tmp_path / "images", tmp_path / "away"
+    last = write_images(images, 200)[60].read_bytes()  # others are read already, or on their way
+
+    def unmount(image: object) -> None:
+        if image == last and images.exists():
+            images.rename(away)
+            if left != "nothing":
+                images.mkdir()
+
+    with pytest.raises(DataError, match=r"images: is gone, or holds nothing any more.*give the same command again"):
+        run(tmp_path / "scan", images, part_rows=40, load=partial(tiny_detector, before=unmount))
+    kept = rows_of(tmp_path / "scan")
+    assert 60 <= len(kept) < 200
+    assert all(row["logit"] is not None for row in kept)
+    assert json.loads((tmp_path / "scan" / "scan.json").read_text())["finished"] is False
+    if images.exists():
+        images.rmdir()
+    away.rename(images)
+    rows = run(tmp_path / "scan", images, part_rows=40)
+    assert len(rows) == 200
+    assert [row for row in rows if row["source"] <= kept[-1]["source"]] == kept
+    assert all(row["logit"] is not None for row in rows)
+
+
+def test_single_images_that_go_are_rows_that_say_so(tmp_path: Path) -> None:
+    paths = write_images(tmp_path / "images", 150)
+
+    def delete(_image: object) -> None:
+        for path in paths[2:]:
+            path.unlink(missing_ok=True)
+
+    rows = run(tmp_path / "scan", tmp_path / "images", load=partial(tiny_detector, before=delete))
+    assert len(rows) == 150
+    assert {row["error_code"] for row in rows} == {None, "not_found"}
+    assert json.loads((tmp_path / "scan" / "scan.json").read_text())["finished"] is True
+
+
+def test_a_request_to_stop_keeps_what_is_scored(tmp_path: Path, folder: Path, images: dict[str, bytes]) -> None:
+    shard = write_tar(tmp_path / "x.tar", images)  # copies of the files, and more of them than one part holds
+    sources = [str(folder), str(shard)]
+    alone = run(tmp_path / "alone", *sources, part_rows=3)
+    out, passed = tmp_path / "scan", 0
+
+    def stop_after(count: int) -> Any:
+        def track(items: Iterable[Any], _description: str, _total: int | None) -> Iterator[Any]:
+            nonlocal passed
+            iterator = iter(items)
+            for _ in range(count):
+                passed += 1
+                yield next(iterator)
+            raise Stopped("stopped")
+
+        return track
+
+    for count in (2, 5, 4):
+        before = passed
+        with pytest.raises(
+            Stopped, match=r"^stopped; \d+ rows are kept in .*scan: give the same command again to go on$"
+        ):
+            run(out, *sources, part_rows=3, track=stop_after(count))
+        assert passed == before + count
+        assert len(rows_of(out)) == passed
+        assert json.loads((out / "scan.json").read_text())["finished"] is False
+    rows = run(out, *sources, part_rows=3)
+    assert len(rows) == len(alone) == 16
+    for row, other in zip(rows, alone, strict=True):
+        same = ("source", "sha256", "verdict", "duplicate_of", "error_code")
+        assert [row[key] for key in same] == [other[key] for key in same]
+        assert row["logit"] == pytest.approx(other["logit"], abs=TOLERANCE)
+
+
+def test_a_request_to_stop_while_images_are_listed_leaves_nothing(tmp_path: Path, folder: Path) -> None:
+    with pytest.raises(Stopped, match="stopped while the images were listed; give the same command again to go on"):
+        run(tmp_path / "scan", folder, stopping=lambda: True)
+    assert not list((tmp_path / "scan").glob("*listing*"))
+    assert len(run(tmp_path / "scan", folder)) == 8
+
+
+def slowly() -> None:
+    """In a process of its own: ten images a second."""
+    finish = Detector.finish
+
+    def slow(self: Detector, *arguments: Any) -> Iterator[Any]:
+        for result in finish(self, *arguments):
+            time.sleep(0.1)
+            yield result
+
+    Detector.finish = slow  # type: ignore[method-assign]
+
+
+def test_sigterm_on_the_command_keeps_what_is_scored(tmp_path: Path) -> None:
+    write_images(tmp_path / "images", 40)
+    adapter, backbone = write_adapter(tmp_path)
+    command = ["scan", "images", "--out", "scan", "--detector", str(adapter), "--backbone", str(backbone)]
+    process = start_clipmole(*command, streams=tmp_path / "streams", cwd=tmp_path, prepare=slowly)
+    limit = time.monotonic() + 90
+    while not list((tmp_path / "scan").glob("listing-*")) and process.is_alive() and time.monotonic() < limit:
+        time.sleep(0.01)
+    time.sleep(0.5)
+    assert process.pid is not None
+    os.kill(process.pid, signal.SIGTERM)
+    process.join(60)
+    said = (tmp_path / "streams" / "stderr").read_text()
+    assert process.exitcode == 143, said
+    assert "Traceback" not in said
+    kept = len(rows_of(tmp_path / "scan"))
+    assert f"clipmole: stopped; {kept} rows are kept in scan: give the same command again to go on" in said
+    assert 0 <= kept < 40
+    done = clipmole(*command, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert len(rows_of(tmp_path / "scan")) == 40
+
+
+@pytest.mark.parametrize("what", ["parts/part-0000001-000-end.parquet", "listing-0000.parquet"])
+@pytest.mark.parametrize("damage", ["cut", "empty", "noise", "other columns", "a folder"])
+def test_a_damaged_file_of_a_scan_is_one_line_that_names_it(
+    what: str, damage: str, tmp_path: Path, folder: Path
+) -> None:
+    out = tmp_path / "scan"
+    run(out, folder, part_rows=4)
+    file, command = out / what, ["scan", "report", str(out)]
+    data = file.read_bytes()
+    file.unlink()
+    if damage == "a folder":
+        file.mkdir()
+    elif damage == "other columns":
+        parquet.write_table(pa.table({"place": ["x"], "source": [3]}), file)
+    else:
+        file.write_bytes({"cut": data[: len(data) // 2], "empty": b"", "noise": bytes(range(256)) * 8}[damage])
+    (folder / "new.png").write_bytes(encoded(picture(50)))
+    with pytest.raises(DataError, match=rf"{file}: cannot be read, or is damaged: .*; (delete all|name another)"):
+        run(out, folder, part_rows=4)
+    if what.startswith("parts"):
+        with pytest.raises(DataError, match=rf"{file}: cannot be read, or is damaged: .*; delete all part-0000001-\*"):
+            CliRunner().invoke(app, command, catch_exceptions=False)
+        file.rmdir() if file.is_dir() else file.unlink()  # the cure
+        run(out, folder, part_rows=4)
+        assert len(run(out, folder, part_rows=4)) == 9
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs pipes that have names")
+def test_pipes_are_refused_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "x.tar")
+    with pytest.raises(DataError, match=r"x\.tar: is a pipe or a device; save what it gives to a file first"):
+        run(tmp_path / "scan", tmp_path / "x.tar")
+    with pytest.raises(DataError, match=r"x\.tar: is a pipe or a device; a scan reads its list several times"):
+        run(tmp_path / "scan", list_file=str(tmp_path / "x.tar"))
+
+
+def test_leftovers_of_programs_are_not_scanned_and_are_said_once(tmp_path: Path, folder: Path) -> None:
+    (folder / "._000.png").write_bytes(b"x")
+    (folder / "__MACOSX").mkdir()
+    (folder / "__MACOSX" / "a.png").write_bytes(b"x")
+    said: list[str] = []
+    assert len(run(tmp_path / "scan", folder, say=said.append)) == 8
+    (line,) = said
+    assert line.startswith("passed over, since programs leave them beside images: 1 ._*, 1 __MACOSX")
+    memory = fsspec.filesystem("memory")
+    for name in ("a.png", "._a.png", "__MACOSX/a.png"):
+        memory.pipe(f"/leftovers/{name}", encoded(picture(3)))
+    said.clear()
+    (row,) = run(tmp_path / "far", "memory://leftovers", say=said.append)
+    assert row["source"] == "memory://leftovers/a.png"
+    assert said == [line]
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-8-sig"])
+def test_a_list_of_sources_is_read_in_its_encoding(tmp_path: Path, folder: Path, encoding: str) -> None:
+    listed = tmp_path / "list.txt"
+    listed.write_bytes(f"{folder / '000.png'}\r\n{folder / '002.png'}\r\n".encode(encoding))
+    rows = run(tmp_path / "scan", list_file=str(listed))
+    assert [(Path(row["source"]).name, row["error"]) for row in rows] == [("000.png", None), ("002.png", None)]
+
+
 def test_two_scans_do_not_write_into_one_folder(tmp_path: Path) -> None:
     write_images(tmp_path / "images", 40)
     process = start(tmp_path / "scan", [str(tmp_path / "images")], 0.2, 10)
@@ -589,15 +764,14 @@ def test_images_that_look_the_same_are_grouped(tmp_path: Path) -> None:
 def test_the_command_line(tmp_path: Path) -> None:
     write_images(tmp_path / "images", 3)
     (tmp_path / "images" / "text.png").write_text("no image")
-    command = [sys.executable, "-P", "-m", "clipmole.cli", "scan", "images", "--out", "scan"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    adapter, backbone = write_adapter(tmp_path)
+    detector = ["--detector", str(adapter), "--backbone", str(backbone)]
+    done = clipmole("scan", "images", "--out", "scan", *detector, cwd=tmp_path)
     assert done.returncode == 1, done.stderr
-    assert done.stdout == "scan\n"
-    assert "1 of 4 could not be scored" in done.stderr
-    assert "\r" not in done.stderr  # no bar where nobody looks
-    said = subprocess.run(
-        [*command[:4], "detect", "--json", "images/00001.png"], cwd=tmp_path, capture_output=True, text=True, check=True
-    )
+    assert done.stdout == b"scan\n"
+    assert b"1 of 4 could not be scored" in done.stderr
+    assert b"\r" not in done.stderr  # no bar where nobody looks
+    said = clipmole("detect", "--json", "images/00001.png", *detector, cwd=tmp_path)
     row = next(row for row in rows_of(tmp_path / "scan") if row["source"].endswith("00001.png"))
     assert abs(row["logit"] - json.loads(said.stdout)["logit"]) <= TOLERANCE
 

@@ -109,7 +109,7 @@ def detect(
     batch_size: BatchSize = None,
     workers: Annotated[
         int | None,
-        typer.Option(min=0, help="Threads that decode ahead of the network. Default: one per core, up to 8."),
+        typer.Option(min=0, max=256, help="Threads that decode ahead of the network. Default: one per core, up to 8."),
     ] = None,
     device: DeviceName = "cpu",
     precision: PrecisionOption = None,

@@ -62,9 +62,11 @@ def evaluate(
             help="Where backbones come from, if not from where the detectors say; NAME=BACKBONE for one of several."
         ),
     ] = None,
-    resamples: Annotated[int, typer.Option(min=1, help="How many bootstrap resamples give the intervals.")] = 1000,
+    resamples: Annotated[
+        int, typer.Option(min=1, max=10**6, help="How many bootstrap resamples give the intervals.")
+    ] = 1000,
     gallery: Annotated[bool, typer.Option(help="Show the worst mistakes in the report.")] = True,
-    workers: Annotated[int, typer.Option(min=1, help="Threads that decode and change images.")] = 2,
+    workers: Annotated[int, typer.Option(min=1, max=256, help="Threads that decode and change images.")] = 2,
     batch_size: BatchSize = None,
     device: DeviceName = "cpu",
     precision: Annotated[

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
+from clipmole.cli.options import remark
 from clipmole.errors import DataError, ImageError, ImageNotFound
 from clipmole.plumbing.path_lists import text_encoding
 
@@ -49,7 +50,7 @@ def sources(paths: Iterable[str], list_file: str | None = None) -> Iterator[Imag
     """What `find_images` finds, '-' replaced by the bytes on stdin; after it what the list names ('-': on stdin)."""
     from clipmole.images.discovery import find_images
 
-    for path in find_images(paths):
+    for path in find_images(paths, remark):
         yield _stdin().read() if path == "-" else path
     if list_file == "-":
         for path in find_images(listed_on_stdin()):

@@ -23,7 +23,7 @@ from clipmole.cli.options import (
     detector_loader,
     remark,
 )
-from clipmole.cli.render import with_progress
+from clipmole.cli.render import long_work
 from clipmole.errors import MissingDependency
 
 SCAN = "SOURCES"  # what the command is called that is meant where no other is named
@@ -151,7 +151,8 @@ def scan(
     if engine is Engine.RAY:
         span = _workers(workers) if workers else (1, max(1, (os.cpu_count() or 1) // worker_cpus))
         cluster = Cluster(address, span, worker_cpus, float(device.startswith("cuda")))
-    counts = run(ScanSettings.parse(values, "options"), out, load, cluster=cluster, track=with_progress, say=remark)
+    with long_work() as progress:
+        counts = run(ScanSettings.parse(values, "options"), out, load, cluster=cluster, progress=progress)
     words = ", ".join(f"{count:,} {name}" for name, count in sorted(counts.verdicts.items()))
     remark(f"{counts.rows:,} images: {words or 'no verdicts'}; {counts.duplicates:,} copies of others")
     typer.echo(str(out))

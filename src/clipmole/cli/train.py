@@ -122,7 +122,8 @@ def compare(
         list[str] | None, typer.Option(help="Split to report on, in place of the plan's. Default with --config: test.")
     ] = None,
     seeds: Annotated[
-        int | None, typer.Option(min=1, help="How many seeds, in place of the plan's. Default with --config: 3.")
+        int | None,
+        typer.Option(min=1, max=1000, help="How many seeds, in place of the plan's. Default with --config: 3."),
     ] = None,
     rate: Annotated[
         list[float] | None,
@@ -135,7 +136,9 @@ def compare(
     backbone: Annotated[
         str | None, typer.Option(help="Backbone, in place of those that the configurations name.")
     ] = None,
-    resamples: Annotated[int, typer.Option(min=1, help="How many bootstrap resamples give the intervals.")] = 1000,
+    resamples: Annotated[
+        int, typer.Option(min=1, max=10**6, help="How many bootstrap resamples give the intervals.")
+    ] = 1000,
 ) -> None:
     """Train several configurations over several seeds on the same data, and compare them."""
     if (plan is None) == (not config):

@@ -39,6 +39,7 @@ from clipmole.data.samples import (
 from clipmole.data.shards import read_shards
 from clipmole.data.unpack import Unpacking
 from clipmole.errors import ConfigError, DataError, ImageError
+from clipmole.plumbing.files import is_odd_file
 from clipmole.plumbing.seeding import sample_rng
 
 __all__ = [
@@ -137,6 +138,8 @@ def _read_files(text: str, unsplit: str, how: Unpacking) -> list[Sample]:
     """A manifest, or a tar or Parquet file or a pattern of them, with options behind a question mark."""
     name, query = (text, None) if Path(text).exists() else read_query(text)
     files = [name] if query is None else expand(name)
+    if odd := next((file for file in files if is_odd_file(Path(file))), None):
+        raise DataError(f"{odd}: is a pipe or a device; save what it gives to a file first")
     if files and all(TAR.search(file) for file in files):
         if query and query.model_fields_set - {"ai", "take"}:
             raise ConfigError(f"{text}: shards take the options ai and take")

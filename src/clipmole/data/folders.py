@@ -14,6 +14,7 @@ from clipmole.data.labels import SPLITS
 from clipmole.data.sample import Sample
 from clipmole.data.samples import CAMERA
 from clipmole.errors import DataError
+from clipmole.images.discovery import leftover
 from clipmole.images.formats import IMAGE_EXTENSIONS
 from clipmole.plumbing.text import escaped
 from clipmole.records import Record
@@ -147,8 +148,8 @@ def _image_files(root: Path) -> list[tuple[str, ...]]:
 
 
 def _enters(place: Path, name: str) -> bool:
-    """Whether to look into a folder: not into hidden ones, archivers' leftovers, and links back up the tree."""
-    if name.startswith(".") or name == "__MACOSX":
+    """Whether to look into a folder: not into hidden ones, programs' leftovers, and links back up the tree."""
+    if name.startswith(".") or leftover(name):
         return False
     link = place / name
     return not (link.is_symlink() and place.resolve().is_relative_to(link.resolve()))

@@ -135,6 +135,15 @@ def read_parquet(source: str, files: Sequence[Path], unsplit: str, how: Unpackin
     return samples if in_column else without_lone_train(samples, unsplit)
 
 
+def _ignored(value: Any, where: str) -> int:
+    try:
+        if (pixels := int(value or 0)) >= 0:
+            return pixels
+    except (TypeError, ValueError):
+        pass
+    raise DataError(f"{where}: {IGNORE} {value!r}: must be a number of pixels, 0 or more")
+
+
 def _held(files: Sequence[Path], unsplit: str) -> Iterator[tuple[bytes, dict[str, Any]]]:
     for file in files:
         for number, row in enumerate(table_rows(str(file), (IMAGE, "label", *OPTIONAL, *FREE))):
@@ -151,6 +160,6 @@ def _held(files: Sequence[Path], unsplit: str) -> Iterator[tuple[bytes, dict[str
                     "source": str(row.get("source") or ""),
                     "kind": str(row.get("kind") or ""),
                     "category": str(row.get("category") or ""),
-                    IGNORE: int(row.get(IGNORE) or 0),
+                    IGNORE: _ignored(row.get(IGNORE), where),
                 },
             )

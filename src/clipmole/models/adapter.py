@@ -35,7 +35,7 @@ from clipmole.errors import CheckpointError, ConfigError, WeightsError
 from clipmole.models.backbone import PACKAGED_DETECTORS, PRESETS, Backbone, is_installed, load_backbone
 from clipmole.models.hub import HUB_ID, hub_files
 from clipmole.models.network import MoLENetwork
-from clipmole.plumbing.files import replacing_folder, why_not_replaceable
+from clipmole.plumbing.files import is_odd_file, replacing_folder, why_not_replaceable
 from clipmole.plumbing.json_toml import read_json
 from clipmole.plumbing.text import first_line
 
@@ -273,6 +273,8 @@ def read_calibration(folder: Path) -> Calibration | None:
 
 def read_tensors(path: Path, expected: dict[str, torch.nn.Parameter]) -> dict[str, torch.Tensor]:
     """Tensors of an adapter file in float32, which must be exactly those of `expected`, all finite."""
+    if is_odd_file(path):
+        raise CheckpointError(f"{path}: is a pipe or a device, not a file; fetch or train the adapter again")
     try:
         tensors = load_file(path)
     except (OSError, SafetensorError) as error:

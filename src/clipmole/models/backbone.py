@@ -29,7 +29,7 @@ from clipmole.errors import WeightsError, WeightsMismatch, WeightsNotFound
 from clipmole.models.hub import HUB_ID, hub_files
 from clipmole.models.vit import ViT
 from clipmole.models.weight_layouts import Json, Part, Shape, describe, listed, match
-from clipmole.plumbing.files import replacing_folder, why_not_replaceable
+from clipmole.plumbing.files import is_odd_file, replacing_folder, why_not_replaceable
 from clipmole.plumbing.json_toml import read_json
 from clipmole.plumbing.text import first_line
 
@@ -215,6 +215,8 @@ def _settings(path: Path) -> Json | None:
 @contextmanager
 def open_weights(path: Path, source: str) -> Iterator[tuple[dict[str, Shape], Callable[[str], Tensor]]]:
     """Names and shapes of a file's tensors, and a function that reads one of them; int8 matrices come as float32."""
+    if is_odd_file(path):
+        raise WeightsMismatch(f"{source}: {path.name} is a pipe or a device, not a file of weights")
     if path.suffix != ".safetensors":
         tensors = read_pickle(path, source)
         yield {name: tuple(tensor.shape) for name, tensor in tensors.items()}, tensors.__getitem__

@@ -21,6 +21,11 @@ CHECKSUMS = "checksums.json"
 LITTER = {".DS_Store", "Thumbs.db", "desktop.ini"}  # what file managers leave in any directory
 
 
+def is_odd_file(path: Path) -> bool:
+    """Whether something is there that is neither a file nor a directory: a pipe keeps a reader waiting for ever."""
+    return path.exists() and not path.is_file() and not path.is_dir()
+
+
 def cache_folder(kind: str) -> Path:
     """`$CLIPMOLE_CACHE/KIND`, else `~/.cache/clipmole/KIND`: what can be made again."""
     return Path(os.environ.get("CLIPMOLE_CACHE") or Path.home() / ".cache" / "clipmole") / kind

@@ -8,26 +8,28 @@ no row and makes none twice. It knows nothing of pages or terminals.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import sqlite3
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from datetime import UTC, datetime
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, Protocol
 
-from clipmole.errors import ConfigError, DataError
+from clipmole.errors import ConfigError, DataError, Stopped
 from clipmole.inference.detector import Detector
 from clipmole.plumbing.environment import environment
-from clipmole.plumbing.files import foreign_file, write_texts
+from clipmole.plumbing.files import foreign_file, is_odd_file, write_texts
 from clipmole.plumbing.json_toml import read_json
-from clipmole.plumbing.progress import Say, Track, silent, untracked
+from clipmole.plumbing.progress import SILENT, ProgressReporter
 from clipmole.scan import ray_engine as on_ray
 from clipmole.scan.containers import entries_of
 from clipmole.scan.duplicates import Firsts, is_filled
-from clipmole.scan.listing import SCAN, Listings, absolute, write_listing
+from clipmole.scan.listing import ANEW, GO_ON, SCAN, Listings, absolute, write_listing
 from clipmole.scan.parts import Parts, Progress, locked, writing
 from clipmole.scan.rows import Row
 from clipmole.scan.scorer import Scorer, Step
@@ -50,8 +52,7 @@ def scan(
     load: Callable[[], Detector],
     *,
     cluster: on_ray.Cluster | None = None,
-    track: Track = untracked,
-    say: Say = silent,
+    progress: ProgressReporter = SILENT,
 ) -> Counts:
     """Score what the settings name and the folder does not hold yet.
 
@@ -59,9 +60,11 @@ def scan(
         out: the folder; a scan that is there goes on.
         load: makes the detector; workers of a cluster call it too, so it must be possible to pickle it.
         cluster: None: score in this process.
+        progress: follows the images as they are scored.
 
     Returns what the folder holds then. Raises `ConfigError` if it holds a scan of other images or by another detector,
-    `DataError` if a source is wrong or the folder cannot be written; what is written stays valid.
+    `DataError` if a source is wrong or gone, or the folder cannot be written, and `Stopped` once `progress` asks to
+    stop; what was scored until then is written, but where the folder cannot be.
     """
     settings = _placed(settings)
     detector = load()
@@ -74,11 +77,11 @@ def scan(
             _write(out, before | {"format": FORMAT, "finished": False, "configuration": configuration})
         began, clock = datetime.now(UTC).replace(microsecond=0), time.perf_counter()
         try:
-            rows = _bring_up(settings, out, load, detector, cluster, track, say)
+            rows = _bring_up(settings, out, load, detector, cluster, progress)
         except sqlite3.Error as error:
             raise DataError(
                 f"the index of contents cannot be kept in the temporary folder: {error}; free space there, or name "
-                "another with SQLITE_TMPDIR, and give the same command again to go on"
+                f"another with SQLITE_TMPDIR, and {GO_ON}"
             ) from error
         counts = count_rows(out)
         run = {
@@ -100,26 +103,25 @@ def _bring_up(
     load: Callable[[], Detector],
     detector: Detector,
     cluster: on_ray.Cluster | None,
-    track: Track,
-    say: Say,
+    progress: ProgressReporter,
 ) -> int:
     """Score what is missing; returns how many rows that were."""
     parts, listings = Parts(out), Listings(out)
     done = parts.done()
     missing = _missing(done, listings)
-    there = sum(progress.rows for progress in done.values())
+    there = sum(each.rows for each in done.values())
     if not missing:
         again = bool(listings.files)
         if again and settings.limit is not None:
             return 0  # the first so many are there
         with writing(out):
-            added = write_listing(out, settings)
+            added = write_listing(out, settings, progress)
         if again:
-            say(f"{out}: was complete; {added or 'no'} new sources since")
+            progress.say(f"{out}: was complete; {added or 'no'} new sources since")
         listings = Listings(out)
         missing = _missing(done, listings)
     elif there:
-        say(f"{out}: {there:,} rows are there, going on")
+        progress.say(f"{out}: {there:,} rows are there, going on")
     if not missing:
         return 0
     known: Firsts | on_ray.AtDesk
@@ -135,10 +137,20 @@ def _bring_up(
     else:
         assert cluster is not None
         steps = on_ray.score_on_ray(load, settings, missing, known, cluster)
-    begun = {chunk: progress.parts for chunk, progress in done.items() if not progress.ended}
+    begun = {chunk: each.parts for chunk, each in done.items() if not each.ended}
     writer = Writer(parts, known, settings.part_rows, begun)
     total = None if listings.images is None else max(0, listings.images - there)
-    return sum(1 for _ in track(writer.written(steps), "scoring", total))
+    with contextlib.closing(steps):
+        try:
+            return sum(1 for _ in progress.track(writer.written(steps), "scoring", total))
+        except Stopped as error:
+            writer.keep()
+            kept = sum(each.rows for each in parts.done().values())
+            raise Stopped(f"stopped; {kept:,} rows are kept in {out}: {GO_ON}") from error
+        except DataError:  # of the images; where the folder cannot be written, nothing can be kept
+            with contextlib.suppress(DataError):
+                writer.keep()
+            raise
 
 
 def _missing(done: Mapping[int, Progress], listings: Listings) -> dict[int, int]:
@@ -171,7 +183,19 @@ class Writer:
                 self.rows[chunk].append(row)
                 yield row
         if self.rows or self.waiting:
-            raise DataError(f"{self.parts.folder}: some chunks did not end; give the same command again to go on")
+            raise DataError(f"{self.parts.folder}: some chunks did not end; {GO_ON}")
+
+    def keep(self) -> None:
+        """Write what is at hand: of each chunk the rows before the first that lacks something."""
+        self.known.put([row for rows in self.rows.values() for row in rows if row.duplicate_of is None])
+        at_hand = [*self.waiting, *((chunk, self.next.get(chunk, 0), rows, False) for chunk, rows in self.rows.items())]
+        self.waiting, self.rows, held = [], {}, set()
+        for chunk, number, rows, ended in at_hand:
+            whole = list(takewhile(is_filled, self.known.fill(rows)))
+            if chunk not in held and (whole or (ended and not rows)):
+                self.parts.write(chunk, number, whole, ended and len(whole) == len(rows))
+            if len(whole) < len(rows):
+                held.add(chunk)
 
     def _part(self, chunk: int, ended: bool) -> None:
         rows = self.rows.pop(chunk)
@@ -185,16 +209,21 @@ class Writer:
         self._settle()
 
     def _settle(self) -> None:
-        """Write the parts that lack nothing; those of a chunk in their order."""
-        waiting, self.waiting = self.waiting, []
+        """Write the parts that lack nothing; those of a chunk in their order. What cannot be written still waits."""
+        left: list[tuple[int, int, list[Row], bool]] = []
         held = set()
-        for chunk, number, rows, ended in waiting:
-            filled = self.known.fill(rows)
-            if chunk in held or not all(map(is_filled, filled)):
-                held.add(chunk)
-                self.waiting.append((chunk, number, filled, ended))
-            else:
-                self.parts.write(chunk, number, filled, ended)
+        try:
+            while self.waiting:
+                chunk, number, rows, ended = self.waiting[0]
+                filled = self.known.fill(rows)
+                if chunk in held or not all(map(is_filled, filled)):
+                    held.add(chunk)
+                    left.append((chunk, number, filled, ended))
+                else:
+                    self.parts.write(chunk, number, filled, ended)
+                del self.waiting[0]
+        finally:
+            self.waiting = left + self.waiting
 
 
 def _placed(settings: ScanSettings) -> ScanSettings:
@@ -202,6 +231,10 @@ def _placed(settings: ScanSettings) -> ScanSettings:
     changes: dict[str, Any] = {"sources": tuple(map(absolute, settings.sources))}
     if settings.list_file is not None:
         path = os.path.abspath(settings.list_file)
+        if is_odd_file(Path(path)):
+            raise DataError(
+                f"{path}: is a pipe or a device; a scan reads its list several times: save it to a file first"
+            )
         try:
             with open(path, "rb") as file:
                 digest = hashlib.file_digest(file, "sha256").hexdigest()
@@ -243,9 +276,9 @@ def _begun(out: Path, configuration: dict[str, Any]) -> dict[str, Any]:
 
 def _read_scan(path: Path) -> dict[str, Any]:
     """What `scan.json` holds. Raises `DataError` if it is damaged or something else."""
-    facts = read_json(path, DataError, "name another --out, or delete that folder")
+    facts = read_json(path, DataError, ANEW)
     if not isinstance(facts, dict) or not isinstance(facts.get("configuration"), dict) or "format" not in facts:
-        raise DataError(f"{path}: is damaged; name another --out, or delete that folder")
+        raise DataError(f"{path}: is damaged; {ANEW}")
     return facts
 
 
@@ -260,13 +293,13 @@ def _write(out: Path, facts: dict[str, Any]) -> None:
 
 def score_here(
     detector: Detector, settings: ScanSettings, listings: Listings, missing: Mapping[int, int], firsts: Firsts
-) -> Iterator[Step]:
+) -> Generator[Step, None, None]:
     """Rows of the missing chunks, one chunk after the other without a gap between them.
 
     Args:
         missing: chunk -> rows of it that are there.
     """
-    scorer = Scorer(detector, firsts, look_alikes=settings.look_alikes)
+    scorer = Scorer(detector, firsts, look_alikes=settings.look_alikes, sources=settings.sources)
     return scorer.rows(
         step for chunk, skip in missing.items() for step in entries_of(chunk, listings.units(chunk), settings, skip)
     )

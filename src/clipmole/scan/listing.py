@@ -12,6 +12,7 @@ import glob
 import hashlib
 import os
 import sqlite3
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import fields, replace
 from itertools import groupby, islice
@@ -23,18 +24,33 @@ from clipmole.data.containers.filesystems import File, file_at, files_below, is_
 from clipmole.data.containers.huggingface import PREFIX, is_saved
 from clipmole.data.containers.tables import TABLE, table_columns
 from clipmole.data.containers.tar import TAR
-from clipmole.errors import ConfigError, DataError, ImageError, ImageNotFound
-from clipmole.images.discovery import find_images
+from clipmole.errors import ConfigError, DataError, ImageError, ImageNotFound, ImageNotRead, Stopped
+from clipmole.images.discovery import find_images, leftover, say_passed_over
 from clipmole.images.formats import has_image_extension
+from clipmole.plumbing.files import is_odd_file
 from clipmole.plumbing.path_lists import listed_paths
-from clipmole.plumbing.text import unescaped
+from clipmole.plumbing.progress import SILENT, ProgressReporter, Say
+from clipmole.plumbing.text import first_line, unescaped
 from clipmole.scan.containers import Unit, count_members, data_set_units, entries, table_paths
 from clipmole.scan.rows import schema
 from clipmole.scan.settings import ScanSettings, row_filter
 
 NAME = "listing-{:04d}.parquet"
 SCAN = "scan.json"  # in the folder of a scan
+GO_ON = "give the same command again to go on"
+ANEW = "name another --out, or delete that folder"
 PARTS = "parts"
+
+
+@contextlib.contextmanager
+def reading(path: Path, cure: str) -> Iterator[None]:
+    """Turn what a damaged Parquet file of a scan raises into a `DataError` that ends with the cure."""
+    import pyarrow as pa
+
+    try:
+        yield
+    except (pa.ArrowException, OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path}: cannot be read, or is damaged: {first_line(error)}; {cure}") from error
 
 
 class Listings:
@@ -48,20 +64,26 @@ class Listings:
     def __init__(self, folder: Path) -> None:
         from pyarrow import parquet
 
-        self.files = [parquet.ParquetFile(path) for path in sorted(folder.glob("listing-*.parquet"))]
-        self.chunks = sum(file.num_row_groups for file in self.files)
-        known = [file.metadata.metadata.get(b"images", b"") for file in self.files]
-        self.images = sum(map(int, known)) if all(known) else None
+        self.files: list[tuple[Path, Any]] = []
+        known = []
+        for path in sorted(folder.glob("listing-*.parquet")):
+            with reading(path, ANEW):
+                file = parquet.ParquetFile(path)
+                known.append(int((file.metadata.metadata or {})[b"images"] or -1))
+                self.files.append((path, file))
+        self.chunks = sum(file.num_row_groups for _, file in self.files)
+        self.images = sum(known) if min(known, default=0) >= 0 else None
 
     def units(self, chunk: int) -> list[Unit]:
         """The units of a chunk."""
-        for file in self.files:
+        for path, file in self.files:
             if chunk < file.num_row_groups:
-                rows = file.read_row_group(chunk).to_pylist()
-                for row in rows:
-                    row["place"] = os.fsdecode(row["place"])
-                    row["only"] = None if row["only"] is None else tuple(row["only"])
-                return [Unit(**row) for row in rows]
+                with reading(path, ANEW):
+                    rows = file.read_row_group(chunk).to_pylist()
+                    for row in rows:
+                        row["place"] = os.fsdecode(row["place"])
+                        row["only"] = None if row["only"] is None else tuple(row["only"])
+                    return [Unit(**row) for row in rows]
             chunk -= file.num_row_groups
         raise IndexError(chunk)
 
@@ -113,11 +135,11 @@ def _digest(key: str) -> bytes:
     return hashlib.blake2b(key.encode(errors="surrogateescape"), digest_size=16).digest()
 
 
-def write_listing(folder: Path, settings: ScanSettings) -> int:
+def write_listing(folder: Path, settings: ScanSettings, progress: ProgressReporter = SILENT) -> int:
     """List what the sources hold and the earlier listings in `folder` do not; returns how many units were added.
 
-    Raises `DataError` and `ConfigError` naming the source that is wrong, `OSError` if it cannot be written. Nothing
-    is left of a listing that was not finished.
+    Raises `DataError` and `ConfigError` naming the source that is wrong, `Stopped` once `progress` asks to stop,
+    `OSError` if it cannot be written. Nothing is left of a listing that was not finished.
     """
     import pyarrow as pa
     from pyarrow import parquet
@@ -141,7 +163,9 @@ def write_listing(folder: Path, settings: ScanSettings) -> int:
     try:
         with part.open("wb") as file:
             with parquet.ParquetWriter(file, columns) as writer:
-                for chunk in _chunks(_limited(_new(settings, seen), settings), settings.part_rows):
+                for chunk in _chunks(_limited(_new(settings, seen, progress.say), settings), settings.part_rows):
+                    if progress.stopping():
+                        raise Stopped(f"stopped while the images were listed; {GO_ON}")
                     units = {name: [getattr(unit, name) for unit, _ in chunk] for name in columns.names}
                     units["place"] = list(map(os.fsencode, units["place"]))
                     writer.write_table(pa.table(units, columns))
@@ -158,11 +182,11 @@ def write_listing(folder: Path, settings: ScanSettings) -> int:
     return added
 
 
-def _new(settings: ScanSettings, seen: _Seen) -> Iterator[Unit]:
+def _new(settings: ScanSettings, seen: _Seen, say: Say) -> Iterator[Unit]:
     for source in settings.sources:
-        yield from seen.new(_drawn(_of_source(source, settings), settings))
+        yield from seen.new(_drawn(_of_source(source, settings, say), settings))
     if settings.list_file is not None:
-        listed = (unit for line in listed_paths(settings.list_file) for unit in _of_listed(line, settings))
+        listed = (unit for line in listed_paths(settings.list_file) for unit in _of_listed(line, settings, say))
         yield from seen.new(_drawn(listed, settings))
 
 
@@ -214,7 +238,7 @@ def _chunks(units: Iterable[tuple[Unit, int | None]], rows: int) -> Iterator[lis
         yield files
 
 
-def _of_source(source: str, settings: ScanSettings) -> Iterator[Unit]:
+def _of_source(source: str, settings: ScanSettings, say: Say) -> Iterator[Unit]:
     """Units of one source. Raises `DataError` if there is nothing."""
     if settings.where and not (Path(source) / SCAN).is_file():
         raise ConfigError(f"{source}: is no scan; --where takes rows of an earlier scan, so give its folder")
@@ -224,12 +248,12 @@ def _of_source(source: str, settings: ScanSettings) -> Iterator[Unit]:
         yield from data_set_units(source if source.startswith(PREFIX) else PREFIX + source, settings.part_rows)
     elif is_address(source):
         for each in braces(source):
-            yield from _recent(_gathered(each, files_below(each), not glob.has_magic(each)), settings)
+            yield from _recent(_gathered(each, files_below(each), not glob.has_magic(each), say), settings)
     elif (Path(source) / SCAN).is_file():
         yield from _scanned(Path(source), settings)
     else:
         for each in [source] if os.path.lexists(source) else braces(source):
-            yield from _recent(_gathered(each, _local(each), os.path.isdir(each)), settings)
+            yield from _recent(_gathered(each, _local(each, say), os.path.isdir(each), say), settings)
 
 
 def absolute(source: str) -> str:
@@ -237,11 +261,11 @@ def absolute(source: str) -> str:
     return source if is_address(source) or source.startswith(PREFIX) else os.path.abspath(source)
 
 
-def _of_listed(line: str, settings: ScanSettings) -> Iterator[Unit]:
+def _of_listed(line: str, settings: ScanSettings, say: Say) -> Iterator[Unit]:
     """Units of a line of a list: a single file, which need not be there; else as any source."""
     line = absolute(line)
     if not _is_single(line):
-        yield from _of_source(line, settings)
+        yield from _of_source(line, settings, say)
     elif settings.since is None:
         yield Unit("file", line)
     else:
@@ -258,40 +282,57 @@ def _is_single(line: str) -> bool:
     return not many and not os.path.isdir(line) and (os.path.isfile(line) or not glob.glob(line, recursive=True))
 
 
-def _local(source: str) -> Iterator[File]:
-    """Files of a local file, folder or pattern; in a folder without images its shards and tables."""
-    for found in find_images([source]):
-        if isinstance(found, ImageNotFound):
+def _local(source: str, say: Say) -> Iterator[File]:
+    """Files of a local file, folder or pattern; in a folder without images its shards and tables.
+
+    Of a folder below that may not be searched, the folder itself: its row says so. Raises `DataError` if one is gone.
+    """
+    for found in find_images([source], say):
+        if isinstance(found, ImageError):
             folder = unescaped(found.source)
-            if not os.path.isdir(folder):
+            if isinstance(found, ImageNotFound) and os.path.isdir(folder) and not os.access(folder, os.R_OK | os.X_OK):
+                yield File(folder, None, None, there=False)
+                continue
+            if isinstance(found, ImageNotRead) or not os.path.isdir(folder):
                 raise DataError(f"{found}; nothing was scanned")
             names = sorted(glob.glob(os.path.join(glob.escape(folder), "**"), recursive=True))
             shards = [name for name in names if TAR.search(name) or TABLE.search(name)]
             if not shards:
                 raise DataError(f"{found.source}: holds no images, shards (.tar) or tables (.parquet)")
             yield from map(local_file, shards)
+        elif (TAR.search(found) or TABLE.search(found)) and is_odd_file(Path(found)):
+            raise DataError(f"{found}: is a pipe or a device; save what it gives to a file first")
         elif os.path.lexists(found):
             yield local_file(found)
         else:
             raise DataError(f"{found}: there is no such file or folder; check the path")
 
 
-def _gathered(source: str, files: Iterable[File], folder: bool) -> Iterator[tuple[Unit, File]]:
+def _gathered(source: str, files: Iterable[File], folder: bool, say: Say) -> Iterator[tuple[Unit, File]]:
     """Units of files. Of a folder's: its images; its shards and tables only where it holds no image."""
     aside: list[File] = []
+    passed_over: Counter[str] = Counter()
     found = False
     for file in files:
-        if TAR.search(file.place) or TABLE.search(file.place):
+        if folder and (kind := _leftover_below(source, file.place)):
+            passed_over[kind] += 1
+        elif TAR.search(file.place) or TABLE.search(file.place):
             aside.append(file)
-        elif not folder or has_image_extension(file.place):
+        elif not folder or not file.there or has_image_extension(file.place):
             found = True
             yield Unit("file", file.place, file.size), file
+    say_passed_over(passed_over, say)
     if folder and found:
         return
     for file in aside:
         yield from _of_container(file)
     if not found and not aside:
         raise DataError(f"{source}: holds no images, shards (.tar) or tables (.parquet)")
+
+
+def _leftover_below(source: str, place: str) -> str | None:
+    """The kind of leftover that a file below a source is, or lies in."""
+    return next(filter(None, map(leftover, place.removeprefix(source).replace(os.sep, "/").split("/"))), None)
 
 
 def _of_container(file: File) -> Iterator[tuple[Unit, File]]:
@@ -339,13 +380,24 @@ def _scanned(folder: Path, settings: ScanSettings) -> Iterator[Unit]:
 
 def read_rows(folder: Path, chosen: Any = None, columns: list[str] | None = None) -> Iterator[dict[str, Any]]:
     """Rows of a scan, part after part, those that a filter of pyarrow's chooses."""
-    from pyarrow import dataset
+    from pyarrow import dataset, parquet
 
-    paths = [str(path) for path in sorted((folder / PARTS).glob("part-*.parquet"))]
-    if not paths:
-        return
-    table = dataset.dataset(paths, schema=schema(), format="parquet")
-    for batch in table.to_batches(
-        filter=chosen, columns=columns, batch_size=1000, fragment_readahead=1, batch_readahead=1
-    ):
-        yield from batch.to_pylist()
+    columns_of_rows = schema()
+    paths = sorted((folder / PARTS).glob("part-*.parquet"))
+    for path in paths:
+        with reading(path, part_cure(path)):
+            there = parquet.read_schema(path).names
+            if missing := [field.name for field in columns_of_rows if not field.nullable and field.name not in there]:
+                raise ValueError(f"it has no column {missing[0]}")
+            batches = dataset.dataset(path, schema=columns_of_rows, format="parquet").to_batches(
+                filter=chosen, columns=columns, batch_size=1000, fragment_readahead=1, batch_readahead=1
+            )
+            for batch in batches:
+                yield from batch.to_pylist()
+
+
+def part_cure(path: Path) -> str:
+    """What helps against a damaged part: the parts of its chunk build on each other."""
+    return (
+        f"delete all {path.name[:12]}-*.parquet beside it and give the command of the scan again, which makes them anew"
+    )

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from clipmole.errors import DataError
 from clipmole.plumbing.files import whole_file
 from clipmole.plumbing.locks import locked_by
-from clipmole.scan.listing import PARTS
+from clipmole.scan.listing import GO_ON, PARTS, part_cure, reading
 from clipmole.scan.rows import Row, from_table, to_table
 
 if TYPE_CHECKING:
@@ -58,7 +58,8 @@ class Parts:
             assert match
             chunk, ended = int(match[1]), match[3] is not None
             before = found.get(chunk, Progress())
-            rows = before.rows + parquet.read_metadata(path).num_rows
+            with reading(path, part_cure(path)):
+                rows = before.rows + parquet.read_metadata(path).num_rows
             found[chunk] = Progress(before.parts + 1, rows, before.ended or ended)
         return found
 
@@ -67,7 +68,9 @@ class Parts:
         from pyarrow import parquet
 
         for path in self.paths():
-            yield from_table(parquet.read_table(path))
+            with reading(path, part_cure(path)):
+                rows = from_table(parquet.read_table(path))
+            yield rows
 
     def write(self, chunk: int, part: int, rows: list[Row], ended: bool) -> None:
         """Write a part; one that is there already is the same. Raises `DataError` if it cannot be written."""
@@ -92,8 +95,7 @@ def writing(folder: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise DataError(
-            f"{folder}: cannot be written: {error.strerror or error}; what is there is whole: free space and give "
-            "the same command again to go on"
+            f"{folder}: cannot be written: {error.strerror or error}; what is there is whole: free space and {GO_ON}"
         ) from error
 
 

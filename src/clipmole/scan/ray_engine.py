@@ -9,9 +9,11 @@ need no common disk but the one their images are on. It knows nothing of parts a
 from __future__ import annotations
 
 import logging
+import signal
+import threading
 import uuid
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -114,7 +116,7 @@ class Worker:
         detector = load()
         if detector.device.type == "cpu":  # the network needs the cores itself
             detector.workers = min(detector.workers, threads)
-        self.scorer = Scorer(detector, self.desk, look_alikes=settings.look_alikes)
+        self.scorer = Scorer(detector, self.desk, look_alikes=settings.look_alikes, sources=settings.sources)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         """{"chunk": (1,), "skip": (1,)} -> {"chunk", "error", "rows": bytes of an Arrow stream}, (1,) each."""
@@ -164,11 +166,15 @@ def _connect(cluster: Cluster) -> None:
         )
         # Else Ray puts the current folder first on its workers' path, and a numpy.py in it would be executed.
         job = ray.job_config.JobConfig(_client_job=True)
+        before = signal.getsignal(signal.SIGTERM)
         try:
             ray.init(**own, job_config=job, log_to_driver=False, logging_level=logging.ERROR)
         except (ConnectionError, ValueError, RuntimeError) as error:
             reason = " ".join(str(error).split())[:200]
             raise ConfigError(f"--address {cluster.address}: no Ray cluster can be had there: {reason}") from error
+        finally:  # Ray puts a handler of its own there, which ends the process at once
+            if threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGTERM, before)
     room: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
     if room.get("CPU", 0) < cluster.cpus or room.get("GPU", 0) < cluster.gpus:
         raise ConfigError(
@@ -190,7 +196,7 @@ def open_desk(folder: Path) -> AtDesk:
 
 def score_on_ray(
     load: Callable[[], Detector], settings: ScanSettings, missing: Mapping[int, int], desk: AtDesk, cluster: Cluster
-) -> Iterator[Step]:
+) -> Generator[Step, None, None]:
     """Rows of the missing chunks, a chunk whole at a time.
 
     A chunk over which a worker died `TRIES` times, or whose rows were lost with their node, comes again in a next

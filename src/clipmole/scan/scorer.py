@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import os
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from itertools import islice
@@ -18,7 +19,7 @@ from typing import Protocol
 
 from clipmole.data.audit.files import looks
 from clipmole.data.containers.filesystems import read_place
-from clipmole.errors import DataError, ImageError, ImageNotRead
+from clipmole.errors import DataError, ImageError, ImageNotFound, ImageNotRead
 from clipmole.images.formats import image_format
 from clipmole.images.loading import load_image
 from clipmole.inference.detector import Detector
@@ -29,6 +30,13 @@ from clipmole.scan.rows import Row, in_utf8, scored
 READERS = 8  # threads that fetch bytes
 CLAIMED = 16  # images whose contents are asked about at once
 FAILURES = 100  # files in a row that cannot be fetched: the network is gone, not the files
+
+
+def _holds_something(folder: str) -> bool:
+    try:
+        return bool(os.listdir(folder))
+    except OSError:
+        return False
 
 
 class Claims(Protocol):
@@ -65,20 +73,29 @@ class Scorer:
         claims: who scores an image that is there several times.
         readers: threads that fetch bytes.
         look_alikes: also decode each image for a perceptual hash and a thumbnail.
+        sources: what the scan was given. One that was a folder, and is gone or empty when an image of it is missed,
+            ends the scan: a disk or a network drive that went, whose images must not count as done.
     """
 
     def __init__(
-        self, detector: Detector, claims: Claims, *, readers: int = READERS, look_alikes: bool = False
+        self,
+        detector: Detector,
+        claims: Claims,
+        *,
+        readers: int = READERS,
+        look_alikes: bool = False,
+        sources: Sequence[str] = (),
     ) -> None:
         self.detector = detector
         self.claims = claims
         self.readers = readers
         self.look_alikes = look_alikes
+        self.sources = sources
 
-    def rows(self, entries: Iterable[tuple[int, Entry | None]]) -> Iterator[Step]:
+    def rows(self, entries: Iterable[tuple[int, Entry | None]]) -> Generator[Step, None, None]:
         """A row an entry, in order; a row that is the copy of another says which, and no more.
 
-        Raises `DataError` where no file can be fetched any more, and whatever `entries` raises.
+        Raises `DataError` where no file can be fetched any more or a source is gone, and whatever `entries` raises.
         """
         waiting: deque[tuple[int, Row | None, bool]] = deque()
         failures = 0
@@ -93,6 +110,11 @@ class Scorer:
             chunk, row, to_score = waiting.popleft()
             if to_score and row is not None:
                 row = scored(row, result)
+                if row.error_code == ImageNotFound.code and (gone := self._gone(row)):
+                    raise DataError(
+                        f"{gone}: is gone, or holds nothing any more, while it is scanned; {row.source} is the first "
+                        "image that is missed: bring it back and give the same command again to go on"
+                    )
                 failures = failures + 1 if row.error_code == ImageNotRead.code else 0
                 if failures >= FAILURES:
                     raise DataError(
@@ -100,6 +122,15 @@ class Scorer:
                         "that and give the same command again to go on"
                     )
             yield chunk, row
+
+    def _gone(self, row: Row) -> str | None:
+        """The source whose image is missed since it is gone as a whole."""
+        if row.container is not None or row.bytes is None:  # it was not there when it was listed
+            return None
+        for source in self.sources:
+            if row.source.startswith(os.path.join(source, "")) and not _holds_something(source):
+                return source
+        return None
 
     def _claimed(self, entries: Iterator[tuple[int, Entry | None]]) -> Iterator[tuple[int, _Read | Row | None]]:
         """What is read, the copies among it without their bytes."""
