@@ -175,7 +175,7 @@ def test_a_damaged_page_of_parquet_is_one_line(tmp_path: Path) -> None:
     data = bytearray(path.read_bytes())
     data[10:60] = b"\xff" * 50
     path.write_bytes(data)
-    with pytest.raises(DataError, match=r"m\.parquet: is damaged: .*; fetch it or write it again"):
+    with pytest.raises(DataError, match=r"m\.parquet: .*damaged"):
         read_data(path)
 
 

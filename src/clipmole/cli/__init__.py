@@ -33,6 +33,7 @@ from clipmole.cli import export as _export  # noqa: F401
 from clipmole.cli import benchmark as _benchmark  # noqa: F401
 from clipmole.cli import serve as _serve  # noqa: F401
 from clipmole.cli import scan as _scan  # noqa: F401
+from clipmole.cli import provenance as _provenance  # noqa: F401
 # isort: on
 
 

@@ -36,10 +36,17 @@ NO_IMAGES = "no images: give files, folders, patterns, - or --list"
 
 
 class _Metadata:
-    """Keeps what goes into the detector until its result comes out, to read its metadata then."""
+    """Keeps what goes into the detector until its result comes out, to read its metadata then.
 
-    def __init__(self, images: Iterable[ImageSource | ImageError]) -> None:
+    Args:
+        trust_anchors: a file of certificates of signers to trust; None: the list that the cache keeps, if any.
+    """
+
+    def __init__(self, images: Iterable[ImageSource | ImageError], trust_anchors: str | None) -> None:
+        from clipmole.provenance.trust_list import kept_trust_list, read_trust_list
+
         self.images = images
+        self.trust_list = kept_trust_list() if trust_anchors is None else read_trust_list(trust_anchors)
         self.waiting: deque[ImageSource | ImageError] = deque()
 
     def passed(self) -> Iterator[ImageSource | ImageError]:
@@ -55,7 +62,7 @@ class _Metadata:
         if isinstance(result, ImageError) or not isinstance(image, str | bytes):
             return None
         try:
-            return read_provenance(image)
+            return read_provenance(image, trust_list=self.trust_list)
         except ImageError as error:  # gone or replaced since
             remark(f"metadata not read: {error}")
             return None
@@ -99,6 +106,14 @@ def detect(
     provenance: Annotated[
         bool, typer.Option("--provenance", help="Also what the metadata say, apart from the score.")
     ] = False,
+    trust_anchors: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="With --provenance: certificates (PEM) of signers to trust. Default: those that "
+            "`clipmole provenance trust-list get` keeps.",
+        ),
+    ] = None,
     max_tiles: Annotated[
         int | None,
         typer.Option(min=1, help="Most crops of one image. Default: the detector's, more in a large image."),
@@ -118,6 +133,8 @@ def detect(
 ) -> None:
     """Say of each image whether it is likely a photograph, likely AI-generated, or uncertain."""
     _check_output(json, as_csv, tiles, labels_only)
+    if trust_anchors is not None and not provenance:
+        raise typer.BadParameter("--trust-anchors needs --provenance")
     box = None if region is None else _box(region)
     inputs = [*(paths or []), *(listed_paths(list_file) if list_file not in (None, "-") else [])]
     if not inputs and list_file != "-":
@@ -134,7 +151,7 @@ def detect(
     if isinstance(writer, Table) and loaded.calibration is not None:
         writer.alarms = loaded.calibration.false_alarms
     found = sources(inputs, list_file)
-    findings = _Metadata(found) if provenance else None
+    findings = _Metadata(found, trust_anchors) if provenance else None
     results: Iterable[Detection | ImageError] = loaded.stream(
         findings.passed() if findings else found, tiles=tiles, max_tiles=max_tiles, region=box
     )

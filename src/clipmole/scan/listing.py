@@ -8,6 +8,7 @@ grow with the number of images, but for the names of one folder. It opens no ima
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import hashlib
 import os
