@@ -141,26 +141,56 @@ class MoLEConfig(Config):
     shared_rank: int = Field(4, ge=0, le=MOST_CHANNELS, description="rank of the shared LoRA; 0: none")
     expert_ranks: tuple[int, ...] = Field((2, 4, 8), description="ranks of the separate LoRAs; (): none")
     alpha: float | None = Field(None, gt=0, description="LoRA scaling is alpha / rank; None: alpha = rank")
-    top_k: int | None = Field(None, gt=0, description="experts kept per token, gates renormalised; None: all")
+    router: Literal["softmax", "image", "local-global"] = Field(
+        "softmax",
+        description="gates of the experts. softmax: of each token; image: of the class token, the same for all tokens; "
+        "local-global: a sigmoid of each token times one of what the expert gives on average",
+    )
+    top_k: int | None = Field(None, gt=0, description="experts kept, by the largest gates; None: all")
+    renormalize: bool = Field(True, description="the gates that top_k leaves sum to 1 again")
+    router_noise: float = Field(
+        0.0, ge=0, description="standard deviation of noise on the router's logits in training; 0: none"
+    )
     balance_weight: float = Field(0.01, ge=0, description="weight of the balance loss")
     head_blocks: tuple[int, ...] = Field(
         (), description="blocks whose class tokens the head reads as well, layer-normalised (as RINE, arXiv 2402.19091)"
     )
+    expert_groups: tuple[int, ...] = Field(
+        (), description="numbers of experts that share a softmax, as merging adapters makes them; (): all of them"
+    )
+    extension_ranks: tuple[int, ...] = Field(
+        (), description="ranks of the separate LoRAs that were added later, each with a gate of its own"
+    )
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        if any(rank < 1 for rank in self.expert_ranks):
-            raise ValueError(f"expert_ranks={self.expert_ranks}: every rank is at least 1")
-        if len(self.expert_ranks) > 1000 or sum(self.expert_ranks) > MOST_CHANNELS:
-            raise ValueError(f"expert_ranks: more than 1000, or together more than {MOST_CHANNELS}")
-        if self.top_k is not None and self.top_k > len(self.expert_ranks):
-            raise ValueError(f"top_k={self.top_k} is more than the {len(self.expert_ranks)} experts")
+        for name in ("expert_ranks", "extension_ranks"):
+            ranks = getattr(self, name)
+            if any(rank < 1 for rank in ranks):
+                raise ValueError(f"{name}={ranks}: every rank is at least 1")
+            if len(ranks) > 1000 or sum(ranks) > MOST_CHANNELS:
+                raise ValueError(f"{name}: more than 1000, or together more than {MOST_CHANNELS}")
+        groups, experts = self.expert_groups or (len(self.expert_ranks),), len(self.expert_ranks)
+        if any(size < 1 for size in self.expert_groups) or sum(groups) != experts:
+            raise ValueError(f"expert_groups={self.expert_groups}: are to divide the {experts} experts")
+        if self.top_k is not None and self.top_k > min(groups):
+            raise ValueError(f"top_k={self.top_k} is more than the {min(groups)} experts")
+        if not self.renormalize and self.top_k is None:
+            raise ValueError("renormalize=False: without top_k nothing is left out; set top_k")
+        softmax_only = {"top_k": self.top_k, "router_noise": self.router_noise, "expert_groups": self.expert_groups}
+        if self.router == "local-global" and (given := [name for name, value in softmax_only.items() if value]):
+            raise ValueError(f"router='local-global' has no softmax, which {given[0]} is about: leave it out")
         return self
 
     @property
     def adapts(self) -> bool:
         """Whether any block is adapted; otherwise only the head is trained."""
-        return self.shared_rank > 0 or bool(self.expert_ranks)
+        return self.shared_rank > 0 or bool(self.gated_ranks)
+
+    @property
+    def gated_ranks(self) -> tuple[int, ...]:
+        """Ranks of all separate LoRAs, in the order of their gates: the router's experts, then what was added."""
+        return self.expert_ranks + self.extension_ranks
 
     def check_head_blocks(self, depth: int) -> None:
         """Raise `ConfigError` unless `head_blocks` are distinct blocks before the last one of a tower of `depth`."""
@@ -244,6 +274,17 @@ class AugmentConfig(Config):
 
 # Settings of a run that say where its images and files are, not what is done with them.
 PLACES = ("data", "real", "fake", "unpack_to", "unpack_gib", "cache_gib")
+# Settings that came later: at their defaults they leave the digest of a run as it was, so that older runs are known.
+LATER = {
+    "min_steps_per_epoch",
+    "router",
+    "renormalize",
+    "router_noise",
+    "expert_groups",
+    "extension_ranks",
+    "head_blocks",
+    "whole_weight",
+}
 
 
 class TrainConfig(Config):
@@ -306,6 +347,20 @@ class TrainConfig(Config):
         if self.full_finetune and self.cached_views:
             raise ValueError("full_finetune leaves no block frozen: cached_views has nothing to keep")
         return self
+
+    def run_settings(self) -> dict[str, Any]:
+        """What a run's weights depend on, but for its backbone and images: values for JSON, by name."""
+
+        def used(config: Config, values: dict[str, Any]) -> dict[str, Any]:
+            own = {key: getattr(config, key) for key in values}
+            unused = {key for key in LATER & own.keys() if own[key] == type(config).model_fields[key].default}
+            return {
+                key: used(own[key], value) if isinstance(own[key], Config) else value
+                for key, value in values.items()
+                if key not in unused
+            }
+
+        return used(self, self.model_dump(mode="json", exclude={"backbone", *PLACES}))
 
 
 AnyConfig = TypeVar("AnyConfig", bound=Config)

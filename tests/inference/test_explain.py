@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import itertools
+import math
 
 import numpy as np
 import pytest
@@ -186,6 +187,18 @@ def test_gates_of_top_k_routers_have_zeros() -> None:
     for gates in gates_of(network, crops_of()).values():
         assert gates.shape == (2, 2, 2, 3)
         assert ((gates == 0).sum(-1) == 2).all()
+
+
+def test_maps_show_an_extension_as_the_last_expert() -> None:
+    network = tiny_network(config=MoLEConfig(extension_ranks=(5,)))
+    for layer in network.mole_layers:
+        torch.nn.init.constant_(layer.extensions[0].gate_bias, 9.0)  # a gate of 0.9999, above all of a softmax
+    evidence = explain(Detector(network, PREPROCESS), picture(0), tokens=True)
+    assert evidence.expert_ranks == (2, 4, 8, 5)
+    for block in evidence.tiles[0].routing:
+        assert sum(block.mean_gates[:3]) == pytest.approx(1, abs=1e-5)
+        assert block.mean_gates[3] == pytest.approx(1 / (1 + math.exp(-9)), abs=1e-6)
+        assert block.experts == ((3, 3), (3, 3))
 
 
 def test_without_gradients_tokens_are_refused_and_tiles_are_not() -> None:

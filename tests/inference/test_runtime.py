@@ -102,7 +102,18 @@ def test_a_graph_gives_the_networks_logits_for_any_number_of_crops(
     assert remark(graph) == ""
 
 
-@pytest.mark.parametrize("config", [MoLEConfig(top_k=1), MoLEConfig(shared_rank=0), MoLEConfig(expert_ranks=())])
+@pytest.mark.parametrize(
+    "config",
+    [
+        MoLEConfig(top_k=1),
+        MoLEConfig(shared_rank=0),
+        MoLEConfig(expert_ranks=()),
+        MoLEConfig(router="image"),
+        MoLEConfig(router="local-global"),
+        MoLEConfig(extension_ranks=(3,)),
+        MoLEConfig(shared_rank=0, expert_ranks=(), extension_ranks=(3,)),
+    ],
+)
 def test_every_kind_of_adapter_is_in_the_graph(config: MoLEConfig, tmp_path: Path) -> None:
     need("openvino")
     network = shallow_network(config)

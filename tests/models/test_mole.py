@@ -12,7 +12,7 @@ from torch import Tensor
 
 from clipmole.config import CLIP_TOWERS, MoLEConfig, TowerConfig
 from clipmole.errors import ConfigError
-from clipmole.models.mole import MoLE, TokenRouter, add_mole, balance_loss
+from clipmole.models.mole import Extension, MoLE, Router, add_mole, balance_loss
 from clipmole.models.network import MoLENetwork
 from clipmole.models.vit import MLP, ViT
 
@@ -85,7 +85,7 @@ def test_is_the_frozen_tower_bit_for_bit_at_the_start(config: MoLEConfig) -> Non
 
 def test_gates_sum_to_one_and_are_float32_under_bfloat16() -> None:
     torch.manual_seed(0)
-    router = TokenRouter(24, 3).bfloat16()
+    router = Router(24, MoLEConfig()).bfloat16()
     gates = router(torch.randn(4, 7, 24, dtype=torch.bfloat16))
     assert gates.dtype == torch.float32
     assert torch.allclose(gates.sum(-1), torch.ones(4, 7), atol=1e-6)
@@ -95,7 +95,7 @@ def test_gates_sum_to_one_and_are_float32_under_bfloat16() -> None:
 @pytest.mark.parametrize("k", [1, 2, 3])
 def test_top_k_leaves_exactly_k_renormalised_gates_the_largest(k: int) -> None:
     torch.manual_seed(0)
-    dense, sparse = TokenRouter(24, 3), TokenRouter(24, 3, top_k=k)
+    dense, sparse = Router(24, MoLEConfig()), Router(24, MoLEConfig(top_k=k))
     sparse.load_state_dict(dense.state_dict())
     x = torch.randn(4, 7, 24)
     full, gates = dense(x), sparse(x)
@@ -115,6 +115,186 @@ def test_balance_loss_is_one_when_uniform_and_the_number_of_experts_when_collaps
     assert balance_loss(collapsed) == pytest.approx(4.0)
     halves = torch.cat([collapsed, collapsed.roll(1, dims=-1)])  # each token collapsed, the mean is not
     assert balance_loss(halves) == pytest.approx(2.0)
+
+
+def test_balance_loss_is_one_plus_the_squared_coefficient_of_variation_whatever_the_gates_sum_to() -> None:
+    gates = torch.rand(2, 5, 4, generator=torch.Generator().manual_seed(0))
+    mean = gates.mean((0, 1))
+    assert balance_loss(gates) == pytest.approx(1 + float(mean.var(unbiased=False) / mean.mean() ** 2), rel=1e-6)
+    assert balance_loss(0.1 * gates) == pytest.approx(float(balance_loss(gates)), rel=1e-6)
+
+
+@pytest.mark.parametrize("k", [1, 2])
+def test_top_k_without_renormalising_leaves_the_softmax_as_it_was(k: int) -> None:
+    torch.manual_seed(0)
+    dense, sparse = Router(24, MoLEConfig()), Router(24, MoLEConfig(top_k=k, renormalize=False))
+    sparse.load_state_dict(dense.state_dict())
+    x = torch.randn(4, 7, 24)
+    full, gates = dense(x), sparse(x)
+    assert torch.equal(gates, full * (full >= full.sort(-1, descending=True).values[..., k - 1 : k]))
+    assert (gates.sum(-1) < 1).all()
+
+
+def test_gates_of_an_image_are_the_softmax_of_its_class_token() -> None:
+    torch.manual_seed(0)
+    router = Router(24, MoLEConfig(router="image"))
+    x = torch.randn(4, 7, 24)
+    gates = router(x)
+    assert gates.shape == (4, 7, 3)
+    for image in range(4):
+        expected = torch.softmax(router.weight @ x[image, 0], dim=0)
+        assert torch.allclose(gates[image], expected.expand(7, 3), atol=1e-6)
+
+
+def test_groups_of_experts_have_a_softmax_each() -> None:
+    torch.manual_seed(0)
+    config = MoLEConfig(expert_ranks=(1, 2, 3, 4, 5), expert_groups=(2, 3))
+    router, x = Router(24, config), torch.randn(4, 24)
+    scores = x @ router.weight.T
+    expected = torch.cat([scores[:, :2].softmax(-1), scores[:, 2:].softmax(-1)], dim=-1)
+    assert torch.allclose(router(x), expected, atol=1e-6)
+
+
+def test_local_global_gates_are_a_sigmoid_of_the_token_times_one_of_the_experts_mean() -> None:
+    """y = MLP(x) + shared(x) + sum_i sigmoid(Phi x)_i sigmoid(w_i . mean_t B_i A_i x_t) s_i B_i A_i x, in a loop."""
+    layer = random_mole(MoLEConfig(router="local-global", alpha=16.0))
+    torch.nn.init.normal_(layer.router.global_weight)
+    x = torch.randn(2, 5, 24, dtype=torch.float64)
+    expected = layer.mlp(x) + 4 * (x @ layer.lora_A[:4].T @ layer.lora_B[:, :4].T)  # 16 / 4
+    gates, rows = [], 4
+    for i, rank in enumerate((2, 4, 8)):
+        out = x @ layer.lora_A[rows : rows + rank].T @ layer.lora_B[:, rows : rows + rank].T
+        rows += rank
+        of_image = torch.sigmoid(out.mean(1) @ layer.router.global_weight[i])
+        gates.append(torch.sigmoid(x @ layer.router.weight[i]) * of_image[:, None])
+        expected = expected + 16 / rank * gates[-1][..., None] * out
+    layer.keep_gates = True
+    assert (layer(x) - expected).abs().max() < 1e-10
+    assert (layer.gates - torch.stack(gates, -1)).abs().max() < 1e-10
+    assert (layer.route(x) - layer.gates).abs().max() < 1e-12
+
+
+def test_local_global_gates_begin_at_a_quarter_where_the_router_is_zero() -> None:
+    layer = random_mole(MoLEConfig(router="local-global"))
+    torch.nn.init.zeros_(layer.router.weight)
+    assert torch.equal(layer.route(torch.randn(2, 5, 24, dtype=torch.float64)), torch.full((2, 5, 3), 0.25).double())
+
+
+def test_noise_moves_the_gates_in_training_alone() -> None:
+    torch.manual_seed(0)
+    router, x = Router(24, MoLEConfig(router_noise=0.5)), torch.randn(4, 1000, 24)
+    clean = router.eval()(x)
+    assert torch.equal(router(x), clean)
+    noisy = router.train()(x).detach()
+    ratio = (noisy / clean.detach()).log()
+    drawn = ratio - ratio.mean(-1, keepdim=True)
+    assert float(drawn.var()) == pytest.approx(0.25 * 2 / 3, rel=0.05)  # three draws less their mean
+    assert torch.allclose(noisy.sum(-1), torch.ones(4, 1000), atol=1e-5)
+
+
+def test_noise_is_drawn_once_for_the_gates_that_are_used_and_those_that_are_balanced() -> None:
+    network = MoLENetwork(ViT(TINY), MoLEConfig(router_noise=1.0)).train()
+    network.keep_gates(True)
+    crops = torch.rand(2, 3, 32, 32)
+    torch.manual_seed(0)
+    network(crops)
+    after = torch.rand(1)
+    torch.manual_seed(0)
+    for _ in network.mole_layers:
+        torch.randn(2, 5, 3)
+    assert torch.equal(torch.rand(1), after)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [MoLEConfig(router="image"), MoLEConfig(router="image", shared_rank=0, top_k=1), MoLEConfig(expert_ranks=())],
+)
+def test_folded_into_one_matrix_an_image_the_layer_gives_the_same(config: MoLEConfig) -> None:
+    layer = random_mole(config, torch.float32)
+    x = torch.randn(3, 7, 24)
+    assert (layer(x) - layer.mlp(x)).abs().max() > 0.1
+    assert (layer.folded(x) - layer(x)).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("config", [MoLEConfig(), MoLEConfig(router="image", extension_ranks=(2,))])
+def test_gates_of_each_token_do_not_fold(config: MoLEConfig) -> None:
+    with pytest.raises(ValueError, match="folded: gates differ from token to token"):
+        random_mole(config, torch.float32).folded(torch.randn(3, 7, 24))
+
+
+EXTENDED = MoLEConfig(extension_ranks=(3,), alpha=6.0)
+
+
+def test_an_extension_adds_its_lora_times_a_sigmoid_of_each_token() -> None:
+    layer = random_mole(EXTENDED)
+    new = layer.extensions[0]
+    for parameter in new.parameters():
+        torch.nn.init.normal_(parameter)
+    x = torch.randn(2, 5, 24, dtype=torch.float64)
+    layer.keep_gates = True
+    y = layer(x)
+    gates = layer.gates
+    old = loop_over_experts(layer, EXTENDED, x)
+    for batch in range(2):
+        for token in range(5):
+            h = 1 / (1 + math.exp(-float(new.gate_weight @ x[batch, token] + new.gate_bias)))
+            old[batch, token] += h * 6 / 3 * (new.lora_B @ (new.lora_A @ x[batch, token]))
+            assert float(gates[batch, token, 3]) == pytest.approx(h, abs=1e-12)
+    assert (y - old).abs().max() < 1e-10
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        MoLEConfig(),
+        MoLEConfig(expert_ranks=()),
+        MoLEConfig(shared_rank=0, expert_ranks=()),
+        MoLEConfig(router="local-global"),
+        MoLEConfig(extension_ranks=(2,)),
+    ],
+    ids=["mole", "lora", "probe", "local-global", "extended before"],
+)
+def test_with_its_gates_forced_to_zero_the_extended_detector_is_the_old_one_bit_for_bit(config: MoLEConfig) -> None:
+    torch.manual_seed(0)
+    tower = ViT(TINY)
+    old = MoLENetwork(copy.deepcopy(tower), config).eval()
+    for parameter in old.adapter_parameters().values():
+        torch.nn.init.normal_(parameter)
+    grown = config.model_copy(update={"extension_ranks": (*config.extension_ranks, 4)})
+    new = MoLENetwork(tower, grown).eval()
+    _, unexpected = new.load_state_dict(old.adapter_parameters(), strict=False)
+    assert not unexpected
+    for layer in new.mole_layers:
+        torch.nn.init.normal_(layer.extensions[-1].lora_B)
+    crops = torch.rand(3, 3, 32, 32)
+    with torch.no_grad():
+        before, beside = old(crops), new(crops)
+        for layer in new.mole_layers:
+            layer.extensions[-1].gate_bias.fill_(-1e4)  # sigmoid is then 0 exactly
+        assert torch.equal(new(crops), before)
+    assert not torch.equal(beside, before)
+
+
+def test_an_extension_grows_a_block_by_2rd_plus_d_plus_1_parameters_and_begins_near_the_old_detector() -> None:
+    extension = Extension(24, rank=4)
+    assert sum(p.numel() for p in extension.parameters()) == 4 * 2 * 24 + 24 + 1
+    x = torch.randn(2, 5, 24)
+    assert extension.gate(x).flatten().tolist() == pytest.approx([1 / (1 + math.exp(4))] * 10)
+    assert torch.equal(extension(x, extension.gate(x)), torch.zeros(2, 5, 24))
+
+
+def test_only_the_extension_that_came_last_is_trained() -> None:
+    network = MoLENetwork(ViT(TINY), MoLEConfig(extension_ranks=(2, 4)))
+    whole = set(network.adapter_parameters())
+    network.train_last_extension_alone()
+    trained = network.trained_parameters()
+    assert set(trained) == {
+        f"tower.blocks.{block}.mlp.extensions.1.{part}"
+        for block in (6, 7)
+        for part in ("lora_A", "lora_B", "gate_weight", "gate_bias")
+    }
+    assert sum(p.numel() for p in trained.values()) == 2 * (4 * 2 * 24 + 24 + 1)
+    assert set(network.adapter_parameters()) == whole > set(trained)
 
 
 def test_the_detector_averages_the_balance_loss_over_blocks_and_is_zero_without_a_router() -> None:
@@ -215,16 +395,24 @@ def test_linear_probe_with_univfd_head_is_a_matrix_product(shared_dir: Path) -> 
 
 @pytest.mark.parametrize(
     "config",
-    [MoLEConfig(), MoLEConfig(expert_ranks=()), MoLEConfig(shared_rank=0, expert_ranks=())],
-    ids=["mole", "lora", "probe"],
+    [
+        MoLEConfig(),
+        MoLEConfig(expert_ranks=()),
+        MoLEConfig(shared_rank=0, expert_ranks=()),
+        MoLEConfig(router="image"),
+        MoLEConfig(router="local-global"),
+        MoLEConfig(extension_ranks=(3,)),
+        MoLEConfig(expert_ranks=(), extension_ranks=(3, 1)),
+    ],
+    ids=["mole", "lora", "probe", "image", "local-global", "extended", "extended lora"],
 )
 @pytest.mark.parametrize("keep_gates", [False, True])
 def test_leaving_out_the_last_blocks_patches_changes_nothing(config: MoLEConfig, keep_gates: bool) -> None:
     torch.manual_seed(0)
     detector = MoLENetwork(ViT(TINY), config).double().eval()
     torch.nn.init.normal_(detector.tower.position_embedding)
-    for layer in detector.mole_layers:
-        torch.nn.init.normal_(layer.lora_B)
+    for parameter in detector.adapter_parameters().values():
+        torch.nn.init.normal_(parameter)
     detector.keep_gates(True)
     crops = torch.rand(3, 3, 32, 32, dtype=torch.float64)
     expected = detector.head(detector.tower((crops - detector.mean) / detector.std)).squeeze(-1)
@@ -233,7 +421,7 @@ def test_leaving_out_the_last_blocks_patches_changes_nothing(config: MoLEConfig,
     assert (detector(crops) - expected).abs().max() < 1e-12
     assert len(detector.gates()) == (len(gates) if keep_gates else 0)
     for kept, whole in zip(detector.gates(), gates, strict=False):  # the last block's too are of all tokens
-        assert kept.shape == (3, 5, 3)
+        assert kept.shape == (3, 5, len(config.gated_ranks))
         assert (kept - whole).abs().max() < 1e-12
 
 

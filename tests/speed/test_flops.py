@@ -25,7 +25,14 @@ def counted(network: MoLENetwork, images: int) -> int:
 @pytest.mark.parametrize("images", [1, 3])
 @pytest.mark.parametrize("changes", [{}, {"projection_dim": 16, "pre_norm": True}, {"stem": (6, 8)}])
 @pytest.mark.parametrize(
-    "mole", [MoLEConfig(), MoLEConfig(expert_ranks=()), MoLEConfig(shared_rank=0, expert_ranks=())]
+    "mole",
+    [
+        MoLEConfig(),
+        MoLEConfig(expert_ranks=()),
+        MoLEConfig(shared_rank=0, expert_ranks=()),
+        MoLEConfig(router="image"),
+        MoLEConfig(extension_ranks=(3, 1)),
+    ],
 )
 def test_operations_are_those_that_pytorch_counts(mole: MoLEConfig, changes: dict[str, object], images: int) -> None:
     tower = tiny_backbone(**changes).tower

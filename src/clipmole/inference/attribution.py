@@ -94,12 +94,12 @@ def last_attention(network: MoLENetwork, crops: Tensor) -> Tensor:
         weights = (q[:, :, :1] @ k.transpose(-2, -1) * q.shape[-1] ** -0.5).softmax(-1)  # (B, heads, 1, T)
         handed = (weights.transpose(-2, -1) * v).transpose(1, 2).reshape(batch, count, width)
         handed = block.scale1(handed @ block.attention.out.weight.T.float())  # (B, T, d), without the bias
-        mixed = block.mix(tokens, 1)
+        mixed = block.mix(tokens, network.last_outputs)
     with torch.enable_grad():
         mixed = mixed.detach().requires_grad_(True)
         logits = network.read(block.transform(mixed), read)
         (gradient,) = torch.autograd.grad(logits.sum(), mixed)
-    shares: Tensor = (handed * gradient).sum(-1)[:, 1:]
+    shares: Tensor = (handed * gradient[:, :1]).sum(-1)[:, 1:]
     return shares.view(batch, *grid_of(network, crops))
 
 

@@ -32,7 +32,8 @@ class BlockRouting(Record):
 
     Attributes:
         block: index of the block in the tower, from 0.
-        mean_gates: mean gate of each expert over the patches; they sum to 1.
+        mean_gates: mean gate of each expert over the patches: those of the router, which sum to 1 under a softmax of
+            all experts, then those of extensions, each between 0 and 1.
         experts: of each patch (rows, columns) the expert with the largest gate, from 0.
     """
 
@@ -67,7 +68,7 @@ class Evidence(Record):
         source, detector, width, height, logit: as in `Detection`.
         tiles: the crops. The image's logit is the mean of theirs, or has a part of it beside the view of the whole.
         patch_size: side of a patch, pixels; None if the detector runs on a graph without its network.
-        expert_ranks: rank of each expert, in the order of the gates; () if it has none, or likewise.
+        expert_ranks: rank of each expert, in the order of the gates, extensions last; () if it has none, or likewise.
         method: how `attribution` was computed; None unless asked for.
         caution: what a map does not prove.
     """
@@ -150,7 +151,7 @@ def explain_crops(detector: Detector, detection: Detection, crops: Crops | None 
         logit=detection.logit,
         tiles=tuple(tiles),
         patch_size=network.tower.config.patch_size if network else None,
-        expert_ranks=network.config.expert_ranks if network else (),
+        expert_ranks=network.config.gated_ranks if network else (),
         method=DEFAULT_METHOD if crops is not None else None,
     )
 

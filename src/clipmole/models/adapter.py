@@ -1,7 +1,7 @@
 """Adapter directory <-> detector network.
 
     config.json          format version, backbone (id, revision, sha256), MoLE, preprocessing
-    adapter.safetensors  what was trained: LoRAs, routers, head (and the tower, if it was fine-tuned)
+    adapter.safetensors  what was trained: LoRAs, routers, extensions, head (and the tower, if it was fine-tuned)
     calibration.json     probability and thresholds; absent if the detector is not calibrated
     train.json           how it was trained; absent if it was not trained by clipmole
     train.html           the same as a page, with images of the data: never uploaded; absent likewise
@@ -137,7 +137,7 @@ def save_adapter(
     config = AdapterConfig(
         backbone=reference, mole=network.config, preprocess=preprocess, full_finetune=network.full_finetune
     )
-    tensors = {n: p.detach().to("cpu", dtype).contiguous() for n, p in network.trained_parameters().items()}
+    tensors = {n: p.detach().to("cpu", dtype).contiguous() for n, p in network.adapter_parameters().items()}
     texts: dict[str, str | None] = {
         CONFIG: config.model_dump_json(indent=2),
         CALIBRATION: calibration.model_dump_json(indent=2) if calibration else None,

@@ -27,7 +27,8 @@ class MoLENetwork(nn.Module):
     and, after them, the class tokens of the k head blocks that are behind.
 
     With no experts and no shared LoRA it is UnivFD's linear probe (arXiv 2302.10174); with the shared LoRA
-    only, plain LoRA; with both, MoLE (arXiv 2404.04883). The tower is frozen, unless `full_finetune`.
+    only, plain LoRA; with both, MoLE (arXiv 2404.04883). The tower is frozen, unless `full_finetune`. Extensions are
+    separate LoRAs that came later, for generators that appeared since.
 
     Args:
         tower: a ViT; its MLPs are wrapped in place.
@@ -64,7 +65,7 @@ class MoLENetwork(nn.Module):
         """
         with torch.device("meta"):
             network = cls(tower, config, **options)
-        network.load_state_dict(read(network.trained_parameters()), strict=False, assign=True)
+        network.load_state_dict(read(network.adapter_parameters()), strict=False, assign=True)
         return network.eval()
 
     @property
@@ -74,9 +75,30 @@ class MoLENetwork(nn.Module):
             return 0
         return min(self.config.block_indices(self.tower.config.depth), default=self.tower.config.depth)
 
+    def adapter_parameters(self) -> dict[str, nn.Parameter]:
+        """What an adapter file holds, trained now or before: LoRAs, routers, head (and the tower, if full)."""
+        layers = tuple(f"tower.blocks.{block}.mlp." for block in self.config.block_indices(self.tower.config.depth))
+
+        def ours(name: str) -> bool:
+            return name.startswith("head.") or (name.startswith(layers) and ".mlp.mlp." not in name)
+
+        return {name: p for name, p in self.named_parameters() if self.full_finetune or ours(name)}
+
     def trained_parameters(self) -> dict[str, nn.Parameter]:
-        """What training changes and an adapter file holds: LoRAs, routers, head (and the tower, if full)."""
+        """What training changes: those of `adapter_parameters` that are not frozen."""
         return {name: p for name, p in self.named_parameters() if p.requires_grad}
+
+    def train_last_extension_alone(self) -> None:
+        """Freeze everything but the extension that was added last to each adapted block."""
+        self.requires_grad_(False)
+        for layer in self.mole_layers:
+            layer.extensions[-1].requires_grad_(True)
+
+    @property
+    def last_outputs(self) -> int | None:
+        """Tokens of the last block that the logit needs: 1, the class token, or None, all if its MoLE pools them."""
+        layer: Any = self.tower.blocks[-1].mlp
+        return None if isinstance(layer, MoLE) and layer.needs_all_tokens else 1
 
     def embed(self, crops: Tensor) -> Tensor:
         """Crops (B, 3, H, W) -> tokens (B, T, d) before the first block."""
@@ -137,14 +159,14 @@ class MoLENetwork(nn.Module):
     def _last_block(self, tokens: Tensor) -> Tensor:
         """Tokens (B, T, d) -> the class token after the last block (B, 1, d); gates that are kept are of all tokens."""
         block: Any = self.tower.blocks[-1]
-        layer = block.mlp
-        if not (isinstance(layer, MoLE) and layer.router is not None and layer.keep_gates):
-            return block(tokens, 1)  # type: ignore[no-any-return]
+        layer, outputs = block.mlp, self.last_outputs
+        kept = isinstance(layer, MoLE) and layer.keep_gates and bool(self.config.gated_ranks)
+        if not kept or outputs is None:
+            return block(tokens, outputs)[:, :1]  # type: ignore[no-any-return]
         tokens = block.mix(tokens)
-        gates = layer.router(block.norm2(tokens))
-        tokens = block.transform(tokens[:, :1])
-        layer.gates = gates
-        return tokens
+        class_token = block.transform(tokens[:, :1])
+        layer.gates = layer.route(block.norm2(tokens))
+        return class_token  # type: ignore[no-any-return]
 
     def keep_gates(self, keep: bool) -> None:
         """Have every forward pass keep its gates for `gates` and `balance_loss`, or stop keeping them."""
@@ -152,10 +174,14 @@ class MoLENetwork(nn.Module):
             layer.keep_gates, layer.gates = keep, None
 
     def gates(self) -> list[Tensor]:
-        """Gates (B, T, E) of the last forward pass, one tensor an adapted block; needs `keep_gates(True)`."""
+        """Gates (B, T, E) of the last forward pass, one tensor an adapted block; needs `keep_gates(True)`.
+
+        Those of the router come first, then those of the extensions.
+        """
         return [layer.gates for layer in self.mole_layers if layer.gates is not None]
 
     def balance_loss(self) -> Tensor:
         """Mean balance loss over the adapted blocks in the last forward pass; 0 if nothing is routed."""
-        losses = [balance_loss(gates) for gates in self.gates()]
+        experts = len(self.config.expert_ranks)
+        losses = [balance_loss(gates[..., :experts]) for gates in self.gates() if experts]
         return torch.stack(losses).mean() if losses else self.head.weight.new_zeros(())

@@ -1,7 +1,8 @@
 """What a forward pass costs by arithmetic: operations, and bytes that must move, for an image.
 
 In: the geometry of a tower and its adapter. Out: counts. Only matrix products count as operations, two for each
-multiplication and addition, as is usual; they are all but about 1 % of the arithmetic. It knows nothing of time.
+multiplication and addition, as is usual; they are all but about 1 % of the arithmetic. What a local-global router
+adds for its gates of an image, less than one token's adapter, is left out. It knows nothing of time.
 """
 
 from __future__ import annotations
@@ -48,9 +49,10 @@ def products(tower: TowerConfig, mole: MoLEConfig | None = None, class_token_onl
     patch = tower.patch_size // 2 ** len(tower.stem)
     found.append(Product("patch embedding", grid**2, channels * patch**2, d))
     adapted = mole.block_indices(tower.depth) if mole else ()
-    ranks = mole.shared_rank + sum(mole.expert_ranks) if mole else 0
+    ranks = mole.shared_rank + sum(mole.gated_ranks) if mole else 0
+    all_tokens = mole is not None and mole.router == "local-global" and bool(mole.expert_ranks)
     for index in range(tower.depth):
-        rows = 1 if class_token_only and index == tower.depth - 1 else tokens
+        rows = 1 if class_token_only and index == tower.depth - 1 and not all_tokens else tokens
         head = d // tower.heads
         found += [
             Product("queries, keys, values", tokens, d, 3 * d),
@@ -62,8 +64,12 @@ def products(tower: TowerConfig, mole: MoLEConfig | None = None, class_token_onl
         ]
         if mole and index in adapted:
             found += [Product("adapter", rows, d, ranks), Product("adapter", rows, ranks, d)]
-            if mole.expert_ranks:
-                found.append(Product("adapter", rows, d, len(mole.expert_ranks)))
+            if mole.gated_ranks:
+                per_image = mole.router == "image" and bool(mole.expert_ranks)
+                found += [
+                    Product("adapter", 1 if per_image else rows, d, len(mole.expert_ranks)),
+                    Product("adapter", rows, d, len(mole.extension_ranks)),
+                ]
     if tower.projection_dim:
         found.append(Product("projection", 1, d, tower.projection_dim))
     read = len(mole.head_blocks) if mole else 0

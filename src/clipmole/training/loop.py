@@ -32,6 +32,7 @@ from clipmole.inference.detector import Detector
 from clipmole.models.mole import balance_loss
 from clipmole.models.network import MoLENetwork
 from clipmole.plumbing.progress import ProgressReporter, duration
+from clipmole.plumbing.seeding import sample_rng, torch_seeded
 from clipmole.records import Record
 from clipmole.training.augmented_views import views
 from clipmole.training.distributed import Distributed
@@ -47,7 +48,7 @@ class Epoch(Record):
 
     Attributes:
         loss, balance_loss: means over its images, in training.
-        gates: mean gate of each expert, an adapted block a row; each row sums to 1.
+        gates: mean gate of each expert, an adapted block a row: the router's, then those of extensions.
         learning_rate: at its end.
         val_ap: average precision on equalised centre crops of the validation images; it picks the epoch.
         val_mean_generator_ap: the mean over generators of the same.
@@ -163,7 +164,9 @@ class TrainingLoop:
         for parts in self._followed(todo):
             step = at.epoch * self.steps + at.step
             rate = set_learning_rate(self.optimizer, self.config, step, self.steps * self.config.epochs)
-            loss = sum(self._part(next(inputs), part) for part in parts)
+            noise = sample_rng(self.config.seed, "router noise", step, self.distributed.rank).integers(2**63)
+            with torch_seeded(int(noise)):
+                loss = sum(self._part(next(inputs), part) for part in parts)
             if not math.isfinite(loss):
                 raise TrainingDiverged(
                     f"the training loss is not finite; lower learning_rate ({self.config.learning_rate:g})"
@@ -225,11 +228,13 @@ class TrainingLoop:
             errors = F.binary_cross_entropy_with_logits(logits.float(), labels, reduction="none")
             loss = (errors * weights).sum()
             gates = [torch.einsum("bte,b->e", g, weights) / g.shape[1] for g in self.network.gates()]
+            experts = len(self.network.config.expert_ranks)
             own = torch.cat([loss.reshape(1), *gates])
             every = self.distributed.total(own.detach().clone())
             means = (every + own - own.detach())[1:] / part.images
             blocks = means.reshape(len(gates), -1) if gates else means.reshape(0, 0)
-            balance = torch.stack([balance_loss(m[None]) for m in blocks]).mean() if gates else means.sum()
+            routed = [balance_loss(m[None, :experts]) for m in blocks] if experts else []
+            balance = torch.stack(routed).mean() if routed else means.new_zeros(())
             share = part.images / part.step_images
             total = loss / part.step_images + config.mole.balance_weight * share * balance
             (total * self.distributed.size).backward()  # type: ignore[no-untyped-call]

@@ -53,10 +53,7 @@ def run_folder(out: str | Path) -> Path:
 
 def run_digest(config: TrainConfig, backbone: Backbone, lines: Sequence[str]) -> str:
     """sha256 of all that a run's weights depend on: settings, backbone, and data in their order."""
-    settings = config.model_dump(mode="json", exclude={"backbone", *PLACES})
-    if config.min_steps_per_epoch is None:  # as before there was this setting, so that older unfinished runs go on
-        del settings["min_steps_per_epoch"]
-    what = json.dumps([settings, backbone.sha256, *lines], sort_keys=True)
+    what = json.dumps([config.run_settings(), backbone.sha256, *lines], sort_keys=True)
     return hashlib.sha256(what.encode()).hexdigest()
 
 

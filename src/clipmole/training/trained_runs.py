@@ -21,7 +21,7 @@ import numpy as np
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 import clipmole
-from clipmole.config import PLACES, TrainConfig, first_problem
+from clipmole.config import TrainConfig, first_problem
 from clipmole.data import VARIANTS, data_digest, file_sha256, read_data, windows
 from clipmole.data.sample import Sample
 from clipmole.errors import DataError, TrainingDiverged
@@ -175,8 +175,7 @@ def trained_run_digest(config: TrainConfig, data: str, backbone: str) -> str:
     def used(value: Any) -> Any:
         return {k: used(v) for k, v in value.items() if v is not None} if isinstance(value, dict) else value
 
-    settings = config.model_dump(mode="json", exclude={"backbone", *PLACES})
-    what = {"config": used(settings), "data": data, "backbone": backbone, "clipmole": clipmole.__version__}
+    what = {"config": used(config.run_settings()), "data": data, "backbone": backbone, "clipmole": clipmole.__version__}
     return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
 
 
