@@ -25,6 +25,7 @@ def train(
     config: TrainConfig | str | Path,
     out: str | Path,
     *,
+    extend: str | Path | None = None,
     data: DataSource | None = None,
     cache_dir: str | Path | None = None,
     fresh: bool = False,
@@ -37,6 +38,8 @@ def train(
     Args:
         config: the settings, the name of a preset (`clipmole presets` lists them), or a TOML file.
         out: the adapter directory to write. An older one is replaced at the end, when the new one is complete.
+        extend: a detector to add an expert to, for a generator that it does not know. All that it has learnt stays as
+            it is, and its backbone and adapter take the place of those of `config`.
         data: labelled images with the splits train, val and, for verdicts, calibration: whatever `read_data` takes.
             None: the data that `config` names.
         cache_dir: where the outputs of the frozen blocks are kept. None: `$CLIPMOLE_CACHE`, or `~/.cache/clipmole`.
@@ -66,7 +69,7 @@ def train(
     from clipmole.training.train import train as run
 
     settings = config if isinstance(config, TrainConfig) else load_train_config(config)
-    return run(settings, out, data=data, progress=progress, cache_dir=cache_dir, fresh=fresh)
+    return run(settings, out, extend=extend, data=data, progress=progress, cache_dir=cache_dir, fresh=fresh)
 
 
 def evaluate(

@@ -106,6 +106,12 @@ class Calibration(StoredRecord):
         """Calibrated probability in [0, 1] that an image with this logit is AI-generated; nan for nan."""
         return sigmoid(self.slope * float(logit) + self.intercept)
 
+    def logit(self, probability: float) -> float:
+        """The logit that has this probability; infinite for 0 and 1."""
+        if not 0 < probability < 1:
+            return math.copysign(math.inf, probability - 0.5)
+        return (math.log(probability) - math.log1p(-probability) - self.intercept) / self.slope
+
     def probabilities(self, logits: ArrayLike) -> NDArray[np.float64]:
         """`probability` of each logit, the same to the last bit; same shape as `logits`."""
         values = np.asarray(logits, dtype=np.float64)

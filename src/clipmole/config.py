@@ -284,6 +284,9 @@ LATER = {
     "extension_ranks",
     "head_blocks",
     "whole_weight",
+    "extension_rank",
+    "kept_tokens",
+    "replay_weight",
 }
 
 
@@ -311,6 +314,18 @@ class TrainConfig(Config):
         description="views of an image whose frozen prefix is kept on disk; None: a new view an epoch",
     )
     cache_gib: float = Field(20.0, gt=0, description="most that the folder of the prefix cache may hold, GiB")
+    extension_rank: int = Field(
+        4, gt=0, le=MOST_CHANNELS, description="rank of what is added to a detector that is extended"
+    )
+    kept_tokens: int = Field(
+        0,
+        ge=0,
+        description="training images whose tokens before the first adapted block are kept beside the adapter, half of "
+        "each class, to be replayed when it is extended",
+    )
+    replay_weight: float = Field(
+        1.0, ge=0, description="weight of the change on replayed tokens, KL in nats, when a detector is extended"
+    )
     sampling: Literal["every", "classes", "sqrt", "generators"] = Field(
         "every",
         description="every: each image once an epoch; classes: as many photographs as generated images; sqrt and "
@@ -346,6 +361,8 @@ class TrainConfig(Config):
             raise ValueError("full_finetune trains the tower itself: set mole.shared_rank = 0, expert_ranks = []")
         if self.full_finetune and self.cached_views:
             raise ValueError("full_finetune leaves no block frozen: cached_views has nothing to keep")
+        if self.kept_tokens and not self.mole.adapts:
+            raise ValueError(f"kept_tokens={self.kept_tokens}: without an adapted block there are none to keep")
         return self
 
     def run_settings(self) -> dict[str, Any]:

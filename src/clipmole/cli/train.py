@@ -24,6 +24,12 @@ from clipmole.cli.render import long_work
 @app.command()
 def train(
     out: Annotated[Path, typer.Option("--out", "-o", help="The adapter directory to write.")],
+    extend: Annotated[
+        str | None,
+        typer.Option(
+            help="A detector to add an expert to, for a new generator; all that it has learnt stays as it is."
+        ),
+    ] = None,
     config: Annotated[
         str, typer.Option("--config", "-c", help="A preset (see clipmole presets) or a TOML file.")
     ] = "own-images",
@@ -42,7 +48,9 @@ def train(
     unpack_gib: Annotated[
         float | None, typer.Option(min=0.001, help="Unpack at most so many GiB. Default: 20.")
     ] = None,
-    backbone: Annotated[str | None, typer.Option(help="Backbone, in place of the one that the config names.")] = None,
+    backbone: Annotated[
+        str | None, typer.Option(help="Backbone, in place of the one that the config or --extend names.")
+    ] = None,
     epochs: Annotated[int | None, typer.Option(min=1, help="Epochs, in place of those that the config names.")] = None,
     setting: Annotated[
         list[str] | None,
@@ -65,7 +73,7 @@ def train(
 
     settings = with_settings(load_train_config(config), setting or ())
     options = {
-        "backbone": backbone,
+        "backbone": None if extend else backbone,
         "seed": seed,
         "epochs": epochs,
         "per_class": per_class,
@@ -76,7 +84,16 @@ def train(
     changes = {key: value for key, value in options.items() if value is not None}
     settings = TrainConfig.parse(settings.model_dump() | changes, "options")
     with long_work() as progress:
-        run(settings, out, data=source, progress=progress, cache_dir=cache_dir, fresh=fresh)
+        run(
+            settings,
+            out,
+            extend=extend,
+            backbone=backbone if extend else None,
+            data=source,
+            progress=progress,
+            cache_dir=cache_dir,
+            fresh=fresh,
+        )
     if int(os.environ.get("RANK", "0")) == 0:  # the first of several processes writes
         remark(f"wrote {out}")
         typer.echo(str(out))

@@ -191,11 +191,16 @@ def trained_on(spec: str) -> TrainedOn | None:
         return None
     cure = "take it away, and the detector's training counts as not known"
     record = read_json(path, CheckpointError, cure)
-    data = record.get("data") if isinstance(record, dict) else None
-    if not isinstance(data, dict) or not {"generators", "sources"} <= data.keys():
+    steps = [record, *record.get("history", [])] if isinstance(record, dict) else []  # of an extended one, all before
+    data = [step.get("data") if isinstance(step, dict) else None for step in steps]
+    if not data or not all(isinstance(each, dict) and {"generators", "sources"} <= each.keys() for each in data):
         return None
     try:
-        return TrainedOn(generators=data["generators"], sources=data["sources"])
+        seen = [TrainedOn(generators=each["generators"], sources=each["sources"]) for each in data]
+        return TrainedOn(
+            generators=tuple(sorted({name for each in seen for name in each.generators})),
+            sources=tuple(sorted({name for each in seen for name in each.sources})),
+        )
     except ValidationError as error:
         raise CheckpointError(f"{path}: data: {first_problem(error)}; {cure}") from error
 

@@ -7,6 +7,7 @@
     train.html           the same as a page, with images of the data: never uploaded; absent likewise
     README.md            model card
     local.json           where the backbone's directory was when it was trained, a hint: never uploaded
+    replay.safetensors   tokens of training images to be replayed when it is extended: never uploaded; mostly absent
 
 A directory is written beside its place and renamed, so nobody ever reads a half-written one. No
 pickle is read, but for UnivFD's published head, and that without code execution. It knows nothing of images
@@ -45,7 +46,7 @@ DEFAULT = "default"
 # Backbone of an adapter -> the same network in other arithmetic, on which it may be used if that is asked for.
 SIBLINGS = {"clip-vit-b-16-int8": "vit-b-16"}  # int8 with scales -> the float32 weights that it was rounded from
 PACKAGED = {"mole-vit-b-16": "clip-vit-b-16-int8", "embedded": "embedded"}
-CONFIG, ADAPTER, CALIBRATION, TRAIN, PAGE, CARD, LOCAL = (
+CONFIG, ADAPTER, CALIBRATION, TRAIN, PAGE, CARD, LOCAL, REPLAY = (
     "config.json",
     "adapter.safetensors",
     "calibration.json",
@@ -53,6 +54,7 @@ CONFIG, ADAPTER, CALIBRATION, TRAIN, PAGE, CARD, LOCAL = (
     "train.html",
     "README.md",
     "local.json",
+    "replay.safetensors",
 )
 RECALIBRATED = "## Calibrated again"  # the heading of the model card's section on a later calibration
 # ../shared/reference/README.md: WisconsinAIVision/UniversalFakeDetect, pretrained_weights/fc_weights.pth, MIT.
@@ -107,6 +109,7 @@ def check_target(directory: str | Path) -> Path:
         PAGE: None,
         CARD: None,
         LOCAL: None,
+        REPLAY: None,
     }
     if reason := why_not_replaceable(target, "an adapter directory", files):
         raise CheckpointError(f"{target}: {reason}")
@@ -123,12 +126,14 @@ def save_adapter(
     card: str | None = None,
     dtype: torch.dtype = torch.float32,
     page: str | None = None,
+    tokens: torch.Tensor | None = None,
 ) -> None:
     """Write an adapter directory, replacing an older one as a whole.
 
     Args:
         dtype: of the stored tensors; loading turns them into float32.
         page: HTML about the training.
+        tokens: of training images before the first adapted block, (n, T, d) bfloat16, to be replayed.
 
     Raises `CheckpointError` if `directory` exists and is not an adapter directory, or cannot be written.
     """
@@ -149,6 +154,9 @@ def save_adapter(
 
     with _replacing(target) as folder:
         save_file(tensors, folder / ADAPTER)
+        if tokens is not None:
+            save_file({"tokens": tokens.contiguous()}, folder / REPLAY)
+            (folder / REPLAY).chmod(0o600)  # of the owner's images, and for the owner alone
         for name, text in texts.items():
             if text is not None:
                 (folder / name).write_text(text.rstrip() + "\n", encoding="utf-8")
@@ -179,7 +187,7 @@ def with_calibration(source: Path, directory: str | Path, calibration: Calibrati
     target = check_copy(source, directory)
 
     with _replacing(target) as folder:
-        for name in (CONFIG, ADAPTER, TRAIN, LOCAL):
+        for name in (CONFIG, ADAPTER, TRAIN, LOCAL, REPLAY):
             if (source / name).is_file():
                 shutil.copyfile(source / name, folder / name)  # the content: files of the hub's cache are links
         (folder / CALIBRATION).write_text(calibration.model_dump_json(indent=2) + "\n", encoding="utf-8")
@@ -298,6 +306,61 @@ def read_tensors(path: Path, expected: dict[str, torch.nn.Parameter]) -> dict[st
     return tensors
 
 
+def read_kept_tokens(folder: Path) -> torch.Tensor | None:
+    """The tokens (n, T, d) that an adapter directory keeps to be replayed; None if it keeps none."""
+    path = folder / REPLAY
+    if not path.is_file():
+        return None
+    try:
+        tokens = load_file(path)["tokens"]
+    except (OSError, SafetensorError, KeyError) as error:
+        raise CheckpointError(f"{path}: cannot be read: {error}; take it away, and nothing is replayed") from error
+    if tokens.dim() != 3 or tokens.dtype != torch.bfloat16 or not tokens.isfinite().all():
+        raise CheckpointError(f"{path}: holds no tokens; take it away, and nothing is replayed")
+    return tokens
+
+
+def backbone_for(
+    label: str,
+    folder: Path,
+    wanted: BackboneReference,
+    backbone: str | Path | Backbone | None = None,
+    cache_dir: Path | None = None,
+    siblings: bool = False,
+) -> Backbone:
+    """The backbone that the adapter directory `folder` was made for.
+
+    Args:
+        label: the detector, for messages.
+        backbone: where to take it from, if not from where its id says; or the backbone itself.
+        siblings: one of `SIBLINGS`, named as `backbone`, will do as well.
+
+    Raises `CheckpointError` if its weights are others, or `WeightsError`, with one line that names the thing.
+    """
+    if isinstance(backbone, Backbone):
+        loaded: Backbone | None = backbone
+    else:
+        loaded = backbone_as_trained(folder, wanted) if backbone is None else None
+    try:
+        revision = None if backbone else wanted.revision
+        loaded = loaded or load_backbone(backbone or wanted.id, revision=revision, cache_dir=cache_dir)  # type: ignore[arg-type]
+    except WeightsError as error:
+        if backbone is None and wanted.id not in PRESETS and not HUB_ID.fullmatch(wanted.id):
+            raise CheckpointError(
+                f"{label}: was made for the backbone directory {wanted.id!r} "
+                f"(weights sha256 {wanted.sha256[:12]}...); give its place with backbone= or --backbone"
+            ) from error
+        raise
+    related = siblings and backbone is not None and SIBLINGS.get(wanted.id) == loaded.id
+    if loaded.sha256 != wanted.sha256 and not related:
+        raise CheckpointError(
+            f"{label}: was made for backbone {wanted.id} with weights sha256 {wanted.sha256[:12]}..., "
+            f"and {loaded.id if isinstance(backbone, Backbone) else backbone or wanted.id} has "
+            f"{loaded.sha256[:12]}...; give the right backbone"
+        )
+    return loaded
+
+
 def load_adapter(
     name: str | Path,
     backbone: str | Path | None = None,
@@ -317,25 +380,8 @@ def load_adapter(
     """
     label, folder = find_adapter(name, revision, cache_dir)
     config = read_config(folder)
-    wanted = config.backbone
-    try:
-        loaded = backbone_as_trained(folder, wanted) if backbone is None else None
-        loaded = loaded or load_backbone(
-            backbone or wanted.id, revision=None if backbone else wanted.revision, cache_dir=cache_dir
-        )
-    except WeightsError as error:
-        if backbone is None and wanted.id not in PRESETS and not HUB_ID.fullmatch(wanted.id):
-            raise CheckpointError(
-                f"{label}: was made for the backbone directory {wanted.id!r} "
-                f"(weights sha256 {wanted.sha256[:12]}...); give its place with backbone= or --backbone"
-            ) from error
-        raise
-    related = backbone is not None and SIBLINGS.get(wanted.id) == loaded.id
-    if loaded.sha256 != wanted.sha256 and not related:
-        raise CheckpointError(
-            f"{label}: was made for backbone {wanted.id} with weights sha256 {wanted.sha256[:12]}..., "
-            f"and {backbone or wanted.id} has {loaded.sha256[:12]}...; give the right backbone"
-        )
+    loaded = backbone_for(label, folder, config.backbone, backbone, cache_dir, siblings=True)
+    related = loaded.sha256 != config.backbone.sha256
     network = MoLENetwork.with_weights(
         loaded.tower,
         config.mole,

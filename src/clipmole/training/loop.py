@@ -36,6 +36,7 @@ from clipmole.plumbing.seeding import sample_rng, torch_seeded
 from clipmole.records import Record
 from clipmole.training.augmented_views import views
 from clipmole.training.distributed import Distributed
+from clipmole.training.extend import Replay
 from clipmole.training.optimizer import make_optimizer, set_learning_rate
 from clipmole.training.prefix_cache import PrefixCache
 from clipmole.training.run_state import load_state, save_state
@@ -98,6 +99,7 @@ class TrainingLoop:
     Args:
         network: trained in place; on `distributed.device`.
         cache: tokens of the training images; None: every view is computed anew.
+        replay: older images, on which the logits are to stay; None: none.
         state: file that the run is kept in while it is unfinished.
         digest: of everything that the run depends on; a state of another run is refused.
         log: folder of TensorBoard's files; None: none.
@@ -114,6 +116,7 @@ class TrainingLoop:
         config: TrainConfig,
         *,
         cache: PrefixCache | None,
+        replay: Replay | None = None,
         state: Path,
         digest: str,
         log: Path | None,
@@ -123,7 +126,7 @@ class TrainingLoop:
         save_seconds: float = 600.0,
     ) -> None:
         self.network, self.train_set, self.val_set, self.config = network, train_set, val_set, config
-        self.cache, self.state, self.digest, self.log = cache, state, digest, log
+        self.cache, self.replay, self.state, self.digest, self.log = cache, replay, state, digest, log
         self.distributed, self.pool, self.progress = distributed, pool, progress
         self.save_seconds = save_seconds
         self.steps = steps_in_epoch(len(train_set), config)
@@ -237,6 +240,11 @@ class TrainingLoop:
             balance = torch.stack(routed).mean() if routed else means.new_zeros(())
             share = part.images / part.step_images
             total = loss / part.step_images + config.mole.balance_weight * share * balance
+            if self.replay is not None:  # the gates of the new images are read already
+                rng = sample_rng(config.seed, "replay", self.at.epoch, self.at.images, self.distributed.rank)
+                with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
+                    change = self.replay.loss(self.network, len(part.items), rng)
+                total = total + config.replay_weight * share * change / self.distributed.size
             (total * self.distributed.size).backward()  # type: ignore[no-untyped-call]
         self._count(every.tolist()[0], float(balance.detach()), blocks.detach(), part.images)
         return float(every[0]) / part.step_images

@@ -10,6 +10,22 @@ from collections.abc import Sequence
 from typing import Any
 
 from clipmole.calibration import Calibration
+from clipmole.training.extend import history_lines
+
+
+def history(record: dict[str, Any]) -> list[str]:
+    """The section on what was trained before, of a detector that was extended; [] of another."""
+    if not record.get("history"):
+        return []
+    rank = record["config"]["mole"]["extension_ranks"][-1]
+    blocks = ", ".join(map(str, record["adapted_blocks"]))
+    return [
+        "## History",
+        *history_lines(record["history"]),
+        f"- This step added one separate LoRA of rank {rank} with a gate of its own to each of the blocks {blocks}. "
+        "All that came before stayed as it was; where the gates are closed, so does the score.",
+        "",
+    ]
 
 
 def model_card(record: dict[str, Any], calibration: Calibration | None, findings: Sequence[str]) -> str:
@@ -39,6 +55,7 @@ def model_card(record: dict[str, Any], calibration: Calibration | None, findings
         f"- Made on {record['environment']['date']} with clipmole {record['environment']['clipmole']}, "
         f"torch {record['environment']['torch']}, on {record['environment']['cpu']}; all settings are in `train.json`.",
         "",
+        *history(record),
         "## Verdicts",
     ]
     if calibration is None:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from clipmole.calibration import Calibration
 from clipmole.config import PLACES, TrainConfig
@@ -27,7 +28,7 @@ from clipmole.evaluation.recalibrate import calibrate, check_calibration_set, pr
 from clipmole.evaluation.records import DetectorInfo, EvaluationReport
 from clipmole.evaluation.scores import ScoreTable
 from clipmole.inference.detector import Detector
-from clipmole.models.adapter import check_target, save_adapter
+from clipmole.models.adapter import backbone_for, check_copy, check_target, save_adapter
 from clipmole.models.backbone import Backbone, load_backbone
 from clipmole.models.network import MoLENetwork
 from clipmole.plumbing.environment import environment
@@ -36,6 +37,7 @@ from clipmole.plumbing.progress import SILENT, ProgressReporter, Say
 from clipmole.plumbing.seeding import torch_seeded
 from clipmole.report.training import training_page
 from clipmole.training.distributed import Distributed
+from clipmole.training.extend import Base, kept_tokens, thresholds_changed
 from clipmole.training.loop import Epoch, TrainingLoop
 from clipmole.training.model_card import model_card
 from clipmole.training.prefix_cache import PrefixCache, prefix_cache_folder, prefix_digest
@@ -51,9 +53,10 @@ def run_folder(out: str | Path) -> Path:
     return Path(out).with_name(Path(out).name + ".run")
 
 
-def run_digest(config: TrainConfig, backbone: Backbone, lines: Sequence[str]) -> str:
-    """sha256 of all that a run's weights depend on: settings, backbone, and data in their order."""
-    what = json.dumps([config.run_settings(), backbone.sha256, *lines], sort_keys=True)
+def run_digest(config: TrainConfig, backbone: Backbone, lines: Sequence[str], base: Base | None = None) -> str:
+    """sha256 of all that a run's weights depend on: settings, backbone, what it extends, and data in their order."""
+    extended = [base.digest] if base else []
+    what = json.dumps([config.run_settings(), backbone.sha256, *extended, *lines], sort_keys=True)
     return hashlib.sha256(what.encode()).hexdigest()
 
 
@@ -71,8 +74,9 @@ def train(
     config: TrainConfig,
     out: str | Path,
     *,
+    extend: str | Path | None = None,
     data: DataSource | None = None,
-    backbone: Backbone | None = None,
+    backbone: Backbone | str | Path | None = None,
     progress: ProgressReporter = SILENT,
     cache_dir: str | Path | None = None,
     fresh: bool = False,
@@ -85,8 +89,11 @@ def train(
 
     Args:
         out: the adapter directory; an older one is replaced as a whole at the end, and only then.
+        extend: the detector to add an expert to; all that it holds stays as it is. Its backbone, adapter and
+            preprocessing take the place of the configuration's.
         data: instead of what the configuration names.
-        backbone: instead of loading `config.backbone`; its tower is changed in place.
+        backbone: instead of `config.backbone`, or of where the extended detector's is; a loaded one's tower is changed
+            in place.
         progress: follows the steps of an epoch, and gets a line an epoch. Once it asks to stop, the state of the run is
             kept and `Stopped` raised.
         cache_dir: of the prefix cache; None: `prefix_cache_folder()`.
@@ -98,7 +105,12 @@ def train(
     Raises `DataError`, `ConfigError`, `WeightsError`, `CheckpointError` or `MissingDependency` before any training
     where it can.
     """
-    check_target(out)
+    base = Base.open(extend) if extend is not None else None
+    if base is None:
+        check_target(out)
+    else:
+        check_copy(base.folder, out)
+        config = base.settings(config)
     distributed = Distributed()
     check_batch(config, distributed.size)
     if not distributed.is_main:
@@ -108,20 +120,11 @@ def train(
     if distributed.is_main:
         distributed.wait()
 
-    loaded = backbone or load_backbone(config.backbone)
-    with torch_seeded(config.seed):
-        network = MoLENetwork(loaded.tower, config.mole, config.full_finetune)
+    loaded, network = start(config, base, backbone)
     network = network.to(distributed.device)
-    count = sum(parameter.numel() for parameter in network.trained_parameters().values())
-    images = f"{len(chosen.train)} training images, {len(chosen.val)} validation images"
-    progress.say(f"{images}; {count:,} parameters are trained")
-    if chosen.calibration:
-        try:
-            check_calibration_set(chosen.calibration)
-        except DataError as error:
-            progress.say(f"there will be no verdicts: {error}")
+    announce(network, chosen, base, progress.say)
     check_room(out, network)
-    folder, digest = run_folder(out), run_digest(config, loaded, chosen.lines)
+    folder, digest = run_folder(out), run_digest(config, loaded, chosen.lines, base)
     if fresh and distributed.is_main:
         (folder / STATE).unlink(missing_ok=True)
     distributed.wait()
@@ -139,6 +142,7 @@ def train(
             chosen.val,
             config,
             cache=cache,
+            replay=base.replay(network, config) if base is not None else None,
             state=folder / STATE,
             digest=digest,
             log=folder / LOG / digest[:12],
@@ -148,11 +152,12 @@ def train(
             save_seconds=save_seconds,
         )
         curve, best = run.fit()
+        tokens = kept_tokens(network, chosen.train, config, pool, base)
     if not distributed.is_main:
         return Detector(network, config.preprocess, None, Path(out).name, device=str(distributed.device))
-    record = make_record(config, loaded, network, chosen, curve, best, distributed)
+    record = make_record(config, loaded, network, chosen, curve, best, distributed, base)
     try:
-        detector = finish(out, record, network, loaded, config, chosen, progress.say)
+        detector = finish(out, record, network, loaded, config, chosen, progress.say, base, tokens)
     except CheckpointError as error:
         if not (folder / STATE).exists():
             raise
@@ -163,6 +168,35 @@ def train(
     return detector
 
 
+def start(
+    config: TrainConfig, base: Base | None, backbone: Backbone | str | Path | None
+) -> tuple[Backbone, MoLENetwork]:
+    """The backbone, and the network that a run begins with: a new one, or that of `base` with one more extension."""
+    if base is not None:
+        loaded = backbone_for(base.name, base.folder, base.config.backbone, backbone)
+    else:
+        loaded = backbone if isinstance(backbone, Backbone) else load_backbone(backbone or config.backbone)
+    with torch_seeded(config.seed):
+        if base is not None:
+            return loaded, base.grow(loaded.tower, config.mole)
+        return loaded, MoLENetwork(loaded.tower, config.mole, config.full_finetune)
+
+
+def announce(network: MoLENetwork, chosen: TrainingData, base: Base | None, say: Say) -> None:
+    """Say what will be trained on what, and whether there will be verdicts."""
+    count = sum(parameter.numel() for parameter in network.trained_parameters().values())
+    images = f"{len(chosen.train)} training images, {len(chosen.val)} validation images"
+    say(f"{images}; {count:,} parameters are trained")
+    if base is not None:
+        kept = "no tokens of older images to replay" if base.tokens is None else f"{len(base.tokens)} images to replay"
+        say(f"{base.name} is extended, and has {kept}")
+    if chosen.calibration:
+        try:
+            check_calibration_set(chosen.calibration)
+        except DataError as error:
+            say(f"there will be no verdicts: {error}")
+
+
 def make_record(
     config: TrainConfig,
     backbone: Backbone,
@@ -171,6 +205,7 @@ def make_record(
     curve: Sequence[Epoch],
     best: int,
     distributed: Distributed,
+    base: Base | None = None,
 ) -> dict[str, Any]:
     """What `train.json` holds: how the run was made, and what came out."""
     return {
@@ -183,6 +218,7 @@ def make_record(
         "best_epoch": best,
         "curve": [epoch.model_dump() for epoch in curve],
         "environment": environment() | {"device": str(distributed.device), "processes": distributed.size},
+        **({"history": base.history()} if base is not None else {}),
     }
 
 
@@ -194,8 +230,15 @@ def finish(
     config: TrainConfig,
     chosen: TrainingData,
     say: Say,
+    base: Base | None = None,
+    tokens: torch.Tensor | None = None,
 ) -> Detector:
-    """Calibrate, look at the validation images once more for the page, and write the adapter directory."""
+    """Calibrate, look at the validation images once more for the page, and write the adapter directory.
+
+    Args:
+        base: the detector that was extended.
+        tokens: to be kept for replay.
+    """
     device = str(next(network.parameters()).device)
     detector = Detector(network, config.preprocess, device=device)
     calibration: Calibration | None = None
@@ -208,9 +251,10 @@ def finish(
     detector = Detector(network, config.preprocess, calibration, Path(out).name, device=device)
     report, table = look_again(detector, chosen.val, config.seed)
     findings = [better_than_chance(report), *verdicts_promised(calibration, left_out)]
+    findings += thresholds_changed(base.calibration, calibration) if base else []
     page = training_page(record, report, table)
     card = model_card(record, calibration, findings)
-    save_adapter(out, network, backbone, config.preprocess, calibration, record, card, page=page)
+    save_adapter(out, network, backbone, config.preprocess, calibration, record, card, page=page, tokens=tokens)
     for line in findings:
         say(line)
     return detector

@@ -1,0 +1,211 @@
+"""To extend a detector: what of it stays, what is added, and what its directory says of both.
+
+In: the name of a detector and the settings of a run. Out: a network whose only trained parameters are one new
+`Extension` an adapted block; the tokens that are replayed; the history that `train.json` and the model card tell. It
+knows nothing of steps or epochs: the loop is the one of every run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from clipmole.calibration import Calibration
+from clipmole.config import MoLEConfig, PreprocessConfig, TrainConfig
+from clipmole.data.sample import Sample
+from clipmole.errors import CheckpointError, ConfigError
+from clipmole.models.adapter import (
+    ADAPTER,
+    TRAIN,
+    AdapterConfig,
+    adapter_digest,
+    find_adapter,
+    read_calibration,
+    read_config,
+    read_kept_tokens,
+    read_tensors,
+)
+from clipmole.models.network import MoLENetwork
+from clipmole.models.vit import ViT
+from clipmole.plumbing.json_toml import read_json
+from clipmole.plumbing.seeding import sample_rng
+from clipmole.training.augmented_views import views
+
+ROWS = 32  # of a forward pass over kept tokens
+
+
+@dataclass(frozen=True)
+class Base:
+    """The detector that a run extends, as its directory holds it.
+
+    Attributes:
+        name, digest: as `Adapter`'s.
+        record: its `train.json`; {} if it has none.
+        tokens: kept for replay, (n, T, d) bfloat16; None if there are none.
+    """
+
+    name: str
+    digest: str
+    folder: Path
+    config: AdapterConfig
+    record: dict[str, Any]
+    calibration: Calibration | None
+    tokens: Tensor | None
+
+    @classmethod
+    def open(cls, name: str | Path) -> Base:
+        """Read what stands in the directory of a detector. Raises `CheckpointError`, with one line."""
+        label, folder = find_adapter(name)
+        config = read_config(folder)
+        if config.full_finetune:
+            raise CheckpointError(f"{label}: its whole tower was trained, so it has no adapter to extend")
+        path = folder / TRAIN
+        record = read_json(path, CheckpointError, "take it away") if path.is_file() else {}
+        if not isinstance(record, dict):
+            raise CheckpointError(f"{path}: is damaged; take it away, and what it was trained on counts as not known")
+        digest = adapter_digest(folder)
+        return cls(label, digest, folder, config, record, read_calibration(folder), read_kept_tokens(folder))
+
+    def settings(self, config: TrainConfig) -> TrainConfig:
+        """`config` with the detector's backbone, adapter and preprocessing, and one extension of its rank.
+
+        Raises `ConfigError` where `config` asks for another adapter or preprocessing.
+        """
+        if config.full_finetune:
+            raise ConfigError("full_finetune: an extension leaves everything but itself frozen; leave it out")
+        for name, given, default, own in (
+            ("mole", config.mole, MoLEConfig(), self.config.mole),
+            ("preprocess", config.preprocess, PreprocessConfig(), self.config.preprocess),
+        ):
+            if given not in (default, own):
+                raise ConfigError(
+                    f"{name}: an extension keeps what {self.name} has; leave these settings out (extension_rank is "
+                    "the rank of what is added)"
+                )
+        ranks = (*self.config.mole.extension_ranks, config.extension_rank)
+        grown = self.config.mole.model_dump() | {"extension_ranks": ranks}
+        changes = {
+            "backbone": self.config.backbone.id,
+            "mole": MoLEConfig.parse(grown, self.name),
+            "preprocess": self.config.preprocess,
+        }
+        return config.model_copy(update=changes)
+
+    def grow(self, tower: ViT, mole: MoLEConfig) -> MoLENetwork:
+        """The detector's network with one more extension, which alone is trained.
+
+        Args:
+            tower: of its backbone; changed in place.
+            mole: of `settings`.
+        """
+        network = MoLENetwork(tower, mole)
+        new = f"mlp.extensions.{len(mole.extension_ranks) - 1}."
+        old = {name: p for name, p in network.adapter_parameters().items() if new not in name}
+        network.load_state_dict(read_tensors(self.folder / ADAPTER, old), strict=False)
+        network.train_last_extension_alone()
+        return network.eval()
+
+    def replay(self, network: MoLENetwork, config: TrainConfig) -> Replay | None:
+        """The kept tokens, and their logits by the network that `grow` gave; None if nothing is to be replayed."""
+        return Replay(network, self.tokens) if self.tokens is not None and config.replay_weight else None
+
+    def history(self) -> list[dict[str, Any]]:
+        """What led to the detector, the oldest first: of each step its name, digest, data, size and date."""
+        data, environment = self.record.get("data") or {}, self.record.get("environment") or {}
+        own = {
+            "name": self.name,
+            "digest": self.digest,
+            "data": {key: data[key] for key in ("digest", "train", "generators", "sources") if key in data},
+            "trained_parameters": self.record.get("trained_parameters"),
+            "date": environment.get("date"),
+        }
+        return [*(self.record.get("history") or []), own]
+
+
+class Replay:
+    """Tokens of older images, and the logits that the detector gave for them before it was extended.
+
+    Args:
+        network: before its new extension is trained.
+        tokens: before the first adapted block, (n, T, d).
+    """
+
+    def __init__(self, network: MoLENetwork, tokens: Tensor) -> None:
+        self.tokens = tokens
+        self.device = next(network.parameters()).device
+        with torch.inference_mode():
+            parts = [network.suffix(rows.to(self.device).float()) for rows in tokens.split(ROWS)]  # type: ignore[no-untyped-call]
+        self.logits = torch.cat(parts).clone()
+
+    def loss(self, network: MoLENetwork, count: int, rng: np.random.Generator) -> Tensor:
+        """Mean KL(old || new) of the probabilities of `count` drawn images, nats: 0 while nothing is changed."""
+        chosen = torch.from_numpy(rng.integers(len(self.tokens), size=count))
+        new = network.suffix(self.tokens[chosen].to(self.device).float()).float()
+        return bernoulli_kl(self.logits[chosen.to(self.device)].float(), new).mean()
+
+
+def bernoulli_kl(old: Tensor, new: Tensor) -> Tensor:
+    """KL(sigmoid(old) || sigmoid(new)) of each pair of logits, nats."""
+    p = torch.sigmoid(old)
+    cross_entropy = F.binary_cross_entropy_with_logits(new, p, reduction="none")
+    return cross_entropy - F.binary_cross_entropy_with_logits(old, p, reduction="none")
+
+
+def thresholds_changed(old: Calibration | None, new: Calibration | None) -> list[str]:
+    """What became of the thresholds, a sentence an item; [] if there were none before."""
+    if old is None:
+        return []
+    if new is None:
+        return [
+            "The thresholds of the detector that was extended do not hold for this one; it has none until clipmole "
+            "calibrate sets them."
+        ]
+    was, now = ([c.logit(p) for p in (c.thresholds.generated, c.thresholds.real)] for c in (old, new))
+    return [
+        f"The thresholds were set anew on the {new.n_real} photographs and {new.n_generated} generated images for "
+        f"calibration of this step: AI-generated above a logit of {now[0]:.2f} (before: {was[0]:.2f}), photograph "
+        f"below {now[1]:.2f} (before: {was[1]:.2f}). For older kinds of images they hold as far as these images stand "
+        "for them; clipmole calibrate sets them on others."
+    ]
+
+
+def kept_tokens(
+    network: MoLENetwork, samples: Sequence[Sample], config: TrainConfig, pool: ThreadPoolExecutor, base: Base | None
+) -> Tensor | None:
+    """Tokens (n, T, d) bfloat16 to keep beside the adapter: those that `base` kept, and `config.kept_tokens` new ones.
+
+    The new ones are tokens before the first adapted block of training images, half of each class, drawn by the seed;
+    fewer where there are not so many images. None if there are none at all.
+    """
+    rng, device = sample_rng(config.seed, "kept tokens"), next(network.parameters()).device
+    chosen: list[int] = []
+    for label in (0, 1):
+        own = [i for i, sample in enumerate(samples) if sample.label == label]
+        chosen += rng.permutation(own)[: config.kept_tokens // 2].tolist()
+    batches = [[(i, 0) for i in chosen[start : start + ROWS]] for start in range(0, len(chosen), ROWS)]
+    parts = [] if base is None or base.tokens is None else [base.tokens]
+    with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
+        for crops in views(samples, batches, config, pool):
+            parts.append(network.prefix(crops.to(device)).bfloat16().cpu())
+    return torch.cat(parts) if parts else None
+
+
+def history_lines(history: list[dict[str, Any]]) -> list[str]:
+    """The history of an extended detector as items of a model card."""
+    lines = []
+    for step in history:
+        data = step.get("data") or {}
+        seen = (
+            f"{data['train']} training images, generators {', '.join(data['generators'])}" if data else "not recorded"
+        )
+        when = f", {step['date']}" if step.get("date") else ""
+        lines.append(f"- `{step['name']}` (digest `{step['digest'][:12]}...`{when}): {seen}.")
+    return lines
