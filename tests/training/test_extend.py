@@ -102,7 +102,10 @@ def test_the_directory_tells_its_history_and_what_became_of_the_thresholds(
     (step,) = record["history"]
     assert (step["name"], step["data"]) == ("adapter", {})
     assert step["digest"] == load_adapter(old, old.parent / "tiny").digest
-    assert f"## History\n- `adapter` (digest `{step['digest'][:12]}...`): not recorded.\n- This step added" in card
+    assert (
+        f"## History\n- `adapter` (digest `{step['digest'][:12]}...`): its images are not recorded.\n- This step added"
+        in card
+    )
     assert "one separate LoRA of rank 4 with a gate of its own to each of the blocks 6, 7." in card
     changed = next(
         line for line in lines if line.startswith("The thresholds were set anew on the 24 photographs and 24")

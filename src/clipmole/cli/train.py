@@ -1,14 +1,16 @@
-"""`clipmole train`, `presets` and `compare`: labelled images in, adapters and tables out."""
+"""`clipmole train`, `merge`, `presets` and `compare`: labelled images in, adapters and tables out."""
 
 from __future__ import annotations
 
 import os
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from clipmole.cli.options import (
+    BackboneName,
     DataArgument,
     FakeFolders,
     RealFolders,
@@ -97,6 +99,38 @@ def train(
     if int(os.environ.get("RANK", "0")) == 0:  # the first of several processes writes
         remark(f"wrote {out}")
         typer.echo(str(out))
+
+
+class MergeMethod(StrEnum):
+    """How adapters are merged."""
+
+    STACK = "stack"
+    AVERAGE = "average"
+    TIES = "ties"
+
+
+@app.command()
+def merge(
+    detectors: Annotated[list[str], typer.Argument(help="Two or more detectors with adapters on one backbone.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The adapter directory to write.")],
+    method: Annotated[
+        MergeMethod,
+        typer.Option(help="stack keeps all, at the sum of the ranks; average and ties keep the ranks of the parts."),
+    ] = MergeMethod.STACK,
+    weight: Annotated[
+        list[float] | None,
+        typer.Option(help="Of each detector, in their order. Default: one over their number, so that it is a mean."),
+    ] = None,
+    density: Annotated[float, typer.Option(help="Of ties: the share of the entries that are kept.")] = 0.2,
+    backbone: BackboneName = None,
+) -> None:
+    """Merge adapters into one, without training; the result has no thresholds until it is calibrated."""
+    from clipmole.training.merge import merge as run
+
+    found = run(detectors, out, method.value, weights=weight or (), density=density, backbone=backbone)
+    remark(found.summary)
+    remark(f"set its thresholds: clipmole calibrate --detector {out} ...")
+    typer.echo(str(out))
 
 
 @app.command()

@@ -203,9 +203,9 @@ def history_lines(history: list[dict[str, Any]]) -> list[str]:
     lines = []
     for step in history:
         data = step.get("data") or {}
-        seen = (
-            f"{data['train']} training images, generators {', '.join(data['generators'])}" if data else "not recorded"
-        )
+        seen = [f"{data['train']} training images"] if "train" in data else []
+        seen += [f"generators {', '.join(data['generators'])}"] if data.get("generators") else []
         when = f", {step['date']}" if step.get("date") else ""
-        lines.append(f"- `{step['name']}` (digest `{step['digest'][:12]}...`{when}): {seen}.")
+        said = ", ".join(seen) or "its images are not recorded"
+        lines.append(f"- `{step['name']}` (digest `{step['digest'][:12]}...`{when}): {said}.")
     return lines
