@@ -315,7 +315,10 @@ class TrainConfig(Config):
     )
     cache_gib: float = Field(20.0, gt=0, description="most that the folder of the prefix cache may hold, GiB")
     extension_rank: int = Field(
-        4, gt=0, le=MOST_CHANNELS, description="rank of what is added to a detector that is extended"
+        4,
+        ge=0,
+        le=MOST_CHANNELS,
+        description="rank of what is added to a detector that is extended; 0: nothing is, and all of it is trained on",
     )
     kept_tokens: int = Field(
         0,

@@ -177,6 +177,18 @@ def test_the_replay_loss_is_the_divergence_of_the_two_answers() -> None:
     assert float(replay.loss(network, 16, np.random.default_rng(0)).detach()) == pytest.approx(0, abs=1e-6)
 
 
+def test_with_rank_0_nothing_is_added_and_everything_is_trained_further(
+    old: Path, data: Path, cache: Path, tmp_path: Path
+) -> None:
+    config = CONFIG.model_copy(update={"epochs": 1, "extension_rank": 0})
+    train(config, tmp_path / "on", extend=old, data=data, backbone=tiny_backbone(), cache_dir=cache)
+    before, after = (load_file(folder / "adapter.safetensors") for folder in (old, tmp_path / "on"))
+    assert before.keys() == after.keys()
+    assert not any(torch.equal(after[name], tensor) for name, tensor in before.items())
+    assert all((after[name] - tensor).abs().max() < 1 for name, tensor in before.items())  # begun where it was
+    assert "trained all of it further" in (tmp_path / "on" / "README.md").read_text()
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -75,7 +75,7 @@ class Base:
         return cls(label, digest, folder, config, record, read_calibration(folder), read_kept_tokens(folder))
 
     def settings(self, config: TrainConfig) -> TrainConfig:
-        """`config` with the detector's backbone, adapter and preprocessing, and one extension of its rank.
+        """`config` with the detector's backbone, adapter and preprocessing, and one extension of its rank (0: none).
 
         Raises `ConfigError` where `config` asks for another adapter or preprocessing.
         """
@@ -90,7 +90,7 @@ class Base:
                     f"{name}: an extension keeps what {self.name} has; leave these settings out (extension_rank is "
                     "the rank of what is added)"
                 )
-        ranks = (*self.config.mole.extension_ranks, config.extension_rank)
+        ranks = self.config.mole.extension_ranks + ((config.extension_rank,) if config.extension_rank else ())
         grown = self.config.mole.model_dump() | {"extension_ranks": ranks}
         changes = {
             "backbone": self.config.backbone.id,
@@ -100,17 +100,19 @@ class Base:
         return config.model_copy(update=changes)
 
     def grow(self, tower: ViT, mole: MoLEConfig) -> MoLENetwork:
-        """The detector's network with one more extension, which alone is trained.
+        """The detector's network with one more extension, which alone is trained; as it is, if `mole` has none more.
 
         Args:
             tower: of its backbone; changed in place.
             mole: of `settings`.
         """
         network = MoLENetwork(tower, mole)
+        grows = mole.extension_ranks != self.config.mole.extension_ranks
         new = f"mlp.extensions.{len(mole.extension_ranks) - 1}."
-        old = {name: p for name, p in network.adapter_parameters().items() if new not in name}
+        old = {name: p for name, p in network.adapter_parameters().items() if not (grows and new in name)}
         network.load_state_dict(read_tensors(self.folder / ADAPTER, old), strict=False)
-        network.train_last_extension_alone()
+        if grows:
+            network.train_last_extension_alone()
         return network.eval()
 
     def replay(self, network: MoLENetwork, config: TrainConfig) -> Replay | None:

@@ -17,15 +17,14 @@ def history(record: dict[str, Any]) -> list[str]:
     """The section on what was trained before, of a detector that was extended; [] of another."""
     if not record.get("history"):
         return []
-    rank = record["config"]["mole"]["extension_ranks"][-1]
-    blocks = ", ".join(map(str, record["adapted_blocks"]))
-    return [
-        "## History",
-        *history_lines(record["history"]),
+    rank, blocks = record["config"]["extension_rank"], ", ".join(map(str, record["adapted_blocks"]))
+    step = (
         f"- This step added one separate LoRA of rank {rank} with a gate of its own to each of the blocks {blocks}. "
-        "All that came before stayed as it was; where the gates are closed, so does the score.",
-        "",
-    ]
+        "All that came before stayed as it was; where the gates are closed, so does the score."
+        if rank
+        else "- This step trained all of it further; what it knew before may be forgotten."
+    )
+    return ["## History", *history_lines(record["history"]), step, ""]
 
 
 def model_card(record: dict[str, Any], calibration: Calibration | None, findings: Sequence[str]) -> str:

@@ -1,0 +1,243 @@
+"""Generators that arrive one after another: what a detector gains and forgets when it is extended.
+
+In: images with their generators and sources, as a table with the columns sha256, label, generator and source, and a folder
+with the files `<sha256>.<suffix>`. Families of generators arrive in several orders. The first one, with photographs,
+trains a detector; each further one, with photographs of sources of its own, changes it in one of these ways:
+
+    alone      nothing is changed
+    extended   clipmole train --extend
+    replayed   the same, with tokens kept from the steps before
+    tuned      all its LoRAs, routers and the head are trained on the new images (extension_rank = 0)
+    anew       a new detector from the images of all steps so far
+
+After each step every detector scores the same test images (equalised centre crops, one forward pass of the frozen blocks
+for all of them): average precision of each family against photographs of sources that some step trained on (old), and
+of sources that none did (new). Differences from "alone" come with paired bootstrap intervals over images. Test images are
+reported, and choose nothing. The table is printed; the last line is JSON.
+
+    python benchmarks/arrivals.py --table originals.csv --images DIR --work DIR [--orders 3] [--per-step 150] [--test 60]
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import hashlib
+import json
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from clipmole import metrics
+from clipmole.config import PreprocessConfig, TrainConfig
+from clipmole.data import windows
+from clipmole.data.sample import Sample
+from clipmole.evaluation.bootstrap import bootstrap_interval
+from clipmole.images.crops import cut_crops
+from clipmole.models.adapter import load_adapter
+from clipmole.models.backbone import load_backbone
+from clipmole.models.network import MoLENetwork
+from clipmole.plumbing.environment import environment
+from clipmole.training.presets import load_train_config, with_settings
+from clipmole.training.train import train
+
+# Families: beginnings of the generators' names.
+FAMILIES = {
+    "sdxl": "sdxl",
+    "sd-3.5-medium": "sd-3.5-medium",
+    "gemini-3": "gemini-3-pro-image",
+    "gpt-image": "gpt-image-2",
+}
+WAYS = ("alone", "extended", "replayed", "tuned", "anew")
+ROWS = 16
+
+
+def shuffled(keys: Sequence[str]) -> list[str]:
+    """In an order that depends on the names alone."""
+    return sorted(keys, key=lambda key: hashlib.sha256(key.encode()).hexdigest())
+
+
+def read_table(table: Path, images: Path, per_step: int, test: int) -> tuple[dict[str, list[Sample]], list[Sample]]:
+    """Family -> the samples of its step (generated images and photographs of sources of its own); the test images.
+
+    Test photographs have the category "old" if their source is one that a step trains on, else "new".
+    """
+    files = {path.stem: path for path in images.iterdir()}
+    rows = [row for row in csv.DictReader(table.open(encoding="utf-8")) if row["sha256"] in files]
+    by_sha = {row["sha256"]: row for row in rows}
+    own = {name: [r["sha256"] for r in rows if r["generator"].startswith(start)] for name, start in FAMILIES.items()}
+    sources = shuffled(sorted({row["source"] for row in rows if row["label"] == "0"}))
+    bucket = {source: place % (len(FAMILIES) + 1) for place, source in enumerate(sources)}
+    photographs: dict[int, list[str]] = {place: [] for place in range(len(FAMILIES) + 1)}
+    for row in rows:
+        if row["label"] == "0":
+            photographs[bucket[row["source"]]].append(row["sha256"])
+
+    def sample(sha: str, label: int, name: str, split: str, category: str = "") -> Sample:
+        row = by_sha[sha]
+        return Sample(
+            path=files[sha],
+            label=label,  # type: ignore[arg-type]
+            generator=name,
+            split=split,
+            ignore_bottom_px=int(row.get("ignore_bottom_px") or 0),
+            group=row.get("group", ""),
+            source=row["source"],
+            category=category,
+        )
+
+    steps: dict[str, list[Sample]] = {}
+    tested: list[Sample] = []
+    for place, (name, generated) in enumerate(own.items()):
+        steps[name] = []
+        for label, chosen in ((1, shuffled(generated)), (0, shuffled(photographs[place]))):
+            kept = chosen[: min(test, len(chosen) // 3)]
+            tested += [sample(sha, label, name if label else "camera", "test", "old") for sha in kept]
+            for i, sha in enumerate(chosen[len(kept) : len(kept) + per_step]):
+                split = ("val", "calibration")[i % 2] if i % 10 < 4 else "train"
+                steps[name].append(sample(sha, label, name if label else "camera", split))
+    new = shuffled(photographs[len(FAMILIES)])[: test * len(FAMILIES)]
+    return steps, tested + [sample(sha, 0, "camera", "test", "new") for sha in new]
+
+
+def write_manifest(path: Path, samples: Sequence[Sample]) -> Path:
+    """A manifest that `train` reads."""
+    columns = ("path", "label", "generator", "split", "group", "source", "ignore_bottom_px")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(columns)
+        writer.writerows([getattr(sample, column) for column in columns] for sample in samples)
+    return path
+
+
+def tokens_of(network: MoLENetwork, samples: Sequence[Sample], crop: PreprocessConfig) -> torch.Tensor:
+    """Tokens (n, T, d) before the first adapted block of equalised centre crops."""
+    pixels = [cut_crops(image, crop).pixels[0] for image in windows(samples, "equalised")]
+    with torch.inference_mode():
+        parts = [torch.from_numpy(np.stack(pixels[i : i + ROWS])) for i in range(0, len(pixels), ROWS)]
+        return torch.cat([network.prefix(part) for part in parts])
+
+
+class Run:
+    """One order of arrival: trains what is not there yet, and scores the test images.
+
+    Args:
+        backbone: a preset or a directory.
+    """
+
+    def __init__(self, folder: Path, config: TrainConfig, backbone: str, tested: list[Sample]) -> None:
+        self.folder, self.config, self.backbone, self.tested = folder, config, backbone, tested
+        self.tokens: torch.Tensor | None = None
+        self.seconds: dict[str, float] = {}
+
+    def make(self, name: str, samples: Sequence[Sample], extend: Path | None = None, **changes: Any) -> Path:
+        """The detector `name`: trained from nothing, or from `extend` on."""
+        out = self.folder / name
+        if not (out / "config.json").is_file():
+            data = write_manifest(self.folder / f"{name}.csv", samples)
+            began = time.perf_counter()
+            config = self.config.model_copy(update=changes)
+            train(config, out, extend=extend, data=data, backbone=self.backbone)
+            (out.with_suffix(".seconds")).write_text(f"{time.perf_counter() - began:.1f}\n")
+        self.seconds[name] = float(out.with_suffix(".seconds").read_text())
+        return out
+
+    def scores(self, detector: Path) -> np.ndarray:
+        """Logits (n,) of the test images."""
+        network = load_adapter(detector, self.backbone).network
+        if self.tokens is None:
+            crop = PreprocessConfig(mode="center_crop", crop_size=self.config.preprocess.crop_size)
+            self.tokens = tokens_of(network, self.tested, crop)
+        with torch.inference_mode():
+            return torch.cat([network.suffix(part) for part in self.tokens.split(ROWS)]).double().numpy()
+
+    def go(self, order: Sequence[str], steps: dict[str, list[Sample]]) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
+        """After each step: its number, and way -> scores."""
+        first = self.make("base", steps[order[0]], kept_tokens=100)
+        plain = self.make("base-without-tokens", steps[order[0]])
+        at = dict.fromkeys(WAYS, plain) | {"replayed": first}
+        for place, family in enumerate(order[1:], 1):
+            seen = [sample for name in order[: place + 1] for sample in steps[name]]
+            new = steps[family]
+            at["extended"] = self.make(f"extended-{place}", new, at["extended"])
+            at["replayed"] = self.make(f"replayed-{place}", new, at["replayed"], kept_tokens=100)
+            at["tuned"] = self.make(f"tuned-{place}", new, at["tuned"], extension_rank=0)
+            at["anew"] = self.make(f"anew-{place}", seen)
+            yield place, {way: self.scores(detector) for way, detector in at.items()}
+
+
+def figures(tested: Sequence[Sample], scores: dict[str, np.ndarray], resamples: int) -> list[dict[str, Any]]:
+    """Way by family and kind of photographs: average precision, and its difference from "alone" with an interval."""
+    rows = []
+    for family in FAMILIES:
+        for kind in ("old", "new"):
+            chosen = [i for i, s in enumerate(tested) if s.generator == family or (not s.label and s.category == kind)]
+            labels, groups = np.array([tested[i].label for i in chosen]), [tested[i].group for i in chosen]
+            alone = scores["alone"][chosen]
+            for way, every in scores.items():
+                own = every[chosen]
+                pairs = np.stack([own, alone], axis=1)
+
+                def difference(y: Any, index: Any, pairs: np.ndarray = pairs) -> float:
+                    both = pairs[np.asarray(index, dtype=int)]
+                    return metrics.average_precision(y, both[:, 0]) - metrics.average_precision(y, both[:, 1])
+
+                low, high = bootstrap_interval(difference, labels, np.arange(len(chosen)), resamples, groups=groups)
+                rows.append(
+                    {
+                        "way": way,
+                        "family": family,
+                        "photographs": kind,
+                        "ap": metrics.average_precision(labels, own),
+                        "difference": difference(labels, np.arange(len(chosen))),
+                        "low": low,
+                        "high": high,
+                    }
+                )
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name in ("table", "images", "work"):
+        parser.add_argument(f"--{name}", type=Path, required=True)
+    for name, default in {"orders": 3, "per-step": 150, "test": 60, "resamples": 1000}.items():
+        parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--backbone", default="clip-vit-b-16-int8")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a setting of every run")
+    args = parser.parse_args()
+    config = with_settings(load_train_config("own-images"), args.set)
+    steps, tested = read_table(args.table, args.images, args.per_step, args.test)
+    results = []
+    tokens: torch.Tensor | None = None
+    names = list(FAMILIES)
+    for number in range(args.orders):
+        order = names[number:] + names[:number]
+        run = Run(args.work / f"order-{number}", config, args.backbone, tested)
+        run.tokens = tokens
+        for place, scores in run.go(order, steps):
+            rows = figures(tested, scores, args.resamples)
+            for row in rows:
+                known = order.index(row["family"]) <= place
+                print(
+                    f"order {number} step {place} (+ {order[place]}) {row['way']:9} {row['family']:14} "
+                    f"{'arrived' if known else 'unseen':7} {row['photographs']} photographs: AP {row['ap']:.3f}, "
+                    f"{row['difference']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}]",
+                    flush=True,
+                )
+            results.append({"order": order, "step": place, "figures": rows})
+        tokens = run.tokens
+        print({name: f"{seconds:.0f} s" for name, seconds in run.seconds.items()}, flush=True)
+        results[-1]["seconds"] = run.seconds
+    arguments = {key: value for key, value in vars(args).items() if not isinstance(value, Path)}
+    backbone = load_backbone(args.backbone).sha256
+    print(json.dumps({"results": results, "arguments": arguments, "backbone": backbone, "environment": environment()}))
+
+
+if __name__ == "__main__":
+    main()
