@@ -1,8 +1,9 @@
 """Generators that arrive one after another: what a detector gains and forgets when it is extended.
 
-In: images with their generators and sources, as a table with the columns sha256, label, generator and source, and a folder
-with the files `<sha256>.<suffix>`. Families of generators arrive in several orders. The first one, with photographs,
-trains a detector; each further one, with photographs of sources of its own, changes it in one of these ways:
+In: images with their generators and sources, as a table with the columns sha256, label, generator and source, and a
+folder with the files `<sha256>.<suffix>`. Families of generators arrive in several orders. The first one, with
+photographs, trains a detector; each further one, with photographs of sources of its own, changes it in one of these
+ways:
 
     alone      nothing is changed
     extended   clipmole train --extend
@@ -10,12 +11,12 @@ trains a detector; each further one, with photographs of sources of its own, cha
     tuned      all its LoRAs, routers and the head are trained on the new images (extension_rank = 0)
     anew       a new detector from the images of all steps so far
 
-After each step every detector scores the same test images (equalised centre crops, one forward pass of the frozen blocks
-for all of them): average precision of each family against photographs of sources that some step trained on (old), and
-of sources that none did (new). Differences from "alone" come with paired bootstrap intervals over images. Test images are
-reported, and choose nothing. The table is printed; the last line is JSON.
+After each step every detector scores the same test images (equalised centre crops, one forward pass of the frozen
+blocks for all of them): average precision of each family against photographs of sources that some step trained on
+(old), and of sources that none did (new). Differences from "alone" come with paired bootstrap intervals over images.
+Test images are reported, and choose nothing. The table is printed; the last line is JSON.
 
-    python benchmarks/arrivals.py --table originals.csv --images DIR --work DIR [--orders 3] [--per-step 150] [--test 60]
+    python benchmarks/arrivals.py --table originals.csv --images DIR --work DIR [--orders 3] [--per-step 150]
 """
 
 from __future__ import annotations
@@ -159,14 +160,13 @@ class Run:
     def go(self, order: Sequence[str], steps: dict[str, list[Sample]]) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
         """After each step: its number, and way -> scores."""
         first = self.make("base", steps[order[0]], kept_tokens=100)
-        plain = self.make("base-without-tokens", steps[order[0]])
-        at = dict.fromkeys(WAYS, plain) | {"replayed": first}
+        at = dict.fromkeys(WAYS, first)
         for place, family in enumerate(order[1:], 1):
             seen = [sample for name in order[: place + 1] for sample in steps[name]]
             new = steps[family]
-            at["extended"] = self.make(f"extended-{place}", new, at["extended"])
+            at["extended"] = self.make(f"extended-{place}", new, at["extended"], replay_weight=0.0)
             at["replayed"] = self.make(f"replayed-{place}", new, at["replayed"], kept_tokens=100)
-            at["tuned"] = self.make(f"tuned-{place}", new, at["tuned"], extension_rank=0)
+            at["tuned"] = self.make(f"tuned-{place}", new, at["tuned"], extension_rank=0, replay_weight=0.0)
             at["anew"] = self.make(f"anew-{place}", seen)
             yield place, {way: self.scores(detector) for way, detector in at.items()}
 
