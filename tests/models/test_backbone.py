@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 import transformers
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -326,6 +327,76 @@ def test_openclip_training_checkpoint_and_a_config_of_transformers(tmp_path: Pat
     state = {f"module.visual.{name}": tensor for name, tensor in openai_names(model).items()}
     torch.save({"epoch": 3, "name": "run", "state_dict": state}, tmp_path / "epoch_3.pt")
     assert load_backbone(tmp_path).sha256 == before
+
+
+def timm_state(layer_scale: bool = False) -> dict[str, Tensor]:
+    """Random weights, named as timm does, of a ViT of width 64, depth 2, one head and 2 x 2 patches of 16."""
+    torch.manual_seed(0)
+    shapes: dict[str, tuple[int, ...]] = {
+        "cls_token": (1, 1, 64), "pos_embed": (1, 5, 64), "patch_embed.proj.weight": (64, 3, 16, 16),
+        "patch_embed.proj.bias": (64,), "norm.weight": (64,), "norm.bias": (64,),
+        "head.weight": (1000, 64), "head.bias": (1000,),
+    }  # fmt: skip
+    for n in range(2):
+        own = {"norm1": (64,), "norm2": (64,), "attn.qkv": (192, 64), "attn.proj": (64, 64), "mlp.fc1": (256, 64)}
+        for name, shape in (own | {"mlp.fc2": (64, 256)}).items():
+            shapes |= {f"blocks.{n}.{name}.weight": shape, f"blocks.{n}.{name}.bias": shape[:1]}
+        shapes |= {f"blocks.{n}.ls{i}.gamma": (64,) for i in (1, 2) if layer_scale}
+    return {name: 0.2 * torch.randn(shape) for name, shape in shapes.items()}
+
+
+def timm_features(state: dict[str, Tensor], pixels: Tensor) -> Tensor:
+    """The class token after timm's `forward_features`, written out: pre-norm blocks, GELU, epsilon 1e-6."""
+
+    def norm(x: Tensor, name: str) -> Tensor:
+        return F.layer_norm(x, x.shape[-1:], state[f"{name}.weight"], state[f"{name}.bias"], 1e-6)
+
+    def linear(x: Tensor, name: str) -> Tensor:
+        return x @ state[f"{name}.weight"].T + state[f"{name}.bias"]
+
+    x = F.conv2d(pixels, state["patch_embed.proj.weight"], state["patch_embed.proj.bias"], stride=16).flatten(2).mT
+    x = torch.cat([state["cls_token"].expand(len(x), 1, 64), x], 1) + state["pos_embed"]
+    for n in range(2):
+        q, k, v = linear(norm(x, f"blocks.{n}.norm1"), f"blocks.{n}.attn.qkv").split(64, -1)
+        mixed = linear(torch.softmax(q @ k.mT / 8, -1) @ v, f"blocks.{n}.attn.proj")
+        x = x + mixed * state.get(f"blocks.{n}.ls1.gamma", torch.ones(64))
+        hidden = F.gelu(linear(norm(x, f"blocks.{n}.norm2"), f"blocks.{n}.mlp.fc1"))
+        x = x + linear(hidden, f"blocks.{n}.mlp.fc2") * state.get(f"blocks.{n}.ls2.gamma", torch.ones(64))
+    return norm(x, "norm")[:, 0]
+
+
+@pytest.mark.parametrize("layer_scale", [False, True])
+@pytest.mark.parametrize("synclr", [False, True])
+def test_timm_s_vit_is_read_by_its_names_and_gives_its_features(
+    synclr: bool, layer_scale: bool, tmp_path: Path
+) -> None:
+    state = timm_state(layer_scale=layer_scale)
+    if synclr:  # a training checkpoint, with other parts beside the tower
+        own = {f"module.visual.{name}": tensor for name, tensor in state.items() if not name.startswith("head.")}
+        torch.save({"model": own | {"module.image_mlp.0.weight": torch.ones(2, 2)}}, tmp_path / "synclr_vit_b_16.pth")
+    else:
+        save_file(state, tmp_path / "model.safetensors")
+        settings = {"architecture": "vit", "pretrained_cfg": {"mean": [0.5, 0.4, 0.3], "std": [0.5, 0.5, 0.5]}}
+        (tmp_path / "config.json").write_text(json.dumps(settings))
+    tower = load_backbone(tmp_path).tower
+    pixels = torch.randn(3, 3, 32, 32)
+    with torch.no_grad():
+        assert torch.allclose(tower(pixels), timm_features(state, pixels), atol=1e-4)
+    assert tower.config.mean == ((0.485, 0.456, 0.406) if synclr else (0.5, 0.4, 0.3))
+    assert (tower.config.heads, tower.config.depth, tower.config.grid, tower.config.layer_norm_eps) == (1, 2, 2, 1e-6)
+
+
+def test_timm_s_vit_without_a_normalisation_or_of_another_kind_is_refused(tmp_path: Path) -> None:
+    state = timm_state()
+    save_file(state, tmp_path / "model.safetensors")
+    with pytest.raises(WeightsMismatch, match="does not say how its pixels are normalised; put a file preprocessor"):
+        load_backbone(tmp_path)
+    preprocessor = {"image_mean": [0.1, 0.2, 0.3], "image_std": [0.5, 0.5, 0.5]}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(preprocessor))
+    assert load_backbone(tmp_path).tower.config.mean == (0.1, 0.2, 0.3)
+    save_file({name: t for name, t in state.items() if name != "cls_token"}, tmp_path / "model.safetensors")
+    with pytest.raises(WeightsMismatch, match="is not a ViT of timm with a class token: no tensor cls_token"):
+        load_backbone(tmp_path)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])

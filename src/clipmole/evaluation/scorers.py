@@ -192,8 +192,8 @@ def trained_on(spec: str) -> TrainedOn | None:
     cure = "take it away, and the detector's training counts as not known"
     record = read_json(path, CheckpointError, cure)
     steps = [record, *record.get("history", [])] if isinstance(record, dict) else []  # of an extended one, all before
-    data = [step.get("data") if isinstance(step, dict) else None for step in steps]
-    if not data or not all(isinstance(each, dict) and {"generators", "sources"} <= each.keys() for each in data):
+    data = [step["data"] for step in steps if isinstance(step, dict) and isinstance(step.get("data"), dict)]
+    if len(data) < max(1, len(steps)) or not all({"generators", "sources"} <= each.keys() for each in data):
         return None
     try:
         seen = [TrainedOn(generators=each["generators"], sources=each["sources"]) for each in data]

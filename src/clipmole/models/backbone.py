@@ -283,8 +283,9 @@ def read_pickle(path: Path, source: str) -> dict[str, Tensor]:
             f"{source}: is a TorchScript archive, which holds code, and is not run; if you trust it, save its tensors "
             "once: torch.save(torch.jit.load(FILE, 'cpu').state_dict(), 'model.pt')"
         )
-    if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):  # OpenCLIP's training checkpoints
-        state = {name.removeprefix("module."): tensor for name, tensor in state["state_dict"].items()}
+    for key in ("state_dict", "model"):  # training checkpoints of OpenCLIP, and of SynCLR
+        if isinstance(state, dict) and isinstance(state.get(key), dict):
+            state = {name.removeprefix("module."): tensor for name, tensor in state[key].items()}
     if not isinstance(state, dict) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
         raise WeightsMismatch(f"{source}: is not a state dict of tensors; save the model's state_dict()")
     return state

@@ -3,9 +3,10 @@
 In: the tensor names and shapes of a weight file, and the JSON beside it. Out: a `TowerConfig`, and for each
 parameter of the tower the tensors that it is made of. It reads no file and holds no tensor.
 
-Known: Hugging Face's CLIP, ViT and DINOv2 as transformers 4 and 5 name them, and OpenAI's and OpenCLIP's CLIP.
+Known: Hugging Face's CLIP, ViT and DINOv2 as transformers 4 and 5 name them, OpenAI's and OpenCLIP's CLIP, and timm's
+ViT, as which SynCLR (arXiv 2312.17742) and StableRep (arXiv 2306.00984) are stored.
 Sources: configuration_clip.py, configuration_vit.py and configuration_dinov2.py of transformers (names,
-defaults); model.py of openai/CLIP and of open_clip.
+defaults); model.py of openai/CLIP and of open_clip; vision_transformer.py of timm (names, epsilon, heads of 64).
 """
 
 from __future__ import annotations
@@ -134,6 +135,28 @@ def openai_clip(prefix: str) -> Layout:
     )
 
 
+def timm_vit(prefix: str) -> Layout:
+    """timm's ViT, as SynCLR and StableRep are stored too: with "visual." where a checkpoint holds other parts."""
+    block = prefix + "blocks.{n}."
+    return Layout(
+        {
+            "class_token": [prefix + "cls_token"],
+            "position_embedding": [prefix + "pos_embed"],
+            "patch_embedding": [prefix + "patch_embed.proj.{kind}"],
+            "post_norm": [prefix + "norm.{kind}"],
+            "blocks.{n}.norm1": [block + "norm1.{kind}"],
+            "blocks.{n}.norm2": [block + "norm2.{kind}"],
+            "blocks.{n}.attention.qkv": [block + "attn.qkv.{kind}"],
+            "blocks.{n}.attention.out": [block + "attn.proj.{kind}"],
+            "blocks.{n}.mlp.fc1": [block + "mlp.fc1.{kind}"],
+            "blocks.{n}.mlp.fc2": [block + "mlp.fc2.{kind}"],
+            "blocks.{n}.scale1": [block + "ls1.gamma"],
+            "blocks.{n}.scale2": [block + "ls2.gamma"],
+        },
+        ignored=rf"{re.escape(prefix)}(head\..*|mask_token)" + (r"|(?!visual\.).*" if prefix else ""),
+    )
+
+
 def hf_vits(prefix: str, dinov2: bool) -> list[Layout]:
     """Every mixture of old and new names, the oldest first."""
     new_mlp = (True,) if dinov2 else (False, True)
@@ -146,6 +169,7 @@ LAYOUTS = {
     "openai": [openai_clip("visual."), openai_clip("")],
     "vit": hf_vits("vit.", dinov2=False),
     "dinov2": hf_vits("dinov2.", dinov2=True),
+    "timm": [timm_vit("visual."), timm_vit("")],
     "clipmole-vit": [Layout({})],
 }
 
@@ -166,8 +190,9 @@ SUPPORTED: dict[str, tuple[Any, ...]] = {
 # The same of vision_cfg in open_clip_config.json, where any other setting is refused.
 OPEN_CLIP = {"image_size", "layers", "width", "patch_size", "head_width", "mlp_ratio", "patch_dropout"}
 # What the tower of a family has that config.json does not say.
+IMAGENET: Json = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 CLIP_FIELDS: Json = {"patch_bias": False, "pre_norm": True, "mean": CLIP_MEAN, "std": CLIP_STD}
-DINOV2_FIELDS: Json = {"layer_scale": True, "mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}  # ImageNet's
+DINOV2_FIELDS: Json = {"layer_scale": True, **IMAGENET}
 
 
 def describe(
@@ -175,8 +200,8 @@ def describe(
 ) -> tuple[TowerConfig, list[Layout]]:
     """The tower that a weight file belongs to, and the layouts that the file may have.
 
-    A config.json decides. Without one, a file named as OpenAI's is described by its shapes; see
-    `openai_settings` for what shapes do not say.
+    A config.json of transformers decides. Without one, a file named as OpenAI's or timm's is described by its shapes;
+    see `openai_settings` and `timm_settings` for what shapes do not say.
 
     Args:
         shapes: names and shapes of the file's tensors.
@@ -188,6 +213,7 @@ def describe(
         WeightsMismatch: the kind is not known, or a setting is not one that the tower can have.
     """
     openai = next((prefix for prefix in ("visual.", "") if prefix + "conv1.weight" in shapes), None)
+    timm = next((prefix for prefix in ("visual.", "") if prefix + "patch_embed.proj.weight" in shapes), None)
     kind = None if config is None else config.get("model_type")
     try:
         if config is not None and kind == "clipmole-vit":
@@ -195,7 +221,9 @@ def describe(
                 version = config.get("format_version")
                 raise WeightsMismatch(f"{source}: format_version {version!r} of config.json is not 1; update clipmole")
             return TowerConfig.parse(config.get("tower", {}), f"{source}: config.json"), LAYOUTS["clipmole-vit"]
-        if config is not None and (kind is not None or openai is None):
+        if timm is not None and kind is None:
+            settings, family = timm_settings(shapes, timm, config, preprocessor, source), "timm"
+        elif config is not None and (kind is not None or openai is None):
             settings, family = hugging_face_settings(config, shapes, openai, source)
         elif openai is not None:
             settings, family = openai_settings(shapes, openai, open_clip, source), "openai"
@@ -289,6 +317,43 @@ def openai_settings(shapes: Shapes, prefix: str, open_clip: Json | None, source:
         "mlp_width": shapes[names["mlp"]][0],
         "activation": "quick_gelu" if open_clip is None or model.get("quick_gelu", False) else "gelu",
         "projection_dim": shapes[prefix + "proj"][-1] if prefix + "proj" in shapes else None,
+    }
+
+
+def timm_settings(shapes: Shapes, prefix: str, config: Json | None, preprocessor: Json | None, source: str) -> Json:
+    """Fields of `TowerConfig` from the shapes of a file named as timm's ViTs are.
+
+    Shapes do not say the number of heads, which are 64 channels wide in timm's tiny to large ViTs, nor how pixels are
+    normalised. A preprocessor_config.json or timm's own config.json does (`pretrained_cfg`); a checkpoint whose tower
+    is called "visual" is SynCLR's or StableRep's, which take ImageNet's mean and deviation. Anything else is refused.
+    """
+    width = shapes[prefix + "patch_embed.proj.weight"][0]
+    names = ("cls_token", "pos_embed", "norm.weight", "blocks.0.attn.qkv.bias", "blocks.0.mlp.fc1.weight")
+    if missing := [prefix + name for name in names if prefix + name not in shapes]:
+        raise WeightsMismatch(f"{source}: is not a ViT of timm with a class token: no tensor {', '.join(missing)}")
+    if width % 64 or width > 1024:
+        raise WeightsMismatch(f"{source}: width {width}: only timm's tiny to large ViTs are known, with heads of 64")
+    known = (config or {}).get("pretrained_cfg") or {}
+    if {"mean", "std"} <= known.keys():
+        pixels = {name: known[name] for name in ("mean", "std")}
+    elif prefix or {"image_mean", "image_std"} <= (preprocessor or {}).keys():
+        pixels = IMAGENET  # a preprocessor_config.json takes its place
+    else:
+        raise WeightsMismatch(
+            f"{source}: does not say how its pixels are normalised; put a file preprocessor_config.json beside it with "
+            '{"image_mean": [...], "image_std": [...]}, or the config.json that timm gives with its weights'
+        )
+    patch = shapes[prefix + "patch_embed.proj.weight"][-1]
+    blocks = re.compile(re.escape(prefix) + r"blocks\.(\d+)\.")
+    return pixels | {
+        "image_size": patch * round((shapes[prefix + "pos_embed"][-2] - 1) ** 0.5),
+        "patch_size": patch,
+        "width": width,
+        "depth": 1 + max(int(found[1]) for found in map(blocks.match, shapes) if found),
+        "heads": width // 64,
+        "mlp_width": shapes[prefix + "blocks.0.mlp.fc1.weight"][0],
+        "layer_norm_eps": 1e-6,
+        "layer_scale": prefix + "blocks.0.ls1.gamma" in shapes,
     }
 
 
