@@ -287,6 +287,7 @@ LATER = {
     "extension_rank",
     "kept_tokens",
     "replay_weight",
+    "hypernetwork",
 }
 
 
@@ -307,6 +308,11 @@ class TrainConfig(Config):
     preprocess: PreprocessConfig = PreprocessConfig()
     augment: AugmentConfig = AugmentConfig()
     full_finetune: bool = Field(False, description="train the whole tower as well")
+    hypernetwork: bool = Field(
+        False,
+        description="a hypernetwork writes the shared LoRA in training, a fifth of it for each group of noise filters "
+        "(HyperDet)",
+    )
     cached_views: int | None = Field(
         None,
         gt=0,
@@ -364,6 +370,14 @@ class TrainConfig(Config):
             raise ValueError("full_finetune trains the tower itself: set mole.shared_rank = 0, expert_ranks = []")
         if self.full_finetune and self.cached_views:
             raise ValueError("full_finetune leaves no block frozen: cached_views has nothing to keep")
+        plain = self.mole.shared_rank % 5 == 0 and self.mole.shared_rank > 0 and not self.mole.gated_ranks
+        if self.hypernetwork and not (plain and self.mole.alpha is None):
+            raise ValueError("hypernetwork: set mole.shared_rank to a multiple of 5, expert_ranks = [], and no alpha")
+        if self.hypernetwork and (self.cached_views or self.kept_tokens):
+            raise ValueError(
+                "hypernetwork: it sees noise in place of images, whose tokens are not kept: leave out "
+                "cached_views and kept_tokens"
+            )
         if self.kept_tokens and not self.mole.adapts:
             raise ValueError(f"kept_tokens={self.kept_tokens}: without an adapted block there are none to keep")
         return self

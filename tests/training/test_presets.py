@@ -31,7 +31,9 @@ def manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_these_presets_come_with_the_package() -> None:
-    assert preset_names() == tuple(sorted([*PAPER, *FEW, "univfd", "lora", "full", "embedded", "own-images"]))
+    assert preset_names() == tuple(
+        sorted([*PAPER, *FEW, "univfd", "lora", "full", "hyperdet", "embedded", "own-images"])
+    )
 
 
 @pytest.mark.parametrize("name", preset_names())
@@ -46,6 +48,8 @@ def test_every_preset_trains_two_steps_on_a_tiny_tower(name: str, manifest: Path
     mole = config.mole
     rows = 2 * (mole.shared_rank + sum(mole.expert_ranks)) + len(mole.expert_ranks)  # of A, of B, of the router
     tower = record["tower_parameters"] if config.full_finetune else 0
+    if config.hypernetwork:  # it is trained in place of the LoRAs: embeddings, a hidden layer of 128, A and B of rank 4
+        rows, tower = 0, 5 * 64 + 2 * 32 + 2 * 8 + 104 * 128 + 128 + 2 * (128 + 1) * 4 * width
     assert record["trained_parameters"] == head + tower + (depth // 4) * rows * width
 
 
@@ -112,7 +116,10 @@ def test_a_file_without_extends_is_read_as_it_is(tmp_path: Path) -> None:
     ("text", "message"),
     [
         ('extends = "own.toml"', r"own\.toml: extends = 'own\.toml' leads back to itself"),
-        ('extends = "no-such"', r"own\.toml: 'no-such' is neither a TOML file nor one of embedded, full, lora"),
+        (
+            'extends = "no-such"',
+            r"own\.toml: 'no-such' is neither a TOML file nor one of embedded, full, hyperdet, lora",
+        ),
         ("extends = 3", r"own\.toml: extends: must be the name of a preset or a file \(given: 3\)"),
         ('extends = "lora"\nepoch = 3', r"own\.toml: epoch: unknown key \(given: 3\)"),
         ('extends = "lora"\nwithout = ["seed"]', r"own\.toml: without = \['seed'\]: must be a list of settings of"),
@@ -129,7 +136,7 @@ def test_what_cannot_be_extended_is_one_line_that_names_the_file(tmp_path: Path,
 
 def test_an_unknown_preset_names_those_there_are() -> None:
     for call in (load_train_config, preset_text):
-        with pytest.raises(ConfigError, match=r"'moel'.*embedded, full, lora, own-images, paper-vit-b-16"):
+        with pytest.raises(ConfigError, match=r"'moel'.*embedded, full, hyperdet, lora, own-images, paper-vit-b-16"):
             call("moel")
 
 

@@ -79,8 +79,9 @@ class Base:
 
         Raises `ConfigError` where `config` asks for another adapter or preprocessing.
         """
-        if config.full_finetune:
-            raise ConfigError("full_finetune: an extension leaves everything but itself frozen; leave it out")
+        for name in ("full_finetune", "hypernetwork"):
+            if getattr(config, name):
+                raise ConfigError(f"{name}: an extension leaves everything but itself frozen; leave it out")
         for name, given, default, own in (
             ("mole", config.mole, MoLEConfig(), self.config.mole),
             ("preprocess", config.preprocess, PreprocessConfig(), self.config.preprocess),

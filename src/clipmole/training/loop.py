@@ -148,6 +148,7 @@ class TrainingLoop:
         if self._patience_is_over() and self.at.epoch < self.config.epochs:
             self.progress.say(f"stopped: no better epoch for {self.config.patience}")
         self.network.load_state_dict(self.best, strict=False)
+        self.network.eval()
         return [Epoch.model_validate(epoch) for epoch in self.at.curve], self.at.best
 
     def _patience_is_over(self) -> bool:

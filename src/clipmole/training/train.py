@@ -30,6 +30,7 @@ from clipmole.evaluation.scores import ScoreTable
 from clipmole.inference.detector import Detector
 from clipmole.models.adapter import backbone_for, check_copy, check_target, save_adapter
 from clipmole.models.backbone import Backbone, load_backbone
+from clipmole.models.hyperdet import HyperDetNetwork
 from clipmole.models.network import MoLENetwork
 from clipmole.plumbing.environment import environment
 from clipmole.plumbing.files import why_no_room
@@ -179,6 +180,8 @@ def start(
     with torch_seeded(config.seed):
         if base is not None:
             return loaded, base.grow(loaded.tower, config.mole)
+        if config.hypernetwork:
+            return loaded, HyperDetNetwork(loaded.tower, config.mole)
         return loaded, MoLENetwork(loaded.tower, config.mole, config.full_finetune)
 
 
