@@ -11,7 +11,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from clipmole.errors import ConfigError
 from clipmole.plumbing.json_toml import read_toml
@@ -204,6 +204,10 @@ class MoLEConfig(Config):
         """Indices of the adapted blocks in a tower of `depth` blocks, ascending; () if nothing adapts."""
         if not self.adapts:
             return ()
+        if depth == 0:
+            raise ConfigError(
+                "mole: concatenated backbones have no blocks to adapt: set shared_rank = 0 and expert_ranks = []"
+            )
         if self.blocks is None:
             return tuple(range(depth - max(1, depth // 4), depth))
         if isinstance(self.blocks, int):
@@ -294,7 +298,9 @@ LATER = {
 class TrainConfig(Config):
     """One training run, from labelled images to an adapter directory."""
 
-    backbone: str = Field(description="a preset, a hub id or a directory")
+    backbone: str = Field(
+        description="a preset, a hub id or a directory; several: their features side by side, for a head alone"
+    )
     data: str | None = Field(None, description="a manifest, a folder, shards, hf:owner/name: see data.read_data")
     real: tuple[str, ...] = Field((), description="folders of photographs, in place of data, with fake")
     fake: tuple[str, ...] = Field((), description="folders of generated images")
@@ -359,6 +365,12 @@ class TrainConfig(Config):
     warmup_fraction: float = Field(0.1, ge=0, lt=1)
     seed: int = Field(0, ge=0)
     precision: Literal["float32", "bfloat16"] = "bfloat16"
+
+    @field_validator("backbone", mode="before")
+    @classmethod
+    def _joined(cls, given: Any) -> Any:
+        """Several names as one."""
+        return "+".join(map(str, given)) if isinstance(given, list | tuple) and given else given
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

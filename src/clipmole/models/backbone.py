@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.resources import files
@@ -27,7 +27,7 @@ from torch import Tensor
 
 from clipmole.errors import WeightsError, WeightsMismatch, WeightsNotFound
 from clipmole.models.hub import HUB_ID, hub_files
-from clipmole.models.vit import ViT
+from clipmole.models.vit import Concatenated, ViT
 from clipmole.models.weight_layouts import Json, Part, Shape, describe, listed, match
 from clipmole.plumbing.files import is_odd_file, replacing_folder, why_not_replaceable
 from clipmole.plumbing.json_toml import read_json
@@ -36,6 +36,7 @@ from clipmole.plumbing.text import first_line
 PACKAGED_DETECTORS = Path(str(files("clipmole"))) / "detectors"  # a folder each
 SAFETENSORS = ("model.safetensors", "open_clip_model.safetensors")
 PICKLES = ("pytorch_model.bin", "open_clip_pytorch_model.bin")
+JOINT = "+"  # between the names of backbones that are concatenated
 CONFIG, OPEN_CLIP, PREPROCESSOR = "config.json", "open_clip_config.json", "preprocessor_config.json"
 
 
@@ -99,7 +100,8 @@ def load_backbone(name: str | Path, *, revision: str | None = None, cache_dir: P
     """Load a frozen tower.
 
     Args:
-        name: a preset of `PRESETS`; else a directory, if there is one; else a hub id "owner/name".
+        name: a preset of `PRESETS`; else a directory, if there is one; else a hub id "owner/name". Several of them,
+            joined by +, are one tower with all their features.
         revision: commit, branch or tag of a hub id. A preset is pinned, and a directory has none.
         cache_dir: where hub files are kept; None: huggingface_hub's cache.
 
@@ -111,12 +113,21 @@ def load_backbone(name: str | Path, *, revision: str | None = None, cache_dir: P
         WeightsNotFound: no such name, no such file, or not in the cache and no network.
         WeightsMismatch: weights that are damaged, do not fit, or are not plain tensors.
     """
+    if isinstance(name, str) and JOINT in name and not Path(name).is_dir():
+        return concatenated([load_backbone(part, cache_dir=cache_dir) for part in name.split(JOINT)])
     preset = PRESETS.get(name) if isinstance(name, str) else None
     weights, label, commit = find_weights(name, preset, revision, cache_dir)
     tower = read_tower(weights, f"{name}/{weights.name}", preset.file_sha256 if preset else None)
     known = preset.tower_sha256 if preset and preset.file_sha256 else None
     named = weights.parent.resolve() if preset is None and commit is None else None
     return Backbone(tower, label, commit, known or tower_sha256(tower), named)
+
+
+def concatenated(parts: Sequence[Backbone]) -> Backbone:
+    """Several backbones as one, whose features stand side by side; its sha256 is of theirs in their order."""
+    digest = hashlib.sha256("\n".join(part.sha256 for part in parts).encode()).hexdigest()
+    tower = Concatenated([part.tower for part in parts]).eval().requires_grad_(False)
+    return Backbone(tower, JOINT.join(part.id for part in parts), None, digest)
 
 
 def find_weights(

@@ -10,6 +10,8 @@ Sources: ViT, arXiv 2010.11929; CLIP, arXiv 2103.00020; DINOv2, arXiv 2304.07193
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -201,3 +203,40 @@ class ViT(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         return self.feature(self.run_blocks(self.embed(pixels)))
+
+
+class Concatenated(ViT):
+    """Several towers whose features stand side by side, for a head alone: there is no block left to adapt.
+
+    "Detect Fake with Fake" (arXiv 2409.08884) concatenates frozen features so. To the rest of the program it is a tower
+    of depth 0: `embed` gives one "token", the features of all towers, each of which normalises the pixels by its own
+    mean and deviation.
+
+    Args:
+        towers: two or more; of any sizes.
+    """
+
+    def __init__(self, towers: Sequence[ViT]) -> None:
+        nn.Module.__init__(self)
+        width = sum(tower.config.feature_dim for tower in towers)
+        sizes = {"width": width, "depth": 0, "projection_dim": None}
+        pixels = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}  # of `embed`, which is given pixels as they are
+        self.config = towers[0].config.model_copy(update=sizes | pixels)
+        self.towers = nn.ModuleList(towers)
+        self.blocks = nn.ModuleList()
+        for place, tower in enumerate(towers):
+            for name in ("mean", "std"):
+                values = torch.tensor(getattr(tower.config, name), device="cpu").view(3, 1, 1)
+                self.register_buffer(f"{name}_{place}", values, persistent=False)
+
+    def embed(self, pixels: Tensor) -> Tensor:
+        """Pixels (B, 3, H, W) of 0..1 -> features of all towers (B, 1, their sum)."""
+        features = [
+            tower((pixels - getattr(self, f"mean_{place}")) / getattr(self, f"std_{place}"))
+            for place, tower in enumerate(self.towers)
+        ]
+        return torch.cat(features, dim=-1)[:, None]
+
+    def feature(self, tokens: Tensor) -> Tensor:
+        """What `embed` gave, (B, 1, d) -> (B, d)."""
+        return tokens[:, 0]

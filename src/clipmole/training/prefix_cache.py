@@ -74,8 +74,8 @@ def prefix_digest(network: MoLENetwork, backbone_sha256: str, data: Sequence[str
 def record_type(network: MoLENetwork, config: TrainConfig) -> np.dtype[Any]:
     """The record of one view of one sample: bits of its tokens (T + k, d) in bfloat16, and their CRC-32."""
     tower = network.tower.config
-    tokens = 1 + (config.preprocess.crop_size // tower.patch_size) ** 2
-    tokens += network.carried(network.first_adapted_block)
+    patches = (config.preprocess.crop_size // tower.patch_size) ** 2 if tower.depth else 0  # 0: of concatenated towers
+    tokens = 1 + patches + network.carried(network.first_adapted_block)
     return np.dtype([("crc32", "<u4"), ("tokens", "<u2", (tokens, tower.width))])
 
 
