@@ -20,9 +20,9 @@ from clipmole.models.backbone import save_tower
 FUNCTIONS = ["calibrate", "compare", "evaluate", "explain", "read_data", "read_provenance", "train"]
 CLASSES = [
     "Calibration", "CheckpointError", "ClipmoleError", "Comparison", "ConfigError", "DataError", "Detection",
-    "Detector", "EvaluationReport", "Evidence", "Folders", "ImageError", "MissingDependency", "MoLEConfig",
-    "PreprocessConfig", "ProgressReporter", "Provenance", "Recalibration", "Sample", "Stopped", "Thresholds",
-    "TrainConfig", "Verdict", "WeightsError",
+    "Detector", "EvaluationReport", "Evidence", "Folders", "ImageClassificationPipeline", "ImageError",
+    "MissingDependency", "MoLEConfig", "PreprocessConfig", "ProgressReporter", "Provenance", "Recalibration",
+    "Sample", "Stopped", "Thresholds", "TrainConfig", "Verdict", "WeightsError",
 ]  # fmt: skip
 METHODS = ["from_pretrained", "score", "detect", "detect_batch", "stream"]
 
@@ -74,7 +74,7 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize("name", [*FUNCTIONS, "Detector"])
+@pytest.mark.parametrize("name", [*FUNCTIONS, "Detector", "ImageClassificationPipeline"])
 @pytest.mark.usefixtures("workplace")
 def test_the_example_runs(name: str) -> None:
     value = getattr(clipmole, name)

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from clipmole.inference.detector import Detector as Detector
     from clipmole.inference.explain import Evidence as Evidence
     from clipmole.inference.explain import explain as explain
+    from clipmole.inference.pipeline import ImageClassificationPipeline as ImageClassificationPipeline
     from clipmole.plumbing.progress import ProgressReporter as ProgressReporter
     from clipmole.provenance import Provenance as Provenance
     from clipmole.provenance import read_provenance as read_provenance
@@ -57,6 +58,7 @@ _HOME = {
     "EvaluationReport": "evaluation.records",
     "Evidence": "inference.explain",
     "Folders": "data",
+    "ImageClassificationPipeline": "inference.pipeline",
     "ImageError": "errors",
     "MissingDependency": "errors",
     "MoLEConfig": "config",
@@ -90,6 +92,7 @@ __all__ = [
     "EvaluationReport",
     "Evidence",
     "Folders",
+    "ImageClassificationPipeline",
     "ImageError",
     "MissingDependency",
     "MoLEConfig",

@@ -613,6 +613,11 @@ def test_what_the_metadata_found_and_what_errors_say(visit: Callable[..., Any]) 
     assert in_page(page, "words.js", f"m.alarms({json.dumps(alarms)})") == [
         "Of 50 stock photographs from sources that the detector had never seen, it called 12 (24 %) AI-generated."
     ]
+    said = f"['real', 'uncertain', 'ai_generated'].map((verdict) => m.caution({{ verdict }}, {json.dumps(alarms)}))"
+    photograph, unsure, generated = in_page(page, "words.js", said)
+    assert "it called 12 (24 %) AI-generated. Do not accuse anybody with it." in generated
+    assert "12" not in photograph
+    assert "What to do: find the original file" in unsure
     choose(page, file("empty.png", b""))
     expect(page.locator(".state")).to_contain_text("the file is empty")
     page.get_by_role("button", name="empty.png").click() if page.locator("article.failed").count() == 0 else None

@@ -117,7 +117,7 @@ class Table:
                 )
             if self.uncertain:
                 remark(UNCERTAIN)
-            for alarm in () if self.labels_only else self.alarms:
+            for alarm in self.alarms:
                 remark(
                     f"Of {alarm.photographs} {alarm.kind} from sources that it had never seen, it called "
                     f"{alarm.called_generated} AI-generated."

@@ -89,7 +89,7 @@ function judgment(item, live) {
 /** The limits of a detector. */
 export const limits = ({ detector, limitations, calibration }) => h("section", {},
   h("h2", {}, "What this detector does not know"),
-  h("ul", {}, [...limitations, ...(show.percentages ? alarms(calibration) : [])].map((text) => h("li", {}, text))),
+  h("ul", {}, [...limitations, ...alarms(calibration)].map((text) => h("li", {}, text))),
   soft(`Detector ${detector}.`));
 
 const article = (item, kind, sign, words, share, ...content) => h("article", { class: `card ${kind}`, "aria-label": item.file.name },
@@ -98,11 +98,11 @@ const article = (item, kind, sign, words, share, ...content) => h("article", { c
     share === null || !show.percentages ? null : h("span", { class: "aside percent" }, ofAI(share))),
   content);
 
-/** What could not be scored, with the reason and what to do. */
+/** What could not be scored, with the reason and what to do; what a message advises is meant for programs, not for this page. */
 function failed(item, again) {
   const { headline, next, again: helps } = errorOf(item.error.code);
   return article(item, "failed", "✕", headline, null,
-    h("p", {}, capital(item.error.message)), h("p", {}, next),
+    h("p", {}, `${capital(item.error.message.split("; ")[0]).replace(/\.$/, "")}.`), h("p", {}, next),
     helps ? h("button", { type: "button", "data-screen": "", click: () => again(item) }, "Try again") : null);
 }
 
@@ -125,7 +125,7 @@ export function card(item, act = null, view = {}) {
     soft(`The detector looked at ${seen(detection)}.`),
     strong ? h("p", { class: "banner" },
       "Apart from this score, the metadata of the file say something, below: ", h("bdi", {}, strong.title), ".") : null,
-    h("p", {}, detection.reason ? "" : caution(detection, calibration), calibrated && show.percentages ? ` ${RARE}` : null),
+    h("p", {}, caution(detection, calibration), calibrated && show.percentages ? ` ${RARE}` : null),
     h("div", { class: "row", "data-screen": "" },
       h("button", { type: "button", click: () => act.save("html", { picture: keep.checked, view: map.choice }) }, "Save report"),
       h("button", { type: "button", click: () => act.save("json") }, "Save JSON"),

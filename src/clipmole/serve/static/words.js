@@ -39,7 +39,7 @@ export function meaning(detection, calibration) {
   return `Of 100 images scored like this, ${about} ${whole(detection.probability)} were AI-generated, on the calibration data${data}.`;
 }
 
-/** What the verdict rests on and what it is not, in two sentences. */
+/** What the verdict rests on, what it is not, and what to do with an uncertain one. */
 export function caution(detection, calibration) {
   const { verdict } = detection;
   if (verdict === "real") {
@@ -49,7 +49,7 @@ export function caution(detection, calibration) {
   }
   if (verdict === "ai_generated") {
     const alarm = calibration ? ` On the calibration data at most ${share(calibration.max_false_alarm)} of the photographs got it.` : "";
-    return `This is no proof: photographs get this verdict too.${alarm} Do not accuse anybody with it.`;
+    return [`This is no proof: photographs get this verdict too.${alarm}`, ...alarms(calibration), "Do not accuse anybody with it."].join(" ");
   }
   return verdict === "uncertain" ? UNCERTAIN : "";
 }

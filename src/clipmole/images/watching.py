@@ -1,0 +1,87 @@
+"""A folder that others write into -> paths of its new images, each once it is whole.
+
+In: a folder. Out: paths, as long as nobody asks to stop. It opens none of them. It looks at intervals and so needs no
+service of the system, works on network drives, and sees every change however it was made.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator
+
+from clipmole.errors import DataError
+from clipmole.images.formats import IMAGE_EXTENSIONS
+from clipmole.plumbing.progress import never
+from clipmole.plumbing.text import escaped
+
+Signature = tuple[int, int, int]  # size, time of the last change in ns, inode
+
+
+def new_images(
+    folder: str,
+    *,
+    interval: float = 1.0,
+    settle: float = 2.0,
+    existing: bool = False,
+    stopping: Callable[[], bool] = never,
+) -> Iterator[str]:
+    """Paths of the images that come into a folder, or into one below it, from this call on.
+
+    A file is whole when neither its size nor its time has changed for `settle` seconds; one without content is not. A
+    file that changes afterwards comes out again. Names that begin with a dot, which programs give to what they have
+    not finished, and links to folders are left alone.
+
+    Args:
+        interval: seconds between two looks.
+        settle: seconds without a change.
+        existing: also what is there at the start.
+        stopping: asked before each look and after each path; the iterator ends once it is true.
+
+    Raises `DataError` if the folder is not there, also once it is gone.
+    """
+    there = images_in(folder)
+    return _changes(folder, {} if existing else there, interval, settle, stopping)
+
+
+def _changes(
+    folder: str, seen: dict[str, Signature], interval: float, settle: float, stopping: Callable[[], bool]
+) -> Iterator[str]:
+    """The paths, given what was there before."""
+    changed: dict[str, tuple[Signature, float]] = {}
+    while not stopping():
+        there = images_in(folder)
+        now = time.monotonic()
+        seen = {path: signature for path, signature in seen.items() if path in there}
+        changed = {path: known for path, known in changed.items() if path in there}
+        for path in sorted(there):
+            signature = there[path]
+            if seen.get(path) == signature:
+                changed.pop(path, None)
+            elif path not in changed or changed[path][0] != signature:
+                changed[path] = (signature, now)
+            elif now - changed[path][1] >= settle and signature[0]:
+                seen[path] = signature
+                del changed[path]
+                yield path
+                if stopping():
+                    return
+        time.sleep(interval)
+
+
+def images_in(folder: str) -> dict[str, Signature]:
+    """Path -> signature of each file with the ending of an image, in depth. Raises `DataError` without the folder."""
+    if not os.path.isdir(folder):
+        raise DataError(f"{escaped(folder)}: there is no such folder to watch")
+    found: dict[str, Signature] = {}
+    for place, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in names:
+            if not name.startswith(".") and os.path.splitext(name)[1].lower() in IMAGE_EXTENSIONS:
+                path = os.path.join(place, name)
+                try:
+                    status = os.stat(path)
+                except OSError:  # gone since, or a link to nothing
+                    continue
+                found[path] = (status.st_size, status.st_mtime_ns, status.st_ino)
+    return found
