@@ -241,7 +241,7 @@ def cache_gib(config: TrainConfig, images: int) -> float:
     """GiB of the prefix cache of a run; 0 if it keeps none."""
     if not config.cached_views:
         return 0.0
-    with torch.device("meta"):
+    with torch.device("meta" if config.backbone in CLIP_TOWERS else "cpu"):  # of a preset no memory is taken
         return config.cached_views * images * record_type(random_network(config), config).itemsize / GIB
 
 
