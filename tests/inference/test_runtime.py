@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import shutil
 import threading
@@ -208,6 +209,11 @@ def graphs() -> list[Path]:
     return [path for path in default_folder().iterdir() if path.suffix != ".lock"]
 
 
+def use_cache(folder: str) -> None:
+    """In a process of its own, which has the variables of the time when the first was forked."""
+    os.environ["CLIPMOLE_CACHE"] = folder
+
+
 def load(folder: Path, backbone: Path, runtime: GraphRuntime) -> list[float]:
     torch.set_num_threads(1)
     detector = Detector.from_pretrained(folder, backbone=backbone, runtime=runtime)
@@ -219,7 +225,7 @@ def test_processes_that_convert_at_the_same_time_share_one_graph(
 ) -> None:
     need("openvino")
     monkeypatch.setenv("CLIPMOLE_CACHE", str(tmp_path))
-    with ProcessPoolExecutor(3, FORKS) as pool:
+    with ProcessPoolExecutor(3, FORKS, initializer=use_cache, initargs=(str(tmp_path),)) as pool:
         found = [each.result() for each in [pool.submit(load, *adapter, "openvino") for _ in range(3)]]
     assert found[0] == found[1] == found[2]
     assert len(graphs()) == 1
