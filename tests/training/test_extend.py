@@ -113,6 +113,7 @@ def test_the_directory_tells_its_history_and_what_became_of_the_thresholds(
     assert f"(before: {(math.log(0.7 / 0.3) - 0.1) / 2:.2f}), photograph below" in changed  # CALIBRATION's
     assert changed in card
     assert "adapter is extended, and has no tokens of older images to replay" in lines
+    assert "They need not sum to 100: an expert that was added later" in (out / "train.html").read_text()
     assert trained_on(str(out)) is None  # of the first step nothing is known
 
 

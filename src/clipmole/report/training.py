@@ -122,12 +122,14 @@ def gate_charts(curve: Sequence[dict[str, Any]], blocks: Sequence[int], best: di
         ]
         words = "; ".join(f"expert {i + 1} {100 * g:.1f} %" for i, g in enumerate(best["gates"][row]))
         drawn.append((over_epochs(lines, f"Block {block}, in the epoch kept: {words}", True), f"Block {block}"))
+    said = f"The gates of a token sum to 100; {experts} experts that are used alike have {100 / experts:.3g} each."
+    if abs(sum(best["gates"][0]) - 1) > 1e-3:  # sigmoids, softmaxes of groups, or a softmax that is cut
+        said = "They need not sum to 100: an expert that was added later, for one, has a gate of its own."
     names = [element("li", plots.swatch(i), f"expert {i + 1}") for i in range(experts)]
     return [
         element("ul", *names, class_="legend", aria_label="Experts"),
         Drawings(drawn),
-        "Mean gate of each expert over all tokens of an epoch's training images, percent. The gates of a token sum to "
-        f"100; {experts} experts that are used alike have {100 / experts:.3g} each.",
+        f"Mean gate of each expert over all tokens of an epoch's training images, percent. {said}",
     ]
 
 
