@@ -1,51 +1,110 @@
-"""The default detector's table, from the committed scores of every image: no image is needed.
+"""The default detector's figures, from the committed score of every image: no image is needed.
 
     python benchmarks/score_tables.py
 
-In: `results/mole-vit-b-16/scores.parquet` (sha256 of the file, label, split, generator, source, kind, logit) and the
-packaged calibration. Out: a Markdown table on stdout and in `results/mole-vit-b-16/table.md`.
+In: `results/mole-vit-b-16/scores.parquet`, which `recipes/mole-vit-b-16/score.py` wrote (sha256 of the file, label,
+split, generator, source, kind, group, condition, logit), and the packaged calibration. Out, in
+`results/mole-vit-b-16`: `report.json` with every estimate and its interval, `table.md` by split and condition,
+`alarms.md` by kind of photograph.
 """
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
-from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
+from scipy.stats import beta  # type: ignore[import-untyped]
 
-from clipmole.models.adapter import find_adapter, read_calibration
+from clipmole.calibration import Calibration
+from clipmole.data.sample import Sample
+from clipmole.evaluation.estimates import report_table
+from clipmole.evaluation.records import DetectorInfo, EvaluationReport, SetReport
+from clipmole.evaluation.scores import ScoreTable
+from clipmole.models.adapter import adapter_digest, find_adapter, read_calibration
 
-FOLDER = Path(__file__).parent / "results" / "mole-vit-b-16"
+NAME = "mole-vit-b-16"
+FOLDER = Path(__file__).parent / "results" / NAME
+CONDITIONS = ("as stored", "equalised")
+PARTS = {"test": ("photo", "drawn"), "test_photo": ("photo",), "test_drawn": ("drawn",)}  # kinds of generated images
+RESAMPLES = 1000
+
+
+def sets_of(rows: list[dict[str, object]], calibration: Calibration) -> list[SetReport]:
+    """Estimates of each split, and of `test` with the photo-like or the drawn generated images alone."""
+    found: list[SetReport] = []
+    for name, split, kinds in [(s, s, PARTS["test"]) for s in ("val", "calibration")] + [
+        (part, "test", kinds) for part, kinds in PARTS.items()
+    ]:
+        own = [row for row in rows if row["split"] == split and (row["label"] == 0 or row["kind"] in kinds)]
+        conditions = [c for c in CONDITIONS if any(row["condition"] == c for row in own)]
+        logit = {c: {row["sha256"]: row["logit"] for row in own if row["condition"] == c} for c in conditions}
+        one = [row for row in own if row["condition"] == conditions[0]]
+        samples = tuple(
+            Sample(
+                path=Path(str(row["sha256"])),
+                label=int(str(row["label"])),
+                generator=str(row["generator"]),
+                source=str(row["source"]),
+                kind="" if row["label"] else str(row["kind"]),
+                group=str(row["group"]),
+            )
+            for row in one
+        )
+        logits = np.array([[[logit[c][row["sha256"]] for row in one] for c in conditions]], dtype=np.float64)
+        table = ScoreTable(samples, np.array([name] * len(one)), (NAME,), tuple(conditions), logits)
+        found += report_table(table, {NAME: calibration}, RESAMPLES)[0]
+    return found
+
+
+def by_split(sets: list[SetReport]) -> str:
+    """One row a set and condition."""
+    lines = [
+        "| images (photographs + generated) | condition | AUROC | AP | found at 5 % false alarms "
+        "| called AI-generated: photographs | generated | uncertain | calibration error |",
+        "|---|---|--:|--:|--:|--:|--:|--:|--:|",
+    ]
+    for each in sets:
+        e = each.estimates
+        shares = [f"{100 * e[key].value:.1f} %" for key in ("false_alarm", "detected", "uncertain")]
+        found = f"{100 * e['tpr_at_5_percent_fpr'].value:.0f} %"
+        cells = [str(e["auroc"]), str(e["average_precision"]), found, *shares, f"{e['calibration_error'].value:.3f}"]
+        lines.append(f"| `{each.set}` ({each.n_real} + {each.n_generated}) | {each.condition} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def by_kind(calibration: Calibration) -> str:
+    """False alarms on photographs of unknown sources, with 95 % Clopper-Pearson intervals."""
+    lines = ["| photographs of `test` | number | called AI-generated |", "|---|--:|--:|"]
+    for each in calibration.false_alarms:
+        n, k = each.photographs, each.called_generated
+        low = beta.ppf(0.025, k, n - k + 1) if k else 0.0
+        high = beta.ppf(0.975, k + 1, n - k) if k < n else 1.0
+        lines.append(f"| {each.kind} | {n} | {100 * k / n:.1f} % [{100 * low:.1f}, {100 * high:.1f}] |")
+    return "\n".join(lines) + "\n"
 
 
 def main() -> None:
-    calibration = read_calibration(find_adapter("mole-vit-b-16")[1])
+    folder = find_adapter(NAME)[1]
+    calibration = read_calibration(folder)
     assert calibration is not None
-    columns = pq.read_table(FOLDER / "scores.parquet").to_pydict()
-    split, kind, label, logit = (np.array(columns[name]) for name in ("split", "kind", "label", "logit"))
-    lines = [
-        "| split (photographs + generated) | AUROC | AP | found at 5 % false alarms | AUROC, photo-like fakes "
-        "| called AI-generated: photographs | generated | uncertain |",
-        "|---|--:|--:|--:|--:|--:|--:|--:|",
-    ]
-    for name in ("val", "calibration", "test"):
-        own = split == name
-        y, z = label[own], logit[own]
-        weight = np.where(y == 1, 0.5 / (y == 1).sum(), 0.5 / (y == 0).sum())
-        photo = (y == 0) | (kind[own] == "photo")
-        alarms, found, _ = roc_curve(y, z)
-        p = calibration.probabilities(z)
-        called, cleared = p > calibration.thresholds.generated, p < calibration.thresholds.real
-        lines.append(
-            f"| `{name}` ({(y == 0).sum()} + {(y == 1).sum()}) | {roc_auc_score(y, z):.3f} "
-            f"| {average_precision_score(y, z, sample_weight=weight):.3f} | {100 * found[alarms <= 0.05].max():.0f} % "
-            f"| {roc_auc_score(y[photo], z[photo]):.3f} | {100 * called[y == 0].mean():.1f} % "
-            f"| {100 * called[y == 1].mean():.0f} % | {100 * (~called & ~cleared).mean():.0f} % |"
-        )
-    text = "\n".join(lines) + "\n"
-    (FOLDER / "table.md").write_text(text, encoding="utf-8")
-    print(text, end="")
+    rows = pq.read_table(FOLDER / "scores.parquet").to_pylist()
+    sets = sets_of(rows, calibration)
+    info = DetectorInfo(
+        name=NAME,
+        id=f"{NAME}@{adapter_digest(folder)[:12]}",
+        thresholds=calibration.thresholds,
+        slope=calibration.slope,
+        intercept=calibration.intercept,
+    )
+    report = EvaluationReport(title="The default detector", detectors=(info,), sets=tuple(sets))
+    (FOLDER / "report.json").write_text(
+        json.dumps(report.model_dump(mode="json", by_alias=True), indent=1) + "\n", encoding="utf-8"
+    )
+    for name, text in (("table.md", by_split(sets)), ("alarms.md", by_kind(calibration))):
+        (FOLDER / name).write_text(text, encoding="utf-8")
+        print(text)
 
 
 if __name__ == "__main__":
