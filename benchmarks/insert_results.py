@@ -23,6 +23,7 @@ DOCUMENTS = (
     "docs/results.md",
     "docs/scan.md",
     "docs/serve.md",
+    "src/clipmole/detectors/mole-vit-b-16/adapter/README.md",
 )
 QUOTE = re.compile(r"(<!-- file: (?P<path>\S+) -->\n).*?(<!-- /file -->)", re.DOTALL)
 

@@ -15,6 +15,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,12 +26,15 @@ from tokens import MOLE, PREPROCESS, SETS
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, layer_norm
 
+from clipmole.data.samples import source_hash
 from clipmole.models.adapter import save_adapter
 from clipmole.models.backbone import load_backbone
 from clipmole.models.network import MoLENetwork
 
 TOKENS, CARRIED, WIDTH = 197, 9, 768
-STEPS, BATCH, RATE, HEAD_RATE, WARM_UP = 360, 64, 1e-3, 2e-4, 20
+STEPS, BATCH, RATE, HEAD_RATE, WARM_UP = 120, 64, 1e-3, 2e-4, 20
+SCHEDULE = 360  # steps after which the rate would be 0; stopping early was better on `val`
+OLDER = 0.5  # weight of a stratum of the older list, beside 1 of the new one
 KEPT = 0.5  # share of the patch tokens that a step sees, drawn anew each step: twice as fast, and it regularises
 SMOOTHING = 0.05  # of labels, some of which rest on a gallery's word
 AVERAGE = 0.98  # decay of the moving average of the weights, which is what is kept
@@ -81,22 +85,27 @@ def regression(sets: Sequence[Views]) -> tuple[NDArray[np.float64], float]:
     return fitted.coef_[0], float(fitted.intercept_[0])
 
 
-def drawer(sets: Sequence[Views], rng: np.random.Generator) -> Callable[[int], tuple[int, int]]:
-    """A function that draws (set, row) of a view of one class: a stratum by `POWER`, then its views in turn."""
+def drawer(sets: Sequence[tuple[Views, float]], rng: np.random.Generator) -> Callable[[int], tuple[int, int]]:
+    """A function that draws (set, row) of a view of one class: a stratum by `POWER`, then its views in turn.
+
+    The strata of a set weigh as much more as the number beside it says.
+    """
     strata: dict[tuple[int, str], list[tuple[int, int]]] = defaultdict(list)
-    for place, each in enumerate(sets):
+    factor: dict[tuple[int, str], float] = {}
+    for place, (each, weight) in enumerate(sets):
         for row, key in enumerate(zip(each.label.tolist(), each.stratum.tolist(), strict=True)):
             strata[key].append((place, row))
+            factor[key] = weight
     names = {label: [key for key in strata if key[0] == label] for label in (0, 1)}
-    shares = {label: np.array([len(strata[key]) ** POWER for key in names[label]]) for label in (0, 1)}
-    queues: dict[tuple[int, str], list[tuple[int, int]]] = {key: [] for key in strata}
+    shares = {label: np.array([len(strata[key]) ** POWER * factor[key] for key in names[label]]) for label in (0, 1)}
+    queues = {key: rng.permutation(len(views)).tolist() for key, views in strata.items()}
 
     def draw(label: int) -> tuple[int, int]:
         share = shares[label]
         key = names[label][rng.choice(len(share), p=share / share.sum())]
         if not queues[key]:
-            queues[key] = [strata[key][i] for i in rng.permutation(len(strata[key]))]
-        return queues[key].pop()
+            queues[key] = rng.permutation(len(strata[key])).tolist()
+        return strata[key][queues[key].pop(0)]
 
     return draw
 
@@ -127,8 +136,8 @@ def say(name: str, network: MoLENetwork, val: Views) -> None:
     print(f"{name}: val AUROC {auroc:.4f}, AP {ap:.4f}, found at 5 % false alarms {found:.3f}", flush=True)
 
 
-def train(network: MoLENetwork, sets: Sequence[Views], val: Views, seed: int) -> None:
-    """Train in place; at the end the network holds the moving average of its weights."""
+def train(network: MoLENetwork, sets: Sequence[tuple[Views, float]], val: Views, seed: int) -> None:
+    """Train in place on sets and their weights; at the end the network holds the moving average of its weights."""
     rng = np.random.default_rng(seed)
     draw = drawer(sets, rng)
     weights = network.trained_parameters()
@@ -142,11 +151,11 @@ def train(network: MoLENetwork, sets: Sequence[Views], val: Views, seed: int) ->
     network.keep_gates(True)
     for step in range(1, STEPS + 1):
         for group in optimizer.param_groups:
-            cosine = 0.5 * (1 + math.cos(math.pi * step / STEPS)) + 0.01
-            group["lr"] = group["top"] * min(1, step / WARM_UP) * cosine
+            cosine = 0.5 * (1 + math.cos(math.pi * step / SCHEDULE))
+            group["lr"] = group["top"] * (min(1, step / WARM_UP) * cosine + 0.01)
         drawn = [draw(label) for label in (0, 1) for _ in range(BATCH // 2)]
-        tokens = torch.cat([sets[place].take([row]) for place, row in drawn])
-        label = torch.tensor([float(sets[place].label[row]) for place, row in drawn])
+        tokens = torch.cat([sets[place][0].take([row]) for place, row in drawn])
+        label = torch.tensor([float(sets[place][0].label[row]) for place, row in drawn])
         patches = 1 + np.sort(rng.permutation(TOKENS - 1)[: int(KEPT * (TOKENS - 1))])
         tokens = tokens[:, np.concatenate([[0], patches, range(TOKENS, TOKENS + CARRIED)])]
         with torch.autocast("cpu", torch.bfloat16):
@@ -170,13 +179,31 @@ def train(network: MoLENetwork, sets: Sequence[Views], val: Views, seed: int) ->
     say("MoLE", network, val)
 
 
+def record(sets: Sequence[Views], seed: int) -> dict[str, Any]:
+    """What `train.json` says: settings, and what was trained on; sources are named by a hash."""
+    seen = {row[0]: row[1:] for each in sets for row in zip(each.sha256, each.label, each.stratum, strict=True)}
+    generated = [stratum for label, stratum in seen.values() if label]
+    return {
+        "recipe": "recipes/mole-vit-b-16",
+        "seed": seed,
+        "steps": STEPS,
+        "views": sum(len(each.label) for each in sets),
+        "images": {"real": len(seen) - len(generated), "generated": len(generated)},
+        "data": {
+            "generators": sorted({stratum.split("|")[0] for stratum in generated}),
+            "sources": sorted({source_hash(stratum.split("|")[1]) for _, stratum in seen.values()}),
+        },
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("tokens", type=Path)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
-    sets = [Views.read(arguments.tokens, each.file) for each in SETS if each.kind != "score"]
+    chosen = [each for each in SETS if each.kind != "score"]
+    sets = [Views.read(arguments.tokens, each.file) for each in chosen]
     (val,) = (Views.read(arguments.tokens, each.file) for each in SETS if each.kind == "score")
     backbone = load_backbone("clip-vit-b-16-int8")
     torch.manual_seed(arguments.seed)
@@ -188,8 +215,9 @@ def main() -> None:
         network.head.weight[0, own : own + CARRIED * WIDTH] = torch.from_numpy(weight).float()
         network.head.bias.fill_(bias)
     say("linear probe on the class tokens of blocks 0 to 8", network, val)
-    train(network, sets, val, arguments.seed)
-    save_adapter(arguments.out, network.eval(), backbone, PREPROCESS)
+    weights = [OLDER if each.list_name == "corpus" else 1.0 for each in chosen]
+    train(network, list(zip(sets, weights, strict=True)), val, arguments.seed)
+    save_adapter(arguments.out, network.eval(), backbone, PREPROCESS, train=record(sets, arguments.seed))
 
 
 if __name__ == "__main__":

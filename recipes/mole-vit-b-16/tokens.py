@@ -64,15 +64,12 @@ class Set:
 
 SETS = (
     Set("modern", "modern", "train", 0, "native"),
-    Set("val", "modern", "val", 0, "score"),
     Set("modern", "modern", "train", 1, "whole", 200),
-    Set("corpus", "corpus", "train", 0, "native", 150),
     Set("modern", "modern", "train", 2, "native", 200),
+    Set("corpus", "corpus", "train", 0, "native", 150),
     Set("corpus", "corpus", "train", 1, "whole", 250),
     Set("corpus", "corpus", "train", 2, "native", 250),
-    Set("corpusval", "corpus", "val", 0, "native"),
-    Set("corpusval", "corpus", "val", 1, "whole"),
-    Set("modern", "modern", "train", 4, "whole", 200),
+    Set("val", "modern", "val", 0, "score"),
 )
 
 
