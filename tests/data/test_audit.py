@@ -17,7 +17,7 @@ from clipmole.data import Folders, read_data
 from clipmole.data.audit import check_data
 from clipmole.data.audit.duplicates import look_alikes
 from clipmole.data.audit.files import FileFacts, file_facts, jpeg_quality, perceptual_hash
-from clipmole.data.audit.shortcuts import find_shortcuts
+from clipmole.data.audit.shortcuts import find_shortcuts, how_sources_are_told
 from clipmole.data.audit.text import report_lines
 from clipmole.data.sample import Sample
 
@@ -182,6 +182,20 @@ def test_few_images_are_not_judged() -> None:
     assert find_shortcuts(facts_of(18, np.full(18, 75)), np.arange(18) % 2, list(range(18))) == []
 
 
+def test_sources_are_told_by_a_known_share() -> None:
+    rng = np.random.default_rng(3)
+    # "a" always has quality 75 and "b" 90; "c" has either by chance: (1 + 1 + 0) / 3.
+    source = np.array(["a", "b", "c"])[np.arange(1500) % 3]
+    quality = np.where(source == "a", 75, np.where(source == "b", 90, rng.choice([75, 90], 1500)))
+    found = how_sources_are_told(facts_of(1500, quality), source.tolist(), list(range(1500)))
+    assert found is not None
+    assert (found.sources, found.images) == (3, 1500)
+    assert found.balanced_accuracy == pytest.approx(2 / 3, abs=0.02)
+    assert how_sources_are_told(facts_of(1500, quality), [""] * 1500, list(range(1500))) is None
+    few = ["a"] * 1491 + ["b"] * 9  # too few groups of one
+    assert how_sources_are_told(facts_of(1500, quality), few, list(range(1500))) is None
+
+
 # -- the whole ------------------------------------------------------------------------------------------------
 
 
@@ -194,6 +208,19 @@ def test_data_without_fault_pass(even: Folders) -> None:
     assert report.counts["split"] == {"none": (30, 30)}
     assert report.counts["generator"] == {"camera": (30, 0), "fake": (0, 30)}
     assert "Nothing is wrong that can be told from the files." in list(report_lines(report))
+
+
+def test_sources_in_several_splits_are_a_problem(even: Folders) -> None:
+    read = read_data(even, unsplit="")
+    places = ("train", "train", "test")
+    marked = [each.model_copy(update={"split": places[i % 3], "source": f"s{i % 2}"}) for i, each in enumerate(read)]
+    report = check_data(marked)
+    assert report.sources_across_splits == ("s0", "s1")
+    assert any(line.startswith("2 sources stand in train and in another split, such as s0") for line in report.problems)
+    assert report.source_told is not None
+    assert any("names the source of an image rightly in" in line for line in report_lines(report))
+    apart = [each.model_copy(update={"source": f"s{each.split}"}) for each in marked]
+    assert check_data(apart).sources_across_splits == ()
 
 
 def test_the_command_prints_a_table_or_json_and_says_by_its_exit_code(even: Folders, tmp_path: Path) -> None:

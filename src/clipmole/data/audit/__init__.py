@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from clipmole.data import labels_of
 from clipmole.data.audit.duplicates import look_alikes, same_bytes
 from clipmole.data.audit.files import FileFacts, file_facts
-from clipmole.data.audit.shortcuts import ALL, Shortcut, find_shortcuts
+from clipmole.data.audit.shortcuts import ALL, Shortcut, SourceTold, find_shortcuts, how_sources_are_told
 from clipmole.data.reading import look_at_all
 from clipmole.data.sample import Sample
 from clipmole.data.splits import whole_groups
@@ -47,7 +47,9 @@ class DataReport(Record):
         same: files of the same bytes.
         alike: files that differ and look the same.
         groups_across_splits: groups that stand in train and in another split.
+        sources_across_splits: sources, where they are named, that stand in train and in another split.
         shortcuts: how well metadata alone separate the classes; () if there are too few images to tell.
+        source_told: how well they tell the sources; None where fewer than two with enough images are named.
         problems: what is wrong, a line each; () if nothing is.
     """
 
@@ -58,6 +60,8 @@ class DataReport(Record):
     same: tuple[Duplicates, ...]
     alike: tuple[Duplicates, ...]
     groups_across_splits: tuple[str, ...]
+    sources_across_splits: tuple[str, ...]
+    source_told: SourceTold | None
     shortcuts: tuple[Shortcut, ...]
     problems: tuple[str, ...]
 
@@ -68,7 +72,8 @@ def check_data(samples: Sequence[Sample], seed: int = 0, track: Track = untracke
     groups = whole_groups(samples, [each.sha256 for each in facts])
     good = [i for i, each in enumerate(facts) if not each.problem]
     labels = labels_of(samples)
-    shortcuts = find_shortcuts([facts[i] for i in good], labels[good], [groups[i] for i in good], seed) if good else []
+    good_facts, good_groups = [facts[i] for i in good], [groups[i] for i in good]
+    shortcuts = find_shortcuts(good_facts, labels[good], good_groups, seed) if good else []
 
     def duplicates(sets: Sequence[Sequence[int]]) -> tuple[Duplicates, ...]:
         return tuple(
@@ -80,9 +85,12 @@ def check_data(samples: Sequence[Sample], seed: int = 0, track: Track = untracke
             for members in sets
         )
 
-    splits: dict[str, set[str]] = defaultdict(set)
-    for sample in samples:
-        splits[sample.group].add(sample.split)
+    def across_splits(names: Sequence[str]) -> tuple[str, ...]:
+        held: dict[str, set[str]] = defaultdict(set)
+        for name, sample in zip(names, samples, strict=True):
+            held[name].add(sample.split)
+        return tuple(sorted(name for name, splits in held.items() if name and "train" in splits and len(splits) > 1))
+
     report = DataReport(
         images=len(samples),
         counts=_counts(samples, facts),
@@ -94,9 +102,9 @@ def check_data(samples: Sequence[Sample], seed: int = 0, track: Track = untracke
         ),
         same=duplicates(same_bytes(facts)),
         alike=duplicates(look_alikes(facts)),
-        groups_across_splits=tuple(
-            sorted(group for group, held in splits.items() if group and "train" in held and len(held) > 1)
-        ),
+        groups_across_splits=across_splits([sample.group for sample in samples]),
+        sources_across_splits=across_splits([sample.source for sample in samples]),
+        source_told=how_sources_are_told(good_facts, [samples[i].source for i in good], good_groups, seed),
         shortcuts=tuple(shortcuts),
         problems=(),
     )
@@ -141,6 +149,11 @@ def _problems(report: DataReport) -> list[str]:
         lines.append(
             f"{len(report.groups_across_splits)} groups stand in train and in another split, such as "
             f"{report.groups_across_splits[0]}: what is measured there flatters"
+        )
+    if report.sources_across_splits:
+        lines.append(
+            f"{len(report.sources_across_splits)} sources stand in train and in another split, such as "
+            f"{report.sources_across_splits[0]}: what is measured there says little of images from anywhere else"
         )
     telling = [each for each in report.shortcuts if each.warns]
     if telling:

@@ -39,6 +39,11 @@ def report_lines(report: DataReport) -> Iterator[str]:
             yield f"  {each.attribute:<18} {100 * each.balanced_accuracy:5.1f} %  {interval}{mark}"
     else:
         yield "Shortcuts: not looked for; at least ten independent images of each class are needed"
+    if told := report.source_told:
+        yield (
+            f"Metadata alone names the source of an image rightly in {100 * told.balanced_accuracy:.0f} % of "
+            f"{told.images} images, mean over {told.sources} sources (chance: {100 / told.sources:.0f} %)"
+        )
     yield ""
     if report.problems:
         yield f"Wrong: {len(report.problems)}"
