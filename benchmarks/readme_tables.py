@@ -18,7 +18,7 @@ METHODS = "compare-vit-tiny.json"
 SETS = {
     "test": "photographers, galleries and repositories that no training image came from",
     "test_photo": "the same, generated images that look like photographs alone",
-    "test_drawn": "the same, generated drawings alone",
+    "outside_photo": "another collection, 23 generators of 2018 to 2026, photograph-like ones alone",
 }
 
 

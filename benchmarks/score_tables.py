@@ -27,16 +27,16 @@ from clipmole.models.adapter import adapter_digest, find_adapter, read_calibrati
 NAME = "mole-vit-b-16"
 FOLDER = Path(__file__).parent / "results" / NAME
 CONDITIONS = ("as stored", "equalised")
-PARTS = {"test": ("photo", "drawn"), "test_photo": ("photo",), "test_drawn": ("drawn",)}  # kinds of generated images
+KINDS = {"": ("photo", "drawn"), "_photo": ("photo",), "_drawn": ("drawn",)}  # of generated images, in parts of a split
 RESAMPLES = 1000
 
 
 def sets_of(rows: list[dict[str, object]], calibration: Calibration) -> list[SetReport]:
-    """Estimates of each split, and of `test` with the photo-like or the drawn generated images alone."""
+    """Estimates of each split, and of the reported ones with the photo-like or the drawn generated images alone."""
     found: list[SetReport] = []
-    for name, split, kinds in [(s, s, PARTS["test"]) for s in ("val", "calibration")] + [
-        (part, "test", kinds) for part, kinds in PARTS.items()
-    ]:
+    parts = [(split, part) for split in ("test", "outside") for part in KINDS]
+    for split, part in [*parts, ("calibration", "")]:
+        name, kinds = split + part, KINDS[part]
         own = [row for row in rows if row["split"] == split and (row["label"] == 0 or row["kind"] in kinds)]
         conditions = [c for c in CONDITIONS if any(row["condition"] == c for row in own)]
         logit = {c: {row["sha256"]: row["logit"] for row in own if row["condition"] == c} for c in conditions}

@@ -1,11 +1,12 @@
 """Images -> logits of every image, and from them the adapter's calibration: the detector itself looks at each image.
 
-    python recipes/mole-vit-b-16/score.py ADAPTER --list MODERN --images IMAGES --out SCORES
+    python recipes/mole-vit-b-16/score.py ADAPTER --lists MODERN OUTSIDE --images IMAGES --out SCORES
 
-In: an adapter, the list (`originals.csv`) and a folder with its files, named by sha256. Out: `SCORES/scores.parquet`
-(a row an image and condition: sha256, label, split, generator, source, kind, group, condition, logit; no image), and in
-ADAPTER its `calibration.json`: probability and thresholds of the split `calibration`, over sources, and with them the
-false alarms on photographs of `test` by kind. A split and condition that was scored is left alone by a later run.
+In: an adapter, the list (`originals.csv`), that of the outside set, and a folder with their files, named by sha256. Out:
+`SCORES/scores.parquet` (a row an image and condition: sha256, label, split, generator, source, kind, group, condition,
+logit; no image), and in ADAPTER its `calibration.json`: probability and thresholds of the split `calibration`, over
+sources, and with them the false alarms on photographs of `test` by kind. A split and condition that was scored is left
+alone by a later run.
 """
 
 from __future__ import annotations
@@ -27,13 +28,14 @@ from clipmole.plumbing.prefetch import started_ahead
 from clipmole.plumbing.seeding import sample_rng
 from clipmole.records import Detection
 
-# What sets the thresholds and what is reported; "val" chose the adapter.
+# What sets the thresholds and what is reported.
 RUNS = (
     ("calibration", "equalised"),
     ("test", "equalised"),
     ("calibration", "as stored"),
     ("test", "as stored"),
-    ("val", "equalised"),
+    ("outside", "equalised"),
+    ("outside", "as stored"),
 )
 # Share of the generated images of `calibration` that may be called photographs. The library's 10 % would call an image
 # with a probability of 0.59 a likely photograph here.
@@ -119,12 +121,12 @@ def calibrated(scores: pa.Table) -> Calibration:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("adapter", type=Path)
-    parser.add_argument("--list", type=Path, required=True)
+    parser.add_argument("--lists", type=Path, nargs=2, required=True, metavar=("MODERN", "OUTSIDE"))
     parser.add_argument("--images", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
-    images = read_list(arguments.list, arguments.images)
+    images = [image for path in arguments.lists for image in read_list(path, arguments.images)]
     detector = Detector.from_pretrained(arguments.adapter, runtime="openvino", precision="bfloat16")
     parts = []
     for split, condition in RUNS:

@@ -50,7 +50,7 @@ class Listed:
 
 
 def read_list(path: Path, images: Path) -> list[Listed]:
-    """Images of an `originals.csv`; their files are `images`/<sha256>.<the ending of their path>."""
+    """Images of an `originals.csv`, or of the outside list; files are `images`/<sha256>.<the ending of their path>."""
     with path.open(newline="", encoding="utf-8") as file:
         return [
             Listed(
@@ -59,14 +59,20 @@ def read_list(path: Path, images: Path) -> list[Listed]:
                 int(row["label"]),
                 row["generator"],
                 row["source"],
-                row["split"],
-                row.get("kind", ""),
-                row["group"],
+                row.get("split", "outside"),
+                row.get("kind") or kind_of(row.get("note", "")),
+                row.get("group", ""),
                 row["repository"],
-                int(row["ignore_bottom_px"] or 0),
+                int(row.get("ignore_bottom_px") or 0),
             )
             for row in csv.DictReader(file)
         ]
+
+
+def kind_of(note: str) -> str:
+    """What the outside list's note says of a generated image: "photo", "drawn"; "" of a photograph."""
+    kinds = {"photograph-like": "photo", "drawn or rendered": "drawn"}
+    return next((kind for words, kind in kinds.items() if note.startswith(words)), "")
 
 
 def pixels(image: Listed) -> RGB:
