@@ -35,7 +35,6 @@ RUNS = (
     ("calibration", "as stored"),
     ("test", "as stored"),
     ("outside", "equalised"),
-    ("outside", "as stored"),
 )
 # Share of the generated images of `calibration` that may be called photographs. The library's 10 % would call an image
 # with a probability of 0.59 a likely photograph here.
