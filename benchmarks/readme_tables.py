@@ -16,9 +16,9 @@ RESULTS = Path(__file__).parent / "results"
 DETECTOR = ("mole-vit-b-16/report.json",)  # of the first detector in each
 METHODS = "compare-vit-tiny.json"
 SETS = {
-    "test": "photographers, galleries and repositories that no training image came from",
-    "test_photo": "the same, generated images that look like photographs alone",
-    "outside_photo": "another collection, 23 generators of 2018 to 2026, photograph-like ones alone",
+    "test": "from photographers, galleries and repositories that no training image came from",
+    "test_photo": "the same, of generated ones those that look like photographs",
+    "outside_photo": "likewise, from another collection, 23 generators of 2018 to 2026",
 }
 
 
@@ -30,7 +30,7 @@ def percent(estimate: Estimate) -> str:
 def detector_table(reports: list[EvaluationReport]) -> str:
     """One row a set of images, equalized, the first as stored too: what a verdict of the detector is worth."""
     lines = [
-        "| images, photographs + generated | AP | photographs called AI-generated | generated ones found | uncertain |",
+        "| photographs + generated images | AUROC | photographs called AI-generated | generated found | uncertain |",
         "|---|--:|--:|--:|--:|",
     ]
     for report in reports:
@@ -43,7 +43,7 @@ def detector_table(reports: list[EvaluationReport]) -> str:
             shares = " | ".join(percent(e[key]) for key in ("false_alarm", "detected", "uncertain"))
             said = "" if found.condition == "equalised" else "as stored: "
             name = f"{said}{SETS[found.set]} ({found.n_real} + {found.n_generated})"
-            lines.append(f"| {name} | {e['average_precision']} | {shares} |")
+            lines.append(f"| {name} | {e['auroc']} | {shares} |")
     return "\n".join(lines) + "\n"
 
 

@@ -117,11 +117,9 @@ class Table:
                 )
             if self.uncertain:
                 remark(UNCERTAIN)
-            for alarm in self.alarms:
-                remark(
-                    f"Of {alarm.photographs} {alarm.kind} from sources that it had never seen, it called "
-                    f"{alarm.called_generated} AI-generated."
-                )
+            if self.alarms:
+                counts = "; ".join(f"{a.called_generated} of {a.photographs} {a.kind}" for a in self.alarms)
+                remark(f"Photographs from sources it had never seen that it called AI-generated: {counts}.")
             remark(
                 "A likelihood, not a proof: new generators, edits and heavy compression mislead it. See MODEL_CARD.md."
             )
