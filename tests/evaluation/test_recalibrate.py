@@ -378,7 +378,8 @@ def test_wrong_usage_is_refused_in_one_line(
 
 
 def test_thresholds_are_not_set_on_a_sibling_of_the_backbone(tmp_path: Path) -> None:
-    made = [Sample(path=tmp_path / "a.png", label=label, generator="g") for label in (0, 1) for _ in range(30)]
+    one = Sample(path=tmp_path / "a.png", label=0, generator="g", split="calibration")
+    made = [one.model_copy(update={"label": label}) for label in (0, 1) for _ in range(30)]
     with pytest.raises(ConfigError, match="thresholds are set on the detector's own backbone"):
         recalibrate("mole-vit-b-16", made, tmp_path / "out", backbone="vit-b-16")
     assert not (tmp_path / "out").exists()
