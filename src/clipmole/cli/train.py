@@ -119,11 +119,9 @@ def merge(
     ] = MergeMethod.STACK,
     weight: Annotated[
         list[float] | None,
-        typer.Option(
-            help="Weight of each detector, in their order. Default: one over their number, so that it is a mean."
-        ),
+        typer.Option(help="Weight of each detector, in their order. Default: one over their number, which is a mean."),
     ] = None,
-    density: Annotated[float, typer.Option(help="Of ties: the share of the entries that are kept.")] = 0.2,
+    density: Annotated[float, typer.Option(help="Share of the entries that are kept, for ties.")] = 0.2,
     backbone: BackboneName = None,
 ) -> None:
     """Merge adapters into one, without training; the result has no thresholds until it is calibrated."""
