@@ -17,8 +17,8 @@ DETECTOR = ("mole-vit-b-16/report.json",)  # of the first detector in each
 METHODS = "compare-vit-tiny.json"
 SETS = {
     "test": "from photographers, galleries and repositories that no training image came from",
-    "test_photo": "the same, of generated ones those that look like photographs",
-    "outside_photo": "likewise, from another collection, 23 generators of 2018 to 2026",
+    "test_photo": "the same photographs, and those generated images that look like photographs",
+    "outside_photo": "another collection: photographs, and generated images that look like them",
 }
 
 
@@ -41,8 +41,8 @@ def detector_table(reports: list[EvaluationReport]) -> str:
                 continue
             e = found.estimates
             shares = " | ".join(percent(e[key]) for key in ("false_alarm", "detected", "uncertain"))
-            said = "" if found.condition == "equalised" else "as stored: "
-            name = f"{said}{SETS[found.set]} ({found.n_real} + {found.n_generated})"
+            said = SETS[found.set] if found.condition == "equalised" else "those of the first row, as they are stored"
+            name = f"{said} ({found.n_real} + {found.n_generated})"
             lines.append(f"| {name} | {e['auroc']} | {shares} |")
     return "\n".join(lines) + "\n"
 

@@ -231,7 +231,11 @@ class PreprocessConfig(Config):
     crop_size: int = Field(224, gt=0, le=MOST_PIXELS, description="side of a crop, pixels")
     max_tiles: int = Field(9, gt=0, le=10_000, description="most crops of one image in mode 'tiles'")
     whole_weight: float = Field(
-        0.0, ge=0, lt=1, description="weight of the view of the whole in an image's logit; the crops' mean has the rest"
+        0.0,
+        ge=0,
+        lt=1,
+        description="weight of the view of the whole in an image's logit; the crops' mean has the rest. Training shows "
+        "crops alone",
     )
 
 

@@ -51,7 +51,8 @@ METHODS = {  # preset -> its name in the published figures
 }
 SURVEYED, SURVEYED_AS = ("MoLE", "mean_accuracy"), ("paper-vit-l-14", "univfd-19")  # a survey's figure, and of what
 PROTOCOLS = {"univfd-19": "univfd", "genimage-8": "genimage"}  # protocol -> its folder below the root
-# Images of CNNSpot's sets: the first as MoLE counts them (arXiv 2404.04883), the second as CNNSpot's section 3.1 does.
+# Images of CNNSpot's sets: the first as MoLE counts them (arXiv 2404.04883); the second as remembered of CNNSpot's own
+# paper (arXiv 1912.11035), and not read there again.
 TRAINING = {"train": 720_119, "val": 4_000}
 TOLERANCE = 0.02  # of a number of images: owners round them
 BATCH = 4  # images of a pass whose time is taken: enough for a rate, and done in seconds on a CPU

@@ -60,6 +60,9 @@ def test_folders_below_are_watched_and_what_programs_have_not_finished_is_not(
         (tmp_path / "below" / "B.PNG").write_text("b")
         for name in (".hidden.png", "a.jpg.part", "notes.txt"):
             (tmp_path / name).write_text("x")
+        for folder in ("@eaDir", "__MACOSX"):  # previews and copies
+            (tmp_path / folder).mkdir()
+            (tmp_path / folder / "a.png").write_text("x")
         (tmp_path / "empty.png").touch()
         (tmp_path / "away.png").symlink_to(tmp_path / "nowhere")
 

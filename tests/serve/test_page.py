@@ -173,6 +173,25 @@ class Tags(HTMLParser):
         return [attributes for name, attributes in self.found if name == tag]
 
 
+def test_the_map_says_what_the_view_of_the_whole_says(visit: Callable[..., Any]) -> None:
+    preprocess = PREPROCESS.model_copy(update={"whole_weight": 0.5})
+    looks = Detector(tiny_network(), preprocess, CALIBRATION, "tiny@0123456789ab")
+    said = looks.detect(EXAMPLES / "astronaut.png", tiles=True)
+    assert said.whole_logit is not None
+    assert CALIBRATION.probability(said.whole_logit) < 0.01
+    for detector, words in (
+        (looks, "made small. It alone would be under 1 % AI."),
+        (tiny(), "outside counts for nothing"),
+    ):
+        serving = Serving(detector)
+        try:
+            page = visit(serving.url)
+            page.set_input_files("#files", EXAMPLES / "astronaut.png")
+            expect(page.locator("article.card figcaption").first).to_contain_text(words)
+        finally:
+            serving.stop()
+
+
 def test_one_image_of_the_embedded_detector(visit: Callable[..., Any]) -> None:
     detector = Detector.from_pretrained("embedded")
     said = detector.detect(EXAMPLES / "astronaut.png", tiles=True)

@@ -30,7 +30,7 @@ UNCERTAIN = (
     "Uncertain: the detector cannot tell. Find the original file and who published it first, read its metadata "
     "(--provenance), and count the verdict for neither side."
 )
-SEEN = "Seen: share of the image's pixels that were looked at."
+SEEN = "Seen: share of the image's pixels that were looked at in full size."
 
 
 def percent(probability: float) -> str:

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 
 from clipmole.errors import DataError
+from clipmole.images.discovery import leftover
 from clipmole.images.formats import IMAGE_EXTENSIONS
 from clipmole.plumbing.progress import never
 from clipmole.plumbing.text import escaped
@@ -30,7 +31,7 @@ def new_images(
 
     A file is whole when neither its size nor its time has changed for `settle` seconds; one without content is not. A
     file that changes afterwards comes out again. Names that begin with a dot, which programs give to what they have
-    not finished, and links to folders are left alone.
+    not finished, leftovers as `find_images` knows them, and links to folders are left alone.
 
     Args:
         interval: seconds between two looks.
@@ -75,7 +76,7 @@ def images_in(folder: str) -> dict[str, Signature]:
         raise DataError(f"{escaped(folder)}: there is no such folder to watch")
     found: dict[str, Signature] = {}
     for place, folders, names in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]
+        folders[:] = [name for name in folders if not name.startswith(".") and not leftover(name)]
         for name in names:
             if not name.startswith(".") and os.path.splitext(name)[1].lower() in IMAGE_EXTENSIONS:
                 path = os.path.join(place, name)

@@ -123,7 +123,9 @@ export class EvidenceMap {
       this.view, this.readout, this.legend, this.strip, this.form,
       h("figcaption", { class: "soft" },
         h("p", {}, `Looked at: ${many === 1 ? "one crop" : `${many} crops`} at the image's own size, ${much} of the image.`,
-          many === 1 ? null : " What lies outside counts for nothing; where crops overlap, the colour is their mean."),
+          many === 1 ? null : " Where crops overlap, the colour is their mean.",
+          detection.whole_logit == null ? " What lies outside counts for nothing."
+            : ` The score has another part, which no map shows: the whole image, made small. It alone would be ${this.said({ logit: detection.whole_logit })}.`),
         this.undrawn,
         h("p", {}, this.evidence.caution)),
       h("details", {}, h("summary", {}, "For experts: other maps, and the numbers"),

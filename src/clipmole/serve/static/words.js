@@ -44,7 +44,7 @@ export function caution(detection, calibration) {
   const { verdict } = detection;
   if (verdict === "real") {
     const miss = !calibration ? ""
-      : ` On the calibration data at most ${share(calibration.max_miss)} of the generated images got it; of newer generators most may.`;
+      : ` On the calibration data at most ${share(calibration.max_miss)} of the generated images got it; of other generators more may.`;
     return `This does not prove a photograph: generated images get this verdict too.${miss}`;
   }
   if (verdict === "ai_generated") {
