@@ -33,7 +33,7 @@ LAYERS = [
     "serve",
     "scan",
     "api",
-    "reproduce",
+    "reproduction",
     "cli",
 ]
 DOORS_ONLY = {"typer", "rich", "fastapi", "ray", "openvino", "nncf", "onnx", "onnxruntime", "transformers", "click"}

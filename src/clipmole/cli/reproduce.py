@@ -39,17 +39,18 @@ def reproduce(
     """Train as the paper did, measure on UnivFD's 19 sets and GenImage, and set the figures beside the paper's."""
     import torch
 
-    from clipmole import reproduce as experiment
+    from clipmole.reproduction import plan as planning
+    from clipmole.reproduction.run import reproduce as run_experiment
 
     place = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    config = experiment.settings(preset, few, backbone, setting or ())
-    plan = experiment.plan(preset, data, out or Path(f"reproduce-{preset}{'-few' * few}"), config)
+    config = planning.paper_config(preset, few, backbone, setting or ())
+    plan = planning.plan(preset, data, out or Path(f"reproduce-{preset}{'-few' * few}"), config)
     if dry_run:
-        for line in experiment.plan_lines(plan, experiment.measure_rates(config, place)):
+        for line in planning.plan_lines(plan, planning.measure_rates(config, place)):
             typer.echo(line)
         raise typer.Exit(1 if plan.problems else 0)
     with long_work() as progress:
-        table = experiment.reproduce(
+        table = run_experiment(
             plan,
             device=place,
             incomplete=incomplete,
@@ -59,4 +60,4 @@ def reproduce(
         )
     for note in table.notes:
         remark(note)
-    typer.echo(str(plan.out / f"{experiment.TABLE}.md"))
+    typer.echo(str(plan.out / f"{planning.TABLE}.md"))

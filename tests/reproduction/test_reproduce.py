@@ -16,7 +16,7 @@ from typer.testing import CliRunner, Result
 from clipmole.cli import app
 from clipmole.evaluation.protocol import load_protocol
 from clipmole.models.backbone import save_tower
-from clipmole.reproduce import Rates, plan, plan_lines, settings
+from clipmole.reproduction.plan import Rates, paper_config, plan, plan_lines
 
 CLASSES = ("airplane", "bicycle")
 UNIVFD = {"progan/airplane": "progan", "stylegan/bedroom": "stylegan", "seeingdark": "sitd"}
@@ -142,7 +142,7 @@ def test_a_dry_run_names_steps_disk_and_time_and_writes_nothing(root: Path, tiny
 
 
 def test_time_and_cache_follow_from_images_epochs_and_rates(root: Path, tmp_path: Path) -> None:
-    few = plan("paper-vit-l-14", root, tmp_path / "out", settings("paper-vit-l-14", True, None, ["per_class=8"]))
+    few = plan("paper-vit-l-14", root, tmp_path / "out", paper_config("paper-vit-l-14", True, None, ["per_class=8"]))
     rates = Rates("a machine", prefix=2.0, train=4.0, score=1.0)
     training, measuring = few.seconds(rates)
     assert training == 30 * (16 / 4 + 12 / 1) + 6 * 16 / 2  # epochs, and six views through the frozen blocks once
@@ -150,7 +150,7 @@ def test_time_and_cache_follow_from_images_epochs_and_rates(root: Path, tmp_path
     assert few.cache_gib == pytest.approx(6 * 16 * (257 * 1024 * 2 + 4) / 2**30)
     said = "Time on a machine, with random weights: training 9 min at most (4 images/s), evaluating 80 s"
     assert plan_lines(few, rates)[-1].startswith(said)
-    whole = plan("paper-vit-l-14", root, tmp_path / "out", settings("paper-vit-l-14", False, None, []))
+    whole = plan("paper-vit-l-14", root, tmp_path / "out", paper_config("paper-vit-l-14", False, None, []))
     assert (whole.train_images, whole.cache_gib) == (24, 0.0)
 
 

@@ -1,0 +1,85 @@
+"""A plan -> the detector, its reports, and `paper.md`, `paper.json`, by the functions that the command line calls too.
+
+It trains and measures nothing by itself, and goes on where a run was stopped.
+"""
+
+from __future__ import annotations
+
+from clipmole import api
+from clipmole.errors import DataError
+from clipmole.plumbing.files import write_texts
+from clipmole.plumbing.json_toml import read_json
+from clipmole.plumbing.progress import SILENT, ProgressReporter
+from clipmole.reproduction.plan import DETECTOR, PROTOCOLS, TABLE, ExperimentPlan
+from clipmole.reproduction.table import PaperTable, paper_page, paper_table
+
+
+def reproduce(
+    plan: ExperimentPlan,
+    *,
+    device: str = "cpu",
+    incomplete: bool = False,
+    resamples: int = 1000,
+    command: str = "",
+    progress: ProgressReporter = SILENT,
+) -> PaperTable:
+    """Train, evaluate by both protocols, and write `paper.md` and `paper.json` into `plan.out`.
+
+    A detector that is already there is taken if it was trained with these settings. Whatever was stopped goes on.
+
+    Args:
+        device: where images are scored; training takes a GPU if there is one.
+        incomplete: go on where data sets are missing or hold other numbers of images; the table then says so.
+        resamples: of the bootstrap.
+        command: printed in the reports as the way to make them again.
+
+    Raises:
+        DataError: the data are not complete, nothing can be trained or measured on, or the detector that is there was
+            trained otherwise.
+    """
+    if not plan.train_images or not plan.val_images:
+        raise DataError(f"nothing to train on: {'; '.join(plan.problems[:2])}")
+    if not any(plan.measured.values()):
+        raise DataError(f"{plan.root}: there is nothing to measure on; {plan.problems[-1]}")
+    if plan.problems and not incomplete:
+        raise DataError(
+            f"{len(plan.problems)} of {len(plan.data_sets)} data sets are not as published: "
+            f"{'; '.join(plan.problems[:3])}; --dry-run lists them all, --incomplete goes on with what is there"
+        )
+    trained(plan, progress)
+    reports = {}
+    for name, below in PROTOCOLS.items():
+        if plan.measured[name]:
+            reports[name] = api.evaluate(
+                {TABLE: str(plan.out / DETECTOR)},
+                plan.root / below,
+                plan.out / name,
+                protocol=name,
+                backbones={TABLE: plan.config.backbone},
+                resamples=resamples,
+                gallery=False,
+                device=device,
+                command=command,
+                progress=progress,
+            )
+    table = paper_table(plan, reports)
+    texts = {f"{TABLE}.json": table.model_dump_json(indent=1) + "\n", f"{TABLE}.md": paper_page(table)}
+    try:
+        write_texts(plan.out, texts)
+    except OSError as error:
+        raise DataError(f"{plan.out}: cannot be written: {error.strerror}; free space") from error
+    return table
+
+
+def trained(plan: ExperimentPlan, progress: ProgressReporter) -> None:
+    """Train the detector, unless it is there. Raises `DataError` if one is that was trained otherwise."""
+    folder = plan.out / DETECTOR
+    record = folder / "train.json"
+    if not record.is_file():
+        api.train(plan.config, folder, data=plan.root / "progan", progress=progress)
+        return
+    kept = read_json(record, DataError, f"delete {folder} to train it again").get("config", {})
+    other = sorted(key for key, value in plan.config.model_dump(mode="json").items() if kept.get(key, value) != value)
+    if other:
+        raise DataError(f"{folder}: was trained with another {', '.join(other)}; name another --out, or delete it")
+    progress.say(f"{folder}: is there and was trained with these settings")
