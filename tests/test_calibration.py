@@ -17,7 +17,7 @@ from scipy.stats import beta, norm  # type: ignore[import-untyped]
 
 from clipmole.calibration import (
     Calibration,
-    Method,
+    CalibrationMethod,
     fit_calibration,
     fit_platt,
     fit_temperature,
@@ -245,7 +245,7 @@ def test_fresh_photographs_raise_a_false_alarm_at_most_at_the_rate(n: int) -> No
 @pytest.mark.parametrize("method", ["platt", "temperature"])
 @pytest.mark.parametrize(("n", "false_alarm", "miss"), [(19, 0.05, 0.10), (64, 0.05, 0.10), (100, 0.2, 0.01)])
 def test_the_band_has_its_stated_coverage_on_held_out_images(
-    method: Method, n: int, false_alarm: float, miss: float
+    method: CalibrationMethod, n: int, false_alarm: float, miss: float
 ) -> None:
     # The classes overlap, so that the thresholds do not cross: then each rate is exactly (n + 1 - k) / (n + 1),
     # over draws of calibration and held-out images together. The unlike shapes are not what Platt assumes.

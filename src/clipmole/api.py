@@ -132,10 +132,10 @@ def evaluate(
     from clipmole.data import Unpacking
     from clipmole.evaluation.evaluate import run_protocol
     from clipmole.evaluation.protocol import load_protocol
-    from clipmole.report import check_place, write_report
+    from clipmole.report import check_report_folder, write_report
 
     folder = Path(out)
-    check_place(folder)
+    check_report_folder(folder)
     report, table, used = run_protocol(
         load_protocol(protocol),
         {detectors: detectors} if isinstance(detectors, str) else detectors,

@@ -37,7 +37,7 @@ CLEARANCE = 1e-4
 SOURCES_NEEDED = 5  # sources of photographs from which a threshold is set over sources
 SOURCE_CONFIDENCE = 0.9
 
-Method = Literal["platt", "temperature"]
+CalibrationMethod = Literal["platt", "temperature"]
 
 
 def sigmoid(z: float) -> float:
@@ -89,7 +89,7 @@ class Calibration(StoredRecord):
     n_real: int = Field(gt=0, alias="real")
     n_generated: int = Field(gt=0, alias="ai")
     variants: tuple[str, ...]
-    method: Method = "platt"
+    method: CalibrationMethod = "platt"
     n_sources: int = Field(0, ge=0)
     own_photographs: int = Field(0, ge=0)
     false_alarms: tuple[FalseAlarms, ...] = ()
@@ -327,7 +327,7 @@ def fit_calibration(
     labels: Sequence[int],
     max_false_alarm: float = 0.05,
     max_miss: float = 0.10,
-    method: Method = "platt",
+    method: CalibrationMethod = "platt",
     sources: Sequence[str] | None = None,
 ) -> Calibration:
     """Fit probability and thresholds on a calibration split.

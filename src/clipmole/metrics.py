@@ -1,12 +1,12 @@
-"""Figures from labels and scores: pure functions `(y_true, y_score) -> float`, and their curves.
+"""Metrics from labels and scores: pure functions `(y_true, y_score) -> float`, and their curves.
 
 `y_true` (n,) holds 1 for AI-generated and 0 for photographs; `y_score` (n,) rises with the belief that an
-image is AI-generated: logits or probabilities for ranking figures, probabilities where it is said. A figure
+image is AI-generated: logits or probabilities for ranking metrics, probabilities where it is said. A metric
 that is not defined (one class only, nothing at all) is nan, never 0 or 1. Raises `DataError` for any other
 label, for a score that is not finite, and for vectors of different lengths. Curves are vectors for a plot, empty
 where they are not defined.
 
-Ranking figures are written out here because a bootstrap calls them tens of thousands of times, of which
+Ranking metrics are written out here because a bootstrap calls them tens of thousands of times, of which
 scikit-learn's checks would be most; the tests hold them to its values. It knows nothing of images or detectors.
 """
 
@@ -46,7 +46,7 @@ def _counts(y: NDArray[np.int64], s: NDArray[np.float64]) -> tuple[NDArray[np.in
 def _probabilities(y_true: ArrayLike, probability: ArrayLike) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     y, p = _arrays(y_true, probability)
     if len(p) and (p.min() < 0 or p.max() > 1):
-        raise DataError("metrics: this figure needs probabilities in [0, 1]")
+        raise DataError("metrics: this metric needs probabilities in [0, 1]")
     return y, p
 
 

@@ -33,7 +33,7 @@ class Verdict(StrEnum):
     AI_GENERATED = "ai_generated"
 
     @property
-    def words(self) -> str:
+    def description(self) -> str:
         """The verdict as a person should read it: a likelihood, never a proof."""
         return {"real": "likely photograph", "uncertain": "uncertain", "ai_generated": "likely AI-generated"}[self]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from clipmole.calibration import FalseAlarms
-from clipmole.cli.render import Table, of_ai
+from clipmole.cli.render import DetectionTable, of_ai
 from clipmole.records import Detection, Thresholds, Verdict
 
 
@@ -17,7 +17,7 @@ def test_a_percentage_says_what_it_is_of() -> None:
 def test_uncertain_and_measured_false_alarms_are_explained(
     capsys: pytest.CaptureFixture[str], labels_only: bool
 ) -> None:
-    table = Table(labels_only)
+    table = DetectionTable(labels_only)
     table.alarms = (FalseAlarms(kind="stock photographs", photographs=50, called_generated=12),)
     table.write(
         Detection(

@@ -14,8 +14,8 @@ from clipmole.errors import ConfigError, DataError
 from clipmole.evaluation.protocol import (
     find_sets,
     load_protocol,
-    published_figures,
     published_for,
+    published_results,
 )
 from clipmole.images.conditions import load_conditions
 
@@ -186,9 +186,9 @@ def test_published_figures_of_a_benchmark() -> None:
     genimage = {f.method: f.value for f in published_for(load_protocol("genimage-8"))}
     assert genimage["AIDE"] == 86.88
     assert not published_for(load_protocol("manifest"))
-    assert all(f.note and 40 < f.value <= 100 for f in published_figures())
-    assert {f.metric for f in published_figures() if not f.set} == {"mean_ap", "mean_accuracy"}
-    assert {f.metric for f in published_figures() if f.set} == {"average_precision"}
+    assert all(f.note and 40 < f.value <= 100 for f in published_results())
+    assert {f.metric for f in published_results() if not f.set} == {"mean_ap", "mean_accuracy"}
+    assert {f.metric for f in published_results() if f.set} == {"average_precision"}
 
 
 def test_published_perturbations_stand_beside_the_condition_that_was_really_measured() -> None:
@@ -218,7 +218,7 @@ def test_published_sets_average_to_the_published_means() -> None:
 
 
 def test_the_package_holds_the_facts_of_the_reference_tables(shared_dir: Path) -> None:
-    packaged = {(f.benchmark, f.method, f.metric): f.value for f in published_figures() if not f.set}
+    packaged = {(f.benchmark, f.method, f.metric): f.value for f in published_results() if not f.set}
     with (shared_dir / "reference" / "published.csv").open() as file:
         for row in csv.DictReader(file):
             assert packaged[row["benchmark"], row["method"], row["metric"]] == float(row["value"])

@@ -17,7 +17,7 @@ from clipmole.cli import app
 from clipmole.errors import CheckpointError, ConfigError, DataError
 from clipmole.evaluation.scorers import load_scorer
 from clipmole.inference import export
-from clipmole.inference.export import ExportRefused, check_place, compare_logits, export_detector, failures
+from clipmole.inference.export import ExportRefused, check_export_folder, compare_logits, export_detector, failures
 from clipmole.inference.export_directory import is_export, read_export
 from clipmole.inference.graph import GraphRuntime, convert
 from clipmole.models.adapter import save_adapter
@@ -114,7 +114,7 @@ def test_int8_that_fails_with_fixed_ranges_takes_them_while_it_runs(
     assert record.calibrated_on == 0
     assert outcomes == []
     assert "with fixed ranges a logit differs; taking them while it runs instead" in said
-    assert export.describe(record)[0].startswith(f"{record.detector} for openvino in int8 (dynamic), checked on 8")
+    assert export.summary_lines(record)[0].startswith(f"{record.detector} for openvino in int8 (dynamic), checked on 8")
 
 
 def test_a_broken_graph_is_not_written(adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -178,7 +178,7 @@ def test_a_check_needs_images() -> None:
 def test_other_things_are_not_overwritten(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
     with pytest.raises(CheckpointError, match="exists and is not an export"):
-        check_place(tmp_path)
+        check_export_folder(tmp_path)
     assert not is_export(tmp_path)
 
 

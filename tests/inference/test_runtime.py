@@ -22,10 +22,10 @@ from clipmole import Detector
 from clipmole.config import MoLEConfig
 from clipmole.errors import CheckpointError, ConfigError
 from clipmole.inference import pytorch
-from clipmole.inference.graph import GRAPH, GraphRuntime, convert, default_folder, open_graph
+from clipmole.inference.graph import GRAPH, GraphRuntime, convert, graph_folder, open_graph
 from clipmole.inference.pytorch import TorchRuntime, exact_precision, matmul_precision, product_error
 from clipmole.inference.quantize import quantise
-from clipmole.inference.runtime import remark
+from clipmole.inference.runtime import name_suffix
 from clipmole.models.network import MoLENetwork
 
 LIBRARIES = {"openvino": ["openvino"], "onnx": ["onnxruntime", "onnxscript"]}
@@ -88,8 +88,8 @@ def test_bfloat16_is_near_and_says_so(network: MoLENetwork, exact: NDArray[np.fl
     runtime = TorchRuntime(network, precision="bfloat16")
     difference = np.abs(runtime.logits(crops(5), 8) - exact).max()
     assert 1e-6 < difference < 0.1 * np.abs(exact).max()
-    assert remark(runtime) == ", bfloat16"
-    assert remark(TorchRuntime(network)) == ""
+    assert name_suffix(runtime) == ", bfloat16"
+    assert name_suffix(TorchRuntime(network)) == ""
 
 
 @pytest.mark.parametrize("runtime", ["openvino", "onnx"])
@@ -100,7 +100,7 @@ def test_a_graph_gives_the_networks_logits_for_any_number_of_crops(
     for count in (5, 1, 3):
         assert graph.logits(crops(5)[:count], 2) == pytest.approx(exact[:count], abs=2e-5)
     assert graph.logits(crops(5), 5).dtype == np.float32
-    assert remark(graph) == ""
+    assert name_suffix(graph) == ""
 
 
 @pytest.mark.parametrize(
@@ -206,7 +206,7 @@ def cached(
 
 def graphs() -> list[Path]:
     """The graphs in the cache, and whatever else was left there but locks."""
-    return [path for path in default_folder().iterdir() if path.suffix != ".lock"]
+    return [path for path in graph_folder().iterdir() if path.suffix != ".lock"]
 
 
 def use_cache(folder: str) -> None:

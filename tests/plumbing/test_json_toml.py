@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from clipmole.errors import CheckpointError, ConfigError
-from clipmole.plumbing.json_toml import NotReadable, parse_json, parse_toml, read_bytes, read_json, read_toml
+from clipmole.plumbing.json_toml import NotReadable, parse_json, parse_toml, read_json, read_regular_file, read_toml
 
 
 def test_what_is_well_formed_is_read(tmp_path: Path) -> None:
@@ -67,7 +67,7 @@ def test_what_is_no_regular_file_of_a_sane_size_is_not_read(tmp_path: Path) -> N
         tmp_path / "large": "is larger than 9.53674e-06 MiB",
     }.items():
         with pytest.raises(NotReadable, match=reason):
-            read_bytes(path, most=10)
+            read_regular_file(path, most=10)
 
 
 def test_the_error_is_the_readers_and_names_file_and_cure(tmp_path: Path) -> None:

@@ -56,7 +56,7 @@ def test_the_page_shows_curves_gates_generators_and_mistakes(manifest: Path, tmp
         "Curves",
         "Use of the experts",
         "Validation by generator",
-        "Validation figures",
+        "Validation results",
         "Worst mistakes in validation",
         "Recipe",
     ]

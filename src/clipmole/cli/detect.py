@@ -22,7 +22,7 @@ from clipmole.cli.options import (
     detector_loader,
     remark,
 )
-from clipmole.cli.render import CSVRows, JSONLines, Table, with_progress
+from clipmole.cli.render import CSVRows, DetectionTable, JSONLines, with_progress
 from clipmole.errors import ImageError
 from clipmole.plumbing.path_lists import listed_paths
 
@@ -147,8 +147,8 @@ def detect(
     imported = time.perf_counter()
     loaded = load()
     ready = time.perf_counter()
-    writer = JSONLines() if json else CSVRows(provenance) if as_csv else Table(labels_only)
-    if isinstance(writer, Table) and loaded.calibration is not None:
+    writer = JSONLines() if json else CSVRows(provenance) if as_csv else DetectionTable(labels_only)
+    if isinstance(writer, DetectionTable) and loaded.calibration is not None:
         writer.alarms = loaded.calibration.false_alarms
     found = sources(inputs, list_file)
     findings = _Metadata(found, trust_anchors) if provenance else None
@@ -162,7 +162,7 @@ def detect(
         done += 1
         if isinstance(result, ImageError):
             failed += 1
-            if not isinstance(writer, Table):
+            if not isinstance(writer, DetectionTable):
                 remark(f"not scored: {result}")
         writer.write(result, findings.next(result) if findings else None)
     writer.close()

@@ -59,7 +59,7 @@ def export(
         raise typer.BadParameter("give images to check the graph on: --data (labelled) or --check-on, one of them")
 
     from clipmole.data import labels_of, read_data, windows
-    from clipmole.inference.export import describe, export_detector
+    from clipmole.inference.export import export_detector, summary_lines
 
     labels: list[int] | None = None
     if data:
@@ -82,7 +82,7 @@ def export(
             backbone=backbone,
             progress=progress,
         )
-    for line in describe(record):
+    for line in summary_lines(record):
         remark(line)
     typer.echo(str(out))
 

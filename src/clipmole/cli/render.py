@@ -59,7 +59,7 @@ def of_ai(probability: float) -> str:
     return f"{percent(probability)} AI"
 
 
-class Table:
+class DetectionTable:
     """Aligned rows for people, written as they come: verdict, probability, share of the image seen, image.
 
     Args:
@@ -85,12 +85,12 @@ class Table:
             score = "" if self.labels_only else f"score {result.logit:+.3f}  "
             typer.echo(f"{'not calibrated':<20}  {score}{seen}  {result.source}")
         else:
-            words = typer.style(
-                f"{result.verdict.words:<20}",
+            styled = typer.style(
+                f"{result.verdict.description:<20}",
                 fg={"ai_generated": "red", "real": "green"}.get(result.verdict.value, "yellow"),
             )
             number = "" if self.labels_only else f"{of_ai(result.probability):>7}  "
-            typer.echo(f"{words}  {number}{seen}  {result.source}")
+            typer.echo(f"{styled}  {number}{seen}  {result.source}")
             self.uncertain = self.uncertain or result.verdict.value == "uncertain"
         if result.reason is not None:
             typer.echo(f"{'':<4}uncertain whatever the probability: {result.reason}")

@@ -36,7 +36,7 @@ def reproduce(
     ] = None,
     resamples: Annotated[int, typer.Option(min=1, help="How many bootstrap resamples give the intervals.")] = 1000,
 ) -> None:
-    """Train as the paper did, measure on UnivFD's 19 sets and GenImage, and set the figures beside the paper's."""
+    """Train as the paper did, measure on UnivFD's 19 sets and GenImage, and set the results beside the paper's."""
     import torch
 
     from clipmole.reproduction import plan as planning

@@ -153,8 +153,8 @@ def scan(
         cluster = Cluster(address, span, worker_cpus, float(device.startswith("cuda")))
     with long_work() as progress:
         counts = run(ScanSettings.parse(values, "options"), out, load, cluster=cluster, progress=progress)
-    words = ", ".join(f"{count:,} {name}" for name, count in sorted(counts.verdicts.items()))
-    remark(f"{counts.rows:,} images: {words or 'no verdicts'}; {counts.duplicates:,} copies of others")
+    verdicts = ", ".join(f"{count:,} {name}" for name, count in sorted(counts.verdicts.items()))
+    remark(f"{counts.rows:,} images: {verdicts or 'no verdicts'}; {counts.duplicates:,} copies of others")
     typer.echo(str(out))
     if counts.failed:
         remark(f"{counts.failed:,} of {counts.rows:,} could not be scored; their rows say why.")

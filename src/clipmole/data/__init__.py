@@ -143,7 +143,9 @@ def _read_files(text: str, unsplit: str, how: Unpacking) -> list[Sample]:
     if files and all(TAR.search(file) for file in files):
         if query and query.model_fields_set - {"ai", "take"}:
             raise ConfigError(f"{text}: shards take the options ai and take")
-        return read_shards(text, files, unsplit, how, query.words if query else (), query.take if query else None)
+        return read_shards(
+            text, files, unsplit, how, query.generated_labels if query else (), query.take if query else None
+        )
     if files and all(TABLE.search(file) for file in files):
         return read_parquet(text, [Path(file) for file in files], unsplit, how)
     if query is None:

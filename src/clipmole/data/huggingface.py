@@ -127,7 +127,7 @@ def _fields(
         named = value is not None and hasattr(kind, "int2str") and value >= 0
         return str(kind.int2str(value) if named else "" if value is None else value)
 
-    label = read_label(text("label"), where, query.words)
+    label = read_label(text("label"), where, query.generated_labels)
     return {
         "label": label,
         "generator": (text("generator") or UNNAMED) if label else CAMERA,

@@ -29,7 +29,7 @@ LIST = "samples.jsonl"
 GIB = 2**30
 
 
-def default_folder() -> Path:
+def unpack_folder() -> Path:
     """`$CLIPMOLE_CACHE/data`, else `~/.cache/clipmole/data`."""
     return cache_folder("data")
 
@@ -39,7 +39,7 @@ class Unpacking:
     """Where original bytes may be unpacked to, and how many.
 
     Attributes:
-        folder: holds one folder a source; None: `default_folder()`.
+        folder: holds one folder a source; None: `unpack_folder()`.
         gib: most GiB of one source.
         say: gets the announcement before anything is written, and a line at the end.
     """
@@ -61,7 +61,7 @@ def unpack(source: str, identity: str, images: Iterable[tuple[bytes, dict[str, A
     A run that was stopped begins anew and writes only what is not there. Raises `DataError` if the limit would be
     passed or the folder cannot be written; what is written stays.
     """
-    folder = (how.folder or default_folder()) / hashlib.sha256(identity.encode(errors="surrogateescape")).hexdigest()[
+    folder = (how.folder or unpack_folder()) / hashlib.sha256(identity.encode(errors="surrogateescape")).hexdigest()[
         :16
     ]
     index = folder / LIST

@@ -1,4 +1,4 @@
-"""Which images a bootstrap draws, and the interval of a figure over its draws.
+"""Which images a bootstrap draws, and the interval of an estimate over its draws.
 
 In: what keeps its size (the class or the generator of each image), and the groups that are drawn whole. Out: indices,
 one vector a resample; intervals. It knows nothing of what is measured on them.

@@ -1,10 +1,10 @@
-"""Labels and logits -> figures with intervals, and paired differences between detectors.
+"""Labels and logits -> estimates with intervals, and paired differences between detectors.
 
 In: samples and logits of one set, or a whole `ScoreTable`. Out: `SetReport` and `Difference` records. It knows
 nothing of images or of how logits are made, and it never searches a threshold on what it reports (but for
 `oracle_accuracy`, which says so).
 
-A figure is measured on a set and on each of its resamples. All detectors see the same resamples, so a difference of
+A metric is measured on a set and on each of its resamples. All detectors see the same resamples, so a difference of
 two is a difference resample by resample; so it is with sets that share their photographs, and with means over sets.
 """
 
@@ -37,14 +37,14 @@ from clipmole.evaluation.records import (
 )
 from clipmole.evaluation.scores import ScoreTable
 
-MAIN = ("as stored", "equalised")  # conditions that get every figure; the others get those of `QUICK`
+MAIN = ("as stored", "equalised")  # conditions that get every metric; the others get those of `QUICK`
 QUICK = ("average_precision", "auroc", "accuracy", "false_alarm", "detected", "uncertain")
 COMPARED = ("average_precision", "auroc", "accuracy")  # more is better
 
 
 @dataclass(frozen=True)
 class Replicates:
-    """A figure and its resamples.
+    """An estimate and its resamples.
 
     Attributes:
         value: on the data.
@@ -150,7 +150,7 @@ def verdict_metrics(calibration: Calibration) -> dict[str, metrics.Metric]:
 def scored_metrics(
     scores: NDArray[np.float64], calibration: Calibration | None
 ) -> dict[str, tuple[metrics.Metric, NDArray[np.float64]]]:
-    """Name -> a figure's metric and what it is of: the logits (n,), or their calibrated probabilities.
+    """Name -> a metric and what it is of: the logits (n,), or their calibrated probabilities.
 
     `raw_accuracy` is at logit 0, a probability of 0.5 for a network with a sigmoid, as the papers take it. Without a
     calibration `accuracy` and its kin are at logit 0 too.
@@ -180,11 +180,11 @@ def estimate_set(
 ) -> SetReplicates:
     """Figures of logits `scores` (n,) for `samples`, on the data and on resamples of them.
 
-    The figures resample groups within each class, the generators' and their mean within each generator too: the
+    The estimates resample groups within each class, the generators' and their mean within each generator too: the
     generators are those that were chosen, only their images are a sample.
 
     Args:
-        only: names of the figures to make, and none by generator; None: all.
+        only: names of the metrics to compute, and none by generator; None: all.
 
     Raises `DataError` without samples.
     """
@@ -322,7 +322,7 @@ def sample_names(samples: Sequence[Sample]) -> list[str]:
 
 
 def mean_over_sets(found: Sequence[SetReplicates]) -> SetReplicates:
-    """Each figure's mean over the sets where it is defined, as the papers give it over a benchmark."""
+    """The mean of each metric over the sets where it is defined, as the papers give it over a benchmark."""
 
     def means(parts: Sequence[Mapping[str, Replicates]]) -> dict[str, Replicates]:
         keys = dict.fromkeys(key for part in parts for key in part)
@@ -334,7 +334,7 @@ def mean_over_sets(found: Sequence[SetReplicates]) -> SetReplicates:
 def paired_differences(
     name: str, condition: str, detectors: Sequence[str], found: Sequence[SetReplicates]
 ) -> list[Difference]:
-    """Paired differences of each two detectors in the figures of `COMPARED`."""
+    """Paired differences of each two detectors in the metrics of `COMPARED`."""
     return [
         Difference(
             first=detectors[a],

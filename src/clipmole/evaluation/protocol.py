@@ -1,7 +1,7 @@
 """What is measured on what: the protocols of published benchmarks, and any manifest.
 
 In: a preset of `protocols/*.toml` or a TOML file of the same form, and the folder where the data sets lie. Out:
-the samples of every set that is there, a line for each that is not, and the figures that others published. It
+the samples of every set that is there, a line for each that is not, and the results that others published. It
 knows nothing of detectors or metrics, and it never downloads: data sets come from their owners, by their terms.
 """
 
@@ -64,11 +64,11 @@ class Protocol(Config):
         note: caveats of the data, printed in the report.
         sets, owners: the data sets; none: the data is one manifest or folder, of which `splits` are the sets.
         splits: of the manifest, where there are no sets.
-        crop: "center_crop" as the published figures were measured, or each detector's own.
+        crop: "center_crop" as the published results were measured, or each detector's own.
         limit: most images of each class and generator of a set; None: all.
         seed: of the limit and of whatever conditions draw.
         conditions: preset or file for `perturb.load_conditions`.
-        benchmark: name of the published figures to stand beside; "": there are none.
+        benchmark: name of the published results to stand beside; "": there are none.
     """
 
     title: str
@@ -174,8 +174,8 @@ def _lacks(samples: Sequence[Sample]) -> str:
     return "no generated images" if ai == 0 else "no photographs" if ai == len(samples) else ""
 
 
-def published_figures() -> tuple[PublishedResult, ...]:
-    """Every published figure that comes with the package, in percent: means over benchmarks, then those of sets."""
+def published_results() -> tuple[PublishedResult, ...]:
+    """Every published result that comes with the package, in percent: means over benchmarks, then those of sets."""
     return tuple(
         PublishedResult.model_validate({"metric": "average_precision"} | row)
         for name in ("published.csv", "published_sets.csv")
@@ -184,8 +184,8 @@ def published_figures() -> tuple[PublishedResult, ...]:
 
 
 def published_for(protocol: Protocol) -> tuple[PublishedResult, ...]:
-    """Published figures of the protocol's benchmark: the means, also under perturbations, and those of its sets."""
-    return tuple(f for f in published_figures() if f.benchmark.partition(" under ")[0] == protocol.benchmark)
+    """Published results of the protocol's benchmark: the means, also under perturbations, and those of its sets."""
+    return tuple(f for f in published_results() if f.benchmark.partition(" under ")[0] == protocol.benchmark)
 
 
 def _rows(name: str) -> list[dict[str, str]]:

@@ -34,7 +34,7 @@ from clipmole.evaluation.records import TrainedOn
 from clipmole.images.transforms import RGB
 from clipmole.inference.detector import Detector
 from clipmole.inference.pytorch import TorchRuntime
-from clipmole.inference.runtime import batch_for, remark
+from clipmole.inference.runtime import batch_for, name_suffix
 from clipmole.models.adapter import TRAIN, find_adapter
 from clipmole.models.backbone import tower_sha256
 from clipmole.models.hub import why_unreachable
@@ -168,7 +168,7 @@ def load_scorer(
         name = f"univfd@{UNIVFD_HEAD_SHA256[:12]} on {tower.id}@{tower.sha256[:12]}"
         runtime = TorchRuntime(network, device, precision)
         settings = PreprocessConfig(mode="center_crop")
-        return Detector(network, settings, None, name + remark(runtime), batch_size=size, runtime=runtime)
+        return Detector(network, settings, None, name + name_suffix(runtime), batch_size=size, runtime=runtime)
     return Detector.from_pretrained(
         spec,
         backbone=backbone,

@@ -1,6 +1,6 @@
 """Every logit of an evaluation: a table in memory, and a file that survives a kill.
 
-In: logits as they are made. Out: a `ScoreTable`. It knows nothing of detectors, figures or reports.
+In: logits as they are made. Out: a `ScoreTable`. It knows nothing of detectors, metrics or reports.
 
 The file holds one JSON object a line: first under what was evaluated (conditions, seed), then an image a line with
 its logits by detector, or the reason why it could not be read. A line is whole or it does not count, so a run that

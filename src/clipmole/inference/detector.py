@@ -40,7 +40,7 @@ from clipmole.inference.runtime import (
     RuntimeName,
     batch_for,
     check_name,
-    remark,
+    name_suffix,
 )
 from clipmole.models.adapter import (
     DEFAULT,
@@ -261,7 +261,7 @@ class Detector:
             parts.network,
             parts.preprocess,
             parts.calibration,
-            f"{parts.name}{remark(parts.runtime)}",
+            f"{parts.name}{name_suffix(parts.runtime)}",
             batch_size=batch_size,
             workers=workers,
             runtime=parts.runtime,

@@ -129,7 +129,7 @@ def failures(check: Check, precision: Precision) -> list[str]:
     return found
 
 
-def check_place(directory: str | Path) -> Path:
+def check_export_folder(directory: str | Path) -> Path:
     """A place where an export may be written: absent, empty, or an export and nothing else.
 
     Raises `CheckpointError` for any other place, and where nothing can be written; nothing is touched.
@@ -188,7 +188,7 @@ def export_detector(
     """
     if runtime == "onnx" and precision == "bfloat16":
         raise ConfigError("precision=bfloat16: ONNX Runtime computes in float32 or int8; take --to openvino")
-    target = check_place(out)
+    target = check_export_folder(out)
     adapter = load_adapter(name, backbone)
     _, folder = find_adapter(name)
     called = f"{adapter.name}@{adapter.digest[:12]}"
@@ -262,7 +262,7 @@ def _arithmetic(record: Export) -> str:
     return "int8 (static)" if record.calibrated_on else "int8 (dynamic)"
 
 
-def describe(record: Export) -> list[str]:
+def summary_lines(record: Export) -> list[str]:
     """What an export is and how its check came out, as lines for people."""
     check = record.check
     lines = [

@@ -57,7 +57,7 @@ def batch_for(device: str | torch.device, asked: int | None = None) -> int:
     return 8 if str(device).startswith("cpu") else 32
 
 
-def remark(runtime: Runtime) -> str:
+def name_suffix(runtime: Runtime) -> str:
     """What a detector's name says of its arithmetic: "" where it is float32."""
     if runtime.precision == "float32":
         return ""

@@ -28,7 +28,7 @@ from torch import Tensor
 from clipmole.errors import WeightsError, WeightsMismatch, WeightsNotFound
 from clipmole.models.hub import HUB_ID, hub_files
 from clipmole.models.vit import Concatenated, ViT
-from clipmole.models.weight_layouts import Json, Part, Shape, describe, listed, match
+from clipmole.models.weight_layouts import Json, ParameterSource, Shape, listed, match, tower_and_layouts
 from clipmole.plumbing.files import is_odd_file, replacing_folder, why_not_replaceable
 from clipmole.plumbing.json_toml import read_json
 from clipmole.plumbing.text import first_line
@@ -203,7 +203,7 @@ def read_tower(path: Path, source: str, file_sha256: str | None = None) -> ViT:
             )
     beside = (_settings(path.parent / name) for name in (CONFIG, OPEN_CLIP, PREPROCESSOR))
     with open_weights(path, source) as (shapes, tensor_of):
-        config, layouts = describe(shapes, source, *beside)
+        config, layouts = tower_and_layouts(shapes, source, *beside)
         with torch.device("meta"):
             tower = ViT(config)
         parameters = {name: tuple(tensor.shape) for name, tensor in tower.state_dict().items()}
@@ -302,7 +302,7 @@ def read_pickle(path: Path, source: str) -> dict[str, Tensor]:
     return state
 
 
-def assemble(part: Part, tensor_of: Callable[[str], Tensor], source: str) -> Tensor:
+def assemble(part: ParameterSource, tensor_of: Callable[[str], Tensor], source: str) -> Tensor:
     """One parameter of the tower, float32, in memory of its own, all values finite."""
     pieces = []
     for name in part.sources:

@@ -15,7 +15,7 @@ from clipmole.errors import CheckpointError
 from clipmole.models.adapter import check_target, save_adapter
 from clipmole.models.backbone import Backbone, load_backbone
 from clipmole.models.network import MoLENetwork
-from clipmole.plumbing.json_toml import NotReadable, read_bytes
+from clipmole.plumbing.json_toml import NotReadable, read_regular_file
 
 UNIVFD_HEAD_SHA256 = "477100745713bcc957beb2b40859536859b6483fd6301b3b9293151b194c7847"
 
@@ -29,7 +29,7 @@ def univfd_network(head: str | Path, backbone: str | Path = "vit-l-14") -> tuple
     """
     path = Path(head)
     try:
-        data = read_bytes(path)
+        data = read_regular_file(path)
     except NotReadable as reason:
         raise CheckpointError(f"{path}: {reason}") from reason
     if hashlib.sha256(data).hexdigest() != UNIVFD_HEAD_SHA256:

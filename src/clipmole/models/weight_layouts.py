@@ -51,7 +51,7 @@ class Layout:
 
 
 @dataclass(frozen=True)
-class Part:
+class ParameterSource:
     """What one parameter of the tower is made of: the tensors `sources` of a file, side by side."""
 
     sources: tuple[str, ...]
@@ -195,7 +195,7 @@ CLIP_FIELDS: Json = {"patch_bias": False, "pre_norm": True, "mean": CLIP_MEAN, "
 DINOV2_FIELDS: Json = {"layer_scale": True, **IMAGENET}
 
 
-def describe(
+def tower_and_layouts(
     shapes: Shapes, source: str, config: Json | None, open_clip: Json | None, preprocessor: Json | None
 ) -> tuple[TowerConfig, list[Layout]]:
     """The tower that a weight file belongs to, and the layouts that the file may have.
@@ -357,7 +357,7 @@ def timm_settings(shapes: Shapes, prefix: str, config: Json | None, preprocessor
     }
 
 
-def match(parameters: Shapes, layouts: Sequence[Layout], shapes: Shapes, source: str) -> dict[str, Part]:
+def match(parameters: Shapes, layouts: Sequence[Layout], shapes: Shapes, source: str) -> dict[str, ParameterSource]:
     """What each parameter of the tower is made of, by the layout that leaves the fewest unnamed.
 
     Args:
@@ -377,7 +377,7 @@ def match(parameters: Shapes, layouts: Sequence[Layout], shapes: Shapes, source:
     unknown = sorted(name for name in shapes if name not in used and not re.fullmatch(layout.ignored, name))
     parts, misshapen = {}, []
     for ours, shape in parameters.items():
-        part = Part(layout.sources(ours), shape, ours in layout.transposed)
+        part = ParameterSource(layout.sources(ours), shape, ours in layout.transposed)
         parts[ours] = part
         needed = (shape[0] // len(part.sources), *shape[1:])
         needed = needed[::-1] if part.transposed else needed

@@ -1,4 +1,4 @@
-"""Versions, hardware and date: what a figure needs beside it.
+"""Versions, hardware and date: what a result needs beside it.
 
 In: nothing. Out: a dict for a recipe. It knows nothing of what was measured.
 """
@@ -18,7 +18,7 @@ import clipmole
 
 
 def environment() -> dict[str, str | int]:
-    """Versions, hardware and date: what a figure needs beside it; `gpu` where PyTorch has one."""
+    """Versions, hardware and date: what a result needs beside it; `gpu` where PyTorch has one."""
     cpu = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.is_file():

@@ -23,7 +23,7 @@ class NotReadable(ValueError):
     """A file or bytes that cannot be read; the message is a sentence without its subject."""
 
 
-def read_bytes(path: str | Path, most: int = MOST_BYTES) -> bytes:
+def read_regular_file(path: str | Path, most: int = MOST_BYTES) -> bytes:
     """The content of a regular file of at most `most` bytes. Raises `NotReadable`."""
     try:
         kind = Path(path).stat()
@@ -75,7 +75,7 @@ def read_json(path: str | Path, error: type[ClipmoleError], cure: str = "") -> A
         cure: what the person can do then; the message ends with it.
     """
     try:
-        return parse_json(read_bytes(path))
+        return parse_json(read_regular_file(path))
     except NotReadable as reason:
         raise error(f"{path}: {reason}" + (f"; {cure}" if cure else "")) from reason
 
@@ -83,7 +83,7 @@ def read_json(path: str | Path, error: type[ClipmoleError], cure: str = "") -> A
 def read_toml(path: str | Path) -> dict[str, Any]:
     """What a TOML file holds. Raises `ConfigError` if it cannot be read."""
     try:
-        return parse_toml(read_bytes(path))
+        return parse_toml(read_regular_file(path))
     except NotReadable as reason:
         raise ConfigError(f"{path}: {reason}") from reason
 

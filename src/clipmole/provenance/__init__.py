@@ -128,7 +128,7 @@ def _source_types(metadata: Metadata) -> list[Finding]:
             found.append(
                 Finding(
                     kind="digital_source_type",
-                    title=f"IPTC digital source type: {kind.words}",
+                    title=f"IPTC digital source type: {kind.description}",
                     detail=one_line(text.value),
                     points_to=kind.points_to,
                     strength=kind.strength,

@@ -19,7 +19,7 @@ from clipmole.plumbing.text import one_line
 from clipmole.provenance.findings import Credentials, Finding, Integrity, PointsTo, Strength, Trust
 from clipmole.provenance.rules import find_generators
 from clipmole.provenance.source_type import source_type
-from clipmole.provenance.texts import Text, parse_json
+from clipmole.provenance.texts import Text, untrusted_json
 from clipmole.provenance.trust_list import TrustList
 
 _MIME = {
@@ -86,7 +86,7 @@ def find_credentials(data: bytes, format: str, trust_list: TrustList | None = No
         with reader:
             text = reader.json()
             state = str(reader.get_validation_state())
-        store = parse_json(text)
+        store = untrusted_json(text)
         if store is None:
             raise ValueError(f"the record is too long: {len(text):,} characters")
         checked = checks(store, state, trust_list)
@@ -180,7 +180,7 @@ def _agent(agent: Any) -> str:
 def _signature(checked: Credentials) -> Finding:
     """Who signed, whether the file is as it was signed, and whether the signer is on the list."""
     title = f"Content credentials in the name of {checked.signer}"
-    words = {
+    integrity = {
         "holds": "the file is as it was signed",
         "unknown": "whether the file is as it was signed could not be checked",
         "broken": "",
@@ -203,7 +203,7 @@ def _signature(checked: Credentials) -> Finding:
         f"{'fails' if checked.integrity == 'broken' else 'remarks of the validator'}: {', '.join(remarks)}"
         if remarks
         else "",
-        words,
+        integrity,
         trust,
     ]
     points_to: PointsTo = "edited" if checked.integrity == "broken" else "neither"
@@ -284,7 +284,7 @@ class _Manifest(NamedTuple):
             agent = _agent(named)
             kind = source_type(str(action.get("digitalSourceType") or ""))
             if kind is not None:
-                title = f"Content credentials say: {kind.words}{self.where}"
+                title = f"Content credentials say: {kind.description}{self.where}"
                 detail = "; ".join(filter(None, [name, agent and f"by {agent}", str(action["digitalSourceType"])]))
                 found.append(self._said(title, detail, kind.points_to, kind.strength, key))
             elif name == _CREATED:

@@ -23,7 +23,7 @@ from clipmole.images.headers import FRAMES, jpeg_segments
 from clipmole.provenance import exif, stealth
 from clipmole.provenance.budget import Budget
 from clipmole.provenance.exif import UnreadableExif, read_exif
-from clipmole.provenance.texts import Text, decoded, parse_json
+from clipmole.provenance.texts import Text, decoded, untrusted_json
 from clipmole.provenance.xmp import Property, UnsafeXMP, read_xmp
 
 WALKED = ("PNG", "JPEG")
@@ -337,7 +337,7 @@ def _add_hidden_text(metadata: Metadata, data: bytes, image: ImageFile.ImageFile
     text = stealth.hidden_text(data, image, budget)
     if text:
         metadata.texts.append(Text(stealth.PLACE, "", text))
-        entries = parse_json(text)
+        entries = untrusted_json(text)
         for name, value in entries.items() if isinstance(entries, dict) else ():
             if isinstance(value, str) and budget.admits(len(value), stealth.PLACE):
                 metadata.texts.append(Text(stealth.PLACE, name, value))

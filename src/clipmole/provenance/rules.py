@@ -18,7 +18,7 @@ from pydantic import Field, model_validator
 
 from clipmole.plumbing.text import one_line
 from clipmole.provenance.findings import Finding, PointsTo, Strength
-from clipmole.provenance.texts import Text, parse_json
+from clipmole.provenance.texts import Text, untrusted_json
 from clipmole.records import Record
 
 _WINDOW = 2**16  # characters at the beginning and at the end of a text that expressions are searched in
@@ -177,7 +177,7 @@ class _Reading:
         """The text as JSON, also behind "prompt:" or "workflow:"; None if it is no object."""
         head, _, rest = self.text.value[:20].partition(":")
         prefixed = rest and head.strip().lower() in ("prompt", "workflow")
-        parsed = parse_json(self.text.value[len(head) + 1 :] if prefixed else self.text.value)
+        parsed = untrusted_json(self.text.value[len(head) + 1 :] if prefixed else self.text.value)
         return parsed if isinstance(parsed, dict) else None
 
     @cached_property
@@ -302,7 +302,7 @@ def _node_types(record: Any, depth: int = 0) -> Iterator[str]:
     yield from types
     for name in ("prompt", "workflow", "extra_pnginfo") if not types and depth < 2 else ():
         inner = record.get(name)
-        yield from _node_types(parse_json(inner) if isinstance(inner, str) else inner, depth + 1)
+        yield from _node_types(untrusted_json(inner) if isinstance(inner, str) else inner, depth + 1)
 
 
 def _types(nodes: list[Any], key: str) -> Iterator[str]:

@@ -16,7 +16,7 @@ from clipmole.provenance.findings import PointsTo, Strength
 class SourceType(NamedTuple):
     """Words for a term, what it speaks for, and how clearly."""
 
-    words: str
+    description: str
     points_to: PointsTo
     strength: Strength
 

@@ -32,7 +32,7 @@ def decoded(value: bytes, otherwise: str = "latin-1") -> str:
         return value.decode(otherwise, "replace")
 
 
-def parse_json(value: str) -> Any:
+def untrusted_json(value: str) -> Any:
     """A JSON object or list, also with a NUL behind it; None of anything else, and of hostile depth or size."""
     if len(value) > MAX_JSON or value.lstrip()[:1] not in ("{", "["):
         return None

@@ -34,7 +34,7 @@ COLUMNS = (  # of report.csv
 )
 
 
-def check_place(folder: Path) -> None:
+def check_report_folder(folder: Path) -> None:
     """Raises `DataError` if files in `folder` that a report would replace are not an older report of clipmole's."""
 
     def read_record(path: Path) -> None:
@@ -73,7 +73,7 @@ def write_report(
 
     Returns the path of `report.html`. Raises `DataError` if the folder cannot be written.
     """
-    check_place(folder)
+    check_report_folder(folder)
     families = {each.name: (each.family, each.strength) for each in conditions if each.family}
     notes = {each.name: each.note for each in conditions if each.note}
     content = Content(report, table, families, notes)
@@ -94,10 +94,10 @@ def write_report(
 
 
 def tidy(content: Content) -> str:
-    """One figure a row.
+    """One estimate a row.
 
     `scope` says over what: "set" all images of the set, "generator" those of `generator` and all photographs, "mean"
-    the mean over generators, "difference" the figure of `detector` less that of `minus` on the same images,
+    the mean over generators, "difference" the estimate of `detector` less that of `minus` on the same images,
     "published" what `detector` got elsewhere, with its caveat under `note`; "origin" images of known or new sources and
     generators, "kind" the photographs of one kind, named under `note`. `set` may be the mean over all of them.
     """
@@ -147,7 +147,7 @@ def sections(content: Content, gallery: bool) -> list[Section]:
         Section("results", "Results", tables.headline(content)),
         Section("detectors", "Detectors", tables.detectors(content)),
         Section("differences", "Paired differences", tables.difference_tables(content)),
-        Section("published", "Published figures beside these", tables.published(content)),
+        Section("published", "Published results beside these", tables.published(content)),
         Section("origins", "Known and new sources and generators", tables.origin_tables(content)),
         Section("kinds", "By kind of photograph", tables.kind_tables(content)),
         Section("generators", "By generator", tables.generator_tables(content)),
@@ -157,7 +157,7 @@ def sections(content: Content, gallery: bool) -> list[Section]:
         Section("coverage", "Accuracy against coverage", curves.coverage(content)),
         Section("robustness", "Robustness", curves.robustness(content)),
         Section("mistakes", "Worst mistakes", mistakes.worst(content) if gallery else []),
-        Section("figures", "All figures", tables.all_figures(content)),
+        Section("estimates", "All estimates", tables.estimate_tables(content)),
         Section("missing", "Not evaluated", tables.missing(content)),
         Section("recipe", "Recipe", tables.recipe_blocks(content)),
     ]

@@ -1,6 +1,6 @@
-"""What the sections of a report draw on: its figures, its scores, its words.
+"""What the sections of a report draw on: its estimates, its scores, and the names of metrics.
 
-In: an `EvaluationReport` and its `ScoreTable`. Out: figures by name, labels and probabilities by detector, set and
+In: an `EvaluationReport` and its `ScoreTable`. Out: estimates by name, labels and probabilities by detector, set and
 condition, and numbers as they are printed: percent for a share, a dash for nan.
 """
 
@@ -20,14 +20,14 @@ from clipmole.data import VARIANTS, labels_of
 from clipmole.evaluation.records import ALL_SETS, DetectorInfo, Estimate, EvaluationReport, SetReport
 from clipmole.evaluation.scores import ScoreTable
 from clipmole.report import plots
-from clipmole.report.page import Block, Drawings, Fold, Heading, Items, Name, Note, Table, Value, element
+from clipmole.report.page import Drawings, Fold, Heading, Items, Name, Note, PageBlock, Table, Value, element
 
 DASH = "\N{EN DASH}"
 MINUS = "\N{MINUS SIGN}"
 MANY = 4  # sets: from more than these on, each is folded away
 NAME_LENGTH = 30  # of a detector in tables; the list of detectors has it whole
 NOT_A_SHARE = frozenset({"negative_log_likelihood"})
-WORDS = {
+METRIC_NAMES = {
     "average_precision": "AP",
     "auroc": "AUROC",
     "tpr_at_1_percent_fpr": "found at 1 % false alarms",
@@ -127,7 +127,7 @@ class Content:
         cut = {name: shortened(name) for name in self.names}
         return cut[detector] if list(cut.values()).count(cut[detector]) == 1 else detector
 
-    def of_set(self, name: str, blocks: Sequence[str | Table | Note | Items | Heading | Drawings]) -> list[Block]:
+    def of_set(self, name: str, blocks: Sequence[str | Table | Note | Items | Heading | Drawings]) -> list[PageBlock]:
         """A set's blocks under its name; folded away where there are many sets."""
         if not blocks:
             return []
@@ -152,35 +152,35 @@ def probabilities(info: DetectorInfo, logits: NDArray[np.float64]) -> NDArray[np
     return np.array([sigmoid(info.slope * x + info.intercept) for x in logits.tolist()])
 
 
-def words(key: str) -> str:
-    return WORDS.get(key, key.replace("_", " "))
+def metric_name(key: str) -> str:
+    return METRIC_NAMES.get(key, key.replace("_", " "))
 
 
-def number(figure: Estimate | None, key: str = "", sign: bool = False) -> Value:
-    """A figure as a cell: percent for a share; a dash where there is none."""
-    if figure is None or math.isnan(figure.value):
+def number(estimate: Estimate | None, key: str = "", sign: bool = False) -> Value:
+    """An estimate as a cell: percent for a share; a dash where there is none."""
+    if estimate is None or math.isnan(estimate.value):
         return Value(DASH)
     scale, digits = (1, 3) if key in NOT_A_SHARE else (100, 1)
 
     def text(x: float, plus: str = "") -> str:
         return f"{x * scale:{plus}.{digits}f}".replace("-", MINUS)
 
-    if math.isnan(figure.low) or math.isnan(figure.high):
-        return Value(text(figure.value, "+" if sign else ""))
-    return Value(text(figure.value, "+" if sign else ""), f"[{text(figure.low)}, {text(figure.high)}]")
+    if math.isnan(estimate.low) or math.isnan(estimate.high):
+        return Value(text(estimate.value, "+" if sign else ""))
+    return Value(text(estimate.value, "+" if sign else ""), f"[{text(estimate.low)}, {text(estimate.high)}]")
 
 
 def in_line(value: Value) -> str:
     return f"{value.text} {value.small}".strip()
 
 
-def bare(figure: Estimate | None) -> tuple[float, float, float]:
-    return (figure.value, figure.low, figure.high) if figure else (math.nan,) * 3
+def bare(estimate: Estimate | None) -> tuple[float, float, float]:
+    return (estimate.value, estimate.low, estimate.high) if estimate else (math.nan,) * 3
 
 
-def mean_estimate(figures: Sequence[Estimate | None]) -> Estimate | None:
+def mean_estimate(estimates: Sequence[Estimate | None]) -> Estimate | None:
     """Plain mean of those that are defined, without an interval; None if none is."""
-    values = [f.value for f in figures if f and not math.isnan(f.value)]
+    values = [f.value for f in estimates if f and not math.isnan(f.value)]
     return Estimate(value=sum(values) / len(values), low=math.nan, high=math.nan) if values else None
 
 
@@ -188,7 +188,7 @@ def plural(count: int, noun: str) -> str:
     return f"{count:,} {noun}" + ("" if count == 1 else "s")
 
 
-def key_figures(content: Content, name: str, condition: str, key: str) -> str:
-    """A figure of every detector in words, for those who do not see the plot."""
+def estimates_in_words(content: Content, name: str, condition: str, key: str) -> str:
+    """An estimate of every detector in words, for those who do not see the plot."""
     values = [(d, number(content.estimate(d, name, condition, key), key)) for d in content.names]
-    return f"{words(key)} " + "; ".join(f"{d} {in_line(value)}" for d, value in values)
+    return f"{metric_name(key)} " + "; ".join(f"{d} {in_line(value)}" for d, value in values)

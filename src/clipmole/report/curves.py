@@ -14,14 +14,14 @@ from numpy.typing import NDArray
 
 from clipmole import metrics
 from clipmole.report import plots
-from clipmole.report.content import DASH, MANY, Content, bare, key_figures, number, words
-from clipmole.report.page import Block, Cell, Drawings, Fold, Heading, Items, Table
+from clipmole.report.content import DASH, MANY, Content, bare, estimates_in_words, metric_name, number
+from clipmole.report.page import Cell, Drawings, Fold, Heading, Items, PageBlock, Table
 
 BINS = 40
 
 
-def ranking(content: Content) -> list[Block]:
-    blocks: list[Block] = []
+def ranking(content: Content) -> list[PageBlock]:
+    blocks: list[PageBlock] = []
     for name in content.sets:
         drawn = []
         for kind in ("ROC", "precision-recall"):
@@ -37,7 +37,7 @@ def ranking(content: Content) -> list[Block]:
                 if not lines:
                     continue
                 key = "auroc" if kind == "ROC" else "average_precision"
-                label = f"{kind} on {name}, {condition}: " + key_figures(content, name, condition, key)
+                label = f"{kind} on {name}, {condition}: " + estimates_in_words(content, name, condition, key)
                 texts = ("false alarms, %", "found, %") if kind == "ROC" else ("recall, %", "precision, %")
                 x_axis, y_axis = (plots.even_axis(text, 0, 1) for text in texts)
                 chart = plots.chart(lines, x_axis, y_axis, label, diagonal=kind == "ROC")
@@ -56,7 +56,7 @@ def calibrated(content: Content) -> list[tuple[int, str]]:
     return [(i, d.name) for i, d in enumerate(content.report.detectors) if d.slope is not None]
 
 
-def together(content: Content, drawn: Sequence[tuple[str, tuple[Element, str]]]) -> list[Block]:
+def together(content: Content, drawn: Sequence[tuple[str, tuple[Element, str]]]) -> list[PageBlock]:
     """Drawings, each with its set: in one grid, or folded away by set where there are many."""
     if len(content.sets) <= MANY:
         return [Drawings([drawing for _, drawing in drawn])]
@@ -64,7 +64,7 @@ def together(content: Content, drawn: Sequence[tuple[str, tuple[Element, str]]])
     return [Fold(name, [Drawings([drawing for own, drawing in drawn if own == name])]) for name in sets]
 
 
-def reliability(content: Content) -> list[Block]:
+def reliability(content: Content) -> list[PageBlock]:
     drawn = []
     for name in content.sets:
         for condition in content.main:
@@ -79,7 +79,7 @@ def reliability(content: Content) -> list[Block]:
                 rows.append([short(n) for n in bins.images.tolist()])
             if lines:
                 label = f"Reliability on {name}, {condition}: "
-                label += key_figures(content, name, condition, "calibration_error")
+                label += estimates_in_words(content, name, condition, "calibration_error")
                 x_axis = plots.even_axis("probability given, %", 0, 1)
                 y_axis = plots.even_axis("share generated, %", 0, 1)
                 chart = plots.chart(lines, x_axis, y_axis, label, diagonal=True, rows=rows)
@@ -101,11 +101,11 @@ def short(count: int) -> str:
     return str(count) if count < 10_000 else f"{count / 1000:.0f}k" if count < 1_000_000 else f"{count / 1e6:.0f}M"
 
 
-def histograms(content: Content) -> list[Block]:
-    blocks: list[Block] = []
+def histograms(content: Content) -> list[PageBlock]:
+    blocks: list[PageBlock] = []
     for name in content.sets:
         drawn = [
-            (histogram(content, i, detector, name, condition), f"{content.brief(detector)}, {condition}")
+            (score_histogram(content, i, detector, name, condition), f"{content.brief(detector)}, {condition}")
             for i, detector in enumerate(content.names)
             for condition in content.main
             if len(content.scored_images(detector, name, condition).labels)
@@ -120,7 +120,7 @@ def histograms(content: Content) -> list[Block]:
     return blocks
 
 
-def histogram(content: Content, index: int, detector: str, name: str, condition: str) -> Element:
+def score_histogram(content: Content, index: int, detector: str, name: str, condition: str) -> Element:
     view, info = content.scored_images(detector, name, condition), content.info(detector)
     marks: list[tuple[float, str]] = []
     if info.slope is not None and info.intercept is not None:
@@ -141,14 +141,14 @@ def histogram(content: Content, index: int, detector: str, name: str, condition:
     up, down = (np.histogram(own, BINS, (axis.low, axis.high))[0] / max(len(own), 1) for own in (real, ai))
     texts = (f"{len(real):,} photographs", f"{len(ai):,} generated")
     label = f"Scores of {detector} on {name}, {condition}: {texts[0]} above, {texts[1]} below"
-    return plots.mirrored_histogram(index, up.tolist(), down.tolist(), axis, label, words=texts, lines=marks)
+    return plots.mirrored_histogram(index, up.tolist(), down.tolist(), axis, label, corners=texts, lines=marks)
 
 
 def log_odds(p: float) -> float:
     return math.log(p / (1 - p))
 
 
-def coverage(content: Content) -> list[Block]:
+def coverage(content: Content) -> list[PageBlock]:
     curves: dict[tuple[str, str], list[plots.Line]] = {}
     for name in content.sets:
         for condition in content.main:
@@ -173,8 +173,8 @@ def coverage(content: Content) -> list[Block]:
     for (name, condition), lines in curves.items():
         if lines:
             label = f"Accuracy against coverage on {name}, {condition}: accuracy of the verdicts given "
-            label += key_figures(content, name, condition, "selective_accuracy").removeprefix(
-                words("selective_accuracy")
+            label += estimates_in_words(content, name, condition, "selective_accuracy").removeprefix(
+                metric_name("selective_accuracy")
             )
             chart = plots.chart(lines, plots.even_axis("images answered, most confident first, %", 0, 1), y_axis, label)
             drawn.append((name, (chart, f"{name}, {condition}")))
@@ -186,7 +186,7 @@ def coverage(content: Content) -> list[Block]:
     ]
 
 
-def robustness(content: Content) -> list[Block]:
+def robustness(content: Content) -> list[PageBlock]:
     others = [c for c in dict.fromkeys(s.condition for s in content.report.sets) if c not in content.main]
     families: dict[str, list[tuple[float, str]]] = {}
     for condition in others:
@@ -194,12 +194,12 @@ def robustness(content: Content) -> list[Block]:
         if family:
             families.setdefault(family, []).append((strength, condition))
     curves = {family: sorted(points) for family, points in families.items() if len(points) > 1}
-    blocks: list[Block] = []
+    blocks: list[PageBlock] = []
     for name in content.groups if len(content.sets) > MANY else content.sets:
         own: list[Heading | Drawings | Table] = []
         for key in ("average_precision", "accuracy"):
             drawn = family_charts(content, name, key, curves)
-            own += [Heading(words(key), level=4), Drawings(drawn)] if drawn else []
+            own += [Heading(metric_name(key), level=4), Drawings(drawn)] if drawn else []
         rows: list[tuple[Cell, ...]] = []
         keys = ("average_precision", "accuracy", "false_alarm")
         for condition in [*content.main, *others] if others else []:
@@ -207,7 +207,9 @@ def robustness(content: Content) -> list[Block]:
             if any(cell.text != DASH for cell in cells):
                 rows.append((condition, *cells))
         heads = [
-            f"{words(key).partition(':')[0]}\n{content.brief(detector)}" for key in keys for detector in content.names
+            f"{metric_name(key).partition(':')[0]}\n{content.brief(detector)}"
+            for key in keys
+            for detector in content.names
         ]
         if rows:
             caption = f"Every condition, {name}, percent"
@@ -220,7 +222,7 @@ def robustness(content: Content) -> list[Block]:
         content.legend(),
         *blocks,
         *([Items(caveats)] if caveats else []),
-        "All plots of one figure have the same vertical axis; thin dotted lines: as stored. Shaded: 95 % intervals. "
+        "All plots of one metric have the same vertical axis; thin dotted lines: as stored. Shaded: 95 % intervals. "
         "Every detector saw the same perturbed pixels.",
     ]
 
@@ -233,13 +235,13 @@ def family_charts(
     if not every:
         return []
     bottom = min(f.value if math.isnan(f.low) else f.low for f in every)
-    y_axis = plots.even_axis(f"{words(key)}, %", min(bottom, 0.9), 1)
+    y_axis = plots.even_axis(f"{metric_name(key)}, %", min(bottom, 0.9), 1)
     drawn = []
     for family, points in curves.items():
         lines, levels = [], []
         for index, detector in enumerate(content.names):
-            figures = [(x, content.estimate(detector, name, condition, key)) for x, condition in points]
-            values = [(x, *bare(f)) for x, f in figures if f and not math.isnan(f.value)]
+            estimates = [(x, content.estimate(detector, name, condition, key)) for x, condition in points]
+            values = [(x, *bare(f)) for x, f in estimates if f and not math.isnan(f.value)]
             if values:
                 x, y, low, high = (list(column) for column in zip(*values, strict=True))
                 lines.append(plots.Line(index, x, y, low, high, marked=True))
@@ -249,6 +251,6 @@ def family_charts(
             margin = (max(strengths) - min(strengths)) * 0.04 or 1
             ticks = [(x, f"{x:g}") for x in strengths]
             x_axis = plots.Axis("", min(strengths) - margin, max(strengths) + margin, plots.legible(ticks))
-            label = f"{words(key)} against {family} on {name}; the table below holds the numbers"
+            label = f"{metric_name(key)} against {family} on {name}; the table below holds the numbers"
             drawn.append((plots.chart(lines, x_axis, y_axis, label, levels=levels), family))
     return drawn

@@ -13,14 +13,14 @@ from clipmole.data import load_sample
 from clipmole.data.sample import Sample
 from clipmole.errors import DataError, ImageError
 from clipmole.report.content import MINUS, Content, probabilities
-from clipmole.report.page import Block, Drawings, Heading, element
+from clipmole.report.page import Drawings, Heading, PageBlock, element
 from clipmole.report.thumbnails import thumbnail
 
 MISTAKES = 12  # of each class, for each detector
 
 
-def worst(content: Content) -> list[Block]:
-    blocks: list[Block] = []
+def worst(content: Content) -> list[PageBlock]:
+    blocks: list[PageBlock] = []
     condition = content.main[0]
     pictures: dict[Path, dict[str, str] | None] = {}
     for detector in content.names:
@@ -29,7 +29,7 @@ def worst(content: Content) -> list[Block]:
         info = content.info(detector)
         d, c = content.table.detectors.index(detector), content.table.conditions.index(condition)
         logits = content.table.logits[d, c]
-        drawn: list[Block] = []
+        drawn: list[PageBlock] = []
         for label, sign, text in ((0, -1, "Photographs that scored highest"), (1, 1, "Generated that scored lowest")):
             own = np.flatnonzero((content.labels == label) & np.isfinite(logits))
             worst = own[np.argsort(sign * logits[own], kind="stable")][:MISTAKES]

@@ -2,7 +2,7 @@
 
 In: `Section`s of blocks. Out: two strings. HTML is built as a tree, so a name can never become markup, and the
 page forbids itself (Content-Security-Policy) every script and every request. Plots and pictures stand in HTML
-only. It knows nothing of detectors or figures.
+only. It knows nothing of detectors or metrics.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ class Fold:
     blocks: Sequence[str | Table | Note | Items | Heading | Drawings]
 
 
-Block = Fold | str | Table | Note | Items | Code | Heading | Drawings | Element
+PageBlock = Fold | str | Table | Note | Items | Code | Heading | Drawings | Element
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ class Section:
 
     id: str
     title: str
-    blocks: Sequence[Block]
+    blocks: Sequence[PageBlock]
 
 
 def element(tag: str, /, *children: Element | str, **attributes: str | float) -> Element:
@@ -165,7 +165,7 @@ _HEAD = (
 )
 
 
-def html_page(title: str, lead: Sequence[Block], sections: Sequence[Section]) -> str:
+def html_page(title: str, lead: Sequence[PageBlock], sections: Sequence[Section]) -> str:
     """The page: one file, readable without a script, in light and dark, on paper and on a phone."""
     style = files("clipmole.report").joinpath("report.css").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
@@ -197,7 +197,7 @@ def _section(section: Section) -> Element:
     return element("section", head, *(_html(block) for block in section.blocks), aria_labelledby=section.id)
 
 
-def _html(block: Block) -> Element:
+def _html(block: PageBlock) -> Element:
     made: Element
     match block:
         case str():
@@ -215,8 +215,8 @@ def _html(block: Block) -> Element:
         case Table():
             made = _html_table(block)
         case Drawings():
-            figures = [element("figure", drawing, element("figcaption", text)) for drawing, text in block.items]
-            made = element("div", *figures, class_=block.kind)
+            drawings = [element("figure", drawing, element("figcaption", text)) for drawing, text in block.items]
+            made = element("div", *drawings, class_=block.kind)
         case _:
             made = block
     return made
@@ -262,7 +262,7 @@ def _html_cell(cell: Cell, names_row: bool) -> Element:
     return element("th", *content, scope="row") if names_row else element("td", *content)
 
 
-def markdown_page(title: str, lead: Sequence[Block], sections: Sequence[Section]) -> str:
+def markdown_page(title: str, lead: Sequence[PageBlock], sections: Sequence[Section]) -> str:
     """The same text and tables as Markdown (GitHub's tables)."""
     parts = [f"# {_plain(title)}", *_all_markdown(lead)]
     for section in sections:
@@ -272,7 +272,7 @@ def markdown_page(title: str, lead: Sequence[Block], sections: Sequence[Section]
     return "\n\n".join(parts) + "\n"
 
 
-def _all_markdown(blocks: Sequence[Block]) -> list[str]:
+def _all_markdown(blocks: Sequence[PageBlock]) -> list[str]:
     """The blocks that Markdown can hold; a heading with nothing beneath it goes too."""
     found: list[str] = []
     heading = ""
@@ -287,7 +287,7 @@ def _all_markdown(blocks: Sequence[Block]) -> list[str]:
     return found
 
 
-def _markdown(block: Block) -> str:
+def _markdown(block: PageBlock) -> str:
     match block:
         case str():
             return _plain(block)
@@ -310,7 +310,7 @@ def _markdown_table(table: Table) -> str:
     rows = []
     for row in table.rows:
         cells = [row[place] for place in kept]
-        rows.append([_plain(f"{c.text} {c.small}") if isinstance(c, Value) else _plain(_words(c)) for c in cells])
+        rows.append([_plain(f"{c.text} {c.small}") if isinstance(c, Value) else _plain(_cell_text(c)) for c in cells])
     left = [place for place, column in enumerate(kept) if column < table.names]
     return "\n".join([f"{_plain(table.caption)}:", "", *markdown_table(heads, rows, left)])
 
@@ -327,7 +327,7 @@ def markdown_table(
     return ["| " + " | ".join(heads) + " |", "|" + "|".join(sides) + "|", *("| " + " | ".join(r) + " |" for r in rows)]
 
 
-def _words(cell: Cell) -> str:
+def _cell_text(cell: Cell) -> str:
     return cell.text if isinstance(cell, Name) else str(cell)
 
 

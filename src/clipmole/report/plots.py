@@ -123,13 +123,13 @@ def mirrored_histogram(
     x: Axis,
     label: str,
     *,
-    words: tuple[str, str],
+    corners: tuple[str, str],
     lines: Sequence[tuple[float, str]] = (),
 ) -> Element:
     """Shares `up` above and `down` below one base line, in equally wide bins over `x`.
 
     Args:
-        words: what stands above and what stands below.
+        corners: what stands above and what stands below.
         lines: places on `x` that are marked, each with a text.
     """
     tallest = max([*up, *down, 1e-9]) * 1.1
@@ -139,8 +139,8 @@ def mirrored_histogram(
     for values, kind in ((up, "open"), ([-value for value in down], "full")):
         svg.append(_steps(values, x, y, f"{kind} c{index % COLOURS}"))
     _mark(svg, x, y, lines)
-    svg.append(element("text", words[0], x=WIDTH - RIGHT - 4, y=TOP + 14, class_="end strong"))
-    svg.append(element("text", words[1], x=LEFT + 5, y=HEIGHT - BOTTOM - 7, class_="start strong"))
+    svg.append(element("text", corners[0], x=WIDTH - RIGHT - 4, y=TOP + 14, class_="end strong"))
+    svg.append(element("text", corners[1], x=LEFT + 5, y=HEIGHT - BOTTOM - 7, class_="start strong"))
     return svg
 
 

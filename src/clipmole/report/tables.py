@@ -14,8 +14,19 @@ from itertools import product
 from clipmole.data import VARIANTS
 from clipmole.evaluation.records import ALL_SETS, Difference, Estimate, KindEstimate, PublishedResult
 from clipmole.report import plots
-from clipmole.report.content import DASH, MANY, MINUS, Content, bare, in_line, mean_estimate, number, plural, words
-from clipmole.report.page import Block, Cell, Code, Fold, Items, Name, Note, Table, Value, element
+from clipmole.report.content import (
+    DASH,
+    MANY,
+    MINUS,
+    Content,
+    bare,
+    in_line,
+    mean_estimate,
+    metric_name,
+    number,
+    plural,
+)
+from clipmole.report.page import Cell, Code, Fold, Items, Name, Note, PageBlock, Table, Value, element
 
 KINDS = {"false_alarm": "false alarms", "uncertain": "uncertain"}
 NEUTRAL = 5  # of `plots`: grey
@@ -24,7 +35,7 @@ LONG = 12  # rows: of several tables of paired differences, all but the first ar
 PUBLISHED = {"mean_ap": "average_precision", "mean_accuracy": "accuracy"}  # metric -> key of `means`
 
 
-def summary(content: Content) -> list[Block]:
+def summary(content: Content) -> list[PageBlock]:
     """Title's neighbours: the verdict of the comparison, and what was evaluated."""
     verdicts = comparison(content) if len(content.names) > 1 else [alone(content, name) for name in content.sets]
     table = content.table
@@ -34,8 +45,8 @@ def summary(content: Content) -> list[Block]:
         f"{ai:,} AI-generated) in {plural(len(content.sets), 'set')}, {plural(len(table.conditions), 'condition')}. "
         f"Percent; in brackets the 95 % bootstrap interval{drawn(content)}."
     )
-    blocks: list[Block] = [element("p", verdicts[0], class_="verdict")] if verdicts else []
-    note: list[Block] = [Note(content.report.note)] if content.report.note else []
+    blocks: list[PageBlock] = [element("p", verdicts[0], class_="verdict")] if verdicts else []
+    note: list[PageBlock] = [Note(content.report.note)] if content.report.note else []
     return [*blocks, *([Items(verdicts[1:])] if len(verdicts) > 1 else []), facts, *note]
 
 
@@ -66,12 +77,12 @@ def alone(content: Content, name: str) -> str:
 def outcome(difference: Difference) -> str:
     """The name of the better detector, or "" where no difference could be shown.
 
-    For the figures that are compared, more is better.
+    For the metrics that are compared, more is better.
     """
-    figure = difference.estimate
-    if figure.low > 0:
+    estimate = difference.estimate
+    if estimate.low > 0:
         return difference.first
-    return difference.second if figure.high < 0 else ""
+    return difference.second if estimate.high < 0 else ""
 
 
 def comparison(content: Content) -> list[str]:
@@ -92,7 +103,7 @@ def comparison(content: Content) -> list[str]:
         sentences.append(sentence)
         leaders.append(leader)
         shown = shown or any(outcome(d) for d in own)
-    where = f"by {words(key)}, {content.main[-1]}"
+    where = f"by {metric_name(key)}, {content.main[-1]}"
     if len(content.sets) > MANY:
         overall = [d for d in pairs if d.set == ALL_SETS and not math.isnan(d.estimate.value)]
         means = [set_verdict(content, ALL_SETS, overall)[1]] if overall else []
@@ -128,8 +139,8 @@ def set_verdict(content: Content, name: str, pairs: Sequence[Difference]) -> tup
     key = pairs[0].metric
 
     def value(detector: str) -> float:
-        figure = content.estimate(detector, name, pairs[0].condition, key)
-        return -1.0 if figure is None or math.isnan(figure.value) else figure.value
+        estimate = content.estimate(detector, name, pairs[0].condition, key)
+        return -1.0 if estimate is None or math.isnan(estimate.value) else estimate.value
 
     leader = max(content.names, key=value)
     better: list[str] = []
@@ -148,7 +159,7 @@ def set_verdict(content: Content, name: str, pairs: Sequence[Difference]) -> tup
     return "" if open_ else leader, f"{name}: {'; '.join(parts)}."
 
 
-def headline(content: Content) -> list[Block]:
+def headline(content: Content) -> list[PageBlock]:
     def rows(groups: Sequence[str], keys: Sequence[tuple[str, str]]) -> Iterator[tuple[Cell, ...]]:
         for name in groups:
             for detector in content.names:
@@ -179,12 +190,12 @@ def headline(content: Content) -> list[Block]:
             ),
         ]
 
-    blocks: list[Block] = []
+    blocks: list[PageBlock] = []
     if set(VARIANTS) - set(content.main):
         blocks.append(
             Note(
                 "Both variants are needed and one is missing: where photographs and generated images were compressed "
-                "differently, a figure as stored may measure that alone."
+                "differently, a result as stored may measure that alone."
             )
         )
     many = len(content.sets) > MANY
@@ -193,14 +204,14 @@ def headline(content: Content) -> list[Block]:
         *(both([ALL_SETS]) if many else both(content.groups)),
         *([Fold("Every set", both(content.sets))] if many else []),
         "Equalised: both classes compressed anew with qualities of one distribution, so that a compression that "
-        "differs between the classes cannot give the label away. The equalised figures are the ones that count. "
+        "differs between the classes cannot give the label away. The equalised results are the ones that count. "
         "Right is the side of probability 0.5 (of logit 0 where a detector is not calibrated); a false alarm is a "
         "photograph with the verdict AI-generated; uncertain is no verdict. A mean over sets is over those where "
-        "the figure is defined; sets that share photographs draw them together in its interval.",
+        "the metric is defined; sets that share photographs draw them together in its interval.",
     ]
 
 
-def detectors(content: Content) -> list[Block]:
+def detectors(content: Content) -> list[PageBlock]:
     rows: list[tuple[Cell, ...]] = []
     for d in content.report.detectors:
         if d.thresholds is None:
@@ -211,8 +222,8 @@ def detectors(content: Content) -> list[Block]:
     return [Table("Detectors that were evaluated", ["detector", "id", "verdicts by probability", "caveat"], rows)]
 
 
-def difference_tables(content: Content) -> list[Block]:
-    blocks: list[Block] = []
+def difference_tables(content: Content) -> list[PageBlock]:
+    blocks: list[PageBlock] = []
     for key in dict.fromkeys(d.metric for d in content.report.differences):
         own = [d for d in content.report.differences if d.metric == key and not math.isnan(d.estimate.value)]
         reach = max((abs(x) for d in own for x in bare(d.estimate) if not math.isnan(x)), default=0) or 0.01
@@ -230,7 +241,7 @@ def difference_tables(content: Content) -> list[Block]:
         if rows:
             sides = "\N{LEFTWARDS ARROW} second better, first better \N{RIGHTWARDS ARROW}"
             heads = ["set", "condition", "difference", sides, "points", "in words"]
-            caption = f"{words(key)}: paired differences, percentage points"
+            caption = f"{metric_name(key)}: paired differences, percentage points"
             table = Table(caption, heads, rows, names=3, axes={3: plots.strip_axis(axis)})
             folded = len(content.sets) > MANY or (blocks and len(rows) > LONG)
             blocks.append(Fold(caption, [table]) if folded else table)
@@ -243,23 +254,23 @@ def difference_tables(content: Content) -> list[Block]:
     return blocks
 
 
-def published(content: Content) -> list[Block]:
-    figures = content.report.published
-    means = [p for p in figures if not p.set and not p.condition]
+def published(content: Content) -> list[PageBlock]:
+    results = content.report.published
+    means = [p for p in results if not p.set and not p.condition]
     blocks = [means_beside(content, *key, means) for key in dict.fromkeys((p.benchmark, p.metric) for p in means)]
     blocks += [table for table in (sets_beside(content), conditions_beside(content)) if table]
     if not blocks:
         return []
     text = (
-        "Not like for like: published figures (shaded) differ from ours and from each other in crops, resizing, "
+        "Not like for like: published results (shaded) differ from ours and from each other in crops, resizing, "
         "training data and in how the threshold was found. They show the range of the field, not who is ahead."
     )
     return [Note(text), *blocks]
 
 
-def means_beside(content: Content, benchmark: str, metric: str, figures: Sequence[PublishedResult]) -> Table:
+def means_beside(content: Content, benchmark: str, metric: str, results: Sequence[PublishedResult]) -> Table:
     """One published mean a row, then ours."""
-    own = [p for p in figures if (p.benchmark, p.metric) == (benchmark, metric)]
+    own = [p for p in results if (p.benchmark, p.metric) == (benchmark, metric)]
     rows: list[tuple[Cell, ...]] = [(p.method, as_published(p), Value(""), Value(""), p.note or DASH) for p in own]
     apart = frozenset(range(len(rows)))
     where = benchmark if benchmark in content.sets else content.groups[0]
@@ -267,7 +278,7 @@ def means_beside(content: Content, benchmark: str, metric: str, figures: Sequenc
         of, key = (content.mean, PUBLISHED[metric]) if metric in PUBLISHED else (content.estimate, metric)
         cells = [number(of(detector, where, condition, key)) for condition in VARIANTS]
         rows.append((content.named(detector), Value(""), *cells, ours(content, where)))
-    mean = f"mean {words(PUBLISHED[metric])} over generators" if metric in PUBLISHED else words(metric)
+    mean = f"mean {metric_name(PUBLISHED[metric])} over generators" if metric in PUBLISHED else metric_name(metric)
     heads = ["method", "as published", "here\nas stored", "here\nequalised", "caveat"]
     return Table(f"{benchmark}: {mean}, percent", heads, rows, apart=apart)
 
@@ -297,12 +308,12 @@ def sets_beside(content: Content) -> Table | None:
     notes = {p.method: p.note for p in own.values()}
     common = Counter(notes.values()).most_common(1)[0][0]
     others = [f"{method}: {note}" for method, note in notes.items() if note != common]
-    caption = f"{words(metric)} by set, percent (published: {', '.join([common, *others])})"
+    caption = f"{metric_name(metric)} by set, percent (published: {', '.join([common, *others])})"
     return Table(caption, heads, rows, sums=sums, apart_columns=frozenset(range(1, 1 + len(methods))))
 
 
 def conditions_beside(content: Content) -> Table | None:
-    """Published figures under a perturbation, beside ours under the condition that comes next to it."""
+    """Published results under a perturbation, beside ours under the condition that comes next to it."""
     own = [p for p in content.report.published if p.condition]
     rows: list[tuple[Cell, ...]] = []
     for p in own:
@@ -315,9 +326,9 @@ def conditions_beside(content: Content) -> Table | None:
     return Table(caption, heads, rows, names=2, apart_columns=frozenset({2})) if rows else None
 
 
-def as_published(figure: PublishedResult) -> Value:
+def as_published(result: PublishedResult) -> Value:
     """In percent, whether it was published so or as a share."""
-    return Value(f"{100 * figure.share:.2f}")
+    return Value(f"{100 * result.share:.2f}")
 
 
 def ours(content: Content, where: str) -> str:
@@ -328,11 +339,11 @@ def ours(content: Content, where: str) -> str:
     return f"mean over {', '.join(content.sets)}" if short else f"mean over {plural(len(content.sets), 'set')}"
 
 
-def generator_tables(content: Content) -> list[Block]:
+def generator_tables(content: Content) -> list[PageBlock]:
     """A table a set; one table of all sets where each holds one generator, as the benchmarks' do."""
     keys = ("average_precision", "accuracy")
     pairs = dict.fromkeys((s.set, g) for s in content.report.sets if s.condition in content.main for g in s.generators)
-    blocks: list[Block] = []
+    blocks: list[PageBlock] = []
     if len(pairs) == len({name for name, _ in pairs}) > 1:
         found = [generator_table(content, "set", {name: (name, g) for name, g in pairs}, ALL_SETS, key) for key in keys]
         blocks += [table for table in found if table]
@@ -350,12 +361,12 @@ def generator_tables(content: Content) -> list[Block]:
 def generator_table(
     content: Content, head: str, named: Mapping[str, tuple[str, str]], of_all: str, key: str
 ) -> Table | None:
-    """Strips and numbers of one figure, a generator a row, and the mean of `of_all` last.
+    """Strips and numbers of one metric, a generator a row, and the mean of `of_all` last.
 
     `named` is what a row is called -> the set and the generator.
     """
 
-    def row_figures(name: str, generator: str) -> dict[tuple[str, str], Estimate | None]:
+    def row_estimates(name: str, generator: str) -> dict[tuple[str, str], Estimate | None]:
         reports = {(d, c): content.found.get((d, name, c)) for c in content.main for d in content.names}
         return {place: s.generators.get(generator, {}).get(key) if s else None for place, s in reports.items()}
 
@@ -363,7 +374,7 @@ def generator_table(
         mean = mean_estimate([f for (_, condition), f in every[row].items() if condition == content.main[-1]])
         return mean.value if mean else math.inf
 
-    every = {row: row_figures(name, generator) for row, (name, generator) in named.items()}
+    every = {row: row_estimates(name, generator) for row, (name, generator) in named.items()}
     counts = {row: content.generated[name, generator] for row, (name, generator) in named.items()}
     bounds = [b for row in every.values() for f in row.values() if f for b in (f.low, f.value) if not math.isnan(b)]
     if not bounds:
@@ -372,21 +383,21 @@ def generator_table(
     last = ALL_SETS if of_all == ALL_SETS else "mean over generators"
     means = {(d, c): content.mean(d, of_all, c, key) for c in content.main for d in content.names}
     rows: list[tuple[Cell, ...]] = []
-    for row, figures in [*((row, every[row]) for row in sorted(every, key=hardness)), (last, means)]:
+    for row, estimates in [*((row, every[row]) for row in sorted(every, key=hardness)), (last, means)]:
         drawn = []
         for condition in content.main:
-            values = [(i, *bare(figures[d, condition])) for i, d in enumerate(content.names)]
-            label = "; ".join(f"{d} {in_line(number(figures[d, condition]))}" for d in content.names)
+            values = [(i, *bare(estimates[d, condition])) for i, d in enumerate(content.names)]
+            label = "; ".join(f"{d} {in_line(number(estimates[d, condition]))}" for d in content.names)
             drawn.append(plots.strip(values, axis, f"{condition}: {label}"))
-        images = sum(counts.values()) if figures is means else counts[row]
-        rows.append((row, Value(f"{images:,}"), *drawn, *(number(f) for f in figures.values())))
+        images = sum(counts.values()) if estimates is means else counts[row]
+        rows.append((row, Value(f"{images:,}"), *drawn, *(number(f) for f in estimates.values())))
     heads = [head, "generated\nimages", *content.main, *(f"{content.brief(d)}\n{c}" for d, c in means)]
     axes = {2 + place: plots.strip_axis(axis) for place in range(len(content.main))}
     where = "" if of_all == ALL_SETS else f" on {of_all}"
-    return Table(f"{words(key)}{where}, percent", heads, rows, axes=axes, sums=frozenset({len(rows) - 1}))
+    return Table(f"{metric_name(key)}{where}, percent", heads, rows, axes=axes, sums=frozenset({len(rows) - 1}))
 
 
-def origin_tables(content: Content) -> list[Block]:
+def origin_tables(content: Content) -> list[PageBlock]:
     """A 2 x 2 of AUROC for each detector and set: known / new sources of photographs x known / new generators."""
     conditions = list(dict.fromkeys(s.condition for s in content.report.sets if s.origins))
     rows: list[tuple[Cell, ...]] = []
@@ -425,9 +436,9 @@ def origin_tables(content: Content) -> list[Block]:
     ]
 
 
-def kind_tables(content: Content) -> list[Block]:
+def kind_tables(content: Content) -> list[PageBlock]:
     """False alarms and missing verdicts by kind of photograph, a row a kind."""
-    blocks: list[Block] = []
+    blocks: list[PageBlock] = []
     conditions = [c for c in content.main if any(s.kinds for s in content.report.sets if s.condition == c)]
     for name in content.sets:
         columns = [(d, c) for d in content.names for c in conditions if _kinds(content, d, name, c)]
@@ -456,23 +467,23 @@ def _kinds(content: Content, detector: str, name: str, condition: str) -> dict[s
     return {each.kind: each for each in report.kinds} if report else {}
 
 
-def all_figures(content: Content) -> list[Block]:
-    blocks: list[Block] = []
+def estimate_tables(content: Content) -> list[PageBlock]:
+    blocks: list[PageBlock] = []
     for name in content.sets:
         own = [s for s in content.report.sets if s.set == name and s.condition in content.main]
         keys = list(dict.fromkeys(key for s in own for key in s.estimates))
         columns = [(d, c) for d in content.names for c in content.main]
         rows: list[tuple[Cell, ...]] = []
         for key in keys:
-            rows.append((words(key), *(number(content.estimate(d, name, c, key), key) for d, c in columns)))
+            rows.append((metric_name(key), *(number(content.estimate(d, name, c, key), key) for d, c in columns)))
         caption = f"{content.count(name, 0):,} photographs and {content.count(name, 1):,} generated images of {name}"
-        table = Table(caption, ["figure", *(f"{content.brief(d)}\n{c}" for d, c in columns)], rows)
+        table = Table(caption, ["metric", *(f"{content.brief(d)}\n{c}" for d, c in columns)], rows)
         blocks += content.of_set(name, [table] if rows else [])
     return blocks
 
 
-def missing(content: Content) -> list[Block]:
-    blocks: list[Block] = []
+def missing(content: Content) -> list[PageBlock]:
+    blocks: list[PageBlock] = []
     if content.report.missing:
         blocks += ["Data sets of the protocol that were not there:", Items(content.report.missing)]
     if content.report.failed:
@@ -483,8 +494,8 @@ def missing(content: Content) -> list[Block]:
     return blocks
 
 
-def recipe_blocks(content: Content) -> list[Block]:
-    blocks: list[Block] = []
+def recipe_blocks(content: Content) -> list[PageBlock]:
+    blocks: list[PageBlock] = []
     rows: list[tuple[Cell, ...]] = []
     for key, value in content.report.recipe.items():
         text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
@@ -492,4 +503,4 @@ def recipe_blocks(content: Content) -> list[Block]:
             blocks.append(Code(text))
         else:
             rows.append((key.replace("_", " "), text))
-    return [*blocks, *([Table("What makes these figures again", ["", ""], rows)] if rows else [])]
+    return [*blocks, *([Table("What makes these numbers again", ["", ""], rows)] if rows else [])]

@@ -1,6 +1,6 @@
 """A finished training run -> one page: curves, use of the experts, validation, mistakes, and how it was made.
 
-In: the record of the run (`train.json`), and figures and scores of its validation images. Out: HTML. It measures
+In: the record of the run (`train.json`), and estimates and scores of its validation images. Out: HTML. It measures
 nothing, and knows nothing of networks.
 """
 
@@ -16,7 +16,7 @@ from clipmole.evaluation.records import EvaluationReport
 from clipmole.evaluation.scores import ScoreTable
 from clipmole.report import curves, mistakes, plots, tables
 from clipmole.report.content import Content, in_line, number
-from clipmole.report.page import Block, Cell, Drawings, Note, Section, Table, Value, element, html_page
+from clipmole.report.page import Cell, Drawings, Note, PageBlock, Section, Table, Value, element, html_page
 
 TICKS = 6  # on the axis of epochs
 
@@ -33,13 +33,13 @@ def training_page(record: dict[str, Any], report: EvaluationReport, table: Score
     )
     minutes = sum(epoch["seconds"] for epoch in curve) / 60
     data = record["data"]
-    lead: list[Block] = [
+    lead: list[PageBlock] = [
         element("p", verdict, class_="verdict"),
         f"{data['train']:,} training images, {data['val']:,} for validation, {data['calibration']:,} for calibration; "
         f"{record['trained_parameters']:,} trained parameters on {record['backbone']['id']} "
         f"({record['tower_parameters']:,}); {minutes:.1f} minutes of epochs.",
         Note(
-            "The epoch was chosen by its figure on these validation images, and perhaps the settings were as well, "
+            "The epoch was chosen by its result on these validation images, and perhaps the settings were as well, "
             "which flatters it. Expect less on others; clipmole evaluate measures it on images that played no part."
         ),
     ]
@@ -47,7 +47,7 @@ def training_page(record: dict[str, Any], report: EvaluationReport, table: Score
         Section("curves", "Curves", curve_charts(curve, record["best_epoch"])),
         Section("gates", "Use of the experts", gate_charts(curve, record.get("adapted_blocks", []), best)),
         Section("generators", "Validation by generator", tables.generator_tables(content)),
-        Section("validation", "Validation figures", tables.all_figures(content)),
+        Section("validation", "Validation results", tables.estimate_tables(content)),
         Section("scores", "Scores by class", curves.histograms(content)),
         Section("mistakes", "Worst mistakes in validation", mistakes.worst(content)),
         Section("recipe", "Recipe", run_recipe(record)),
@@ -55,7 +55,7 @@ def training_page(record: dict[str, Any], report: EvaluationReport, table: Score
     return html_page(f"Training of {name}", lead, [section for section in sections if section.blocks])
 
 
-def curve_charts(curve: Sequence[dict[str, Any]], best: int) -> list[Block]:
+def curve_charts(curve: Sequence[dict[str, Any]], best: int) -> list[PageBlock]:
     """Losses, validation and learning rate over the epochs."""
     charts = [
         epoch_chart(curve, [("loss", "training loss")]),
@@ -96,7 +96,7 @@ def epoch_chart(curve: Sequence[dict[str, Any]], keys: Sequence[tuple[str, str]]
     return over_epochs(lines, f"Over the epochs: {last}", percent)
 
 
-def over_epochs(lines: Sequence[plots.Line], words: str, percent: bool = False) -> Element:
+def over_epochs(lines: Sequence[plots.Line], label: str, percent: bool = False) -> Element:
     """A chart whose x axis counts epochs; what the y axis is stands in the caption, as its numbers may be long."""
     values = [y for line in lines for y in line.y if math.isfinite(y)] or [0.0]
     low, high = min(values), max(values)
@@ -106,10 +106,10 @@ def over_epochs(lines: Sequence[plots.Line], words: str, percent: bool = False) 
     epochs = max(len(line.x) for line in lines)
     step = max(1, math.ceil(epochs / TICKS))
     ticks = [(float(x), str(x)) for x in range(1, epochs + 1, step)]
-    return plots.chart(lines, plots.Axis("epoch", 1 if epochs > 1 else 0, max(epochs, 2), ticks), y_axis, words)
+    return plots.chart(lines, plots.Axis("epoch", 1 if epochs > 1 else 0, max(epochs, 2), ticks), y_axis, label)
 
 
-def gate_charts(curve: Sequence[dict[str, Any]], blocks: Sequence[int], best: dict[str, Any]) -> list[Block]:
+def gate_charts(curve: Sequence[dict[str, Any]], blocks: Sequence[int], best: dict[str, Any]) -> list[PageBlock]:
     """Mean gate of each expert over the epochs, a chart a block; nothing if nothing is routed."""
     if not best.get("gates"):
         return []
@@ -120,8 +120,8 @@ def gate_charts(curve: Sequence[dict[str, Any]], blocks: Sequence[int], best: di
         lines = [
             plots.Line(i, epochs, [e["gates"][row][i] for e in curve], marked=len(curve) < 2) for i in range(experts)
         ]
-        words = "; ".join(f"expert {i + 1} {100 * g:.1f} %" for i, g in enumerate(best["gates"][row]))
-        drawn.append((over_epochs(lines, f"Block {block}, in the epoch kept: {words}", True), f"Block {block}"))
+        gates = "; ".join(f"expert {i + 1} {100 * g:.1f} %" for i, g in enumerate(best["gates"][row]))
+        drawn.append((over_epochs(lines, f"Block {block}, in the epoch kept: {gates}", True), f"Block {block}"))
     said = f"The gates of a token sum to 100; {experts} experts that are used alike have {100 / experts:.3g} each."
     if abs(sum(best["gates"][0]) - 1) > 1e-3:  # sigmoids, softmaxes of groups, or a softmax that is cut
         said = "They need not sum to 100: an expert that was added later, for one, has a gate of its own."
@@ -133,7 +133,7 @@ def gate_charts(curve: Sequence[dict[str, Any]], blocks: Sequence[int], best: di
     ]
 
 
-def run_recipe(record: dict[str, Any]) -> list[Block]:
+def run_recipe(record: dict[str, Any]) -> list[PageBlock]:
     """Settings, data and versions."""
     settings = flat(record["config"])
     facts = {f"backbone {key}": value for key, value in record["backbone"].items() if value is not None}

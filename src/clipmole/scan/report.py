@@ -23,7 +23,19 @@ from clipmole.plumbing.files import foreign_file, write_texts
 from clipmole.plumbing.json_toml import read_json
 from clipmole.plumbing.progress import Say, silent
 from clipmole.records import Verdict
-from clipmole.report.page import Block, Cell, Code, Drawings, Note, Section, Table, Value, element, html_page, read_page
+from clipmole.report.page import (
+    Cell,
+    Code,
+    Drawings,
+    Note,
+    PageBlock,
+    Section,
+    Table,
+    Value,
+    element,
+    html_page,
+    read_page,
+)
 from clipmole.report.plots import even_axis, histogram
 from clipmole.report.thumbnails import thumbnail
 from clipmole.scan.containers import Unit, entries
@@ -161,7 +173,7 @@ def write_page(folder: Path, out: Path | None = None, *, gallery: bool = True, s
         Section("gallery", "Images", _gallery(overview, say) if gallery else []),
         Section("recipe", "Recipe", [Code(json.dumps({k: v for k, v in facts.items() if k != "counts"}, indent=2))]),
     ]
-    lead: list[Block] = [
+    lead: list[PageBlock] = [
         f"{overview.all.rows:,} images, {overview.bytes / 1e6:,.1f} MB, looked at by {configuration['detector']}."
     ]
     if not facts.get("finished"):
@@ -182,18 +194,18 @@ def _share(count: int, of: int) -> Value:
     return Value(f"{count:,}", f"{100 * count / of:.1f} %" if of else "")
 
 
-def _counts(overview: Overview) -> list[Block]:
+def _counts(overview: Overview) -> list[PageBlock]:
     whole, scored = overview.all.rows, overview.all.rows - overview.all.errors
     rows: list[list[Cell]] = [["Images", Value(f"{whole:,}")], ["Scored", _share(scored, whole)]]
     if overview.calibrated:
-        rows += [[verdict.words, _share(overview.all.verdicts[verdict.value], scored)] for verdict in Verdict]
+        rows += [[verdict.description, _share(overview.all.verdicts[verdict.value], scored)] for verdict in Verdict]
     rows += [["Uncertain because they show nothing to tell from", _share(overview.without_content, scored)]]
     rows += [["Copies of others, scored once", _share(overview.duplicates, whole)]]
     rows += [["Not scored", _share(overview.all.errors, whole)]]
     return [Table("Images; verdicts as shares of those scored", ["what", "images"], rows)]
 
 
-def _scores(overview: Overview, thresholds: dict[str, float] | None) -> list[Block]:
+def _scores(overview: Overview, thresholds: dict[str, float] | None) -> list[PageBlock]:
     if not overview.scores:
         return []
     if overview.calibrated:
@@ -220,16 +232,16 @@ def _tallies(caption: str, tallies: dict[str, Tally], names: Sequence[str] | Non
         verdicts = [_share(tally.verdicts[verdict.value], scored) for verdict in Verdict]
         mean = Value(f"{tally.logits / scored:+.2f}" if scored else "\N{EN DASH}")
         rows.append([name, Value(f"{tally.rows:,}"), *verdicts, mean, _share(tally.errors, tally.rows)])
-    columns = ["", "images", *(verdict.words for verdict in Verdict), "mean score", "not scored"]
+    columns = ["", "images", *(verdict.description for verdict in Verdict), "mean score", "not scored"]
     return Table(caption, columns, rows)
 
 
-def _folders(overview: Overview) -> list[Block]:
+def _folders(overview: Overview) -> list[PageBlock]:
     tallies = dict(overview.folders)
     names = sorted(tallies, key=lambda name: (-tallies[name].rows, name))
     begin = _common(names)
     shown = {name[len(begin) :] or ".": tallies[name] for name in names[:FOLDERS]}
-    blocks: list[Block] = [f"Below {begin}"] if begin else []
+    blocks: list[PageBlock] = [f"Below {begin}"] if begin else []
     blocks.append(_tallies("Folder, shard or table", shown))
     if len(names) > FOLDERS:
         blocks.append(f"The {FOLDERS} with most images, of {len(names):,}.")
@@ -250,7 +262,7 @@ def _sizes(overview: Overview) -> Table:
     return _tallies("Longer side, pixels", overview.sizes, [name for name in order if name in overview.sizes])
 
 
-def _errors(overview: Overview) -> list[Block]:
+def _errors(overview: Overview) -> list[PageBlock]:
     rows: list[list[Cell]] = [
         [code, reason, Value(f"{count:,}"), overview.errors[code, reason][0]]
         for (code, reason), count in overview.error_counts.most_common(30)
@@ -258,11 +270,11 @@ def _errors(overview: Overview) -> list[Block]:
     return [Table("Why, with one of each", ["code", "reason", "images", "for instance"], rows, names=2)] if rows else []
 
 
-def _gallery(overview: Overview, say: Say) -> list[Block]:
+def _gallery(overview: Overview, say: Say) -> list[PageBlock]:
     titles = {"highest": "Highest scores:", "lowest": "Lowest scores:", "uncertain": "Most uncertain:"}
     chosen = {name: sorted(shown, reverse=True) for name, shown in overview.kept.items()}
     pictures = thumbnails([each.row for shown in chosen.values() for each in shown])
-    blocks: list[Block] = []
+    blocks: list[PageBlock] = []
     for name, shown in chosen.items():
         items = []
         for each in shown:

@@ -83,9 +83,9 @@ def row_filter(conditions: tuple[str, ...]) -> pc.Expression | None:
             )
         name, sign, text = match.groups()
         column, kind = pc.field(name), columns.field(name).type
-        words = text.split(",") if sign in ("=", "!=") else [text]
+        given = text.split(",") if sign in ("=", "!=") else [text]
         try:
-            values = [pa.scalar(word.strip()).cast(kind) for word in words if word.strip()]
+            values = [pa.scalar(each.strip()).cast(kind) for each in given if each.strip()]
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
             raise ConfigError(f"--where {condition}: {text!r} is no value of {name}, which is {kind}") from error
         expression = _compared(column, sign, values)

@@ -21,7 +21,7 @@ import clipmole
 from clipmole.images.crops import Box, region_box
 from clipmole.serve.errors import Problem
 from clipmole.serve.metrics import CONTENT_TYPE
-from clipmole.serve.middleware import Exchange, Guard
+from clipmole.serve.middleware import Exchange, SecurityMiddleware
 from clipmole.serve.schemas import (
     BytesAnswer,
     DetectAnswer,
@@ -32,7 +32,7 @@ from clipmole.serve.schemas import (
     Result,
 )
 from clipmole.serve.service import Service
-from clipmole.serve.upload import FIELD, Upload, read_bytes, read_images
+from clipmole.serve.upload import FIELD, Upload, read_body, read_images
 
 STATIC = Path(__file__).parent / "static"
 _REFUSALS = {
@@ -50,13 +50,13 @@ _REFUSALS = {
 }
 _BY_SPECIAL = {404: "not_found", 405: "method_not_allowed"}
 _CLIENT_GONE = 499  # nginx's number
-Answer = TypeVar("Answer")
+Returned = TypeVar("Returned")
 
-Evidence = Annotated[
+EvidenceQuery = Annotated[
     EvidenceKind,
     Query(description="`tiles`: each crop's logit and place; `tokens`: also what each patch contributed, much slower."),
 ]
-Provenance = Annotated[bool, Query(description="Also what the file's metadata say of its origin.")]
+ProvenanceQuery = Annotated[bool, Query(description="Also what the file's metadata say of its origin.")]
 Region = Annotated[
     str | None,
     Query(
@@ -67,7 +67,7 @@ Region = Annotated[
 ]
 
 
-def create_app(service: Service, *, token: str | None = None, hosts: tuple[str, ...] = ()) -> Guard:
+def create_app(service: Service, *, token: str | None = None, hosts: tuple[str, ...] = ()) -> SecurityMiddleware:
     """The application.
 
     Args:
@@ -95,11 +95,11 @@ def create_app(service: Service, *, token: str | None = None, hosts: tuple[str, 
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(ClientDisconnect, _disconnected)
     app.add_exception_handler(Exception, _internal)
-    return Guard(app, service.metrics, token, hosts)
+    return SecurityMiddleware(app, service.metrics, token, hosts)
 
 
 def _describe_token(app: FastAPI) -> None:
-    """Let OpenAPI say that there is a token; `Guard` asks for it."""
+    """Let OpenAPI say that there is a token; `SecurityMiddleware` asks for it."""
     describe = app.openapi
 
     def openapi() -> dict[str, Any]:
@@ -125,7 +125,7 @@ def _detection(service: Service, *, secured: bool) -> APIRouter:
         openapi_extra=_multipart(service.settings.max_images) | {"security": security},
     )
     async def detect(
-        request: Request, evidence: Evidence = "none", provenance: Provenance = False, region: Region = None
+        request: Request, evidence: EvidenceQuery = "none", provenance: ProvenanceQuery = False, region: Region = None
     ) -> Response:
         """One result an image, in the order they were sent; an image that cannot be scored has an `error`."""
         exchange: Exchange = request.state.exchange
@@ -145,13 +145,13 @@ def _detection(service: Service, *, secured: bool) -> APIRouter:
         openapi_extra=_raw() | {"security": security},
     )
     async def detect_bytes(
-        request: Request, evidence: Evidence = "none", provenance: Provenance = False, region: Region = None
+        request: Request, evidence: EvidenceQuery = "none", provenance: ProvenanceQuery = False, region: Region = None
     ) -> Response:
         """The result of one image; if it cannot be scored the result has an `error`."""
         exchange: Exchange = request.state.exchange
         box = _box(region)
         with service.request(), service.memory.lease() as lease:
-            upload: Upload = await read_bytes(request, service.settings, lease)
+            upload: Upload = await read_body(request, service.settings, lease)
             results: list[Result] = await _answered(request, service.detect([upload], evidence, provenance, box))
         return _json(BytesAnswer(request_id=exchange.id, detector=service.detector.name, result=results[0]))
 
@@ -218,7 +218,7 @@ def _json(answer: DetectAnswer | BytesAnswer) -> Response:
     return Response(answer.model_dump_json(), media_type="application/json")
 
 
-async def _answered(request: Request, work: Awaitable[Answer]) -> Answer:
+async def _answered(request: Request, work: Awaitable[Returned]) -> Returned:
     """The result of `work`, which is given up if the client goes away."""
     task = asyncio.ensure_future(work)
     gone = asyncio.ensure_future(_gone(request))

@@ -20,7 +20,7 @@ from clipmole.records import Detection
 from clipmole.serve.decode_pool import Decoded
 
 _FEW = 4  # images that are not divided between two batches
-Answer = TypeVar("Answer")
+Returned = TypeVar("Returned")
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class Batcher:
         self._queue.put_nowait(waiting)
         return await waiting.done
 
-    async def alone(self, work: Callable[[], Answer]) -> Answer:
+    async def alone(self, work: Callable[[], Returned]) -> Returned:
         """Run something else that uses the network, between two batches."""
         return await asyncio.get_running_loop().run_in_executor(self._thread, work)
 

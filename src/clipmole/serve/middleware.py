@@ -51,7 +51,7 @@ _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _ROUTES = ("/v1/detect", "/v1/detect/bytes", "/v1/detectors", "/healthz", "/readyz", "/metrics", "/openapi.json", "/")
 
 
-class Guard:
+class SecurityMiddleware:
     """The outermost layer.
 
     Args:

@@ -109,7 +109,7 @@ def _check_encoding(request: Request) -> None:
         )
 
 
-async def read_bytes(request: Request, settings: ServeSettings, lease: Lease) -> Upload:
+async def read_body(request: Request, settings: ServeSettings, lease: Lease) -> Upload:
     """The whole body as one image. Raises `Problem`."""
     upload = Upload("image")
     async with _refusals_arrive(request):

@@ -78,7 +78,7 @@ class PathFailed(ClipmoleError):
     """A path's process ended before it answered."""
 
 
-class Worker:
+class MeasuringProcess:
     """A process that measures when it is asked to."""
 
     def __init__(self, task: dict[str, Any]) -> None:
@@ -159,7 +159,7 @@ def measure_speed(
             task = {"shape": shape, "folder": str(folder), "threads": threads, "device": device}
             workers, broken = _start(task, chosen, stack, say)
             left_out |= broken
-            machine = Worker(task | {"path": "peak"})
+            machine = MeasuringProcess(task | {"path": "peak"})
             stack.callback(machine.close)
             machine.answer()
             for batch in batches:
@@ -179,22 +179,22 @@ def measure_speed(
 
 def _start(
     common: dict[str, Any], chosen: Sequence[SpeedPath], stack: ExitStack, say: Callable[[str], None]
-) -> tuple[dict[SpeedPath, Worker], dict[str, str]]:
+) -> tuple[dict[SpeedPath, MeasuringProcess], dict[str, str]]:
     """A process for each path, loaded; graphs are made by processes that end before."""
     shape = common["shape"]
-    workers: dict[SpeedPath, Worker] = {}
+    workers: dict[SpeedPath, MeasuringProcess] = {}
     left_out: dict[str, str] = {}
     for path in chosen:
         task = common | {"path": path.name, "adapter": path.adapter}
         try:
             if is_graph(path):
                 say(f"{shape}: {path.label}: making the graph")
-                maker = Worker(task | {"make": True})
+                maker = MeasuringProcess(task | {"make": True})
                 stack.callback(maker.close)
                 maker.answer()
                 maker.process.wait()
             say(f"{shape}: {path.label}: loading")
-            worker = Worker(task)
+            worker = MeasuringProcess(task)
             stack.callback(worker.close)
             worker.answer()
             workers[path] = worker
@@ -205,8 +205,8 @@ def _start(
 
 
 def _turns(
-    workers: dict[SpeedPath, Worker],
-    machine: Worker,
+    workers: dict[SpeedPath, MeasuringProcess],
+    machine: MeasuringProcess,
     batch: int,
     seconds: float,
     repeats: int,

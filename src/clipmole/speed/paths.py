@@ -121,7 +121,7 @@ def adapter_of(shape: str) -> MoLEConfig:
     return load_adapter("embedded").config.mole if shape == "embedded" else MoLEConfig()
 
 
-def network_of(shape: str, adapter: bool) -> MoLENetwork:
+def benchmark_network(shape: str, adapter: bool) -> MoLENetwork:
     """The embedded detector, or a network with random weights, whose adapter is not zero."""
     if shape == "embedded" and adapter:
         return load_adapter("embedded").network
@@ -140,7 +140,7 @@ def make_graph(path: SpeedPath, shape: str, folder: Path) -> None:
     graph = graph_folder(plain, folder) / GRAPH[runtime]
     if not graph.exists():
         graph.parent.mkdir(exist_ok=True)
-        convert(network_of(shape, path.adapter), size, runtime, graph.parent)
+        convert(benchmark_network(shape, path.adapter), size, runtime, graph.parent)
     if path.precision == "int8" and not (graph_folder(path, folder) / graph.name).exists():
         graph_folder(path, folder).mkdir(exist_ok=True)
         noise = np.random.default_rng(0).integers(0, 256, (4, 1, 3, size, size), dtype=np.uint8)
@@ -156,7 +156,7 @@ def open_path(path: SpeedPath, shape: str, folder: Path, device: str = "cpu") ->
         runtime = open_graph(graph_folder(path, folder), cast(GraphRuntime, path.runtime), path.precision)
     else:
         compiled = path.runtime == "torch-compile"
-        runtime = TorchRuntime(network_of(shape, path.adapter), device, path.precision, compiled)
+        runtime = TorchRuntime(benchmark_network(shape, path.adapter), device, path.precision, compiled)
     return lambda crops: runtime.logits(crops, len(crops))
 
 

@@ -47,7 +47,7 @@ class Query(Config):
     take: int | None = Field(None, gt=0)
 
     @property
-    def words(self) -> tuple[str, ...]:
+    def generated_labels(self) -> tuple[str, ...]:
         """The values that mean AI-generated."""
         return tuple(filter(None, (self.ai or "").split(",")))
 
