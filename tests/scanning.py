@@ -16,10 +16,8 @@ import torch
 from processes import FORKS
 from tiny import CALIBRATION, PREPROCESS, encoded, picture, tiny_network
 
-from clipmole.errors import ImageError
 from clipmole.inference.detector import Detector
 from clipmole.plumbing.progress import ProgressReporter
-from clipmole.records import Detection
 from clipmole.scan.driver import scan
 from clipmole.scan.listing import read_rows
 from clipmole.scan.settings import ScanSettings
@@ -33,16 +31,15 @@ class Slow(Detector):
     seconds = 0.0
     before: Callable[[Any], None] | None = None
 
-    def stream(self, images: Iterable[Any], **options: Any) -> Iterator[Detection | ImageError]:
-        for result in super().stream(self._passed(images), **options):
+    def prepare(self, source: Any, **options: Any) -> Any:
+        if self.before is not None:
+            self.before(source)
+        return super().prepare(source, **options)
+
+    def finish(self, *arguments: Any) -> Iterator[Any]:
+        for result in super().finish(*arguments):
             time.sleep(self.seconds)
             yield result
-
-    def _passed(self, images: Iterable[Any]) -> Iterator[Any]:
-        for image in images:
-            if self.before is not None:
-                self.before(image)
-            yield image
 
 
 def tiny_detector(

@@ -100,7 +100,7 @@ class Held:
     def __init__(self, victim: str, marker: Path, chunk: int) -> None:
         self.victim = victim
         self.marker = marker
-        self.left = chunk + 1
+        self.left = chunk
 
     def __call__(self, _image: object) -> None:
         if ray.get_runtime_context().get_node_id() != self.victim:

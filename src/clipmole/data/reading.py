@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from typing import TypeVar
+
+from PIL import Image
 
 from clipmole.data.sample import Sample
 from clipmole.data.samples import IGNORE, read_bytes
 from clipmole.errors import DataError, ImageError
 from clipmole.images.loading import load_image, source_name
+from clipmole.plumbing.prefetch import ahead
 from clipmole.plumbing.progress import Track, untracked
 from clipmole.records import Record
 
@@ -34,23 +36,26 @@ class Look(Record):
     problem: str = ""
 
 
-def look(sample: Sample) -> Look:
-    """Read and decode one sample's image."""
+def read_checked(sample: Sample) -> tuple[bytes | None, Image.Image | None, str]:
+    """A sample's bytes and its decoded image, None where they cannot be read; and why not, "" if nothing is wrong."""
     try:
         data = read_bytes(sample)
     except DataError as error:
-        return Look(sha256="", problem=str(error))
-    sha256 = hashlib.sha256(data).hexdigest()
-    problem = ""
+        return None, None, str(error)
+    name = source_name(sample.path)
     try:
-        image = load_image(data, name=source_name(sample.path))
-        if sample.ignore_bottom_px >= image.height:
-            problem = (
-                f"{source_name(sample.path)}: {IGNORE} {sample.ignore_bottom_px} leaves nothing of {image.height} rows"
-            )
+        image = load_image(data, name=name)
     except ImageError as error:
-        problem = str(error)
-    return Look(sha256=sha256, problem=problem)
+        return data, None, str(error)
+    if sample.ignore_bottom_px >= image.height:
+        return data, None, f"{name}: {IGNORE} {sample.ignore_bottom_px} leaves nothing of {image.height} rows"
+    return data, image, ""
+
+
+def look(sample: Sample) -> Look:
+    """Read and decode one sample's image."""
+    data, _, problem = read_checked(sample)
+    return Look(sha256="" if data is None else hashlib.sha256(data).hexdigest(), problem=problem)
 
 
 def look_at_all(
@@ -62,11 +67,5 @@ def look_at_all(
 ) -> Iterator[T]:
     """`looking(sample)` of every sample in order, a few ahead in `workers` threads (None: as many as processors)."""
     count = workers or min(16, os.cpu_count() or 1)
-    ahead: deque[Future[T]] = deque()
-    with ThreadPoolExecutor(count) as pool:
-        for sample in track(samples, description, len(samples)):
-            ahead.append(pool.submit(looking, sample))
-            if len(ahead) > 2 * count:
-                yield ahead.popleft().result()
-        while ahead:
-            yield ahead.popleft().result()
+    with closing(ahead(looking, track(samples, description, len(samples)), workers=count, limit=2 * count)) as found:
+        yield from (each for each in found if each is not None)

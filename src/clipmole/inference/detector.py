@@ -18,7 +18,7 @@ from functools import cached_property, partial
 from itertools import chain
 from operator import length_hint
 from pathlib import Path
-from typing import Literal, NamedTuple, Self
+from typing import Literal, NamedTuple, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -59,6 +59,9 @@ MOST_WORKERS = 8  # by default: each may hold a decoded image, 50 to 800 MB
 RECHECK = 0.25  # of a logit: differences that bfloat16 makes are mostly smaller, see docs/performance.md
 
 
+Other = TypeVar("Other")
+
+
 @dataclass(frozen=True)
 class Prepared:
     """One decoded image: what to call it, and its crops."""
@@ -88,8 +91,8 @@ class Timings:
         return Timings, ()  # a copy of a detector, in another process perhaps, counts its own
 
 
-def _weight(item: Prepared | ImageError) -> int:
-    """Crops of an image; an error counts as one, so that endless errors are bounded too."""
+def crop_count(item: object) -> int:
+    """Crops of a prepared image; anything else counts as one, so that endless errors are bounded too."""
     return len(item.crops) if isinstance(item, Prepared) else 1
 
 
@@ -390,15 +393,23 @@ class Detector:
             raise ConfigError(f"max_tiles={max_tiles}: at least one crop is needed")
         one = length_hint(images := each_image(images), 2) < 2  # nothing to be ahead of
         workers = 0 if one else self.workers
-        prepare = partial(self._prepare, max_tiles=max_tiles, region=region)
-        prepared = ahead(prepare, images, workers=workers, limit=self.batch_size, weigh=_weight)
+        prepare = partial(self.prepare, max_tiles=max_tiles, region=region)
+        prepared = ahead(prepare, images, workers=workers, limit=self.batch_size, weigh=crop_count)
         with closing(prepared):
             yield from self.finish(prepared, tiles)
 
-    def _prepare(
-        self, source: ImageSource | ImageError, max_tiles: int | None, region: Box | None
+    def prepare(
+        self, source: ImageSource | ImageError, *, max_tiles: int | None = None, region: Box | None = None
     ) -> Prepared | ImageError:
-        """Decode and cut one image; safe from many threads. What is an error already stays what it is."""
+        """Decode and cut one image: the first half of `stream`; safe from many threads.
+
+        Args:
+            source: as `detect` takes it; an error is returned as it is.
+            max_tiles, region: as in `stream`.
+
+        Returns:
+            What `finish` takes, or what is wrong with the image.
+        """
         if isinstance(source, ImageError):
             return source
         with self.timings.of("decode"):
@@ -412,14 +423,13 @@ class Detector:
                 return ImageUnreadable(source_name(source), str(error))
         return Prepared(source_name(source), crops)
 
-    def finish(
-        self, prepared: Iterable[Prepared | ImageError | None], tiles: bool = False
-    ) -> Iterator[Detection | ImageError]:
-        """Results of what is prepared, in order: the second half of `stream`, for who decodes elsewhere.
+    def finish(self, prepared: Iterable[Prepared | Other | None], tiles: bool = False) -> Iterator[Detection | Other]:
+        """Results of what is prepared, in order: the second half of `stream`, for callers that decode elsewhere.
 
-        None among `prepared` says that nothing more is coming for now.
+        None among `prepared` says that nothing more is coming for now. Anything else that is not prepared, such as an
+        `ImageError`, comes out at its place as it is.
         """
-        waiting: deque[Prepared | ImageError] = deque()  # not given out yet
+        waiting: deque[Prepared | Other] = deque()  # not given out yet
         crops: list[NDArray[np.uint8]] = []  # of these, not scored yet
         logits = np.zeros(0, dtype=np.float32)  # of these, scored
         for item in chain(prepared, [None]):
@@ -432,9 +442,9 @@ class Detector:
                 batch, crops = _split(crops, self.batch_size)
                 with self.timings.of("network"):
                     logits = np.concatenate([logits, self._logits(batch)])
-            while waiting and (isinstance(waiting[0], ImageError) or len(waiting[0].crops) <= len(logits)):
+            while waiting and (not isinstance(waiting[0], Prepared) or len(waiting[0].crops) <= len(logits)):
                 first = waiting.popleft()
-                if isinstance(first, ImageError):
+                if not isinstance(first, Prepared):
                     yield first
                     continue
                 own, logits = logits[: len(first.crops)], logits[len(first.crops) :]

@@ -10,9 +10,9 @@ from __future__ import annotations
 import contextlib
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import islice
 from typing import Any, Literal
 from urllib.parse import parse_qsl, urlencode
@@ -58,6 +58,10 @@ class Unit:
         return cls("tar" if TAR.search(place) else "table", place, only=only)
 
 
+Read = Callable[[], bytes]
+"""Gives the bytes of an image in a container. Raises an `ImageError` of the image's source or of the container's."""
+
+
 @dataclass(slots=True)
 class Entry:
     """One image to be: its bytes if they are there already, or what went wrong; None: they are in the file `source`."""
@@ -73,18 +77,19 @@ def entries(unit: Unit, settings: ScanSettings) -> Iterator[Entry]:
     """The images of a unit that the settings draw, in its order, at most `unit.take`; no two of one source."""
     if unit.kind == "file":
         return iter([Entry(unit.place, size=unit.size)])  # it was drawn when it was listed
-    found = {"tar": _tar, "table": _table, "rows": _rows}[unit.kind](unit, settings)
-    return islice(_to_its_end(unit, found, settings), unit.take)
+    return islice(_inside(unit, settings), unit.take)
 
 
-def _to_its_end(unit: Unit, found: Iterator[Entry], settings: ScanSettings) -> Iterator[Entry]:
-    """The entries; where the container breaks off, or named members are not in it any more, also what says so."""
+def _inside(unit: Unit, settings: ScanSettings) -> Iterator[Entry]:
+    """The images of a container; where it breaks off, or named ones are not in it any more, also what says so."""
     left = dict.fromkeys(unit.only or ())
     error: ImageError = ImageNotFound(unit.place, "is not in it any more")
     try:
-        for entry in found:
-            left.pop(entry.member or "", None)
-            yield entry
+        for member, size, read in {"tar": _tar, "table": _table, "rows": _rows}[unit.kind](unit):
+            source = _source(unit, member)
+            if (unit.only is None or member in left) and settings.draws(source):
+                yield _entry(Entry(source, unit.place, member, size), read)
+            left.pop(member, None)
     except ImageError as problem:
         error = problem
         if unit.only is None:
@@ -95,25 +100,33 @@ def _to_its_end(unit: Unit, found: Iterator[Entry], settings: ScanSettings) -> I
             yield Entry(source, unit.place, member, None, type(error)(source, error.reason))
 
 
-def _source(unit: Unit, member: str | int) -> str:
+def _entry(entry: Entry, read: Read) -> Entry:
+    """The entry with its bytes, or what is wrong with it. Raises the `ImageError` of the container."""
+    try:
+        if entry.size is not None and entry.size > DEFAULT_LIMITS.max_bytes:
+            raise too_large(entry.source, entry.size)
+        entry.data = read()
+        entry.size = len(entry.data)
+    except ImageError as error:
+        if error.source != entry.source:
+            raise
+        entry.data = error
+    return entry
+
+
+def _source(unit: Unit, member: str) -> str:
     """What an image in a container is called: by its name, or the number of its row."""
     return f"{unit.place}/{member}" if unit.kind == "tar" else f"{unit.place}/row {member}"
 
 
-def _tar(unit: Unit, settings: ScanSettings) -> Iterator[Entry]:
+def _tar(unit: Unit) -> Iterator[tuple[str, int, Read]]:
     """The images of a tar. A name that comes again is `name#2`, `name#3`: no image ends so otherwise."""
-    wanted = None if unit.only is None else set(unit.only)
     times: Counter[str] = Counter()
     for member, read in tar_members(unit.place):
-        if not has_image_extension(member.name):
-            continue
-        times[member.name] += 1
-        name = member.name if times[member.name] == 1 else f"{member.name}#{times[member.name]}"
-        source = _source(unit, name)
-        if (wanted and name not in wanted) or not settings.draws(source):
-            continue
-        large = member.size > DEFAULT_LIMITS.max_bytes
-        yield Entry(source, unit.place, name, member.size, too_large(source, member.size) if large else read())
+        if has_image_extension(member.name):
+            times[member.name] += 1
+            again = "" if times[member.name] == 1 else f"#{times[member.name]}"
+            yield member.name + again, member.size, read
 
 
 def count_members(unit: Unit) -> int | None:
@@ -134,8 +147,7 @@ def table_paths(place: str, column: str) -> Iterator[str]:
             yield path if "://" in path or os.path.isabs(path) or not folder else f"{folder}/{path}"
 
 
-def _table(unit: Unit, settings: ScanSettings) -> Iterator[Entry]:
-    wanted = None if unit.only is None else set(unit.only)
+def _table(unit: Unit) -> Iterator[tuple[str, None, Read]]:
     try:
         column, paths, _ = table_columns(unit.place)
     except DataError as error:  # it had such columns when it was listed
@@ -145,18 +157,7 @@ def _table(unit: Unit, settings: ScanSettings) -> Iterator[Entry]:
             pass
         raise ImageUnreadable(unit.place, "has changed since its files were listed; scan it anew")
     for number, row in enumerate(table_rows(unit.place, [column])):
-        source = _source(unit, number)
-        if (not wanted or str(number) in wanted) and settings.draws(source):
-            yield _held(source, unit.place, number, row[column])
-
-
-def _held(source: str, container: str, number: int, value: Any) -> Entry:
-    """The entry of an image's value in a row."""
-    try:
-        data = image_bytes(value, source)
-    except ImageError as error:
-        return Entry(source, container, str(number), data=error)
-    return Entry(source, container, str(number), len(data), data)
+        yield str(number), None, partial(image_bytes, row[column], _source(unit, str(number)))
 
 
 def data_set_units(spec: str, rows: int) -> Iterator[Unit]:
@@ -186,19 +187,17 @@ def _data_set(place: str) -> tuple[Any, str]:
     return undecoded(part, column).select_columns([column]), column
 
 
-def _rows(unit: Unit, settings: ScanSettings) -> Iterator[Entry]:
+def _rows(unit: Unit) -> Iterator[tuple[str, None, Read]]:
     part, column = _data_set(unit.place)
-    only = dict.fromkeys(map(int, unit.only or ()))
     rows: Iterable[tuple[int, Any]]
     if hasattr(part, "__len__"):
-        rows = ((number, part[number]) for number in only or range(unit.first or 0, unit.last or len(part)))
+        numbers = map(int, unit.only) if unit.only else range(unit.first or 0, unit.last or len(part))
+        rows = ((number, part[number]) for number in numbers)
     else:
         rows = islice(enumerate(part), unit.first or 0, unit.last)
     with reading(unit.place):
         for number, row in rows:
-            source = _source(unit, number)
-            if (not only or number in only) and settings.draws(source):
-                yield _held(source, unit.place, number, row[column])
+            yield str(number), None, partial(image_bytes, row[column], _source(unit, str(number)))
 
 
 def entries_of(

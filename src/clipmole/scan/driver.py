@@ -18,7 +18,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from itertools import takewhile
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from clipmole.errors import ConfigError, DataError, Stopped
 from clipmole.inference.detector import Detector
@@ -28,7 +28,7 @@ from clipmole.plumbing.json_toml import read_json
 from clipmole.plumbing.progress import SILENT, ProgressReporter
 from clipmole.scan import ray_engine as on_ray
 from clipmole.scan.containers import entries_of
-from clipmole.scan.duplicates import Firsts, is_filled
+from clipmole.scan.duplicates import Claims, Firsts, is_filled
 from clipmole.scan.listing import ANEW, GO_ON, SCAN, Listings, absolute, write_listing
 from clipmole.scan.parts import Parts, Progress, locked, writing
 from clipmole.scan.rows import Row
@@ -37,13 +37,6 @@ from clipmole.scan.settings import ScanSettings
 from clipmole.scan.summary import Counts, count_rows
 
 FORMAT = 1
-
-
-class Known(Protocol):
-    """`Firsts`, here or at the desk."""
-
-    def put(self, rows: list[Row]) -> None: ...
-    def fill(self, rows: list[Row]) -> list[Row]: ...
 
 
 def scan(
@@ -124,19 +117,16 @@ def _bring_up(
         progress.say(f"{out}: {there:,} rows are there, going on")
     if not missing:
         return 0
-    known: Firsts | on_ray.AtDesk
+    known: Claims
     if cluster is None:
         known = Firsts()
+        steps = score_here(detector, settings, listings, missing, known)
     else:
         on_ray.connect(cluster)
         known = on_ray.open_desk(out)
-    for rows in parts.rows():
-        known.put(rows)
-    if isinstance(known, Firsts):
-        steps = score_here(detector, settings, listings, missing, known)
-    else:
-        assert cluster is not None
         steps = on_ray.score_on_ray(load, settings, missing, known, cluster)
+    for rows in parts.rows():  # before the first step is asked for
+        known.put(rows)
     begun = {chunk: each.parts for chunk, each in done.items() if not each.ended}
     writer = Writer(parts, known, settings.part_rows, begun)
     total = None if listings.images is None else max(0, listings.images - there)
@@ -165,7 +155,7 @@ def _missing(done: Mapping[int, Progress], listings: Listings) -> dict[int, int]
 class Writer:
     """Rows of chunks -> parts; a part with copies of images waits until the firsts of them are known."""
 
-    def __init__(self, parts: Parts, known: Known, part_rows: int, begun: dict[int, int]) -> None:
+    def __init__(self, parts: Parts, known: Claims, part_rows: int, begun: dict[int, int]) -> None:
         self.parts = parts
         self.known = known
         self.part_rows = part_rows

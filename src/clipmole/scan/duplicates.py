@@ -10,12 +10,21 @@ from __future__ import annotations
 
 import sqlite3
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
+from typing import Protocol
 
 from clipmole.scan.rows import RESULT, Row
 
 COLUMNS = ", ".join(RESULT)
+
+
+class Claims(Protocol):
+    """Who scores an image of given bytes, and what was found of it: `Firsts`, here or in another process."""
+
+    def claim(self, asked: Sequence[tuple[str, str]]) -> list[str | None]: ...
+    def put(self, rows: Sequence[Row]) -> None: ...
+    def fill(self, rows: Sequence[Row]) -> list[Row]: ...
 
 
 class Firsts:
@@ -49,7 +58,7 @@ class Firsts:
             self.base.execute("COMMIT")
         return answers
 
-    def put(self, rows: Iterable[Row]) -> None:
+    def put(self, rows: Sequence[Row]) -> None:
         """Keep what was found of images, or of copies of them."""
         values = [
             (bytes.fromhex(row.sha256), row.duplicate_of or row.source, *(getattr(row, name) for name in RESULT))

@@ -56,24 +56,15 @@ class Cluster:
     gpus: float = 0.0
 
 
-class Desk:
-    """What workers ask for: the units of a chunk, and who scores an image."""
+class Desk(Firsts):
+    """What workers ask for: who scores an image, and the units of a chunk."""
 
     def __init__(self, folder: Path) -> None:
+        super().__init__()
         self.listings = Listings(folder)
-        self.firsts = Firsts()
 
     def units(self, chunk: int) -> list[Unit]:
         return self.listings.units(chunk)
-
-    def claim(self, asked: Sequence[tuple[str, str]]) -> list[str | None]:
-        return self.firsts.claim(asked)
-
-    def put(self, rows: Sequence[Row]) -> None:
-        self.firsts.put(rows)
-
-    def fill(self, rows: Sequence[Row]) -> list[Row]:
-        return self.firsts.fill(rows)
 
 
 class AtDesk:

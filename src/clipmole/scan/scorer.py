@@ -7,24 +7,25 @@ It knows nothing of listings, parts or other workers.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from itertools import islice
-from typing import Protocol
 
 from clipmole.data.audit.files import looks
 from clipmole.data.containers.filesystems import read_place
 from clipmole.errors import DataError, ImageError, ImageNotFound, ImageNotRead
 from clipmole.images.formats import image_format
 from clipmole.images.loading import load_image
-from clipmole.inference.detector import Detector
+from clipmole.inference.detector import Detector, Prepared, crop_count
 from clipmole.plumbing.prefetch import ahead
+from clipmole.records import Detection
 from clipmole.scan.containers import Entry
+from clipmole.scan.duplicates import Claims
 from clipmole.scan.rows import Row, in_utf8, scored
 
 READERS = 8  # threads that fetch bytes
@@ -39,23 +40,8 @@ def _holds_something(folder: str) -> bool:
         return False
 
 
-class Claims(Protocol):
-    """Who scores an image of given bytes; `Firsts`, or what stands for it in another process."""
-
-    def claim(self, asked: Sequence[tuple[str, str]]) -> list[str | None]:
-        """For each (sha256, source): None if it is to be scored, else the source that is scored for it."""
-        ...
-
-
 Step = tuple[int, Row | None]
 """A chunk and one of its rows; None: it has no more."""
-
-
-class _Told(ImageError):
-    """Takes the place of what is not to be scored on its way through the detector."""
-
-    def __init__(self) -> None:
-        super().__init__("", "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,31 +83,57 @@ class Scorer:
 
         Raises `DataError` where no file can be fetched any more or a source is gone, and whatever `entries` raises.
         """
-        waiting: deque[tuple[int, Row | None, bool]] = deque()
+        scoring: deque[Step] = deque()  # of the images that the detector has in hand
         failures = 0
+        with closing(self._prepared(entries, scoring)) as prepared:
+            for result in self.detector.finish(prepared):
+                chunk, row = scoring.popleft() if isinstance(result, Detection) else result
+                if row is not None and isinstance(result, Detection):
+                    row = scored(row, result)
+                if row is not None and row.duplicate_of is None:
+                    failures = self._failures(row, failures)
+                yield chunk, row
 
-        def images() -> Iterator[bytes | ImageError]:
-            for chunk, item in self._claimed(iter(entries)):
-                to_score = isinstance(item, _Read)
-                waiting.append((chunk, item.row if isinstance(item, _Read) else item, to_score))
-                yield item.data if isinstance(item, _Read) else _Told()
+    def _prepared(
+        self, entries: Iterable[tuple[int, Entry | None]], scoring: deque[Step]
+    ) -> Generator[Prepared | Step | None, None, None]:
+        """Decoded images, whose rows are put into `scoring`; at their places among them steps with nothing to score."""
 
-        for result in self.detector.stream(images()):
-            chunk, row, to_score = waiting.popleft()
-            if to_score and row is not None:
-                row = scored(row, result)
-                if row.error_code == ImageNotFound.code and (gone := self._gone(row)):
-                    raise DataError(
-                        f"{gone}: is gone, or holds nothing any more, while it is scanned; {row.source} is the first "
-                        "image that is missed: bring it back and give the same command again to go on"
-                    )
-                failures = failures + 1 if row.error_code == ImageNotRead.code else 0
-                if failures >= FAILURES:
-                    raise DataError(
-                        f"{FAILURES} files in a row could not be fetched, the last: {row.source}: {row.error}; mend "
-                        "that and give the same command again to go on"
-                    )
-            yield chunk, row
+        def prepare(claimed: tuple[int, _Read | Row | None]) -> tuple[Step, Prepared | None]:
+            chunk, item = claimed
+            if not isinstance(item, _Read):
+                return (chunk, item), None
+            result = self.detector.prepare(item.data)
+            if isinstance(result, ImageError):
+                return (chunk, scored(item.row, result)), None
+            return (chunk, item.row), result
+
+        def weigh(made: tuple[Step, Prepared | None]) -> int:
+            return crop_count(made[1])
+
+        workers, limit = self.detector.workers, self.detector.batch_size
+        made = ahead(prepare, self._claimed(iter(entries)), workers=workers, limit=limit, weigh=weigh)
+        with closing(made):
+            for item in made:
+                step, image = item or (None, None)
+                if step is not None and image is not None:
+                    scoring.append(step)
+                yield image or step
+
+    def _failures(self, row: Row, before: int) -> int:
+        """Files in a row that could not be fetched. Raises `DataError` where they are too many or a source is gone."""
+        if row.error_code == ImageNotFound.code and (gone := self._gone(row)):
+            raise DataError(
+                f"{gone}: is gone, or holds nothing any more, while it is scanned; {row.source} is the first "
+                "image that is missed: bring it back and give the same command again to go on"
+            )
+        failures = before + 1 if row.error_code == ImageNotRead.code else 0
+        if failures >= FAILURES:
+            raise DataError(
+                f"{FAILURES} files in a row could not be fetched, the last: {row.source}: {row.error}; mend "
+                "that and give the same command again to go on"
+            )
+        return failures
 
     def _gone(self, row: Row) -> str | None:
         """The source whose image is missed since it is gone as a whole."""
@@ -174,7 +186,7 @@ class Scorer:
             time=datetime.now(UTC).replace(microsecond=0),
         )
         if self.look_alikes and isinstance(data, bytes):
-            with contextlib.suppress(ImageError):  # the detector says so
+            with suppress(ImageError):  # the detector says so
                 phash, thumbnail = looks(load_image(data))
                 row = replace(row, phash=None if phash is None else f"{phash:016x}", thumbnail=thumbnail)
         return _Read(row, data)

@@ -15,10 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from clipmole.data import IGNORE, read_bytes
+from clipmole.data.reading import read_checked
 from clipmole.data.sample import Sample
-from clipmole.errors import DataError, ImageError
-from clipmole.images.loading import load_image, source_name
 
 THUMBNAIL = 16  # pixels of an edge
 HASHED = 32  # pixels of the edge that the perceptual hash looks at
@@ -72,19 +70,11 @@ class FileFacts:
 
 def file_facts(sample: Sample) -> FileFacts:
     """Read and decode a sample's image once."""
-    try:
-        data = read_bytes(sample)
-    except DataError as error:
-        return FileFacts("", 0, str(error))
+    data, image, problem = read_checked(sample)
+    if data is None:
+        return FileFacts("", 0, problem)
     sha256 = hashlib.sha256(data).hexdigest()
-    try:
-        image = load_image(data, name=source_name(sample.path))
-    except ImageError as error:
-        return FileFacts(sha256, len(data), str(error))
-    if sample.ignore_bottom_px >= image.height:
-        problem = (
-            f"{source_name(sample.path)}: {IGNORE} {sample.ignore_bottom_px} leaves nothing of {image.height} rows"
-        )
+    if image is None:
         return FileFacts(sha256, len(data), problem)
     phash, thumbnail = looks(image)
     kind, size, tables, subsampling = _header(data, image)
