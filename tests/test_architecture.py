@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+from collections.abc import Iterator
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import pytest
 import clipmole
 
 PACKAGE = Path(clipmole.__file__).parent
+TESTS = Path(__file__).parent
 # The layers. What stands in one imports only from those before it; the loose modules are the words everyone speaks.
 LAYERS = [
     "errors",
@@ -36,6 +38,7 @@ LAYERS = [
     "reproduction",
     "cli",
 ]
+PUBLIC_ALL_THE_SAME = {"_replace", "_asdict", "_fields", "_exit"}  # of the standard library
 DOORS_ONLY = {"typer", "rich", "fastapi", "ray", "openvino", "nncf", "onnx", "onnxruntime", "transformers", "click"}
 
 
@@ -104,6 +107,55 @@ def test_the_core_does_not_import_the_doors_libraries(name: str) -> None:
     }
     allowed = doors.get(name, set())
     assert not {imported.split(".")[0] for imported in imports(MODULES[name])} & (DOORS_ONLY - allowed)
+
+
+def functions(tree: ast.AST) -> Iterator[tuple[ast.FunctionDef | ast.AsyncFunctionDef, str]]:
+    """Functions and what their docstrings say, of a constructor that of its class."""
+    for node in ast.walk(tree):
+        for inner in ast.iter_child_nodes(node):
+            if isinstance(inner, ast.FunctionDef | ast.AsyncFunctionDef):
+                described = node if isinstance(node, ast.ClassDef) and inner.name == "__init__" else inner
+                yield inner, ast.get_docstring(described) or ""
+
+
+def lines_and_parameters(function: ast.FunctionDef | ast.AsyncFunctionDef) -> tuple[int, int]:
+    """Lines besides the docstring, and parameters besides `self` and `cls`."""
+    lines = (function.end_lineno or 0) - function.lineno + 1
+    if ast.get_docstring(function) is not None:
+        lines -= (function.body[0].end_lineno or 0) - function.body[0].lineno + 1
+    given = [*function.args.posonlyargs, *function.args.args, *function.args.kwonlyargs]
+    return lines, sum(argument.arg not in ("self", "cls") for argument in given)
+
+
+def test_a_function_with_many_lines_or_parameters_says_why() -> None:
+    unexplained = []
+    for name, path in MODULES.items():
+        for function, said in functions(ast.parse(path.read_text())):
+            if name.startswith("clipmole.training") or any(
+                "command" in ast.unparse(d) for d in function.decorator_list
+            ):
+                continue  # typer makes the command line of its signature
+            lines, parameters = lines_and_parameters(function)
+            if lines > 60 and "is long because" not in said:
+                unexplained.append(f"{name}.{function.name}: {lines} lines")
+            if parameters > 8 and "many parameters because" not in said:
+                unexplained.append(f"{name}.{function.name}: {parameters} parameters")
+    assert not unexplained
+
+
+def test_tests_stand_where_their_subject_stands_and_touch_nothing_private() -> None:
+    folders = {str(path.parent.relative_to(PACKAGE)) for path in MODULES.values()}
+    touched = []
+    for path in sorted(TESTS.rglob("test_*.py")):
+        assert str(path.parent.relative_to(TESTS)) in folders, path
+        for node in ast.walk(ast.parse(path.read_text())):
+            own = isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "self"
+            name = node.attr if isinstance(node, ast.Attribute) and not own else ""
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("clipmole"):
+                name = next((each.name for each in node.names if each.name.startswith("_")), "")
+            if name.startswith("_") and not name.startswith("__") and name not in PUBLIC_ALL_THE_SAME:
+                touched.append(f"{path}:{node.lineno}: {name}")
+    assert not touched
 
 
 @pytest.mark.parametrize("code", ["import clipmole", "import clipmole.cli"])

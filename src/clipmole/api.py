@@ -174,6 +174,8 @@ def calibrate(
 ) -> Recalibration:
     """Set a detector's thresholds on your own images, and write a copy of the detector that uses them.
 
+    It has many parameters because it is the whole of `clipmole calibrate`.
+
     Args:
         detector: "default", "embedded", an adapter directory, or a hub id `owner/name`. It stays as it is.
         data: labelled images, whatever `read_data` takes; with `real_only` a folder of photographs will do.
@@ -251,7 +253,8 @@ def compare(
     """Train several configurations over several seeds on the same data, and compare them.
 
     Call it again after an interruption, and it continues with the runs that are missing. `clipmole compare --plan`
-    takes a TOML file for comparisons that need more than these arguments.
+    takes a TOML file for comparisons that need more than these arguments. It has many parameters because it is the
+    whole of `clipmole compare` without one.
 
     Args:
         configs: short name -> a preset or a TOML file; two or more. The first is what the others are compared with.

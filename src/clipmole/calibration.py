@@ -322,6 +322,23 @@ def fit_temperature(
 FITS = {"platt": fit_platt, "temperature": fit_temperature}
 
 
+def _checked(
+    logits: dict[str, ArrayLike], labels: Sequence[int]
+) -> tuple[dict[str, NDArray[np.float64]], NDArray[np.int64]]:
+    """What `fit_calibration` takes, as arrays. Raises its `DataError` if they do not fit together."""
+    given = np.asarray(labels)
+    if given.ndim != 1 or not np.isin(given, (0, 1)).all():
+        raise DataError("calibration: labels are 1 (AI-generated) and 0 (photograph)")
+    y = given.astype(np.int64)
+    scores = {name: np.asarray(values, dtype=np.float64) for name, values in logits.items()}
+    if not scores or not 0 < y.sum() < len(y):
+        raise DataError("calibration: both photographs and AI-generated images are needed")
+    for name, values in scores.items():
+        if values.shape != y.shape or not np.isfinite(values).all():
+            raise DataError(f"calibration: {name}: needs one finite logit for each of the {len(y)} labels")
+    return scores, y
+
+
 def fit_calibration(
     logits: dict[str, ArrayLike],
     labels: Sequence[int],
@@ -352,16 +369,7 @@ def fit_calibration(
     Raises `DataError` if a class is missing, a label is neither 0 nor 1, a logit is not finite, or the logits
     do not rise with the label; `ConfigError` if a share is out of range.
     """
-    given = np.asarray(labels)
-    if given.ndim != 1 or not np.isin(given, (0, 1)).all():
-        raise DataError("calibration: labels are 1 (AI-generated) and 0 (photograph)")
-    y = given.astype(np.int64)
-    scores = {name: np.asarray(values, dtype=np.float64) for name, values in logits.items()}
-    if not scores or not 0 < y.sum() < len(y):
-        raise DataError("calibration: both photographs and AI-generated images are needed")
-    for name, values in scores.items():
-        if values.shape != y.shape or not np.isfinite(values).all():
-            raise DataError(f"calibration: {name}: needs one finite logit for each of the {len(y)} labels")
+    scores, y = _checked(logits, labels)
     if method not in FITS:
         raise ConfigError(f"method={method}: must be one of {', '.join(FITS)}")
     weights = None if sources is None else _class_weights(y, sources)

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from tiny import encoded, picture
 
-from clipmole.data import Folders, Unpacking, expand, file_sha256, load_window, read_bytes, read_data
+from clipmole.data import Folders, Unpacking, expand, file_sha256, load_window, read_data, sample_bytes
 from clipmole.data.labels import read_label
 from clipmole.data.sample import Sample
 from clipmole.errors import ConfigError, DataError
@@ -30,7 +30,7 @@ def check_whole(samples: list[Sample], folder: Path | None = None) -> None:
     assert [s.label for s in samples] == LABELS
     assert [file_sha256(s) for s in samples] == SHA
     for i, sample in enumerate(samples):
-        assert read_bytes(sample) == IMAGES[i]
+        assert sample_bytes(sample) == IMAGES[i]
         if i % 3 == 0:  # lossless
             assert np.array_equal(load_window(sample), np.asarray(picture(i)))
     assert len({str(s.path) for s in samples}) == 12
@@ -274,7 +274,7 @@ def test_shards_are_read_in_place(tmp_path: Path) -> None:
 def test_an_index_of_a_shard_finds_what_webdataset_reads(tmp_path: Path) -> None:
     wds = pytest.importorskip("webdataset")
     path = shard(tmp_path / "a.tar", members(range(12), "cls"))
-    own = {s.path.relative_to(path).with_suffix("").as_posix(): (read_bytes(s), s.label) for s in read_data(path)}
+    own = {s.path.relative_to(path).with_suffix("").as_posix(): (sample_bytes(s), s.label) for s in read_data(path)}
     theirs = {}
     for item in wds.WebDataset(str(path), shardshuffle=False):
         image = next(item[ending] for ending in ("png", "jpeg", "webp") if ending in item)
@@ -313,7 +313,7 @@ def test_a_shard_that_was_cut_is_refused_or_its_image_is(tmp_path: Path) -> None
     with pytest.raises(DataError, match=r"a\.tar"):
         read_data(path)
     with pytest.raises(DataError, match="ends before it"):
-        read_bytes(whole[-1])
+        sample_bytes(whole[-1])
 
 
 # -- datasets -------------------------------------------------------------------------------------------------

@@ -24,7 +24,7 @@ from clipmole.images.crops import cut_crops
 from clipmole.images.loading import ImageLimits, load_image, load_pixels
 
 simplejpeg = pytest.importorskip("simplejpeg", reason="needs simplejpeg: pip install 'clipmole[fast]'")
-if jpeg._library() is None:
+if jpeg.matching_simplejpeg() is None:
     pytest.skip("this simplejpeg does not decode as this Pillow does, so it is not used", allow_module_level=True)
 
 
@@ -124,7 +124,7 @@ def test_a_detector_gives_the_same_logits_with_and_without_it(monkeypatch: pytes
     detector = Detector(tiny_network(), PREPROCESS, workers=2)
     with_it = detector.score(images)
     used = [isinstance(load_pixels(image), np.ndarray) for image in images]
-    monkeypatch.setattr(jpeg, "_library", lambda: None)
+    monkeypatch.setattr(jpeg, "matching_simplejpeg", lambda: None)
     assert not isinstance(load_pixels(images[0]), np.ndarray)
     assert all(used)
     assert np.array_equal(detector.score(images), with_it)
@@ -137,17 +137,17 @@ def test_a_decoder_that_rounds_otherwise_is_not_used(monkeypatch: pytest.MonkeyP
         options |= {"fastupsample": True}
         return original(data, *args, **options)  # type: ignore[no-any-return]
 
-    jpeg._library.cache_clear()
+    jpeg.matching_simplejpeg.cache_clear()
     try:
-        assert jpeg._library() is simplejpeg
-        jpeg._library.cache_clear()
+        assert jpeg.matching_simplejpeg() is simplejpeg
+        jpeg.matching_simplejpeg.cache_clear()
         monkeypatch.setattr(simplejpeg, "decode_jpeg", coarse)
-        assert jpeg._library() is None
-        jpeg._library.cache_clear()
+        assert jpeg.matching_simplejpeg() is None
+        jpeg.matching_simplejpeg.cache_clear()
         monkeypatch.setitem(sys.modules, "simplejpeg", None)  # not installed
-        assert jpeg._library() is None
+        assert jpeg.matching_simplejpeg() is None
     finally:
-        jpeg._library.cache_clear()
+        jpeg.matching_simplejpeg.cache_clear()
 
 
 def test_preprocess_refuses_other_arrays() -> None:

@@ -150,7 +150,7 @@ def test_extensions_are_those_that_can_be_decoded() -> None:
     assert {".jpg", ".jpeg", ".png", ".webp", ".gif", ".tif", ".tiff", ".bmp"} <= IMAGE_EXTENSIONS
     assert (".avif" in IMAGE_EXTENSIONS) == AVIF
     assert all(ending == ending.lower() and ending[0] == "." for ending in IMAGE_EXTENSIONS)
-    assert not {".svg", ".pdf", ".eps", ".psd", ".heic" if not formats._HEIF else ""} & IMAGE_EXTENSIONS
+    assert not {".svg", ".pdf", ".eps", ".psd", ".heic" if not formats.HEIF_INSTALLED else ""} & IMAGE_EXTENSIONS
 
 
 # ---------------------------------------------------------------- orientation
@@ -524,10 +524,10 @@ def test_only_the_head_of_what_is_no_image_is_read(tmp_path: Path) -> None:
 
 
 def test_heic_without_its_plugin_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(formats, "_HEIF", False)
+    monkeypatch.setattr(formats, "HEIF_INSTALLED", False)
     heic = b"\0\0\0\x1cftypheic\0\0\0\0mif1heicmiaf" + bytes(40)
     assert "pip install 'clipmole[heif]'" in refusal(ImageUnreadable, heic)
-    monkeypatch.setattr(formats, "_AVIF", False)
+    monkeypatch.setattr(formats, "AVIF_SUPPORTED", False)
     assert "newer Pillow" in refusal(ImageUnreadable, b"\0\0\0\x1cftypmif1\0\0\0\0mif1avifmiaf" + bytes(40))
 
 

@@ -186,14 +186,14 @@ def test_a_frozen_layer_is_cast_once_and_gives_what_autocast_gives_bit_for_bit()
     x = torch.randn(7, 24)
     with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(layer(x), plain(x))
-        kept = layer._cast
+        kept = layer.cast_copy
         assert torch.equal(layer(x), plain(x))
-        assert layer._cast is kept
+        assert layer.cast_copy is kept
     assert torch.equal(layer(x), plain(x))  # without autocast the weights are as they were
     x.requires_grad_()
     with torch.autocast("cpu", torch.bfloat16):  # a cast that was made for inference serves training as well
         layer(x).sum().backward()
-        assert layer._cast is kept
+        assert layer.cast_copy is kept
     assert torch.equal(x.grad, plain.weight.bfloat16().sum(0).expand(7, 24).float())
     with torch.no_grad():
         layer.weight.mul_(2)
@@ -206,4 +206,4 @@ def test_a_layer_in_training_is_not_kept() -> None:
     layer = Linear(24, 48)
     with torch.autocast("cpu", torch.bfloat16):
         layer(torch.randn(7, 24))
-    assert layer._cast is None
+    assert layer.cast_copy is None

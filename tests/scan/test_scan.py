@@ -30,7 +30,7 @@ from clipmole.cli import app
 from clipmole.errors import ConfigError, DataError, Stopped
 from clipmole.inference.detector import Detector
 from clipmole.inference.export import export_detector
-from clipmole.scan.duplicates import Firsts
+from clipmole.scan.duplicates import LocalClaims
 from clipmole.scan.listing import Listings
 from clipmole.scan.report import thumbnails
 from clipmole.scan.settings import ScanSettings
@@ -269,13 +269,13 @@ def test_copies_are_scored_once_also_across_parts_and_runs(tmp_path: Path, image
 
     def load() -> Any:
         detector = tiny_detector()
-        inner = detector._logits
+        inner = detector.runtime.logits
 
-        def counted(crops: Any) -> Any:
+        def counted(crops: Any, batch_size: int) -> Any:
             scored.append(len(crops))
-            return inner(crops)
+            return inner(crops, batch_size)
 
-        detector._logits = counted  # type: ignore[method-assign]
+        detector.runtime.logits = counted  # type: ignore[method-assign]
         return detector
 
     rows = run(tmp_path / "scan", place, load=load, part_rows=2)
@@ -297,11 +297,11 @@ def test_copies_are_scored_once_also_across_parts_and_runs(tmp_path: Path, image
     assert sum(scored) - before == more[f"{place}/98.png"]["tiles"]
 
 
-def test_the_firsts_of_contents() -> None:
-    firsts = Firsts()
+def test_the_first_that_claims_a_content_scores_it() -> None:
+    claims = LocalClaims()
     one, two = "00" * 32, "ff" * 32
-    assert firsts.claim([(one, "a"), (two, "b"), (one, "c")]) == [None, None, "a"]
-    assert firsts.claim([(one, "a"), (one, "d"), (two, "a")]) == [None, "a", "b"]  # who asks again gets the same
+    assert claims.claim([(one, "a"), (two, "b"), (one, "c")]) == [None, None, "a"]
+    assert claims.claim([(one, "a"), (one, "d"), (two, "a")]) == [None, "a", "b"]  # who asks again gets the same
 
 
 def test_a_change_is_refused_and_says_how_to_go_on(tmp_path: Path, folder: Path) -> None:
@@ -457,7 +457,11 @@ def test_a_scan_that_is_complete_takes_what_is_new(tmp_path: Path, folder: Path)
     first = run(tmp_path / "scan", folder)
     assert run(tmp_path / "scan", folder, say=said.append) == first
     (folder / "new.png").write_bytes(encoded(picture(50)))
+    left = tmp_path / "scan" / "parts" / ".write-killed"
+    left.mkdir()
+    (left / "part-0000000-000-end.parquet").write_bytes(b"half")
     rows = run(tmp_path / "scan", folder, say=said.append)
+    assert not left.exists()
     assert [row for row in rows if not row["source"].endswith("new.png")] == first
     assert len(rows) == len(first) + 1
     assert "no new sources" in said[0]

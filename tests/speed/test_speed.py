@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from clipmole.cli import app
 from clipmole.config import MoLEConfig, TowerConfig
 from clipmole.errors import ConfigError
-from clipmole.speed import SpeedReport, _with_peak, measure_speed, speed_table
+from clipmole.speed import SpeedReport, measure_speed, speed_table, with_peak
 from clipmole.speed.flops import operations
 from clipmole.speed.paths import BASELINE, PATHS, available, parse_path
 from clipmole.speed.worker import timed
@@ -70,8 +70,8 @@ def test_a_share_of_the_peak_is_of_the_same_precision() -> None:
             "environment": {},
         }
     ).rows[0]
-    assert _with_peak(row, {"int8": 200.0, "float32": 50.0}).share_of_peak == 0.25
-    assert _with_peak(row, {"float32": 50.0}).share_of_peak is None
+    assert with_peak(row, {"int8": 200.0, "float32": 50.0}).share_of_peak == 0.25
+    assert with_peak(row, {"float32": 50.0}).share_of_peak is None
 
 
 def test_a_path_whose_library_is_absent_is_left_out_and_said(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -74,7 +74,7 @@ def _in_place(part: Any, column: str) -> list[ArrowRow | Path] | None:
     """Where each image is: its row, or its file; None if they are not in Arrow files in the order of the rows."""
     import pyarrow.compute as pc
 
-    places: list[ArrowRow | Path] = []
+    locations: list[ArrowRow | Path] = []
     for cached in part.cache_files:
         file = Path(cached["filename"])
         images = arrow_table(file).column(column)
@@ -84,19 +84,19 @@ def _in_place(part: Any, column: str) -> list[ArrowRow | Path] | None:
             path = None if held else images[row]["path"].as_py()
             if not held and not (path and Path(path).is_file()):
                 return None
-            places.append(Path(path) if path else ArrowRow(file=file, column=column, row=row))
-    if len(places) != len(part) or not places:
+            locations.append(Path(path) if path else ArrowRow(file=file, column=column, row=row))
+    if len(locations) != len(part) or not locations:
         return None
     raw = undecoded(part, column)
-    for row in {0, len(places) // 2, len(places) - 1}:  # a shuffled data set has its files in another order
-        place, stored = places[row], raw[row][column]
+    for row in {0, len(locations) // 2, len(locations) - 1}:  # a shuffled data set has its files in another order
+        place, stored = locations[row], raw[row][column]
         if isinstance(place, ArrowRow):
             same = arrow_bytes(place.file, column, place.row) == stored["bytes"]
         else:
             same = str(place) == stored["path"]
         if not same:
             return None
-    return places
+    return locations
 
 
 def _held(

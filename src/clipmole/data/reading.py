@@ -14,7 +14,7 @@ from typing import TypeVar
 from PIL import Image
 
 from clipmole.data.sample import Sample
-from clipmole.data.samples import IGNORE, read_bytes
+from clipmole.data.samples import IGNORE, sample_bytes
 from clipmole.errors import DataError, ImageError
 from clipmole.images.loading import load_image, source_name
 from clipmole.plumbing.prefetch import ahead
@@ -39,7 +39,7 @@ class Look(Record):
 def read_checked(sample: Sample) -> tuple[bytes | None, Image.Image | None, str]:
     """A sample's bytes and its decoded image, None where they cannot be read; and why not, "" if nothing is wrong."""
     try:
-        data = read_bytes(sample)
+        data = sample_bytes(sample)
     except DataError as error:
         return None, None, str(error)
     name = source_name(sample.path)

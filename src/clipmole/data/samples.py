@@ -71,7 +71,7 @@ def limit_samples(samples: Sequence[Sample], limit: int | None, seed: int = 0) -
     return [sample for sample in samples if sample.path in chosen]
 
 
-def read_bytes(sample: Sample) -> bytes:
+def sample_bytes(sample: Sample) -> bytes:
     """The bytes of the sample's image file as they were stored, wherever they lie. Raises `DataError`."""
     place = sample.inside
     try:
@@ -95,7 +95,7 @@ def load_sample(sample: Sample) -> Image.Image:
     """The sample's whole image, upright RGB. Raises `ImageError` if it cannot be read, `DataError` of its container."""
     if sample.inside is None:
         return load_image(sample.path)
-    return load_image(read_bytes(sample), name=source_name(sample.path))
+    return load_image(sample_bytes(sample), name=source_name(sample.path))
 
 
 def load_window(sample: Sample) -> RGB:
@@ -117,7 +117,7 @@ def labels_of(samples: Iterable[Sample]) -> NDArray[np.int64]:
 
 def file_sha256(sample: Sample) -> str:
     """sha256 of the sample's file, hexadecimal. Raises `DataError` if it cannot be read."""
-    return hashlib.sha256(read_bytes(sample)).hexdigest()
+    return hashlib.sha256(sample_bytes(sample)).hexdigest()
 
 
 def sample_lines(samples: Iterable[Sample], digests: Iterable[str] | None = None) -> list[str]:

@@ -15,6 +15,7 @@ import numpy as np
 
 from clipmole.data.sample import Sample
 from clipmole.errors import DataError, MissingDependency
+from clipmole.plumbing.disjoint_sets import DisjointSets
 
 FOLDS = 10  # of which val takes one, calibration one to three, and train the others
 CALIBRATED = 20  # images of each class that calibration takes if they are in three folds: 19 bound a share of 5 %
@@ -64,20 +65,13 @@ def draw_splits(samples: Sequence[Sample], digests: Mapping[Sample, str], seed: 
 
 def whole_groups(samples: Sequence[Sample], digests: Sequence[str]) -> list[int]:
     """A number (n,) for each sample, the same for samples that share a group or a file's content, directly or not."""
-    parent = list(range(len(samples)))
-
-    def root(i: int) -> int:
-        while parent[i] != i:
-            parent[i] = parent[parent[i]]
-            i = parent[i]
-        return i
-
+    groups = DisjointSets(len(samples))
     first: dict[tuple[str, str], int] = {}
     for i, (sample, sha) in enumerate(zip(samples, digests, strict=True)):
         for key in (("group", sample.group), ("sha256", sha)):
             if key[1]:
-                parent[root(i)] = root(first.setdefault(key, i))
-    return [root(i) for i in range(len(samples))]
+                groups.join(i, first.setdefault(key, i))
+    return [groups.find(i) for i in range(len(samples))]
 
 
 def draw_per_class(samples: Sequence[Sample], per_class: int, seed: int) -> list[Sample]:

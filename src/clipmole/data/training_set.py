@@ -59,7 +59,7 @@ def source_of(config: TrainConfig) -> DataSource:
     return config.data
 
 
-def without_places(named: DataSource) -> str:
+def without_folders(named: DataSource) -> str:
     """What a record may say of a source: adapters are shared, and where the images lay is nobody's business."""
     if isinstance(named, Folders):
         real, fake = (tuple(Path(folder.name) for folder in side) for side in (named.real, named.fake))
@@ -92,7 +92,7 @@ def training_data(
         count = sum(not sample.split for sample in samples)
         raise DataError(f"{named}: {count} of {len(samples)} images have no split; give each one, or none")
     samples = [sample for sample in samples if drawn or sample.split in ("train", "val", "calibration")]
-    record: dict[str, Any] = {"source": without_places(named), "seed": config.seed}
+    record: dict[str, Any] = {"source": without_folders(named), "seed": config.seed}
     looks: dict[Sample, Look] = {}
     if drawn:  # contents first: files of one content must not come apart
         samples = _readable(samples, named, config, record, looks, progress)

@@ -41,8 +41,8 @@ class _Stratum:
         drawn = self.rng.integers(len(self.starts), size=len(self.starts))
         sizes = self.sizes[drawn]
         ends = np.cumsum(sizes)
-        places: NDArray[np.int64] = np.arange(ends[-1]) + np.repeat(self.starts[drawn] - (ends - sizes), sizes)
-        return self.members.take(places)
+        indices: NDArray[np.int64] = np.arange(ends[-1]) + np.repeat(self.starts[drawn] - (ends - sizes), sizes)
+        return self.members.take(indices)
 
 
 def group_codes(groups: Sequence[str]) -> NDArray[np.int64]:

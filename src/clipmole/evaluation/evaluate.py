@@ -197,7 +197,9 @@ def evaluate(
     progress: ProgressReporter = SILENT,
     origins: Mapping[str, TrainedOn | None] | None = None,
 ) -> tuple[EvaluationReport, ScoreTable]:
-    """Score everything once, or go on with `file`, and report it. Arguments as `score_sets`'.
+    """Score everything once, or go on with `file`, and report it.
+
+    It has many parameters because it is `score_sets` and `report_table` in one call, with those of both.
 
     Args:
         origins: short name -> what a scorer was trained on; None: not known.
@@ -252,6 +254,8 @@ def run_protocol(
     progress: ProgressReporter = SILENT,
 ) -> tuple[EvaluationReport, ScoreTable, tuple[Condition, ...]]:
     """Measure detectors by a protocol, and keep the scores in `out`.
+
+    It has many parameters because it is `clipmole.evaluate` without the pages.
 
     Args:
         specs: short name -> what `load_scorer` takes.

@@ -153,6 +153,8 @@ def recalibrate(
 ) -> Recalibration:
     """Calibrate a detector on labelled images, and write a copy of it with that calibration.
 
+    It has many parameters because it is `clipmole.calibrate` for samples that are read already.
+
     Args:
         name: "default", a packaged detector, an adapter directory, or a hub id `owner/name`; it is left as it is.
         samples: of both classes.

@@ -243,7 +243,7 @@ def _nearest(
 
 
 def _spread(start: int, length: int, size: int, count: int, inside: bool) -> list[int]:
-    """`count` places of crops in `length` pixels from `start` on, evenly spread, on the JPEG grid; no two alike."""
+    """Where `count` crops start in `length` pixels from `start` on, evenly spread, on the JPEG grid; no two alike."""
     room = length - size
     if count == 1:
         offsets = [_middle(length, size)]
@@ -251,5 +251,5 @@ def _spread(start: int, length: int, size: int, count: int, inside: bool) -> lis
         offsets = [length * (2 * i + 1) // (2 * count) - size // 2 for i in range(count)]
     else:
         offsets = [room * i // (count - 1) for i in range(count)]
-    places = {start + offset - (start + offset) % JPEG_BLOCK for offset in offsets}
-    return sorted({place if place >= start else min(place + JPEG_BLOCK, start + room) for place in places})
+    found = {start + offset - (start + offset) % JPEG_BLOCK for offset in offsets}
+    return sorted({each if each >= start else min(each + JPEG_BLOCK, start + room) for each in found})

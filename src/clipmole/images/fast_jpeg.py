@@ -25,7 +25,7 @@ def decode(data: bytes, width: int, height: int) -> NDArray[np.uint8] | None:
 
     `width` and `height` are what Pillow read in its header. Safe from many threads, which run at the same time.
     """
-    library = _library()
+    library = matching_simplejpeg()
     return None if library is None else _decoded(library, data, width, height)
 
 
@@ -40,7 +40,7 @@ def _decoded(library: types.ModuleType, data: bytes, width: int, height: int) ->
 
 
 @functools.cache
-def _library() -> types.ModuleType | None:
+def matching_simplejpeg() -> types.ModuleType | None:
     """simplejpeg, if it is installed and decodes as Pillow does."""
     try:
         import simplejpeg

@@ -26,16 +26,16 @@ from clipmole.errors import ImageUnreadable
 from clipmole.images.headers import check_jpeg
 
 try:
-    from PIL.AvifImagePlugin import SUPPORTED as _AVIF  # Pillow 11.3 and later, if built with libavif
+    from PIL.AvifImagePlugin import SUPPORTED as AVIF_SUPPORTED  # Pillow 11.3 and later, if built with libavif
 except ImportError:
-    _AVIF = False
+    AVIF_SUPPORTED = False
 
-_HEIF = importlib.util.find_spec("pillow_heif") is not None
+HEIF_INSTALLED = importlib.util.find_spec("pillow_heif") is not None
 
 IMAGE_EXTENSIONS: frozenset[str] = frozenset(
     {".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".webp", ".gif", ".tif", ".tiff", ".bmp"}
-    | ({".avif"} if _AVIF else set())
-    | ({".heic", ".heif", ".hif"} if _HEIF else set())
+    | ({".avif"} if AVIF_SUPPORTED else set())
+    | ({".heic", ".heif", ".hif"} if HEIF_INSTALLED else set())
 )
 """Lower-case endings, with the dot, of the files that can be decoded here."""
 
@@ -91,13 +91,13 @@ def image_format(data: bytes) -> str | None:
 def reader_of(found: str, name: str) -> Callable[[io.BytesIO], ImageFile.ImageFile]:
     """The class that reads a format: these few and no other, so no Ghostscript and no vector format."""
     if found == "AVIF":
-        if not _AVIF:
+        if not AVIF_SUPPORTED:
             raise ImageUnreadable(name, "AVIF needs a newer Pillow; it comes with: pip install -U pillow")
         from PIL.AvifImagePlugin import AvifImageFile
 
         return AvifImageFile
     if found == "HEIC":
-        if not _HEIF:
+        if not HEIF_INSTALLED:
             raise ImageUnreadable(name, "HEIC needs pillow-heif; it comes with: pip install 'clipmole[heif]'")
         import pillow_heif
 

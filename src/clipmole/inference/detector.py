@@ -138,6 +138,8 @@ def _exported(folder: Path, precision: str | None, runtime: str | None) -> _Part
 class Detector:
     """Scores images with one network, one preprocessing and, if there is one, one calibration.
 
+    It has many parameters because every part and setting can be chosen by itself; all but two have defaults.
+
     Args:
         network: the detector network; None if `runtime` needs none.
         preprocess: how an image becomes crops; an image's logit is the mean over its crops, or a weighted mean of that
@@ -204,6 +206,8 @@ class Detector:
         runtime: RuntimeName | Literal["auto"] | None = None,
     ) -> Self:
         """Load a detector with its backbone, preprocessing and calibration.
+
+        It has many parameters because it is the one way in for every kind of detector and runtime; none is needed.
 
         Args:
             name: "default" (the best that is installed) or another packaged detector, without a download;

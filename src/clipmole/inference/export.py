@@ -170,7 +170,9 @@ def export_detector(
     backbone: str | Path | None = None,
     progress: ProgressReporter = SILENT,
 ) -> Export:
-    """Write a detector's graph to `out`, replacing an older export as a whole, if it stands its check.
+    """Write a detector's graph to `out`, replacing an older export as a whole, if it passes its check.
+
+    It has many parameters because it is the whole of `clipmole export`.
 
     Args:
         name: "default", a packaged detector, an adapter directory, or a hub id `owner/name`.

@@ -130,6 +130,8 @@ def save_adapter(
 ) -> None:
     """Write an adapter directory, replacing an older one as a whole.
 
+    It has many parameters because almost each is a file of the directory.
+
     Args:
         dtype: of the stored tensors; loading turns them into float32.
         page: HTML about the training.

@@ -163,8 +163,8 @@ def packaged_weights(preset: Preset) -> Path:
     if preset.package is None:
         return PACKAGED_DETECTORS / "embedded" / "backbone"
     spec = find_spec(preset.package)
-    places = list(spec.submodule_search_locations or ()) if spec else []
-    return Path(places[0] if places else preset.package) / "backbone"
+    locations = list(spec.submodule_search_locations or ()) if spec else []
+    return Path(locations[0] if locations else preset.package) / "backbone"
 
 
 def is_installed(name: str) -> bool:

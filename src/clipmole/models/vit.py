@@ -31,9 +31,13 @@ class Linear(nn.Linear):
 
     autocast keeps casts of weights that are trained only. The outcome is the same, bit for bit; the cast copy takes
     half the weights' memory on top.
+
+    Attributes:
+        cast_copy: what it was made for (dtype, and device, address and version of each weight), weight and bias; None:
+            there is none yet.
     """
 
-    _cast: tuple[tuple[object, ...], Tensor, Tensor | None] | None = None
+    cast_copy: tuple[tuple[object, ...], Tensor, Tensor | None] | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         kind = x.device.type
@@ -42,11 +46,11 @@ class Linear(nn.Linear):
         dtype = torch.get_autocast_dtype(kind)
         parts = [self.weight] if self.bias is None else [self.weight, self.bias]
         now = (dtype, *((part.device, part.data_ptr(), part._version) for part in parts))
-        if self._cast is None or self._cast[0] != now:
+        if self.cast_copy is None or self.cast_copy[0] != now:
             with torch.inference_mode(False), torch.no_grad():  # may be used where gradients pass later on
                 weight, *bias = [part.to(dtype) for part in parts]
-            self._cast = (now, weight, bias[0] if bias else None)
-        return F.linear(x.to(dtype), *self._cast[1:])
+            self.cast_copy = (now, weight, bias[0] if bias else None)
+        return F.linear(x.to(dtype), *self.cast_copy[1:])
 
 
 class Attention(nn.Module):

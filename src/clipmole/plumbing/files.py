@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import IO
 
 CHECKSUMS = "checksums.json"
+SCRATCH = ".write-"  # begins the name of a directory of files that are not whole yet
 LITTER = {".DS_Store", "Thumbs.db", "desktop.ini"}  # what file managers leave in any directory
 
 
@@ -134,7 +135,7 @@ def replacing_files(folder: Path) -> Iterator[Path]:
     Raises `OSError`; older files of these names are then still there.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".write-", dir=folder, ignore_cleanup_errors=True) as scratch:
+    with tempfile.TemporaryDirectory(prefix=SCRATCH, dir=folder, ignore_cleanup_errors=True) as scratch:
         yield Path(scratch)
         paths = sorted(Path(scratch).iterdir())
         for path in paths:
@@ -142,6 +143,12 @@ def replacing_files(folder: Path) -> Iterator[Path]:
         for path in paths:
             os.replace(path, folder / path.name)
     to_disk(folder)
+
+
+def remove_scratch(folder: Path) -> None:
+    """Delete what `replacing_files` left in `folder` when it was killed; call it where nobody else writes there."""
+    for left in folder.glob(f"{SCRATCH}*"):
+        shutil.rmtree(left, ignore_errors=True)
 
 
 @contextmanager

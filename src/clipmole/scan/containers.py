@@ -1,8 +1,8 @@
-"""A unit of a listing (a file, a shard, a table, rows of a data set) -> its images.
+"""A work item of a listing (a file, a shard, a table, rows of a data set) -> its images.
 
-In: a `Unit`. Out: `Entry`s in an order that is always the same. Shards are read once from begin to end, compressed or
-not, near or far; of tables a few rows are held at a time. A container that is damaged ends in one entry that says so.
-It knows nothing of detectors.
+In: a `WorkItem`. Out: `Entry`s in an order that is always the same. Shards are read once from beginning to end,
+compressed or not, near or far; of tables a few rows are held at a time. A container that is damaged ends in one entry
+that says so. It knows nothing of detectors.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from clipmole.scan.settings import ScanSettings
 
 
 @dataclass(frozen=True)
-class Unit:
+class WorkItem:
     """Something that holds one image or many.
 
     Attributes:
@@ -51,7 +51,7 @@ class Unit:
     take: int | None = None
 
     @classmethod
-    def of_container(cls, place: str, only: tuple[str, ...]) -> Unit:
+    def of_container(cls, place: str, only: tuple[str, ...]) -> WorkItem:
         """Images of a container by their names or row numbers."""
         if place.startswith(PREFIX):
             return cls("rows", place, only=only)
@@ -73,31 +73,31 @@ class Entry:
     data: bytes | ImageError | None = None
 
 
-def entries(unit: Unit, settings: ScanSettings) -> Iterator[Entry]:
-    """The images of a unit that the settings draw, in its order, at most `unit.take`; no two of one source."""
-    if unit.kind == "file":
-        return iter([Entry(unit.place, size=unit.size)])  # it was drawn when it was listed
-    return islice(_inside(unit, settings), unit.take)
+def entries(item: WorkItem, settings: ScanSettings) -> Iterator[Entry]:
+    """The images of an item that the settings draw, in its order, at most `item.take`; no two of one source."""
+    if item.kind == "file":
+        return iter([Entry(item.place, size=item.size)])  # it was drawn when it was listed
+    return islice(_inside(item, settings), item.take)
 
 
-def _inside(unit: Unit, settings: ScanSettings) -> Iterator[Entry]:
+def _inside(item: WorkItem, settings: ScanSettings) -> Iterator[Entry]:
     """The images of a container; where it breaks off, or named ones are not in it any more, also what says so."""
-    left = dict.fromkeys(unit.only or ())
-    error: ImageError = ImageNotFound(unit.place, "is not in it any more")
+    left = dict.fromkeys(item.only or ())
+    error: ImageError = ImageNotFound(item.place, "is not in it any more")
     try:
-        for member, size, read in {"tar": _tar, "table": _table, "rows": _rows}[unit.kind](unit):
-            source = _source(unit, member)
-            if (unit.only is None or member in left) and settings.draws(source):
-                yield _entry(Entry(source, unit.place, member, size), read)
+        for member, size, read in {"tar": _tar, "table": _table, "rows": _rows}[item.kind](item):
+            source = _source(item, member)
+            if (item.only is None or member in left) and settings.draws(source):
+                yield _entry(Entry(source, item.place, member, size), read)
             left.pop(member, None)
     except ImageError as problem:
         error = problem
-        if unit.only is None:
-            yield Entry(unit.place, unit.place, None, unit.size, error)
+        if item.only is None:
+            yield Entry(item.place, item.place, None, item.size, error)
     for member in left:
-        source = _source(unit, member)
+        source = _source(item, member)
         if settings.draws(source):
-            yield Entry(source, unit.place, member, None, type(error)(source, error.reason))
+            yield Entry(source, item.place, member, None, type(error)(source, error.reason))
 
 
 def _entry(entry: Entry, read: Read) -> Entry:
@@ -114,28 +114,28 @@ def _entry(entry: Entry, read: Read) -> Entry:
     return entry
 
 
-def _source(unit: Unit, member: str) -> str:
+def _source(item: WorkItem, member: str) -> str:
     """What an image in a container is called: by its name, or the number of its row."""
-    return f"{unit.place}/{member}" if unit.kind == "tar" else f"{unit.place}/row {member}"
+    return f"{item.place}/{member}" if item.kind == "tar" else f"{item.place}/row {member}"
 
 
-def _tar(unit: Unit) -> Iterator[tuple[str, int, Read]]:
+def _tar(item: WorkItem) -> Iterator[tuple[str, int, Read]]:
     """The images of a tar. A name that comes again is `name#2`, `name#3`: no image ends so otherwise."""
     times: Counter[str] = Counter()
-    for member, read in tar_members(unit.place):
+    for member, read in tar_members(item.place):
         if has_image_extension(member.name):
             times[member.name] += 1
             again = "" if times[member.name] == 1 else f"#{times[member.name]}"
             yield member.name + again, member.size, read
 
 
-def count_members(unit: Unit) -> int | None:
+def count_members(item: WorkItem) -> int | None:
     """Images in a table, or in a local tar that is not compressed, by what heads them; None: not known."""
     with contextlib.suppress(ImageError):
-        if unit.kind == "table":
-            return table_columns(unit.place)[2]
-        if is_in_place(unit.place):
-            return sum(has_image_extension(member.name) for member, _ in tar_members(unit.place))
+        if item.kind == "table":
+            return table_columns(item.place)[2]
+        if is_in_place(item.place):
+            return sum(has_image_extension(member.name) for member, _ in tar_members(item.place))
     return None
 
 
@@ -147,21 +147,21 @@ def table_paths(place: str, column: str) -> Iterator[str]:
             yield path if "://" in path or os.path.isabs(path) or not folder else f"{folder}/{path}"
 
 
-def _table(unit: Unit) -> Iterator[tuple[str, None, Read]]:
+def _table(item: WorkItem) -> Iterator[tuple[str, None, Read]]:
     try:
-        column, paths, _ = table_columns(unit.place)
+        column, paths, _ = table_columns(item.place)
     except DataError as error:  # it had such columns when it was listed
-        raise ImageUnreadable(unit.place, str(error).removeprefix(f"{unit.place}: ")) from error
-    if column is None:  # it was damaged when it was listed, and what it lists before that are units of their own
-        for _ in table_rows(unit.place, [paths or ""]):
+        raise ImageUnreadable(item.place, str(error).removeprefix(f"{item.place}: ")) from error
+    if column is None:  # it was damaged when it was listed, and what it lists before that are items of their own
+        for _ in table_rows(item.place, [paths or ""]):
             pass
-        raise ImageUnreadable(unit.place, "has changed since its files were listed; scan it anew")
-    for number, row in enumerate(table_rows(unit.place, [column])):
-        yield str(number), None, partial(image_bytes, row[column], _source(unit, str(number)))
+        raise ImageUnreadable(item.place, "has changed since its files were listed; scan it anew")
+    for number, row in enumerate(table_rows(item.place, [column])):
+        yield str(number), None, partial(image_bytes, row[column], _source(item, str(number)))
 
 
-def data_set_units(spec: str, rows: int) -> Iterator[Unit]:
-    """Units of at most `rows` rows of `hf:name?split=...`; a streamed data set is one unit a split.
+def data_set_items(spec: str, rows: int) -> Iterator[WorkItem]:
+    """Items of at most `rows` rows of `hf:name?split=...`; a streamed data set is one item a split.
 
     Raises as `load_splits` and `image_column` do.
     """
@@ -171,11 +171,11 @@ def data_set_units(spec: str, rows: int) -> Iterator[Unit]:
         place = f"{PREFIX}{name}?{urlencode(given | {'split': split})}"
         part, _ = _data_set(place)
         if query.streaming:
-            yield Unit("rows", place, first=0, last=query.take)
+            yield WorkItem("rows", place, first=0, last=query.take)
             continue
         count = len(part) if query.take is None else min(len(part), query.take)
         for first in range(0, count, rows):
-            yield Unit("rows", place, first=first, last=min(first + rows, count))
+            yield WorkItem("rows", place, first=first, last=min(first + rows, count))
 
 
 @lru_cache(maxsize=4)
@@ -187,23 +187,23 @@ def _data_set(place: str) -> tuple[Any, str]:
     return undecoded(part, column).select_columns([column]), column
 
 
-def _rows(unit: Unit) -> Iterator[tuple[str, None, Read]]:
-    part, column = _data_set(unit.place)
+def _rows(item: WorkItem) -> Iterator[tuple[str, None, Read]]:
+    part, column = _data_set(item.place)
     rows: Iterable[tuple[int, Any]]
     if hasattr(part, "__len__"):
-        numbers = map(int, unit.only) if unit.only else range(unit.first or 0, unit.last or len(part))
+        numbers = map(int, item.only) if item.only else range(item.first or 0, item.last or len(part))
         rows = ((number, part[number]) for number in numbers)
     else:
-        rows = islice(enumerate(part), unit.first or 0, unit.last)
-    with reading(unit.place):
+        rows = islice(enumerate(part), item.first or 0, item.last)
+    with reading(item.place):
         for number, row in rows:
-            yield str(number), None, partial(image_bytes, row[column], _source(unit, str(number)))
+            yield str(number), None, partial(image_bytes, row[column], _source(item, str(number)))
 
 
 def entries_of(
-    chunk: int, units: Iterable[Unit], settings: ScanSettings, skip: int = 0
+    chunk: int, items: Iterable[WorkItem], settings: ScanSettings, skip: int = 0
 ) -> Iterator[tuple[int, Entry | None]]:
     """The entries of a chunk from the one after `skip` on, and its end."""
-    for entry in islice((entry for unit in units for entry in entries(unit, settings)), skip, None):
+    for entry in islice((entry for item in items for entry in entries(item, settings)), skip, None):
         yield chunk, entry
     yield chunk, None

@@ -28,11 +28,11 @@ from clipmole.plumbing.json_toml import read_json
 from clipmole.plumbing.progress import SILENT, ProgressReporter
 from clipmole.scan import ray_engine as on_ray
 from clipmole.scan.containers import entries_of
-from clipmole.scan.duplicates import Claims, Firsts, is_filled
+from clipmole.scan.duplicates import Claims, LocalClaims, is_filled
 from clipmole.scan.listing import ANEW, GO_ON, SCAN, Listings, absolute, write_listing
-from clipmole.scan.parts import Parts, Progress, locked, writing
+from clipmole.scan.parts import ChunkProgress, Parts, locked, writing
 from clipmole.scan.rows import Row
-from clipmole.scan.scorer import Scorer, Step
+from clipmole.scan.scorer import ChunkRow, Scorer
 from clipmole.scan.settings import ScanSettings
 from clipmole.scan.summary import Counts, count_rows
 
@@ -119,11 +119,11 @@ def _bring_up(
         return 0
     known: Claims
     if cluster is None:
-        known = Firsts()
+        known = LocalClaims()
         steps = score_here(detector, settings, listings, missing, known)
     else:
         on_ray.connect(cluster)
-        known = on_ray.open_desk(out)
+        known = on_ray.start_coordinator(out)
         steps = on_ray.score_on_ray(load, settings, missing, known, cluster)
     for rows in parts.rows():  # before the first step is asked for
         known.put(rows)
@@ -143,7 +143,7 @@ def _bring_up(
             raise
 
 
-def _missing(done: Mapping[int, Progress], listings: Listings) -> dict[int, int]:
+def _missing(done: Mapping[int, ChunkProgress], listings: Listings) -> dict[int, int]:
     """Chunk -> rows of it that are there, of chunks that are not complete."""
     return {
         chunk: done[chunk].rows if chunk in done else 0
@@ -153,7 +153,7 @@ def _missing(done: Mapping[int, Progress], listings: Listings) -> dict[int, int]
 
 
 class Writer:
-    """Rows of chunks -> parts; a part with copies of images waits until the firsts of them are known."""
+    """Rows of chunks -> parts; a part with copies of images waits until those that are scored for them are known."""
 
     def __init__(self, parts: Parts, known: Claims, part_rows: int, begun: dict[int, int]) -> None:
         self.parts = parts
@@ -163,7 +163,7 @@ class Writer:
         self.rows: dict[int, list[Row]] = {}  # of the part that is being filled
         self.waiting: list[tuple[int, int, list[Row], bool]] = []
 
-    def written(self, steps: Iterable[Step]) -> Iterator[Row]:
+    def written(self, steps: Iterable[ChunkRow]) -> Iterator[Row]:
         """Write the rows of `steps` and pass them on. Raises `DataError` if they cannot be written."""
         for chunk, row in steps:
             rows = self.rows.setdefault(chunk, [])
@@ -282,14 +282,14 @@ def _write(out: Path, facts: dict[str, Any]) -> None:
 
 
 def score_here(
-    detector: Detector, settings: ScanSettings, listings: Listings, missing: Mapping[int, int], firsts: Firsts
-) -> Generator[Step, None, None]:
+    detector: Detector, settings: ScanSettings, listings: Listings, missing: Mapping[int, int], claims: LocalClaims
+) -> Generator[ChunkRow, None, None]:
     """Rows of the missing chunks, one chunk after the other without a gap between them.
 
     Args:
         missing: chunk -> rows of it that are there.
     """
-    scorer = Scorer(detector, firsts, look_alikes=settings.look_alikes, sources=settings.sources)
+    scorer = Scorer(detector, claims, look_alikes=settings.look_alikes, sources=settings.sources)
     return scorer.rows(
-        step for chunk, skip in missing.items() for step in entries_of(chunk, listings.units(chunk), settings, skip)
+        step for chunk, skip in missing.items() for step in entries_of(chunk, listings.items(chunk), settings, skip)
     )

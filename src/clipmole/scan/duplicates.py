@@ -20,14 +20,14 @@ COLUMNS = ", ".join(RESULT)
 
 
 class Claims(Protocol):
-    """Who scores an image of given bytes, and what was found of it: `Firsts`, here or in another process."""
+    """Who scores an image of given bytes, and what was found of it: `LocalClaims`, here or in another process."""
 
     def claim(self, asked: Sequence[tuple[str, str]]) -> list[str | None]: ...
     def put(self, rows: Sequence[Row]) -> None: ...
     def fill(self, rows: Sequence[Row]) -> list[Row]: ...
 
 
-class Firsts:
+class LocalClaims:
     """The first image of each content."""
 
     def __init__(self) -> None:
@@ -37,26 +37,26 @@ class Firsts:
         self.base.execute("PRAGMA synchronous = OFF")
         self.base.execute("PRAGMA cache_size = -16384")
         self.base.execute(
-            f"CREATE TABLE firsts (digest BLOB PRIMARY KEY, source TEXT, known INTEGER, {COLUMNS}) WITHOUT ROWID"
+            f"CREATE TABLE contents (digest BLOB PRIMARY KEY, source TEXT, known INTEGER, {COLUMNS}) WITHOUT ROWID"
         )
 
     def claim(self, asked: Sequence[tuple[str, str]]) -> list[str | None]:
         """For each (sha256, source): None if it is to be scored, else the source that is scored for it.
 
-        Asked again by the same source, the answer is the same: a worker that died is replaced by one that asks anew.
+        Asked again by the same source, the result is the same: a worker that died is replaced by one that asks anew.
         """
-        answers: list[str | None] = []
+        owners: list[str | None] = []
         with self.lock:
             self.base.execute("BEGIN")  # SQLite counts its changed pages at each end of one
             for sha256, source in asked:
                 digest = bytes.fromhex(sha256)
                 self.base.execute(
-                    "INSERT OR IGNORE INTO firsts (digest, source, known) VALUES (?, ?, 0)", (digest, source)
+                    "INSERT OR IGNORE INTO contents (digest, source, known) VALUES (?, ?, 0)", (digest, source)
                 )
-                (owner,) = self.base.execute("SELECT source FROM firsts WHERE digest = ?", (digest,)).fetchone()
-                answers.append(None if owner == source else owner)
+                (owner,) = self.base.execute("SELECT source FROM contents WHERE digest = ?", (digest,)).fetchone()
+                owners.append(None if owner == source else owner)
             self.base.execute("COMMIT")
-        return answers
+        return owners
 
     def put(self, rows: Sequence[Row]) -> None:
         """Keep what was found of images, or of copies of them."""
@@ -68,7 +68,7 @@ class Firsts:
         marks = ", ".join("?" * len(RESULT))
         with self.lock:
             self.base.execute("BEGIN")
-            self.base.executemany(f"INSERT OR REPLACE INTO firsts VALUES (?, ?, 1, {marks})", values)
+            self.base.executemany(f"INSERT OR REPLACE INTO contents VALUES (?, ?, 1, {marks})", values)
             self.base.execute("COMMIT")
 
     def fill(self, rows: Sequence[Row]) -> list[Row]:
@@ -78,7 +78,7 @@ class Firsts:
             for row in rows:
                 found = None
                 if row.duplicate_of is not None and not is_filled(row):
-                    query = f"SELECT {COLUMNS} FROM firsts WHERE digest = ? AND known"
+                    query = f"SELECT {COLUMNS} FROM contents WHERE digest = ? AND known"
                     found = self.base.execute(query, (bytes.fromhex(row.sha256 or ""),)).fetchone()
                 filled.append(replace(row, **dict(zip(RESULT, found, strict=True))) if found else row)
         return filled

@@ -1,4 +1,4 @@
-"""What a scan was given -> a list of units on the disk, in chunks; everything else is a function of it.
+"""What a scan was given -> a list of work items on the disk, in chunks; everything else is a function of it.
 
 In: `ScanSettings`. Out: Parquet files `listing-0000.parquet`, ... whose row groups are chunks: some files, or one
 shard, table or run of rows. A chunk is the piece of work that an engine gets, and its rows are written as parts that
@@ -28,11 +28,11 @@ from clipmole.data.containers.tar import TAR
 from clipmole.errors import ConfigError, DataError, ImageError, ImageNotFound, ImageNotRead, Stopped
 from clipmole.images.discovery import find_images, leftover, say_passed_over
 from clipmole.images.formats import has_image_extension
-from clipmole.plumbing.files import is_odd_file
+from clipmole.plumbing.files import is_odd_file, replacing_files
 from clipmole.plumbing.path_lists import listed_paths
 from clipmole.plumbing.progress import SILENT, ProgressReporter, Say
 from clipmole.plumbing.text import first_line, unescaped
-from clipmole.scan.containers import Unit, count_members, data_set_units, entries, table_paths
+from clipmole.scan.containers import WorkItem, count_members, data_set_items, entries, table_paths
 from clipmole.scan.rows import schema
 from clipmole.scan.settings import ScanSettings, row_filter
 
@@ -44,7 +44,7 @@ PARTS = "parts"
 
 
 @contextlib.contextmanager
-def reading(path: Path, cure: str) -> Iterator[None]:
+def reading_parquet(path: Path, cure: str) -> Iterator[None]:
     """Turn what a damaged Parquet file of a scan raises into a `DataError` that ends with the cure."""
     import pyarrow as pa
 
@@ -68,29 +68,29 @@ class Listings:
         self.files: list[tuple[Path, Any]] = []
         known = []
         for path in sorted(folder.glob("listing-*.parquet")):
-            with reading(path, ANEW):
+            with reading_parquet(path, ANEW):
                 file = parquet.ParquetFile(path)
                 known.append(int((file.metadata.metadata or {})[b"images"] or -1))
                 self.files.append((path, file))
         self.chunks = sum(file.num_row_groups for _, file in self.files)
         self.images = sum(known) if min(known, default=0) >= 0 else None
 
-    def units(self, chunk: int) -> list[Unit]:
-        """The units of a chunk."""
+    def items(self, chunk: int) -> list[WorkItem]:
+        """The items of a chunk."""
         for path, file in self.files:
             if chunk < file.num_row_groups:
-                with reading(path, ANEW):
+                with reading_parquet(path, ANEW):
                     rows = file.read_row_group(chunk).to_pylist()
                     for row in rows:
                         row["place"] = os.fsdecode(row["place"])
                         row["only"] = None if row["only"] is None else tuple(row["only"])
-                    return [Unit(**row) for row in rows]
+                    return [WorkItem(**row) for row in rows]
             chunk -= file.num_row_groups
         raise IndexError(chunk)
 
-    def all_units(self) -> Iterator[Unit]:
+    def all_items(self) -> Iterator[WorkItem]:
         for chunk in range(self.chunks):
-            yield from self.units(chunk)
+            yield from self.items(chunk)
 
 
 class _Seen:
@@ -102,27 +102,27 @@ class _Seen:
         self.base.execute("PRAGMA synchronous = OFF")
         self.base.execute("CREATE TABLE seen (name BLOB PRIMARY KEY) WITHOUT ROWID")
 
-    def new(self, units: Iterable[Unit]) -> Iterator[Unit]:
-        """Of units what did not come before; from now on it has.
+    def new(self, items: Iterable[WorkItem]) -> Iterator[WorkItem]:
+        """Those of the items that did not come before; from now on they have.
 
         Raises `ConfigError` for a container of which some images came before, for then it would give them again.
         """
-        for unit in units:
-            whole, some = (f"{unit.place}\0{word}" for word in ("whole", "some"))
-            if unit.only is not None:
-                members = () if self._has(whole) else tuple(m for m in unit.only if self._add(f"{some}\0{m}"))
+        for item in items:
+            whole, some = (f"{item.place}\0{word}" for word in ("whole", "some"))
+            if item.only is not None:
+                members = () if self._has(whole) else tuple(m for m in item.only if self._add(f"{some}\0{m}"))
                 if members:
                     self._add(some)
-                    yield replace(unit, only=members)
+                    yield replace(item, only=members)
                 continue
-            if unit.kind != "file":
+            if item.kind != "file":
                 if self._has(some):
                     raise ConfigError(
-                        f"{unit.place}: is given whole, and images of it by an earlier scan; leave one of the two out"
+                        f"{item.place}: is given whole, and images of it by an earlier scan; leave one of the two out"
                     )
                 self._add(whole)
-            if self._add(f"{unit.place}\0{unit.first}"):
-                yield unit
+            if self._add(f"{item.place}\0{item.first}"):
+                yield item
 
     def _add(self, key: str) -> bool:
         """Whether a name did not come before."""
@@ -137,7 +137,7 @@ def _digest(key: str) -> bytes:
 
 
 def write_listing(folder: Path, settings: ScanSettings, progress: ProgressReporter = SILENT) -> int:
-    """List what the sources hold and the earlier listings in `folder` do not; returns how many units were added.
+    """List what the sources hold and the earlier listings in `folder` do not; returns how many items were added.
 
     Raises `DataError` and `ConfigError` naming the source that is wrong, `Stopped` once `progress` asks to stop,
     `OSError` if it cannot be written. Nothing is left of a listing that was not finished.
@@ -155,83 +155,78 @@ def write_listing(folder: Path, settings: ScanSettings, progress: ProgressReport
         "last": pa.int64(),
     }
     columns = pa.schema({**kinds, "take": pa.int64()})
-    assert [field.name for field in fields(Unit)] == columns.names
+    assert [field.name for field in fields(WorkItem)] == columns.names
     seen, before = _Seen(), Listings(folder)
-    for _ in seen.new(before.all_units()):
+    for _ in seen.new(before.all_items()):
         pass
-    part = folder / f".listing-{os.getpid()}"
     added, images = 0, cast("int | None", 0)
-    try:
-        with part.open("wb") as file:
-            with parquet.ParquetWriter(file, columns) as writer:
-                for chunk in _chunks(_limited(_new(settings, seen, progress.say), settings), settings.part_rows):
-                    if progress.stopping():
-                        raise Stopped(f"stopped while the images were listed; {GO_ON}")
-                    units = {name: [getattr(unit, name) for unit, _ in chunk] for name in columns.names}
-                    units["place"] = list(map(os.fsencode, units["place"]))
-                    writer.write_table(pa.table(units, columns))
-                    added += len(chunk)
-                    for _, count in chunk:
-                        images = None if images is None or count is None else images + count
-                writer.add_key_value_metadata({"images": "" if images is None else str(images)})
-            file.flush()
-            os.fsync(file.fileno())
-        if added or not before.files:
-            os.replace(part, folder / NAME.format(len(before.files)))
-    finally:
-        part.unlink(missing_ok=True)
+    with replacing_files(folder) as scratch:
+        path = scratch / NAME.format(len(before.files))
+        with path.open("wb") as file, parquet.ParquetWriter(file, columns) as writer:
+            for chunk in _chunks(_limited(_new(settings, seen, progress.say), settings), settings.part_rows):
+                if progress.stopping():
+                    raise Stopped(f"stopped while the images were listed; {GO_ON}")
+                items = {name: [getattr(item, name) for item, _ in chunk] for name in columns.names}
+                items["place"] = list(map(os.fsencode, items["place"]))
+                writer.write_table(pa.table(items, columns))
+                added += len(chunk)
+                for _, count in chunk:
+                    images = None if images is None or count is None else images + count
+            writer.add_key_value_metadata({"images": "" if images is None else str(images)})
+        if before.files and not added:
+            path.unlink()
     return added
 
 
-def _new(settings: ScanSettings, seen: _Seen, say: Say) -> Iterator[Unit]:
+def _new(settings: ScanSettings, seen: _Seen, say: Say) -> Iterator[WorkItem]:
     for source in settings.sources:
         yield from seen.new(_drawn(_of_source(source, settings, say), settings))
     if settings.list_file is not None:
-        listed = (unit for line in listed_paths(settings.list_file) for unit in _of_listed(line, settings, say))
+        listed = (item for line in listed_paths(settings.list_file) for item in _of_listed(line, settings, say))
         yield from seen.new(_drawn(listed, settings))
 
 
-def _drawn(units: Iterable[Unit], settings: ScanSettings) -> Iterator[Unit]:
-    return (unit for unit in units if unit.kind != "file" or settings.draws(unit.place))
+def _drawn(items: Iterable[WorkItem], settings: ScanSettings) -> Iterator[WorkItem]:
+    return (item for item in items if item.kind != "file" or settings.draws(item.place))
 
 
-def _limited(units: Iterable[Unit], settings: ScanSettings) -> Iterator[tuple[Unit, int | None]]:
-    """Units with the images they hold, None where that is not known; no more images than the limit."""
+def _limited(items: Iterable[WorkItem], settings: ScanSettings) -> Iterator[tuple[WorkItem, int | None]]:
+    """Items with the number of images they hold, None where that is not known; no more images than the limit."""
     left = settings.limit
-    for unit in units:
-        count = _count(unit, settings)
+    for item in items:
+        count = _count(item, settings)
         if left is None:
-            yield unit, count
+            yield item, count
             continue
         if count is None:
-            count = sum(1 for _ in islice(entries(unit, settings), left))
+            count = sum(1 for _ in islice(entries(item, settings), left))
         count = min(count, left)
-        yield replace(unit, take=count) if unit.kind != "file" else unit, count
+        yield replace(item, take=count) if item.kind != "file" else item, count
         left -= count
         if left == 0:
             return
 
 
-def _count(unit: Unit, settings: ScanSettings) -> int | None:
-    if unit.kind == "file":
+def _count(item: WorkItem, settings: ScanSettings) -> int | None:
+    if item.kind == "file":
         return 1
     if settings.sample is not None:
         return None
-    if unit.only is not None:
-        return len(unit.only)
-    if unit.kind == "rows":
-        return None if unit.last is None else unit.last - (unit.first or 0)
-    return count_members(unit)
+    if item.only is not None:
+        return len(item.only)
+    if item.kind == "rows":
+        return None if item.last is None else item.last - (item.first or 0)
+    return count_members(item)
 
 
-def _chunks(units: Iterable[tuple[Unit, int | None]], rows: int) -> Iterator[list[tuple[Unit, int | None]]]:
+def _chunks(items: Iterable[tuple[WorkItem, int | None]], rows: int) -> Iterator[list[tuple[WorkItem, int | None]]]:
     """Files by the number that makes a part; what holds many images by itself."""
-    files: list[tuple[Unit, int | None]] = []
-    for unit, count in units:
-        if unit.kind != "file":
-            yield [(unit, count)]
+    files: list[tuple[WorkItem, int | None]] = []
+    for item, count in items:
+        if item.kind != "file":
+            yield [(item, count)]
             continue
-        files.append((unit, count))
+        files.append((item, count))
         if len(files) == rows:
             yield files
             files = []
@@ -239,14 +234,14 @@ def _chunks(units: Iterable[tuple[Unit, int | None]], rows: int) -> Iterator[lis
         yield files
 
 
-def _of_source(source: str, settings: ScanSettings, say: Say) -> Iterator[Unit]:
-    """Units of one source. Raises `DataError` if there is nothing."""
+def _of_source(source: str, settings: ScanSettings, say: Say) -> Iterator[WorkItem]:
+    """Items of one source. Raises `DataError` if there is nothing."""
     if settings.where and not (Path(source) / SCAN).is_file():
         raise ConfigError(f"{source}: is no scan; --where takes rows of an earlier scan, so give its folder")
     if source.startswith(PREFIX) or (not is_address(source) and is_saved(Path(source))):
         if settings.since is not None:
             raise ConfigError(f"{source}: a data set does not say when an image was changed; leave --since out")
-        yield from data_set_units(source if source.startswith(PREFIX) else PREFIX + source, settings.part_rows)
+        yield from data_set_items(source if source.startswith(PREFIX) else PREFIX + source, settings.part_rows)
     elif is_address(source):
         for each in braces(source):
             yield from _recent(_gathered(each, files_below(each), not glob.has_magic(each), say), settings)
@@ -262,16 +257,16 @@ def absolute(source: str) -> str:
     return source if is_address(source) or source.startswith(PREFIX) else os.path.abspath(source)
 
 
-def _of_listed(line: str, settings: ScanSettings, say: Say) -> Iterator[Unit]:
-    """Units of a line of a list: a single file, which need not be there; else as any source."""
+def _of_listed(line: str, settings: ScanSettings, say: Say) -> Iterator[WorkItem]:
+    """Items of a line of a list: a single file, which need not be there; else as any source."""
     line = absolute(line)
     if not _is_single(line):
         yield from _of_source(line, settings, say)
     elif settings.since is None:
-        yield Unit("file", line)
+        yield WorkItem("file", line)
     else:
         file = file_at(line)
-        yield from _recent([(Unit("file", line, file.size), file)], settings)
+        yield from _recent([(WorkItem("file", line, file.size), file)], settings)
 
 
 def _is_single(line: str) -> bool:
@@ -309,8 +304,8 @@ def _local(source: str, say: Say) -> Iterator[File]:
             raise DataError(f"{found}: there is no such file or folder; check the path")
 
 
-def _gathered(source: str, files: Iterable[File], folder: bool, say: Say) -> Iterator[tuple[Unit, File]]:
-    """Units of files. Of a folder's: its images; its shards and tables only where it holds no image."""
+def _gathered(source: str, files: Iterable[File], folder: bool, say: Say) -> Iterator[tuple[WorkItem, File]]:
+    """Items of files. Of a folder's: its images; its shards and tables only where it holds no image."""
     aside: list[File] = []
     passed_over: Counter[str] = Counter()
     found = False
@@ -321,7 +316,7 @@ def _gathered(source: str, files: Iterable[File], folder: bool, say: Say) -> Ite
             aside.append(file)
         elif not folder or not file.there or has_image_extension(file.place):
             found = True
-            yield Unit("file", file.place, file.size), file
+            yield WorkItem("file", file.place, file.size), file
     say_passed_over(passed_over, say)
     if folder and found:
         return
@@ -336,34 +331,34 @@ def _leftover_below(source: str, place: str) -> str | None:
     return next(filter(None, map(leftover, place.removeprefix(source).replace(os.sep, "/").split("/"))), None)
 
 
-def _of_container(file: File) -> Iterator[tuple[Unit, File]]:
-    """Units of a shard or a table; a damaged table, like a damaged shard, is one: its rows say so."""
+def _of_container(file: File) -> Iterator[tuple[WorkItem, File]]:
+    """Items of a shard or a table; a damaged table, like a damaged shard, is one: its rows say so."""
     if TAR.search(file.place):
-        yield Unit("tar", file.place, file.size), file
+        yield WorkItem("tar", file.place, file.size), file
         return
     try:
         held, paths, _ = table_columns(file.place)
         if held is None and paths is not None:
             for path in table_paths(file.place, paths):
-                yield Unit("file", path), local_file(path) if not is_address(path) else file
+                yield WorkItem("file", path), local_file(path) if not is_address(path) else file
             return
     except ImageError:
         pass
-    yield Unit("table", file.place, file.size), file
+    yield WorkItem("table", file.place, file.size), file
 
 
-def _recent(units: Iterable[tuple[Unit, File]], settings: ScanSettings) -> Iterator[Unit]:
-    """The units whose files are as new as asked for, or not there: then their rows say so."""
-    for unit, file in units:
+def _recent(items: Iterable[tuple[WorkItem, File]], settings: ScanSettings) -> Iterator[WorkItem]:
+    """The items whose files are as new as asked for, or not there: then their rows say so."""
+    for item, file in items:
         if settings.since is not None and file.there:
             if file.modified is None:
                 raise ConfigError(f"{file.place}: it is not known when it was changed; leave --since out")
             if file.modified < settings.since:
                 continue
-        yield unit
+        yield item
 
 
-def _scanned(folder: Path, settings: ScanSettings) -> Iterator[Unit]:
+def _scanned(folder: Path, settings: ScanSettings) -> Iterator[WorkItem]:
     """The images of an earlier scan's rows."""
     if settings.since is not None:
         raise ConfigError(f"{folder}: --since does not go with an earlier scan; give --where time>=...")
@@ -373,10 +368,10 @@ def _scanned(folder: Path, settings: ScanSettings) -> Iterator[Unit]:
     ):
         if container is None:
             for row in rows:
-                yield Unit("file", row["source"], row["bytes"])
+                yield WorkItem("file", row["source"], row["bytes"])
             continue
         while members := tuple(row["member"] for row in islice(rows, settings.part_rows) if row["member"] is not None):
-            yield Unit.of_container(container, members)
+            yield WorkItem.of_container(container, members)
 
 
 def read_rows(folder: Path, chosen: Any = None, columns: list[str] | None = None) -> Iterator[dict[str, Any]]:
@@ -386,7 +381,7 @@ def read_rows(folder: Path, chosen: Any = None, columns: list[str] | None = None
     columns_of_rows = schema()
     paths = sorted((folder / PARTS).glob("part-*.parquet"))
     for path in paths:
-        with reading(path, part_cure(path)):
+        with reading_parquet(path, part_cure(path)):
             there = parquet.read_schema(path).names
             if missing := [field.name for field in columns_of_rows if not field.nullable and field.name not in there]:
                 raise ValueError(f"it has no column {missing[0]}")

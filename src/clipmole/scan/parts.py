@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from clipmole.errors import DataError
-from clipmole.plumbing.files import whole_file
+from clipmole.plumbing.files import remove_scratch, whole_file
 from clipmole.plumbing.locks import locked_by
-from clipmole.scan.listing import GO_ON, PARTS, part_cure, reading
+from clipmole.scan.listing import GO_ON, PARTS, part_cure, reading_parquet
 from clipmole.scan.rows import Row, from_table, to_table
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ PART = re.compile(r"part-(\d+)-(\d+)(-end)?\.parquet")
 
 
 @dataclass(frozen=True)
-class Progress:
+class ChunkProgress:
     """How far a chunk is: parts that are there, rows in them, and whether that is all."""
 
     parts: int = 0
@@ -46,21 +46,19 @@ class Parts:
         """All parts, in the order of their chunks."""
         return sorted(path for path in self.place.glob("part-*.parquet") if PART.fullmatch(path.name))
 
-    def done(self) -> dict[int, Progress]:
-        """Chunk -> how far it is; of chunks with a part. Clears away what a kill left half-written."""
+    def done(self) -> dict[int, ChunkProgress]:
+        """Chunk -> how far it is; of chunks with a part."""
         from pyarrow import parquet
 
-        for left in self.place.glob(".part-*"):
-            left.unlink()
-        found: dict[int, Progress] = {}
+        found: dict[int, ChunkProgress] = {}
         for path in self.paths():
             match = PART.fullmatch(path.name)
             assert match
             chunk, ended = int(match[1]), match[3] is not None
-            before = found.get(chunk, Progress())
-            with reading(path, part_cure(path)):
+            before = found.get(chunk, ChunkProgress())
+            with reading_parquet(path, part_cure(path)):
                 rows = before.rows + parquet.read_metadata(path).num_rows
-            found[chunk] = Progress(before.parts + 1, rows, before.ended or ended)
+            found[chunk] = ChunkProgress(before.parts + 1, rows, before.ended or ended)
         return found
 
     def rows(self) -> Iterator[list[Row]]:
@@ -68,7 +66,7 @@ class Parts:
         from pyarrow import parquet
 
         for path in self.paths():
-            with reading(path, part_cure(path)):
+            with reading_parquet(path, part_cure(path)):
                 rows = from_table(parquet.read_table(path))
             yield rows
 
@@ -101,7 +99,7 @@ def writing(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold a scan's folder against a second scan; the lock ends with the process."""
+    """Hold a scan's folder against a second scan; the lock ends with the process. Clears away what a kill left."""
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as held:
@@ -109,4 +107,5 @@ def locked(folder: Path) -> Iterator[None]:
             held.enter_context(locked_by(folder / ".lock", wait=False))
         except TimeoutError as error:
             raise DataError(f"{folder}: another scan is writing here; wait for it, or name another --out") from error
+        remove_scratch(folder / PARTS)
         yield

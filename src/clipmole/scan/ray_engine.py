@@ -2,8 +2,8 @@
 
 In: how to load the detector, and numbers of chunks. Out: rows and ends of chunks, in the order in which chunks are
 finished. Ray Data hands out the chunks, starts and ends workers as there is work, and starts one anew that died, with
-what it had in hand. An actor beside the driver, the desk, keeps the listing and says which images were seen, so workers
-need no common disk but the one their images are on. It knows nothing of parts and reports.
+what it had in hand. An actor beside the driver, the coordinator, keeps the listing and says which images were seen, so
+workers need no common disk but the one their images are on. It knows nothing of parts and reports.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from clipmole.errors import ClipmoleError, ConfigError, DataError, MissingDepend
 from clipmole.inference.detector import Detector
 from clipmole.plumbing.telemetry import environment_variables
 from clipmole.plumbing.text import first_line
-from clipmole.scan.containers import Unit, entries_of
-from clipmole.scan.duplicates import Firsts
+from clipmole.scan.containers import WorkItem, entries_of
+from clipmole.scan.duplicates import LocalClaims
 from clipmole.scan.listing import Listings
 from clipmole.scan.rows import Row, from_table, to_table
-from clipmole.scan.scorer import Scorer, Step
+from clipmole.scan.scorer import ChunkRow, Scorer
 from clipmole.scan.settings import ScanSettings
 
 TRIES = 3  # of a worker over the same chunk, before it is put off; a round that finishes none ends the scan
@@ -56,27 +56,27 @@ class Cluster:
     gpus: float = 0.0
 
 
-class Desk(Firsts):
-    """What workers ask for: who scores an image, and the units of a chunk."""
+class Coordinator(LocalClaims):
+    """What workers ask for: who scores an image, and the items of a chunk."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__()
         self.listings = Listings(folder)
 
-    def units(self, chunk: int) -> list[Unit]:
-        return self.listings.units(chunk)
+    def items(self, chunk: int) -> list[WorkItem]:
+        return self.listings.items(chunk)
 
 
-class AtDesk:
-    """`Firsts` as seen from another process."""
+class RemoteClaims:
+    """The `Coordinator` as seen from another process."""
 
-    def __init__(self, desk: Any) -> None:
-        self.desk = desk
+    def __init__(self, actor: Any) -> None:
+        self.actor = actor
 
     def _ask(self, name: str, argument: Any) -> Any:
         import ray
 
-        return ray.get(getattr(self.desk, name).remote(argument))
+        return ray.get(getattr(self.actor, name).remote(argument))
 
     def claim(self, asked: Sequence[tuple[str, str]]) -> list[str | None]:
         found: list[str | None] = self._ask("claim", asked) if asked else []
@@ -90,24 +90,24 @@ class AtDesk:
         filled = iter(self._ask("fill", copies) if copies else [])
         return [row if row.duplicate_of is None else next(filled) for row in rows]
 
-    def units(self, chunk: int) -> list[Unit]:
-        found: list[Unit] = self._ask("units", chunk)
+    def items(self, chunk: int) -> list[WorkItem]:
+        found: list[WorkItem] = self._ask("items", chunk)
         return found
 
 
 class Worker:
     """Scores one chunk after the other; an actor that loads the detector once."""
 
-    def __init__(self, load: Callable[[], Detector], settings: ScanSettings, desk: Any, threads: int) -> None:
+    def __init__(self, load: Callable[[], Detector], settings: ScanSettings, coordinator: Any, threads: int) -> None:
         import torch
 
         torch.set_num_threads(threads)
-        self.desk = AtDesk(desk)
+        self.coordinator = RemoteClaims(coordinator)
         self.settings = settings
         detector = load()
         if detector.device.type == "cpu":  # the network needs the cores itself
             detector.workers = min(detector.workers, threads)
-        self.scorer = Scorer(detector, self.desk, look_alikes=settings.look_alikes, sources=settings.sources)
+        self.scorer = Scorer(detector, self.coordinator, look_alikes=settings.look_alikes, sources=settings.sources)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         """{"chunk": (1,), "skip": (1,)} -> {"chunk", "error", "rows": bytes of an Arrow stream}, (1,) each."""
@@ -126,7 +126,7 @@ class Worker:
     def _score(self, chunk: int, skip: int) -> bytes:
         import pyarrow as pa
 
-        steps = self.scorer.rows(entries_of(chunk, self.desk.units(chunk), self.settings, skip))
+        steps = self.scorer.rows(entries_of(chunk, self.coordinator.items(chunk), self.settings, skip))
         table = to_table([row for _, row in steps if row is not None])
         with pa.BufferOutputStream() as memory:
             with pa.ipc.new_stream(memory, table.schema) as stream:
@@ -176,18 +176,22 @@ def _connect(cluster: Cluster) -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
 
 
-def open_desk(folder: Path) -> AtDesk:
-    """The desk, on this process's own node."""
+def start_coordinator(folder: Path) -> RemoteClaims:
+    """The coordinator, on this process's own node."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     node = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    return AtDesk(ray.remote(Desk).options(num_cpus=0, scheduling_strategy=node).remote(folder.resolve()))
+    return RemoteClaims(ray.remote(Coordinator).options(num_cpus=0, scheduling_strategy=node).remote(folder.resolve()))
 
 
 def score_on_ray(
-    load: Callable[[], Detector], settings: ScanSettings, missing: Mapping[int, int], desk: AtDesk, cluster: Cluster
-) -> Generator[Step, None, None]:
+    load: Callable[[], Detector],
+    settings: ScanSettings,
+    missing: Mapping[int, int],
+    coordinator: RemoteClaims,
+    cluster: Cluster,
+) -> Generator[ChunkRow, None, None]:
     """Rows of the missing chunks, a chunk whole at a time.
 
     A chunk over which a worker died `TRIES` times, or whose rows were lost with their node, comes again in a next
@@ -206,7 +210,7 @@ def score_on_ray(
     while left:
         there = len(left)
         try:
-            for result in _round(load, settings, left, desk, cluster).iter_rows():
+            for result in _round(load, settings, left, coordinator, cluster).iter_rows():
                 if result["error"]:
                     raise DataError(result["error"])
                 chunk = int(result["chunk"])
@@ -219,16 +223,20 @@ def score_on_ray(
         finally:
             _let_go()
         if len(left) == there:
-            units = desk.units(next(iter(left)))
+            items = coordinator.items(next(iter(left)))
             raise DataError(
-                f"workers died {TRIES} times and more over the images from {units[0].place} to {units[-1].place}, and "
+                f"workers died {TRIES} times and more over the images from {items[0].place} to {items[-1].place}, and "
                 "perhaps others; one may need more memory than there is: leave it out, or give the same command "
                 f"again; {reason or 'Ray did not say why'}"
             )
 
 
 def _round(
-    load: Callable[[], Detector], settings: ScanSettings, chunks: Mapping[int, int], desk: AtDesk, cluster: Cluster
+    load: Callable[[], Detector],
+    settings: ScanSettings,
+    chunks: Mapping[int, int],
+    coordinator: RemoteClaims,
+    cluster: Cluster,
 ) -> Any:
     """What Ray Data makes of the chunks; those whose worker dies are not among it."""
     import ray
@@ -242,7 +250,7 @@ def _round(
         warnings.simplefilter("ignore")  # there is no other way yet to say how often a worker is given a task again
         return ray.data.from_items(work, override_num_blocks=len(work)).map_batches(
             Worker,
-            fn_constructor_args=(load, settings, desk.desk, max(1, cluster.cpus)),
+            fn_constructor_args=(load, settings, coordinator.actor, max(1, cluster.cpus)),
             batch_size=1,
             compute=ray.data.ActorPoolStrategy(
                 min_size=min(cluster.workers[0], len(work)),

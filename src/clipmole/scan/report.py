@@ -38,7 +38,7 @@ from clipmole.report.page import (
 )
 from clipmole.report.plots import even_axis, histogram
 from clipmole.report.thumbnails import thumbnail
-from clipmole.scan.containers import Unit, entries
+from clipmole.scan.containers import WorkItem, entries
 from clipmole.scan.listing import SCAN, read_rows
 from clipmole.scan.settings import ScanSettings
 
@@ -316,9 +316,9 @@ def _again(container: str | None, rows: Sequence[dict[str, Any]]) -> Iterator[tu
             except ClipmoleError:
                 continue
         return
-    unit = Unit.of_container(container, tuple(sorted({row["member"] for row in rows})))
+    item = WorkItem.of_container(container, tuple(sorted({row["member"] for row in rows})))
     try:
-        for entry in entries(unit, ScanSettings()):
+        for entry in entries(item, ScanSettings()):
             if isinstance(entry.data, bytes):
                 yield entry.source, entry.data
     except ClipmoleError:

@@ -40,7 +40,7 @@ def _holds_something(folder: str) -> bool:
         return False
 
 
-Step = tuple[int, Row | None]
+ChunkRow = tuple[int, Row | None]
 """A chunk and one of its rows; None: it has no more."""
 
 
@@ -78,12 +78,12 @@ class Scorer:
         self.look_alikes = look_alikes
         self.sources = sources
 
-    def rows(self, entries: Iterable[tuple[int, Entry | None]]) -> Generator[Step, None, None]:
+    def rows(self, entries: Iterable[tuple[int, Entry | None]]) -> Generator[ChunkRow, None, None]:
         """A row an entry, in order; a row that is the copy of another says which, and no more.
 
         Raises `DataError` where no file can be fetched any more or a source is gone, and whatever `entries` raises.
         """
-        scoring: deque[Step] = deque()  # of the images that the detector has in hand
+        scoring: deque[ChunkRow] = deque()  # of the images that the detector has in hand
         failures = 0
         with closing(self._prepared(entries, scoring)) as prepared:
             for result in self.detector.finish(prepared):
@@ -95,11 +95,11 @@ class Scorer:
                 yield chunk, row
 
     def _prepared(
-        self, entries: Iterable[tuple[int, Entry | None]], scoring: deque[Step]
-    ) -> Generator[Prepared | Step | None, None, None]:
+        self, entries: Iterable[tuple[int, Entry | None]], scoring: deque[ChunkRow]
+    ) -> Generator[Prepared | ChunkRow | None, None, None]:
         """Decoded images, whose rows are put into `scoring`; at their places among them steps with nothing to score."""
 
-        def prepare(claimed: tuple[int, _Read | Row | None]) -> tuple[Step, Prepared | None]:
+        def prepare(claimed: tuple[int, _Read | Row | None]) -> tuple[ChunkRow, Prepared | None]:
             chunk, item = claimed
             if not isinstance(item, _Read):
                 return (chunk, item), None
@@ -108,7 +108,7 @@ class Scorer:
                 return (chunk, scored(item.row, result)), None
             return (chunk, item.row), result
 
-        def weigh(made: tuple[Step, Prepared | None]) -> int:
+        def weigh(made: tuple[ChunkRow, Prepared | None]) -> int:
             return crop_count(made[1])
 
         workers, limit = self.detector.workers, self.detector.batch_size

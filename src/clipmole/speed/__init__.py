@@ -130,6 +130,8 @@ def measure_speed(
 ) -> SpeedReport:
     """Measure paths side by side.
 
+    It has many parameters because it is the whole of `clipmole speed`.
+
     Args:
         shapes: of `config.CLIP_TOWERS`, "embedded", or TOML files of a `TowerConfig`.
         batches: crops of a forward pass.
@@ -166,7 +168,7 @@ def measure_speed(
                 turns, new = _turns(workers, machine, batch, seconds, repeats, say)
                 peaks |= {name: max(peaks.get(name, 0.0), value) for name, value in new.items()}
                 rows += _rows(shape, batch, turns)
-    rows = [_with_peak(row, peaks) for row in rows]
+    rows = [with_peak(row, peaks) for row in rows]
     return SpeedReport(
         rows=tuple(rows),
         peaks=peaks,
@@ -253,7 +255,7 @@ def _rows(shape: str, batch: int, turns: dict[SpeedPath, tuple[list[float], int]
     return rows
 
 
-def _with_peak(row: SpeedRow, peaks: dict[str, float]) -> SpeedRow:
+def with_peak(row: SpeedRow, peaks: dict[str, float]) -> SpeedRow:
     peak = peaks.get(row.path.rsplit("-", 1)[1])
     return row.model_copy(update={"share_of_peak": row.gflops / peak if peak else None})
 

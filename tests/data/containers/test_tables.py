@@ -13,7 +13,7 @@ from tiny import encoded, picture
 from typer.testing import CliRunner
 
 from clipmole.cli import app
-from clipmole.data import Unpacking, file_sha256, read_bytes, read_data
+from clipmole.data import Unpacking, file_sha256, read_data, sample_bytes
 from clipmole.data.containers.huggingface import arrow_bytes
 from clipmole.data.containers.tables import image_bytes, table_columns, table_rows
 from clipmole.errors import DataError, ImageNotFound, ImageNotRead, ImageUnreadable
@@ -48,7 +48,7 @@ def test_images_of_every_layout_are_read(tmp_path: Path, layout: str) -> None:
     assert table_columns(str(path)) == ("image", None, 6)
     rows = table_rows(str(path), ["image"])
     assert [image_bytes(row["image"], "x") for row in rows] == expected
-    assert [read_bytes(s) for s in read_data(path, how=Unpacking(tmp_path / "out"))] == expected
+    assert [sample_bytes(s) for s in read_data(path, how=Unpacking(tmp_path / "out"))] == expected
     scanned = run(tmp_path / "scan", path)
     assert [row["error"] for row in scanned] == [None] * 6
 
@@ -61,7 +61,7 @@ def test_paths_of_every_layout_are_read(tmp_path: Path, layout: str) -> None:
     path = tmp_path / "t.parquet"
     parquet.write_table(pa.table({"path": path_array(names, layout), "label": [0, 1] * 3}), path)
     assert table_columns(str(path)) == (None, "path", 6)
-    assert [read_bytes(sample) for sample in read_data(path)] == IMAGES
+    assert [sample_bytes(sample) for sample in read_data(path)] == IMAGES
     assert [row["source"] for row in run(tmp_path / "scan", path)] == [str(tmp_path / name) for name in names]
 
 
@@ -168,7 +168,7 @@ def test_a_saved_data_set_that_is_cut_is_refused(tmp_path: Path) -> None:
     rows = {"image": [{"bytes": data, "path": None} for data in IMAGES], "label": [0, 1] * 3}
     datasets.Dataset.from_dict(rows, features).save_to_disk(tmp_path / "saved")
     samples = read_data(tmp_path / "saved")
-    assert [read_bytes(sample) for sample in samples] == IMAGES
+    assert [sample_bytes(sample) for sample in samples] == IMAGES
     assert len({file_sha256(sample) for sample in samples}) == 6
     cut = shutil.copytree(tmp_path / "saved", tmp_path / "cut")
     (arrow,) = cut.glob("*.arrow")

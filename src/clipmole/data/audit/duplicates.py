@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clipmole.data.audit.files import FileFacts
+from clipmole.plumbing.disjoint_sets import DisjointSets
 
 BITS = 4  # most bits of 64 in which the hashes of two files that look the same differ
 CORRELATION = 0.98  # least of their thumbnails
@@ -40,25 +41,18 @@ def look_alikes(facts: Sequence[FileFacts]) -> list[list[int]]:
     for i, each in enumerate(facts):
         if each.phash is not None:
             first.setdefault(each.sha256, i)
-    places = np.array(list(first.values()), dtype=np.int64)
-    if len(places) < 2:
+    indices = np.array(list(first.values()), dtype=np.int64)
+    if len(indices) < 2:
         return []
-    hashes = np.array([facts[i].phash for i in places], dtype=np.uint64)
-    pixels = np.stack([np.frombuffer(facts[i].thumbnail, np.uint8) for i in places])
-    parent = list(range(len(places)))
-
-    def root(i: int) -> int:
-        while parent[i] != i:
-            parent[i] = parent[parent[i]]
-            i = parent[i]
-        return i
-
+    hashes = np.array([facts[i].phash for i in indices], dtype=np.uint64)
+    pixels = np.stack([np.frombuffer(facts[i].thumbnail, np.uint8) for i in indices])
+    alike = DisjointSets(len(indices))
     for one, two in _near(hashes):
-        if root(one) != root(two) and _correlation(pixels[one], pixels[two]) >= CORRELATION:
-            parent[max(root(one), root(two))] = min(root(one), root(two))
+        if alike.find(one) != alike.find(two) and _correlation(pixels[one], pixels[two]) >= CORRELATION:
+            alike.join(one, two)
     sets: dict[int, list[int]] = defaultdict(list)
-    for i in range(len(places)):
-        sets[root(i)].append(int(places[i]))
+    for i, index in enumerate(indices.tolist()):
+        sets[alike.find(i)].append(index)
     return [members for members in sets.values() if len(members) > 1]
 
 
