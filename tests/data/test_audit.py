@@ -120,10 +120,10 @@ def test_duplicates_across_splits_and_labels_are_problems(tmp_path: Path) -> Non
     assert [[Path(file).name for file in each.files] for each in report.alike] == [["1.png", "near.jpg"]]
     assert report.groups_across_splits == ("s",)
     text = "\n".join(report.problems)
-    assert "1 sets of files that are the same stand in several splits" in text
-    assert "1 sets of files that look the same stand in several splits" in text
-    assert "1 files stand there as photographs and as generated" in text
-    assert "1 groups stand in train and in another split, such as s" in text
+    assert "1 sets of files that are the same are in several splits" in text
+    assert "1 sets of files that look the same are in several splits" in text
+    assert "1 files are labelled both as photographs and as generated" in text
+    assert "1 groups are in train and in another split, such as s" in text
 
 
 # -- shortcuts ------------------------------------------------------------------------------------------------
@@ -207,7 +207,7 @@ def test_data_without_fault_pass(even: Folders) -> None:
     assert report.counts["size"] == {"40 x 40": (10, 10), "48 x 40": (10, 10), "56 x 40": (10, 10)}
     assert report.counts["split"] == {"none": (30, 30)}
     assert report.counts["generator"] == {"camera": (30, 0), "fake": (0, 30)}
-    assert "Nothing is wrong that can be told from the files." in list(report_lines(report))
+    assert "No problem was found in the files." in list(report_lines(report))
 
 
 def test_sources_in_several_splits_are_a_problem(even: Folders) -> None:
@@ -216,9 +216,9 @@ def test_sources_in_several_splits_are_a_problem(even: Folders) -> None:
     marked = [each.model_copy(update={"split": places[i % 3], "source": f"s{i % 2}"}) for i, each in enumerate(read)]
     report = check_data(marked)
     assert report.sources_across_splits == ("s0", "s1")
-    assert any(line.startswith("2 sources stand in train and in another split, such as s0") for line in report.problems)
+    assert any(line.startswith("2 sources are in train and in another split, such as s0") for line in report.problems)
     assert report.source_told is not None
-    assert any("names the source of an image rightly in" in line for line in report_lines(report))
+    assert any("tells the source of an image correctly in" in line for line in report_lines(report))
     apart = [each.model_copy(update={"source": f"s{each.split}"}) for each in marked]
     assert check_data(apart).sources_across_splits == ()
 

@@ -373,10 +373,10 @@ def test_linked_folders_count_and_loops_end(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "reason"),
     [
-        ("progan/real/0.png", "progan/real/0.png: lies in no known layout"),
-        ("0.png", "0.png: lies in no known layout"),
-        ("ADM/ai/0.png", "ADM/ai/0.png: lies in no known layout"),
-        ("0_real.png", "0_real.png: lies in no known layout"),
+        ("progan/real/0.png", "progan/real/0.png: is in no known layout"),
+        ("0.png", "0.png: is in no known layout"),
+        ("ADM/ai/0.png", "ADM/ai/0.png: is in no known layout"),
+        ("0_real.png", "0_real.png: is in no known layout"),
         ("progan/0_real/readme.txt", "holds no images"),
     ],
 )

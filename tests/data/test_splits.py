@@ -189,7 +189,7 @@ def test_files_that_training_shares_with_val_are_counted(tmp_path: Path) -> None
         ]
         == 2
     )
-    assert any(line.startswith("2 training files stand in val") for line in said)
+    assert any(line.startswith("2 training files are in val") for line in said)
 
 
 def test_a_configuration_names_its_data_once() -> None:

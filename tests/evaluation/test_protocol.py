@@ -140,7 +140,7 @@ def test_what_lies_otherwise_or_lacks_a_class_is_named_and_the_rest_is_found(tmp
     lines = {line.split(":")[0]: line for line in missing}
     assert lines["san"].startswith("san: no photographs; expected san/[<class>/]0_real|1_fake/<images> below")
     assert lines["biggan"].startswith("biggan: no generated images; expected")
-    assert "imle/images/fake/1.png: lies in no known layout" in lines["imle"]
+    assert "imle/images/fake/1.png: is in no known layout" in lines["imle"]
     assert "holds no images" in lines["stargan"]
     assert all("\n" not in line and "published at https://" in line for line in missing)
 

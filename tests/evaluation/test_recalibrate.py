@@ -355,7 +355,7 @@ def test_the_command_on_a_folder_of_photographs(home: Path, photos: Path, tmp_pa
         (["--data", "{photos}", "--real-only", "--method", "platt"], "no --miss, no --method"),
         (["--data", "{photos}", "--real-only", "--split", "test"], "--split needs a manifest"),
         (["--data", "{photos}", "--real-only", "--false-alarm", "0.01"], "40 photographs cannot bound a share of 0.01"),
-        (["--data", "{photos}"], "lies in no known layout"),
+        (["--data", "{photos}"], "is in no known layout"),
         (["--data", "absent", "--real-only"], "absent: there is no such file or folder"),
         (["--data", "{manifest}", "--split", "other"], "3 photographs cannot bound a share of 0.05: it takes at least"),
         (["--data", "{manifest}", "--real-only"], "37 of 74 images are labelled as generated"),

@@ -124,7 +124,7 @@ def test_a_damaged_line_is_one_line_that_names_it(tmp_path: Path, line: str) -> 
         file.append(ROWS)
     whole = path.read_bytes()
     path.write_bytes(whole + line.encode() + b"\n")
-    with pytest.raises(DataError, match=r"scores\.jsonl, line 5: is damaged; delete the file to begin anew") as error:
+    with pytest.raises(DataError, match=r"scores\.jsonl, line 5: is damaged; delete the file to start over") as error:
         ScoreFile(path, WHAT)
     assert "\n" not in str(error.value)
     assert path.read_bytes() == whole + line.encode() + b"\n"

@@ -696,7 +696,7 @@ def test_a_preset_is_pinned_and_its_file_s_sha256_is_checked(tmp_path: Path, mon
     assert (loaded.id, loaded.revision) == ("tiny", "c" * 40)
     assert asked == [("owner/tiny", ["model.safetensors", "config.json"], [], "c" * 40, Path("cache"))]
     assert load_backbone("tiny", revision="c" * 40).sha256 == loaded.sha256  # as an adapter asks for it
-    with pytest.raises(WeightsNotFound, match="tiny: is not to be had at revision 'main'"):
+    with pytest.raises(WeightsNotFound, match="tiny: cannot be had at revision 'main'"):
         load_backbone("tiny", revision="main")
     monkeypatch.setitem(PRESETS, "tiny", Preset("owner/tiny", "c" * 40, "model.safetensors", "0" * 64))
     said = f"tiny/model.safetensors: sha256 is {digest[:12]}..., and not 000000000000... as pinned"

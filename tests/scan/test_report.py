@@ -119,7 +119,7 @@ def test_images_that_are_gone_are_said(scanned: Path, tmp_path: Path) -> None:
     said: list[str] = []
     text = write_page(tmp_path / "scan", say=said.append).read_text(encoding="utf-8")
     assert text.count("cannot be shown") == 3
-    assert said == ["1 images of the gallery cannot be read any more"]
+    assert said == ["1 images of the gallery can no longer be read"]
     with pytest.raises(DataError, match="holds no scan"):
         write_page(scanned / "images")
 

@@ -60,7 +60,7 @@ def read_folder(path: str | Path, unsplit: str = "test") -> list[Sample]:
     generator.
 
     Only files with the extension of an image count, hidden ones do not. Raises `DataError` if there are none, or
-    if one lies in no such folder, which would drop it in silence.
+    if one lies in no such folder, which would silently drop it.
     """
     root = Path(path)
     files = _image_files(root)
@@ -73,9 +73,7 @@ def read_folder(path: str | Path, unsplit: str = "test") -> list[Sample]:
         below, split = (parts[1:], SPLITS[parts[0]]) if split_above else (parts, unsplit)
         placed = _placed(below, split)
         if placed is None:
-            raise DataError(
-                f"{root.joinpath(*parts)}: lies in no known layout; expected a manifest (.csv) or {LAYOUTS}"
-            )
+            raise DataError(f"{root.joinpath(*parts)}: is in no known layout; expected a manifest (.csv) or {LAYOUTS}")
         label, above, split = placed
         samples.append(
             Sample(

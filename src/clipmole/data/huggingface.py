@@ -27,9 +27,9 @@ def read_dataset(name: str, query: Query, unsplit: str, how: Unpacking) -> list[
 
     Args:
         name: a folder that `save_to_disk` wrote, or what `load_dataset` takes: a folder of files, a hub id.
-        unsplit: the split where the data set has one only that is called train, or none.
+        unsplit: the split of a data set that has only one, called train, or none.
 
-    Raises `DataError` if it cannot be had, or has no such columns; `MissingDependency` without the library.
+    Raises `DataError` if it cannot be loaded, or has no such columns; `MissingDependency` without the library.
     """
     parts = load_splits(name, query, how.say)
     samples: list[Sample] = []

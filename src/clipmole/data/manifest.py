@@ -35,7 +35,7 @@ def read_manifest(path: str | Path, unsplit: str = "test") -> list[Sample]:
     generator "unnamed" and photographs of "camera".
 
     Raises `DataError` naming the file and the line: unreadable, no rows, a missing column, an empty field, a
-    label other than 0 and 1, or a path that stands on two lines, which would count an image twice or show a
+    label other than 0 and 1, or a path that is on two lines, which would count an image twice or show a
     test image in training. Whether the images exist is found out when they are read.
     """
     manifest = Path(path)
@@ -66,14 +66,14 @@ def read_manifest(path: str | Path, unsplit: str = "test") -> list[Sample]:
 def _check_columns(manifest: Path, there: Sequence[str], needed: Sequence[str]) -> None:
     missing = [column for column in needed if column not in there]
     if missing:
-        first = f"the first line misses the columns {', '.join(missing)} of {','.join(needed)}"
-        raise DataError(f"{manifest}: {first}; {','.join(OPTIONAL)} may stand beside them")
+        first = f"the first line lacks the columns {', '.join(missing)} of {','.join(needed)}"
+        raise DataError(f"{manifest}: {first}; {','.join(OPTIONAL)} are optional")
 
 
 def _check_once(lines: dict[str, int], sample: Sample, line: int, what: str, unit: str) -> None:
     first = lines.setdefault(os.path.normpath(sample.path), line)
     if first != line:
-        raise DataError(f"{what} stands in {unit} {first} too")
+        raise DataError(f"{what} is in {unit} {first} too")
 
 
 def _sample(row: Mapping[str, Any], folder: Path, where: str, unsplit: str) -> Sample:

@@ -28,7 +28,7 @@ class Look(Record):
     """What one look at a sample's file found.
 
     Attributes:
-        sha256: of its bytes, hexadecimal; "" if there are none to be had.
+        sha256: of its bytes, hexadecimal; "" if they cannot be read.
         problem: why it cannot be read; "" if it can.
     """
 

@@ -44,7 +44,7 @@ def take_split(samples: Sequence[Sample], split: str) -> list[Sample]:
 
 
 def source_hash(source: str) -> str:
-    """What a training record says of a source: twelve hexadecimal digits of its name's sha256, which name nobody."""
+    """What a training record says of a source: the first twelve hexadecimal digits of its name's sha256."""
     return hashlib.sha256(source.encode(errors="surrogateescape")).hexdigest()[:12]
 
 

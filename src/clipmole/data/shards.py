@@ -38,7 +38,7 @@ def read_shards(
         unsplit: the split where neither the sample nor the shard's name (`train-0001.tar`) gives one, and where all
             would be train.
         ai: the labels that mean AI-generated; (): the usual words.
-        take: the first so many samples only; None: all.
+        take: only the first `take` samples; None: all.
 
     Raises `DataError` naming shard and key: a key without image or label or with two images; and as `unpack` and
     `tar_members` do.
@@ -94,7 +94,7 @@ def _grouped(shard: str, with_bytes: bool) -> Iterator[tuple[str, dict[str, tupl
             members = {}
         last = key
         if ending in members:
-            raise DataError(f"{shard}, {key}: .{ending} stands there twice")
+            raise DataError(f"{shard}, {key}: .{ending} is there twice")
         members[ending] = member, read() if with_bytes or ending in FACTS else b""
     if members:
         yield last, members

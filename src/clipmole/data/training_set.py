@@ -60,7 +60,7 @@ def source_of(config: TrainConfig) -> DataSource:
 
 
 def without_folders(named: DataSource) -> str:
-    """What a record may say of a source: adapters are shared, and where the images lay is nobody's business."""
+    """What a record may say of a source: adapters are shared, so the folders of the images are left out."""
     if isinstance(named, Folders):
         real, fake = (tuple(Path(folder.name) for folder in side) for side in (named.real, named.fake))
         return str(Folders(real=real, fake=fake))
@@ -75,7 +75,7 @@ def training_data(
     """Read, draw and check the images of a run.
 
     Where the source names no split at all, train, val and calibration are drawn from all its images. With
-    `per_class`, so many of each class of the training split are taken, and val and calibration stay whole.
+    `per_class`, that many of each class of the training split are taken, and val and calibration stay whole.
 
     Args:
         source: instead of the one that the configuration names.
@@ -154,7 +154,7 @@ def _readable(
         shown = "; ".join(found.problem for _, found in failed[:NAMED])
         rest = f"; and {len(failed) - NAMED} more, which clipmole data check lists" if len(failed) > NAMED else ""
         raise DataError(
-            f"{named}: {len(failed)} of {len(samples)} images cannot be read: {shown}{rest}. Mend or remove them, or "
+            f"{named}: {len(failed)} of {len(samples)} images cannot be read: {shown}{rest}. Repair or remove them, or "
             "leave them out with --skip-unreadable"
         )
     for _, found in failed:
@@ -169,7 +169,7 @@ def _short(sample: Sample) -> str:
 
 
 def _check_labels(samples: Sequence[Sample], looks: dict[Sample, Look]) -> None:
-    """Refuse a file that stands there as a photograph and as generated."""
+    """Refuse a file that is labelled both as a photograph and as generated."""
     first: dict[str, Sample] = {}
     for sample in samples:
         other = first.setdefault(looks[sample].sha256, sample)
@@ -188,10 +188,10 @@ def _record_draws(
     drawn: bool,
     say: Say,
 ) -> None:
-    """Write file by file into `record` what was drawn, and how many training files stand in other splits too."""
+    """Write file by file into `record` what was drawn, and how many training files are in other splits too."""
     shared = set(digests["train"]) & {*digests["val"], *digests["calibration"]}
     if shared:
-        say(f"{len(shared)} training files stand in val or calibration too, whose results they flatter: see data check")
+        say(f"{len(shared)} training files are in val or calibration too, which makes those too good: see data check")
     record["also_in_other_splits"] = len(shared)
     if drawn:
         record["drawn_splits"] = {split: sorted(digests[split]) for split in ("val", "calibration")}

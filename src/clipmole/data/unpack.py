@@ -58,7 +58,7 @@ def unpack(source: str, identity: str, images: Iterable[tuple[bytes, dict[str, A
             before is taken from the folder.
         images: read once, and not at all where the folder is whole.
 
-    A run that was stopped begins anew and writes only what is not there. Raises `DataError` if the limit would be
+    A run that was stopped starts over and writes only what is missing. Raises `DataError` if the limit would be
     passed or the folder cannot be written; what is written stays.
     """
     folder = (how.folder or unpack_folder()) / hashlib.sha256(identity.encode(errors="surrogateescape")).hexdigest()[
@@ -66,7 +66,7 @@ def unpack(source: str, identity: str, images: Iterable[tuple[bytes, dict[str, A
     ]
     index = folder / LIST
     if index.is_file():
-        how.say(f"{source}: taken from {folder}, where it was unpacked before; delete that folder to read it anew")
+        how.say(f"{source}: taken from {folder}, where it was unpacked before; delete that folder to read it again")
         return _listed(index)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -101,7 +101,7 @@ def _listed(index: Path) -> list[Sample]:
         rows = [parse_json(line) for line in index.read_text(encoding="utf-8").splitlines()]
         return [Sample.model_validate(row | {"path": index.parent / row["path"]}) for row in rows]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{index}: is damaged; delete the folder {index.parent} to unpack it anew") from error
+        raise DataError(f"{index}: is damaged; delete the folder {index.parent} to unpack it again") from error
 
 
 def _write(path: Path, data: bytes) -> None:

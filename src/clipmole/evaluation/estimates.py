@@ -153,7 +153,7 @@ def scored_metrics(
     """Name -> a metric and what it is of: the logits (n,), or their calibrated probabilities.
 
     `raw_accuracy` is at logit 0, a probability of 0.5 for a network with a sigmoid, as the papers take it. Without a
-    calibration `accuracy` and its kin are at logit 0 too.
+    calibration `accuracy` and the metrics like it are at logit 0 too.
     """
     at_zero = partial(metrics.accuracy, threshold=0.0)
     found = {key: (metric, scores) for key, metric in RANKING.items()}
@@ -178,7 +178,7 @@ def estimate_set(
     resamples: int = 1000,
     seed: int = 0,
 ) -> SetReplicates:
-    """Figures of logits `scores` (n,) for `samples`, on the data and on resamples of them.
+    """Estimates from logits `scores` (n,) of `samples`, on the data and on resamples of them.
 
     The estimates resample groups within each class, the generators' and their mean within each generator too: the
     generators are those that were chosen, only their images are a sample.
@@ -300,7 +300,7 @@ def estimate_origins(
 def estimate_kinds(
     samples: Sequence[Sample], scores: NDArray[np.float64], calibration: Calibration | None, resamples: int, seed: int
 ) -> tuple[KindEstimate, ...]:
-    """What a calibration says of logits (n,) of the photographs of each kind, by name; () where no kind is known."""
+    """What a calibration says of logits (n,) of photographs, by kind; () where no kind is known."""
     kinds = np.array([sample.kind if sample.label == 0 else "" for sample in samples])
     if calibration is None or not kinds.astype(bool).any():
         return ()
@@ -356,7 +356,7 @@ def report_table(
     seed: int = 0,
     trained_on: Mapping[str, TrainedOn | None] | None = None,
 ) -> tuple[tuple[SetReport, ...], tuple[Difference, ...]]:
-    """Figures of every detector, set and condition, and the paired differences of each two detectors.
+    """Estimates of every detector, set and condition, and the paired differences of each two detectors.
 
     The conditions of `MAIN` get every metric, the differences, and what is told by origin and kind; the others (of a
     robustness curve) get the metrics of `QUICK`. Of several sets the means over them come last, under the name

@@ -35,8 +35,8 @@ from clipmole.plumbing.text import escaped
 
 READY_BYTES = 256 * 2**20  # decoded pixels, all conditions together, that lie ready for the scorers
 CHUNK_BYTES = READY_BYTES  # of those that are scored at once; one more image may go beyond either
-CHUNK_IMAGES = 32  # that are scored at once at most
-KEPT_SECONDS = 20.0  # of scoring that a kill costs about at most: so often scores are put on the disk
+CHUNK_IMAGES = 32  # most that are scored at once
+KEPT_SECONDS = 20.0  # of scoring, about: so often scores are put on the disk, so a kill costs no more
 
 Pixels = list[RGB] | str  # an image under each condition, or the reason why there is none
 

@@ -67,7 +67,7 @@ class Protocol(Config):
         crop: "center_crop" as the published results were measured, or each detector's own.
         limit: most images of each class and generator of a set; None: all.
         seed: of the limit and of whatever conditions draw.
-        conditions: preset or file for `perturb.load_conditions`.
+        conditions: preset or file for `conditions.load_conditions`.
         benchmark: name of the published results to stand beside; "": there are none.
     """
 
@@ -85,7 +85,9 @@ class Protocol(Config):
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if bool(self.sets) == bool(self.splits):
-            raise ValueError(f"sets={len(self.sets)}, splits={self.splits}: give the sets or the splits, one of them")
+            raise ValueError(
+                f"sets={len(self.sets)}, splits={self.splits}: give one of the two, the sets or the splits"
+            )
         names = self.splits or tuple(each.name for each in self.sets)
         for name in names:
             if names.count(name) > 1:

@@ -213,7 +213,7 @@ def recalibrate_on_photographs(
     generated = sum(isinstance(item, Sample) and item.label == 1 for item in photographs)
     if generated:
         raise DataError(
-            f"calibration: {generated} of {len(photographs)} images are labelled as generated, and photographs alone "
+            f"calibration: {generated} of {len(photographs)} images are labelled as generated, and only photographs "
             "were announced; calibrate on labelled images, or leave these out"
         )
     check_enough(len(photographs) - len(unfound), max_false_alarm, "photographs")
@@ -289,7 +289,7 @@ def _percent(share: float) -> str:
 def _promise(n: int, rate: float, kind: str, verdict: str) -> str:
     """What a threshold from n images of a kind says of further ones, computed for this n and rate."""
     return (
-        f"What {n} {kind} buy: of further ones like them at most {_percent(rate)} are called {verdict}, on average "
+        f"What {n} {kind} tell: of further ones like them at most {_percent(rate)} are called {verdict}, on average "
         f"over such sets of {n}; 19 such sets in 20 keep it to {_percent(rate_bound(n, rate))} "
         f"(ten times as many images: to {_percent(rate_bound(10 * n, rate))})."
     )
@@ -308,7 +308,7 @@ def promises(calibration: Calibration, left_out: Mapping[str, float]) -> list[st
         lines.append(
             f"The threshold was set over {calibration.n_sources} sources of {calibration.n_real} photographs: "
             f"{100 * SOURCE_CONFIDENCE:.0f} % of bootstrap draws of the sources call at most "
-            f"{_percent(calibration.max_false_alarm)} of their photographs AI-generated. So much can be expected of "
+            f"{_percent(calibration.max_false_alarm)} of their photographs AI-generated. That is what to expect of "
             "new sources like these on average, not of each; few sources make a bootstrap optimistic."
         )
     else:
@@ -356,7 +356,7 @@ def recalibration_summary(result: Recalibration) -> list[str]:
         lines.append(
             "They say nothing of generated images: the probability and the threshold for a photograph are as before, "
             f"from {new.n_real} photographs and {new.n_generated} generated images. Labelled generated images beside "
-            "them would fit the probability anew, bound the share that passes as photographs, and show how many are "
+            "them would fit the probability again, bound the share that passes as photographs, and show how many are "
             "found."
         )
     like = "sources like these" if new.n_sources else "the same sources"

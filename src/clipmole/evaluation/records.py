@@ -140,7 +140,7 @@ class Difference(StoredRecord):
 
 
 class PublishedResult(Record):
-    """A result that somebody else published; rows are not like for like.
+    """A result that somebody else published; not like for like with ours.
 
     Attributes:
         benchmark: such as "univfd-19"; a perturbation may stand after " under ".

@@ -1,4 +1,4 @@
-"""Whatever gives an image a score: clipmole's detectors, Hugging Face classifiers, functions of one's own.
+"""Whatever gives an image a score: clipmole's detectors, Hugging Face classifiers, functions of your own.
 
 In: how somebody names it. Out: an `ImageScorer`, which an evaluation asks for logits. It knows nothing of labels.
 
@@ -108,7 +108,7 @@ class HuggingFaceScorer:
         """Logits (n,) of n RGB arrays."""
         parts = []
         for batch in _batches(images, self.batch_size):
-            # RGB stands last: without a word, an image of three rows would be taken for one of three channels.
+            # Channels are last; if that is not said, an image of three rows is taken for one of three channels.
             pixels = self.processor(images=batch, return_tensors="pt", input_data_format="channels_last")
             logits = self.network(**pixels.to(self.device)).logits.float()
             odds = logits[:, self.generated].logsumexp(1) - logits[:, self.real].logsumexp(1)

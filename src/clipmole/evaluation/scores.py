@@ -2,7 +2,7 @@
 
 In: logits as they are made. Out: a `ScoreTable`. It knows nothing of detectors, metrics or reports.
 
-The file holds one JSON object a line: first under what was evaluated (conditions, seed), then an image a line with
+The file holds one JSON object a line: first what it was evaluated under (conditions, seed), then an image a line with
 its logits by detector, or the reason why it could not be read. A line is whole or it does not count, so a run that
 was killed goes on after its last whole line. A detector that is added later gets lines of its own, and an image
 that stands in several sets is there once.
@@ -82,7 +82,7 @@ class ScoreFile:
             for number, line in enumerate(file):
                 if not line.endswith(b"\n"):
                     if number == 0 and not head.encode().startswith(line):
-                        raise DataError(f"{self.path}: holds something else than scores; name another --out")
+                        raise DataError(f"{self.path}: holds something other than scores; name another --out")
                     break  # cut off by a kill or a full disk
                 try:
                     row = parse_json(line)
@@ -95,13 +95,13 @@ class ScoreFile:
                         self._take(*self._checked(row))
                 except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
                     raise DataError(
-                        f"{self.path}, line {number + 1}: is damaged; delete the file to begin anew"
+                        f"{self.path}, line {number + 1}: is damaged; delete the file to start over"
                     ) from error
                 whole += len(line)
         return whole
 
     def _checked(self, row: Any) -> tuple[str, Logits | str]:
-        """Path and result of a row. Raises `ValueError` or what comes of another shape, `KeyError` or `TypeError`."""
+        """Path and result of a row. Raises `ValueError`, `KeyError` or `TypeError` if it has another form."""
         path, result = row["path"], row["error"] if "error" in row else row["logits"]
         if isinstance(path, str) and isinstance(result, str):
             return path, result

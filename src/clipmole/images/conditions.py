@@ -162,7 +162,7 @@ def apply(condition: Condition, rgb: RGB, rng: np.random.Generator) -> RGB:
     """`rgb` (H, W, 3) uint8 under `condition`, (H', W', 3) uint8; the input is left alone.
 
     Args:
-        rng: whatever is drawn, is drawn from it. `data.sample_rng(seed, file_sha256)`, made anew for every
+        rng: all that is random is drawn from it. `seeding.sample_rng(seed, file_sha256)`, made afresh for every
             image and condition, gives all detectors the same pixels in any order; and since conditions of one
             image start from the same draws, the points of a curve differ by their strength and not by luck.
     """

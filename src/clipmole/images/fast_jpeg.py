@@ -5,7 +5,7 @@ orientations, limits or errors.
 
 Both libraries are libjpeg-turbo inside, but not always of one version, and a decoder may be built to round
 otherwise. So the two are compared once in a process, on small images of every kind that is decoded here, and
-simplejpeg is used only if all pixels are equal. It is asked to be strict: what makes it complain at all is None, so
+simplejpeg is used only if all pixels are equal. It is asked to be strict: any warning gives None, so
 Pillow alone says which files are damaged. The whole image is decoded, never a part or a reduced one.
 """
 

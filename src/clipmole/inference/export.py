@@ -1,7 +1,7 @@
 """A detector -> a graph for OpenVINO or ONNX Runtime, checked against the detector in float32 or not written.
 
 In: a detector, images to check on, and for OpenVINO's int8 images that show the ranges of activations. Out: the
-directory that `exported` reads. It knows nothing of how graphs are made (`runtimes.graph`).
+directory that `exported` reads. It knows nothing of how graphs are made (`inference.graph`).
 """
 
 from __future__ import annotations

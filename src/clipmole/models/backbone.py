@@ -1,7 +1,7 @@
 """Where the tower's weights come from: a preset, a hub id or a directory.
 
 In: a name. Out: a frozen `ViT` with the id, the revision and the sha256 that tie an adapter to it. It knows
-neither images nor adapters; what files call their tensors is `keymaps`' matter, and the network is `hub`'s.
+neither images nor adapters; `weight_layouts` knows what files call their tensors, and `hub` the network.
 
 Weights are read from safetensors, or from .bin, .pt and .pth files of plain tensors; no file is ever given the
 chance to run code. A safetensors file may hold matrices in int8 with a scale per output channel (`int8_matrices`).
@@ -136,7 +136,7 @@ def find_weights(
     """The weight file, its configuration files beside it; the id; the commit. Arguments as `load_backbone`'s."""
     folder = packaged_weights(preset) if preset and preset.hub_id is None else Path(name)
     if revision is not None and (preset or folder.is_dir()) and revision != (preset and preset.revision):
-        raise WeightsNotFound(f"{name}: is not to be had at revision {revision!r}; only a hub id has revisions")
+        raise WeightsNotFound(f"{name}: cannot be had at revision {revision!r}; only a hub id has revisions")
     if preset is not None and preset.hub_id is not None:
         wanted = [preset.weight_file, CONFIG]
         folder = hub_files(preset.hub_id, wanted, revision=preset.revision, cache_dir=cache_dir)

@@ -74,7 +74,7 @@ def hub_files(
                 fetch(repo_id, (name,), found.name, cache)
         return found
     commit = revision if found is None else found.name  # the rest comes from the commit that is already there
-    # Optional files first: who finds what is needed in the cache knows that it came with the rest.
+    # Optional files first: if the needed ones are in the cache, the optional ones were fetched too.
     for names in [(name,) for name in extra] + missing:
         folder = fetch(repo_id, names, commit, cache)
         if folder is not None:

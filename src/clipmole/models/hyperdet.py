@@ -90,7 +90,7 @@ class HyperDetNetwork(MoLENetwork):
         self.hypernetwork = HyperNetwork(len(self.mole_layers), tower.config.width, self.rank)
 
     def train(self, mode: bool = True) -> Self:
-        """Leaving training, the LoRAs are written anew."""
+        """On leaving training mode the LoRAs are computed again."""
         super().train(mode)
         if not mode and hasattr(self, "hypernetwork"):
             self.merge()

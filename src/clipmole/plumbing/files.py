@@ -23,7 +23,7 @@ LITTER = {".DS_Store", "Thumbs.db", "desktop.ini"}  # what file managers leave i
 
 
 def is_odd_file(path: Path) -> bool:
-    """Whether something is there that is neither a file nor a directory: a pipe keeps a reader waiting for ever."""
+    """Whether something is there that is neither a file nor a directory: a pipe keeps a reader waiting forever."""
     return path.exists() and not path.is_file() and not path.is_dir()
 
 

@@ -1,4 +1,4 @@
-"""What an evaluation found -> a page that one can show: `report.html`, and the same as JSON, CSV and Markdown.
+"""What an evaluation found -> a page to show: `report.html`, and the same as JSON, CSV and Markdown.
 
 In: an `EvaluationReport` and the `ScoreTable` that it was made from. Out: four files in a folder. Figures are
 the report's; curves are `metrics`' own points of the scores. It measures nothing, and knows nothing of

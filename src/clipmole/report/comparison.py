@@ -15,7 +15,7 @@ VIEWS = ("augment.", "preprocess.", "per_class", "sampling", "batch_size")  # se
 
 
 def comparison_page(comparison: Comparison) -> str:
-    """Average precision with intervals, paired differences, and what stands behind them."""
+    """Average precision with intervals, paired differences, and what they were made from."""
     recipe = comparison.recipe
     columns = list(comparison.methods[0].estimates)
     seeds = recipe["seeds"]

@@ -181,7 +181,7 @@ def coverage(content: Content) -> list[PageBlock]:
     return [
         content.legend(),
         *together(content, drawn),
-        "If only the most confident share of the images were answered, so many of the answers would be right. The "
+        "If only the most confident share of the images were answered, this share of the answers would be right. The "
         "marker: the verdicts as they are given, with the uncertain images left out.",
     ]
 

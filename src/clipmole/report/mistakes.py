@@ -1,4 +1,4 @@
-"""The images that each detector mistook most, small.
+"""The images that each detector misjudged most, as thumbnails.
 
 In: `Content`. Out: blocks of a page with JPEG thumbnails inside it.
 """
@@ -54,7 +54,7 @@ def worst(content: Content) -> list[PageBlock]:
 
 
 def small_picture(sample: Sample) -> dict[str, str] | None:
-    """`thumbnail` of a sample; None if it cannot be read any more."""
+    """`thumbnail` of a sample; None if it can no longer be read."""
     try:
         return thumbnail(load_sample(sample))
     except (ImageError, DataError):

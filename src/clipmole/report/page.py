@@ -1,4 +1,4 @@
-"""Sections of text, tables and plots -> one HTML page that asks nobody for anything, and the same as Markdown.
+"""Sections of text, tables and plots -> one HTML page that loads nothing from elsewhere, and the same as Markdown.
 
 In: `Section`s of blocks. Out: two strings. HTML is built as a tree, so a name can never become markup, and the
 page forbids itself (Content-Security-Policy) every script and every request. Plots and pictures stand in HTML
@@ -106,7 +106,7 @@ class Drawings:
 
 @dataclass(frozen=True)
 class Fold:
-    """Blocks under a heading that are folded away until they are asked for (by the browser itself, no script)."""
+    """Blocks under a heading that are folded away until they are opened (by the browser itself, no script)."""
 
     title: str
     blocks: Sequence[str | Table | Note | Items | Heading | Drawings]
@@ -244,7 +244,7 @@ def _html_table(table: Table) -> Element:
         element("thead", element("tr", *heads)),
         element("tbody", *rows),
     )
-    # A box that scrolls by itself: the page never does sideways. The label and the stop of the tabulator are for
+    # A box that scrolls by itself: the page never does sideways. The label and the tab stop are for
     # those who scroll with the keyboard.
     return element("div", grid, class_="box", role="region", aria_label=table.caption, tabindex=0)
 

@@ -36,7 +36,7 @@ PUBLISHED = {"mean_ap": "average_precision", "mean_accuracy": "accuracy"}  # met
 
 
 def summary(content: Content) -> list[PageBlock]:
-    """Title's neighbours: the verdict of the comparison, and what was evaluated."""
+    """What follows the title: the verdict of the comparison, and what was evaluated."""
     verdicts = comparison(content) if len(content.names) > 1 else [alone(content, name) for name in content.sets]
     table = content.table
     real, ai = int((content.labels == 0).sum()), int((content.labels == 1).sum())
@@ -75,7 +75,7 @@ def alone(content: Content, name: str) -> str:
 
 
 def outcome(difference: Difference) -> str:
-    """The name of the better detector, or "" where no difference could be shown.
+    """The better detector, or "" where no difference could be shown.
 
     For the metrics that are compared, more is better.
     """
@@ -86,7 +86,7 @@ def outcome(difference: Difference) -> str:
 
 
 def comparison(content: Content) -> list[str]:
-    """Who is better where: one sentence over all, then one a set."""
+    """Which detector is better where: one sentence over all, then one a set."""
     chosen = [d for d in content.report.differences if d.condition == content.main[-1]]
     keys = [d.metric for d in chosen]
     key = "average_precision" if "average_precision" in keys else next(iter(keys), "")
@@ -203,9 +203,9 @@ def headline(content: Content) -> list[PageBlock]:
         *blocks,
         *(both([ALL_SETS]) if many else both(content.groups)),
         *([Fold("Every set", both(content.sets))] if many else []),
-        "Equalised: both classes compressed anew with qualities of one distribution, so that a compression that "
+        "Equalised: both classes compressed again with qualities of one distribution, so that a compression that "
         "differs between the classes cannot give the label away. The equalised results are the ones that count. "
-        "Right is the side of probability 0.5 (of logit 0 where a detector is not calibrated); a false alarm is a "
+        "Accuracy is at probability 0.5 (at logit 0 where a detector is not calibrated); a false alarm is a "
         "photograph with the verdict AI-generated; uncertain is no verdict. A mean over sets is over those where "
         "the metric is defined; sets that share photographs draw them together in its interval.",
     ]

@@ -124,7 +124,7 @@ def gate_charts(curve: Sequence[dict[str, Any]], blocks: Sequence[int], best: di
         drawn.append((over_epochs(lines, f"Block {block}, in the epoch kept: {gates}", True), f"Block {block}"))
     said = f"The gates of a token sum to 100; {experts} experts that are used alike have {100 / experts:.3g} each."
     if abs(sum(best["gates"][0]) - 1) > 1e-3:  # sigmoids, softmaxes of groups, or a softmax that is cut
-        said = "They need not sum to 100: an expert that was added later, for one, has a gate of its own."
+        said = "They need not sum to 100: an expert that was added later, for example, has a gate of its own."
     names = [element("li", plots.swatch(i), f"expert {i + 1}") for i in range(experts)]
     return [
         element("ul", *names, class_="legend", aria_label="Experts"),

@@ -81,9 +81,9 @@ def entries(item: WorkItem, settings: ScanSettings) -> Iterator[Entry]:
 
 
 def _inside(item: WorkItem, settings: ScanSettings) -> Iterator[Entry]:
-    """The images of a container; where it breaks off, or named ones are not in it any more, also what says so."""
+    """The images of a container; where it breaks off, or named ones are no longer in it, also an entry that says so."""
     left = dict.fromkeys(item.only or ())
-    error: ImageError = ImageNotFound(item.place, "is not in it any more")
+    error: ImageError = ImageNotFound(item.place, "is no longer in it")
     try:
         for member, size, read in {"tar": _tar, "table": _table, "rows": _rows}[item.kind](item):
             source = _source(item, member)
@@ -130,7 +130,7 @@ def _tar(item: WorkItem) -> Iterator[tuple[str, int, Read]]:
 
 
 def count_members(item: WorkItem) -> int | None:
-    """Images in a table, or in a local tar that is not compressed, by what heads them; None: not known."""
+    """Images in a table, or in a local tar that is not compressed, by their headers; None: not known."""
     with contextlib.suppress(ImageError):
         if item.kind == "table":
             return table_columns(item.place)[2]
@@ -155,7 +155,7 @@ def _table(item: WorkItem) -> Iterator[tuple[str, None, Read]]:
     if column is None:  # it was damaged when it was listed, and what it lists before that are items of their own
         for _ in table_rows(item.place, [paths or ""]):
             pass
-        raise ImageUnreadable(item.place, "has changed since its files were listed; scan it anew")
+        raise ImageUnreadable(item.place, "has changed since its files were listed; scan it again")
     for number, row in enumerate(table_rows(item.place, [column])):
         yield str(number), None, partial(image_bytes, row[column], _source(item, str(number)))
 

@@ -1,7 +1,7 @@
 """Sources, settings, a detector and an engine -> a scan's folder: listings, parts, `scan.json`.
 
 In: `ScanSettings` and how to load the detector. Out: `parts/`, a Parquet data set of one row an image, and `scan.json`
-with counts and configuration. Given again it does what is missing, and if nothing is, looks for new images. A part is
+with counts and configuration. Started again it does what is missing, and if nothing is, looks for new images. A part is
 there whole or not at all, and which images are in it is a function of the listing alone: so a kill at any moment loses
 no row and makes none twice. It knows nothing of pages or terminals.
 """
@@ -57,13 +57,13 @@ def scan(
 
     Returns what the folder holds then. Raises `ConfigError` if it holds a scan of other images or by another detector,
     `DataError` if a source is wrong or gone, or the folder cannot be written, and `Stopped` once `progress` asks to
-    stop; what was scored until then is written, but where the folder cannot be.
+    stop; what was scored until then is written, unless the folder cannot be.
     """
     settings = _placed(settings)
     detector = load()
     configuration = _configuration(settings, detector)
     if path := foreign_file(out, {SCAN: _read_scan, ".lock": _read_lock}):
-        raise DataError(f"{path}: is there and is not of a scan; name another --out")
+        raise DataError(f"{path}: is there and does not belong to a scan; name another --out")
     with locked(out):
         before = _begun(out, configuration)
         with writing(out):
@@ -176,7 +176,7 @@ class Writer:
             raise DataError(f"{self.parts.folder}: some chunks did not end; {GO_ON}")
 
     def keep(self) -> None:
-        """Write what is at hand: of each chunk the rows before the first that lacks something."""
+        """Write what there is: of each chunk the rows before the first that lacks something."""
         self.known.put([row for rows in self.rows.values() for row in rows if row.duplicate_of is None])
         at_hand = [*self.waiting, *((chunk, self.next.get(chunk, 0), rows, False) for chunk, rows in self.rows.items())]
         self.waiting, self.rows, held = [], {}, set()
@@ -217,7 +217,7 @@ class Writer:
 
 
 def _placed(settings: ScanSettings) -> ScanSettings:
-    """The settings with absolute paths, that mean the same wherever the command or a worker is started."""
+    """The settings with absolute paths, which mean the same wherever the command or a worker is started."""
     changes: dict[str, Any] = {"sources": tuple(map(absolute, settings.sources))}
     if settings.list_file is not None:
         path = os.path.abspath(settings.list_file)
@@ -274,7 +274,7 @@ def _read_scan(path: Path) -> dict[str, Any]:
 
 def _read_lock(path: Path) -> None:
     if path.stat().st_size:
-        raise DataError(f"{path}: is no lock of a scan, which is empty")
+        raise DataError(f"{path}: is not the lock of a scan, which is empty")
 
 
 def _write(out: Path, facts: dict[str, Any]) -> None:

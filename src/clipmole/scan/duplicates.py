@@ -43,7 +43,7 @@ class LocalClaims:
     def claim(self, asked: Sequence[tuple[str, str]]) -> list[str | None]:
         """For each (sha256, source): None if it is to be scored, else the source that is scored for it.
 
-        Asked again by the same source, the result is the same: a worker that died is replaced by one that asks anew.
+        Asked again by the same source, the result is the same: a worker that died is replaced by one that asks again.
         """
         owners: list[str | None] = []
         with self.lock:

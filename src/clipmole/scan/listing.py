@@ -118,7 +118,7 @@ class _Seen:
             if item.kind != "file":
                 if self._has(some):
                     raise ConfigError(
-                        f"{item.place}: is given whole, and images of it by an earlier scan; leave one of the two out"
+                        f"{item.place}: is given whole, and images of it by an earlier scan; give only one of the two"
                     )
                 self._add(whole)
             if self._add(f"{item.place}\0{item.first}"):
@@ -394,6 +394,4 @@ def read_rows(folder: Path, chosen: Any = None, columns: list[str] | None = None
 
 def part_cure(path: Path) -> str:
     """What helps against a damaged part: the parts of its chunk build on each other."""
-    return (
-        f"delete all {path.name[:12]}-*.parquet beside it and give the command of the scan again, which makes them anew"
-    )
+    return f"delete all {path.name[:12]}-*.parquet beside it and run the command of the scan again, which rewrites them"

@@ -1,8 +1,8 @@
 """Chunks that are missing -> their rows, scored by Ray's workers on one machine or many.
 
 In: how to load the detector, and numbers of chunks. Out: rows and ends of chunks, in the order in which chunks are
-finished. Ray Data hands out the chunks, starts and ends workers as there is work, and starts one anew that died, with
-what it had in hand. An actor beside the driver, the coordinator, keeps the listing and says which images were seen, so
+finished. Ray Data hands out the chunks, starts and ends workers as there is work, and restarts one that died with what
+it was working on. An actor beside the driver, the coordinator, keeps the listing and says which images were seen, so
 workers need no common disk but the one their images are on. It knows nothing of parts and reports.
 """
 
@@ -135,7 +135,7 @@ class Worker:
 
 
 def connect(cluster: Cluster) -> None:
-    """Join a cluster, or start one. Nothing is reported to anybody and no dashboard is started.
+    """Join a cluster, or start one. Usage reports are off and no dashboard is started.
 
     Raises `MissingDependency` without Ray, `ConfigError` if there is no cluster at the address.
     """
@@ -162,14 +162,16 @@ def _connect(cluster: Cluster) -> None:
             ray.init(**own, job_config=job, log_to_driver=False, logging_level=logging.ERROR)
         except (ConnectionError, ValueError, RuntimeError) as error:
             reason = " ".join(str(error).split())[:200]
-            raise ConfigError(f"--address {cluster.address}: no Ray cluster can be had there: {reason}") from error
+            raise ConfigError(
+                f"--address {cluster.address}: no Ray cluster could be reached there: {reason}"
+            ) from error
         finally:  # Ray puts a handler of its own there, which ends the process at once
             if threading.current_thread() is threading.main_thread():
                 signal.signal(signal.SIGTERM, before)
     room: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
     if room.get("CPU", 0) < cluster.cpus or room.get("GPU", 0) < cluster.gpus:
         raise ConfigError(
-            f"a worker is to have {cluster.cpus} CPUs and {cluster.gpus:g} GPUs; Ray has {room.get('CPU', 0):g} and "
+            f"each worker needs {cluster.cpus} CPUs and {cluster.gpus:g} GPUs; Ray has {room.get('CPU', 0):g} and "
             f"{room.get('GPU', 0):g}; ask for less, or give the address of a larger cluster"
         )
     for name in ("ray", "ray.data"):
@@ -238,7 +240,7 @@ def _round(
     coordinator: RemoteClaims,
     cluster: Cluster,
 ) -> Any:
-    """What Ray Data makes of the chunks; those whose worker dies are not among it."""
+    """What Ray Data makes of the chunks; those whose worker dies are missing."""
     import ray
 
     context = ray.data.DataContext.get_current()
@@ -255,7 +257,7 @@ def _round(
             compute=ray.data.ActorPoolStrategy(
                 min_size=min(cluster.workers[0], len(work)),
                 max_size=min(cluster.workers[1], len(work)),
-                max_tasks_in_flight_per_actor=1,  # else a chunk is tried less often that stands behind a deadly one
+                max_tasks_in_flight_per_actor=1,  # else a chunk that waits behind a deadly one is tried less often
             ),
             num_cpus=cluster.cpus,
             num_gpus=cluster.gpus or None,
@@ -264,14 +266,14 @@ def _round(
 
 
 def _persistent() -> dict[str, Any]:
-    """A worker that died is started anew and given what it had in hand, until it died of that `TRIES` times."""
+    """A worker that died is restarted with what it was working on, until it has died of that `TRIES` times."""
     return {"name": f"{NAME}{uuid.uuid4()}", "max_restarts": -1, "max_task_retries": TRIES - 1}
 
 
 def _let_go() -> None:
-    """End the workers of a round: Ray Data drops its hold of them, and one that was started anew would stay.
+    """End the workers of a round: Ray Data lets go of them, and one that was restarted would stay.
 
-    Those that stay keep their cores, and the workers of the next round wait for them for ever (seen with Ray 2.60).
+    Those that stay keep their cores, and the workers of the next round wait for them forever (seen with Ray 2.60).
     """
     import ray
 

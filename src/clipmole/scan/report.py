@@ -1,7 +1,7 @@
 """A scan's folder -> one HTML page: counts, scores, folders, formats, sizes, errors, and images.
 
-In: parts and `scan.json`. Out: `report.html`, which asks nobody for anything. Rows are read once, a batch at a time;
-what is kept are counts. Images of the gallery are read again from where they are.
+In: parts and `scan.json`. Out: `report.html`, which loads nothing from elsewhere. Rows are read once, a batch at a
+time; what is kept are counts. Images of the gallery are read again from where they are.
 """
 
 from __future__ import annotations
@@ -181,7 +181,7 @@ def write_page(folder: Path, out: Path | None = None, *, gallery: bool = True, s
     lead.append(Note("Likelihoods, not proofs: new generators, edits and heavy compression mislead a detector."))
     page = out or folder / "report.html"
     if foreign_file(page.parent, {page.name: read_page}):
-        raise DataError(f"{page}: is there and is no page of clipmole's; name another place")
+        raise DataError(f"{page}: is there and is not a page of clipmole's; name another place")
     text = html_page(f"Scan: {folder.resolve().name}", lead, [part for part in parts if part.blocks]) + "\n"
     try:
         write_texts(page.parent, {page.name: text})
@@ -249,7 +249,7 @@ def _folders(overview: Overview) -> list[PageBlock]:
 
 
 def _common(names: Sequence[str]) -> str:
-    """The longest beginning of all names that ends in a slash; "" if there is one name only."""
+    """The longest common prefix of all names that ends in a slash; "" if there is one name only."""
     if len(names) < 2:
         return ""
     low, high = min(names), max(names)
@@ -290,7 +290,7 @@ def _gallery(overview: Overview, say: Say) -> list[PageBlock]:
         blocks += [titles[name], Drawings(items, "gallery")] if items else []
     missing = sum(picture is None for picture in pictures.values())
     if missing:
-        say(f"{missing} images of the gallery cannot be read any more")
+        say(f"{missing} images of the gallery can no longer be read")
     return blocks
 
 

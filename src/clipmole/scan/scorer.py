@@ -1,4 +1,4 @@
-"""Images to be -> rows, by a `Detector`: the same class whatever engine calls it.
+"""Entries -> rows, by a `Detector`: the same class whatever engine calls it.
 
 In: entries, chunk after chunk, None at the end of each. Out: their rows in the same order, and the ends. Bytes are
 fetched by threads ahead of the detector. An image whose bytes another one has is not scored: its row says which.
@@ -60,7 +60,7 @@ class Scorer:
         readers: threads that fetch bytes.
         look_alikes: also decode each image for a perceptual hash and a thumbnail.
         sources: what the scan was given. One that was a folder, and is gone or empty when an image of it is missed,
-            ends the scan: a disk or a network drive that went, whose images must not count as done.
+            ends the scan: a disk or a network drive that has gone, whose images must not count as done.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class Scorer:
 
         Raises `DataError` where no file can be fetched any more or a source is gone, and whatever `entries` raises.
         """
-        scoring: deque[ChunkRow] = deque()  # of the images that the detector has in hand
+        scoring: deque[ChunkRow] = deque()  # of the images that the detector is working on
         failures = 0
         with closing(self._prepared(entries, scoring)) as prepared:
             for result in self.detector.finish(prepared):
@@ -130,7 +130,7 @@ class Scorer:
         failures = before + 1 if row.error_code == ImageNotRead.code else 0
         if failures >= FAILURES:
             raise DataError(
-                f"{FAILURES} files in a row could not be fetched, the last: {row.source}: {row.error}; mend "
+                f"{FAILURES} files in a row could not be fetched, the last: {row.source}: {row.error}; repair "
                 "that and give the same command again to go on"
             )
         return failures

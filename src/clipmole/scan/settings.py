@@ -31,9 +31,9 @@ class ScanSettings(Config):
         where: of an earlier scan, only the rows that meet all of these, such as "verdict=uncertain,ai_generated" or
             "probability>0.9".
         since: only files that were changed then or later, UTC; of shards and tables, those files.
-        limit: the first so many images; None: all.
+        limit: only the first `limit` images; None: all.
         sample: share of the images, drawn by their source and `seed`; None: all.
-        part_rows: most rows in a part; what a kill costs at most.
+        part_rows: most rows in a part; the most that a kill costs.
         look_alikes: keep a perceptual hash and a thumbnail, for `clipmole scan groups`.
     """
 

@@ -1,4 +1,4 @@
-"""The server: a page for the person with one image, an HTTP API for the program. Start it with `server.serve`."""
+"""The server: a page for people with an image, an HTTP API for programs. Start it with `server.serve`."""
 
 TOKEN_VARIABLE = "CLIPMOLE_TOKEN"
 """Of the environment: the token that clients must send."""

@@ -175,7 +175,7 @@ def _operation(service: Service) -> APIRouter:
     @router.get("/", include_in_schema=False)
     async def page() -> Response:
         if not (STATIC / "index.html").is_file():
-            raise Problem("not_found", "this installation has no page; the API is described by /openapi.json")
+            raise Problem("not_found", "this installation has no page; /openapi.json describes the API")
         return FileResponse(STATIC / "index.html")
 
     @router.get("/healthz", operation_id="healthz", summary="Does the process answer?")
@@ -185,7 +185,7 @@ def _operation(service: Service) -> APIRouter:
     @router.get(
         "/readyz",
         operation_id="readyz",
-        summary="Are requests taken? 503 while the detector is loaded and while the server stops.",
+        summary="Does it take requests? 503 while the detector is loaded and while the server stops.",
         response_model=Health,
         responses={503: {"model": Health, "description": "Loading or stopping."}},
     )

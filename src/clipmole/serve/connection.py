@@ -1,4 +1,4 @@
-"""One connection, with an end to waiting: for a request's head, and for a client that does not read.
+"""One connection, with limits on waiting for a request's head and for a client that does not read.
 
 In: bytes of a socket. Out: uvicorn's own handling of HTTP/1.1, and JSON where the bytes are no HTTP. It knows nothing
 of routes.
@@ -31,7 +31,7 @@ class _Connection(H11Protocol):
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
-        self.access_log = False  # uvicorn's shows addresses and paths; `guard` has its own
+        self.access_log = False  # uvicorn's shows addresses and paths; `SecurityMiddleware` writes its own
         self._head: asyncio.TimerHandle | None = None
         self._write: asyncio.TimerHandle | None = None
 
@@ -87,7 +87,7 @@ class _Connection(H11Protocol):
 
 
 def stopped(timer: asyncio.TimerHandle | None) -> asyncio.TimerHandle | None:
-    """No timer: the one that was running does not ring."""
+    """Stop the timer that is running, if any."""
     if timer is not None:
         timer.cancel()
     return None

@@ -2,7 +2,7 @@
 
 In: the bytes of an image. Out: its crops, or an `ImageProblem` for that image alone. A process that dies or takes too
 long is killed and another is started in its place. Only the image that it had begun to decode fails; one that it had
-not begun goes to another process. It knows nothing of HTTP, of file names and of networks.
+not begun goes to another process. It knows nothing of HTTP, of file names or networks.
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ class DecodePool:
     async def decode(self, data: bytes, *, provenance: bool = False, region: Box | None = None) -> Decoded:
         """Decode one image, or cut one region of it; waits for a free process. Raises `ImageProblem`.
 
-        If the caller is cancelled, the process first finishes in peace: it need not be replaced for that.
+        If the caller is cancelled, the process finishes its image first: it need not be replaced for that.
         """
         for _ in range(self.settings.workers + 2):  # all of them may have died while they were idle
             process = await self._idle.get()
@@ -192,7 +192,7 @@ class DecodePool:
         self._idle.put_nowait(process)
 
     async def _replace(self) -> None:
-        """Start a process, again and again, ever more slowly, until one is ready."""
+        """Start a process; if it fails try again, with growing pauses, until one is ready."""
         wait = 0.1
         while not self._closed:
             try:
@@ -203,7 +203,7 @@ class DecodePool:
             wait = min(2 * wait, 10.0)
 
     async def _end(self, process: asyncio.subprocess.Process, grace: float = 0) -> None:
-        """Have a process gone. One that is ending by itself gets `grace` seconds to, so that its exit code is known."""
+        """End a process. One that is ending already gets `grace` seconds, so that its exit code is known."""
         self._processes.discard(process)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(grace):

@@ -86,7 +86,7 @@ def decode(
 
 
 def _provenance(data: bytes, limits: ImageLimits) -> dict[str, Any]:
-    """What the metadata say, as JSON; that they could not be read costs nobody the detection."""
+    """What the metadata say, as JSON; if they cannot be read, the detection is given all the same."""
     try:
         found = read_provenance(data, limits=limits)
     except Exception as error:

@@ -89,7 +89,7 @@ class SecurityMiddleware:
         """Raise `Problem` for a request that is not meant for this server, or not allowed to be made."""
         host = headers.get("host", "")
         if self._hosts and _name(host) not in self._hosts and scope["path"] not in PROBES:
-            raise Problem("wrong_host", "the request names a host that this server is not; see --allowed-host")
+            raise Problem("wrong_host", "the request is for a host that this server is not; see --allowed-host")
         origin = headers.get("origin")
         foreign = origin is not None and origin.partition("://")[2].lower() != host.lower()
         if scope["method"] not in ("GET", "HEAD", "OPTIONS") and (
@@ -202,5 +202,5 @@ def _name(host: str) -> str:
 
 
 def _digest(token: str) -> bytes:
-    """Of equal length for every token, so that comparing tells nothing of the length."""
+    """Of equal length for every token, so that a comparison does not reveal the length."""
     return hashlib.sha256(token.encode("utf-8", "surrogateescape")).digest()

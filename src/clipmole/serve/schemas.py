@@ -189,7 +189,7 @@ class DetectorAnswer(Record):
         crop_size: side of a crop, pixels.
         max_tiles: most crops of one image.
         backbone: what the network is, in words.
-        limitations: what to know before an answer is believed, a sentence each.
+        limitations: what to know before relying on an answer, a sentence each.
     """
 
     name: str

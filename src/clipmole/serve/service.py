@@ -36,7 +36,7 @@ from clipmole.serve.upload import Memory, Upload
 log = logging.getLogger("clipmole.serve")
 
 LIMITATIONS = (
-    "A likelihood, not a proof: nobody should be accused because of it.",
+    "A likelihood, not a proof: do not accuse anybody because of it.",
     "Generators newer than the training images, edits of a part of an image, resized images, screenshots and heavy "
     "compression mislead it.",
     "It can be misled on purpose.",
@@ -47,7 +47,7 @@ _FIRST_SECONDS = 1.0  # assumed for an image until one has been timed
 
 
 class Service:
-    """One detector that answers many.
+    """One detector that answers many requests.
 
     Args:
         load: makes the detector, in a thread of its own while the server answers /healthz already.
@@ -149,7 +149,7 @@ class Service:
                 "too_many_images", f"evidence=tokens takes {self.settings.max_token_images} images at most in a request"
             )
         if self.pending + len(uploads) > self.settings.max_queue:
-            raise Problem("busy", "as many images are waiting as may; try again later", self._later())
+            raise Problem("busy", "the queue of images is full; try again later", self._later())
         self.pending += len(uploads)
         left = len(uploads)
         turns = asyncio.Semaphore(2 * self.settings.workers)

@@ -70,6 +70,6 @@ class ServeSettings(Config):
         """Address space that a decoding process may take, bytes.
 
         512 MiB for Python and its libraries, the file twice, and 20 bytes a pixel: four decoded images of 4 bytes
-        (see `images`) and room for one more.
+        (see `images.loading`) and room for one more.
         """
         return self.memory_bytes or 512 * MIB + 2 * self.max_image_bytes + 20 * self.max_pixels

@@ -26,7 +26,7 @@ class Duplicates(Record):
 
     Attributes:
         files: their paths.
-        splits: the splits they stand in.
+        splits: the splits they are in.
         labels: the labels they have.
     """
 
@@ -46,8 +46,8 @@ class DataReport(Record):
         empty: those of no bytes.
         same: files of the same bytes.
         alike: files that differ and look the same.
-        groups_across_splits: groups that stand in train and in another split.
-        sources_across_splits: sources, where they are named, that stand in train and in another split.
+        groups_across_splits: groups that are in train and in another split.
+        sources_across_splits: sources, where they are named, that are in train and in another split.
         shortcuts: how well metadata alone separate the classes; () if there are too few images to tell.
         source_told: how well they tell the sources; None where fewer than two with enough images are named.
         problems: what is wrong, a line each; () if nothing is.
@@ -67,7 +67,7 @@ class DataReport(Record):
 
 
 def check_data(samples: Sequence[Sample], seed: int = 0, track: Track = untracked) -> DataReport:
-    """Read every image once and report on all of them; `track` wraps them. Raises nothing for what is wrong."""
+    """Read every image once and report on all of them; `track` wraps them. Problems are reported, not raised."""
     facts = list(look_at_all(samples, file_facts, track, "checking"))
     groups = whole_groups(samples, [each.sha256 for each in facts])
     good = [i for i, each in enumerate(facts) if not each.problem]
@@ -141,26 +141,28 @@ def _problems(report: DataReport) -> list[str]:
     for kind, sets in (("are the same", report.same), ("look the same", report.alike)):
         across = sum(len(each.splits) > 1 for each in sets)
         if across:
-            lines.append(f"{across} sets of files that {kind} stand in several splits: what is measured there flatters")
+            lines.append(
+                f"{across} sets of files that {kind} are in several splits: results measured there are too good"
+            )
     both = sum(len(each.labels) > 1 for each in report.same)
     if both:
-        lines.append(f"{both} files stand there as photographs and as generated: one label is wrong")
+        lines.append(f"{both} files are labelled both as photographs and as generated: one label is wrong")
     if report.groups_across_splits:
         lines.append(
-            f"{len(report.groups_across_splits)} groups stand in train and in another split, such as "
-            f"{report.groups_across_splits[0]}: what is measured there flatters"
+            f"{len(report.groups_across_splits)} groups are in train and in another split, such as "
+            f"{report.groups_across_splits[0]}: results measured there are too good"
         )
     if report.sources_across_splits:
         lines.append(
-            f"{len(report.sources_across_splits)} sources stand in train and in another split, such as "
-            f"{report.sources_across_splits[0]}: what is measured there says little of images from anywhere else"
+            f"{len(report.sources_across_splits)} sources are in train and in another split, such as "
+            f"{report.sources_across_splits[0]}: results measured there say little of images from elsewhere"
         )
     telling = [each for each in report.shortcuts if each.warns]
     if telling:
         alone = [each for each in telling if each.attribute != ALL]
         names = " and ".join(f"{each.attribute} ({_percent(each)})" for each in alone or telling)
         lines.append(
-            f"a shortcut: {names} alone tells photographs from generated images, of which chance gets 50 %; a detector "
+            f"a shortcut: {names} alone tells photographs from generated images (chance: 50 %); a detector "
             "can learn it in place of the images. Even it out, or train and report with both classes re-encoded alike"
         )
     missing = [name for name, label in (("photographs", 0), ("generated images", 1)) if not _of(report, label)]

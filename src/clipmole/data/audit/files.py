@@ -40,7 +40,7 @@ class FileFacts:
     """What one file is.
 
     Attributes:
-        sha256: of its bytes; "" if there are none to be had.
+        sha256: of its bytes; "" if they cannot be read.
         size: number of bytes.
         problem: why it cannot be read; "" if it can, and then the rest is known.
         format: "JPEG", "PNG", "WebP lossless", ...
@@ -119,7 +119,7 @@ def _scaled_tables() -> NDArray[np.int64]:
 def jpeg_quality(luminance: tuple[int, ...]) -> int:
     """Quality, 1 to 100, whose table is nearest in the mean absolute difference; exact for libjpeg's own tables."""
     distance = np.abs(_scaled_tables() - np.array(luminance)).sum(axis=1)
-    return int(100 - np.argmin(distance[::-1]))  # of equals the highest
+    return int(100 - np.argmin(distance[::-1]))  # of equally near ones the highest
 
 
 @cache

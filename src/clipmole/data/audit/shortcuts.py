@@ -51,7 +51,7 @@ class SourceTold(Record):
     """How well format, size and compression tell which source an image comes from.
 
     Attributes:
-        balanced_accuracy: mean over the sources of the share of their images that are told rightly by a tree which did
+        balanced_accuracy: mean over the sources of the share of their images that a tree identifies correctly which did
             not see them, in [0, 1].
         sources: how many there are; chance gives 1 / sources.
         images: how many were looked at.
@@ -86,11 +86,11 @@ def _jpeg(facts: FileFacts) -> list[float]:
 def find_shortcuts(
     facts: Sequence[FileFacts], labels: NDArray[np.int64], groups: Sequence[int], seed: int = 0
 ) -> list[Shortcut]:
-    """The attributes by themselves, the most telling first, then all together; [] with under ten groups of a class.
+    """Each attribute by itself, the strongest first, then all together; [] with fewer than ten groups of a class.
 
     A decision tree (scikit-learn, classes weighted evenly, at least five images a leaf) is fitted five times on four
-    fifths of the groups and asked for the rest, so that no group is on both sides. More than 50,000 images are drawn
-    from.
+    fifths of the groups and tested on the rest, so that no group is on both sides. Of more than
+    50,000 images that many are drawn.
 
     Args:
         labels: (n,), 1 = AI-generated.
@@ -117,7 +117,7 @@ def find_shortcuts(
 def how_sources_are_told(
     facts: Sequence[FileFacts], sources: Sequence[str], groups: Sequence[int], seed: int = 0
 ) -> SourceTold | None:
-    """How well all attributes together tell the sources of at least ten groups each; None with under two of them.
+    """How well all attributes together tell the sources of at least ten groups each; None with fewer than two of them.
 
     Args:
         sources: (n,) where each file comes from; "": not known, and left out.
@@ -143,7 +143,7 @@ def how_sources_are_told(
 def _right(
     values: NDArray[np.float64], y: NDArray[np.int64], groups: NDArray[np.int64], seed: int
 ) -> NDArray[np.bool_]:
-    """Whether the class of each image (n,) is told rightly by a tree that saw no image of its group."""
+    """Whether a tree that saw no image of its group tells the class of each image (n,) correctly."""
     try:
         from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
         from sklearn.tree import DecisionTreeClassifier

@@ -41,7 +41,7 @@ def report_lines(report: DataReport) -> Iterator[str]:
         yield "Shortcuts: not looked for; at least ten independent images of each class are needed"
     if told := report.source_told:
         yield (
-            f"Metadata alone names the source of an image rightly in {100 * told.balanced_accuracy:.0f} % of "
+            f"Metadata alone tells the source of an image correctly in {100 * told.balanced_accuracy:.0f} % of "
             f"{told.images} images, mean over {told.sources} sources (chance: {100 / told.sources:.0f} %)"
         )
     yield ""
@@ -49,7 +49,7 @@ def report_lines(report: DataReport) -> Iterator[str]:
         yield f"Wrong: {len(report.problems)}"
         yield from (f"  - {line}" for line in report.problems)
     else:
-        yield "Nothing is wrong that can be told from the files."
+        yield "No problem was found in the files."
 
 
 def _table(title: str, rows: Sequence[tuple[str, tuple[int, int]]]) -> Iterator[str]:

@@ -32,7 +32,7 @@ class Query(Config):
         label, generator, group: columns; a generator or group column that is not there is none.
         ai: values of the label column that mean AI-generated, separated by commas; None: the usual words.
         streaming: 1: read once from the network and unpack; 0: let `datasets` download it to its own cache.
-        take: the first so many images of each split only; None: all.
+        take: only the first `take` images of each split; None: all.
     """
 
     config: str | None = None
@@ -66,7 +66,7 @@ def is_saved(folder: Path) -> bool:
 def load_splits(name: str, query: Query, say: Say) -> Mapping[str, Any]:
     """The data set's splits, or the one that the query names.
 
-    Raises `DataError` if it cannot be had or has no such split; `MissingDependency` without the library.
+    Raises `DataError` if it cannot be loaded or has no such split; `MissingDependency` without the library.
     """
     try:
         import datasets

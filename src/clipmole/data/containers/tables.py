@@ -1,6 +1,6 @@
 """A table (a Parquet file), near or far -> its columns and rows, a few rows at a time.
 
-Bytes and text come as such however Arrow lays them out: large, as views, of fixed size, as dictionaries.
+Bytes and text are given as such however Arrow lays them out: large, as views, of fixed size, as dictionaries.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ HELD_ROWS = 16  # of images at a time
 def open_table(place: str) -> Iterator[Any]:
     """An open `pyarrow.parquet.ParquetFile`.
 
-    Raises `ImageUnreadable` where it is damaged or no Parquet file, be it now or while it is read, and else as
+    Raises `ImageUnreadable` where it is damaged or no Parquet file, now or while it is read, and else as
     `reading` does; `MissingDependency` without pyarrow.
     """
     try:
@@ -95,7 +95,7 @@ def table_rows(place: str, columns: Sequence[str], held: int = HELD_ROWS) -> Ite
 def image_bytes(value: Any, source: str) -> bytes:
     """Bytes of an image in a row: given as such, or in a struct of bytes and path as Hugging Face writes it.
 
-    Raises `ImageUnreadable` if there are none, `ImageNotRead` if they cannot be had from the path; both of `source`.
+    Raises `ImageUnreadable` if there are none, `ImageNotRead` if they cannot be read from the path; both of `source`.
     """
     path = None
     if isinstance(value, dict):

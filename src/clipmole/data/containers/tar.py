@@ -1,7 +1,7 @@
 """A tar file, compressed or not, near or far -> its members.
 
-`tarfile` takes a damaged header, or the end of the file, for the end of the archive. Here the archive has ended when
-its end marker stands there and no data come after it.
+`tarfile` takes a damaged header, or the end of the file, for the end of the archive. Here the archive ends at its end
+marker, and no data may follow it.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def tar_members(place: str) -> Iterator[tuple[tarfile.TarInfo, Callable[[], byte
     """The regular files of a tar in their order, each with what reads its bytes before the next is asked for.
 
     One that is in place is read by its headers: a member's bytes are `size` from `offset_data` on in the file. Any
-    other is read from begin to end, once.
+    other is read from beginning to end, once.
 
     Raises:
         ImageUnreadable: after the last whole member: a header is damaged, the file ends early or without an end
@@ -77,7 +77,7 @@ def _content(place: str, tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes
 
 
 def _check_end(file: Any) -> None:
-    """Read what stands behind the end marker."""
+    """Read what follows the end marker."""
     padding = 0
     while block := file.read(2**16):
         if block.strip(b"\0"):
