@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,18 @@ os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # tests import ONNX Runtime by themse
 # A time limit for each example says how busy the machine is, not whether the code is right.
 settings.register_profile("clipmole", deadline=None, derandomize=True)
 settings.load_profile("clipmole")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Have pytest-xdist keep the order of `pytest_collection_modifyitems`, in place of that by number of tests."""
+    if hasattr(config.option, "loadscopereorder"):
+        config.option.loadscopereorder = False
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with slow tests come first, so that none of them is what one process still runs while the others wait."""
+    slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
+    items.sort(key=lambda item: -slow[item.path])
 
 
 @pytest.fixture(autouse=True, scope="session")

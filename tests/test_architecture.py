@@ -6,6 +6,7 @@ import ast
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -50,10 +51,16 @@ def module_name(path: Path) -> str:
 MODULES = {module_name(path): path for path in sorted(PACKAGE.rglob("*.py"))}
 
 
+@cache
+def parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text())
+
+
+@cache
 def imports(path: Path) -> set[str]:
     """Modules that a file imports anywhere, names of clipmole's own modules resolved; type-checking ones too."""
     found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(parsed(path)):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -130,7 +137,7 @@ def lines_and_parameters(function: ast.FunctionDef | ast.AsyncFunctionDef) -> tu
 def test_a_function_with_many_lines_or_parameters_says_why() -> None:
     unexplained = []
     for name, path in MODULES.items():
-        for function, said in functions(ast.parse(path.read_text())):
+        for function, said in functions(parsed(path)):
             if name.startswith("clipmole.training") or any(
                 "command" in ast.unparse(d) for d in function.decorator_list
             ):
@@ -181,6 +188,6 @@ def test_no_file_names_a_path_of_one_machine_or_deserialises_code() -> None:
         text = path.read_text()
         assert "pickle.load" not in text
         assert "weights_only=False" not in text
-        for call in [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Call)]:
+        for call in [node for node in ast.walk(parsed(path)) if isinstance(node, ast.Call)]:
             if ast.unparse(call.func) == "torch.load":
                 assert any(k.arg == "weights_only" and ast.unparse(k.value) == "True" for k in call.keywords), path

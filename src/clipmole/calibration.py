@@ -272,8 +272,8 @@ def _logistic(
         from sklearn.linear_model import LogisticRegression
     except ImportError as error:
         raise MissingDependency("scikit-learn", "train") from error
-    ai, real = int((labels == 1).sum()), int((labels == 0).sum())
-    target = np.where(labels == 1, (ai + 1) / (ai + 2), 1 / (real + 2))
+    n_generated, n_real = int((labels == 1).sum()), int((labels == 0).sum())
+    target = np.where(labels == 1, (n_generated + 1) / (n_generated + 2), 1 / (n_real + 2))
     own = np.ones(len(labels)) if weights is None else weights
     sums = np.where(labels == 1, own[labels == 1].sum(), own[labels == 0].sum())
     weight = own * 0.5 / sums * len(labels)

@@ -35,12 +35,12 @@ def _arrays(y_true: ArrayLike, y_score: ArrayLike) -> tuple[NDArray[np.int64], N
 
 
 def _counts(y: NDArray[np.int64], s: NDArray[np.float64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Generated images and photographs that score at least as high as each distinct score, highest first."""
+    """True and false positives at each distinct score as the threshold (that score and above), highest first."""
     order = np.argsort(s)[::-1]
     falling = s[order]
     ends = np.append(np.flatnonzero(falling[1:] != falling[:-1]), len(s) - 1)  # the last image of each tie
-    generated = np.cumsum(y[order])[ends]
-    return generated, ends + 1 - generated
+    tps = np.cumsum(y[order])[ends]
+    return tps, ends + 1 - tps
 
 
 def _probabilities(y_true: ArrayLike, probability: ArrayLike) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
@@ -62,8 +62,8 @@ def roc_points(y_true: ArrayLike, y_score: ArrayLike) -> tuple[NDArray[np.float6
     y, s = _arrays(y_true, y_score)
     if not 0 < y.sum() < len(y):
         return np.zeros(0), np.zeros(0)
-    generated, real = _counts(y, s)
-    return np.append(0.0, real / real[-1]), np.append(0.0, generated / generated[-1])
+    tps, fps = _counts(y, s)
+    return np.append(0.0, fps / fps[-1]), np.append(0.0, tps / tps[-1])
 
 
 def precision_recall_points(y_true: ArrayLike, y_score: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -75,8 +75,8 @@ def precision_recall_points(y_true: ArrayLike, y_score: ArrayLike) -> tuple[NDAr
     y, s = _arrays(y_true, y_score)
     if not 0 < y.sum() < len(y):
         return np.zeros(0), np.zeros(0)
-    generated, real = _counts(y, s)
-    return generated / generated[-1], generated / (generated + real)
+    tps, fps = _counts(y, s)
+    return tps / tps[-1], tps / (tps + fps)
 
 
 def average_precision(y_true: ArrayLike, y_score: ArrayLike) -> float:
@@ -87,8 +87,8 @@ def average_precision(y_true: ArrayLike, y_score: ArrayLike) -> float:
     y, s = _arrays(y_true, y_score)
     if not 0 < y.sum() < len(y):
         return float("nan")
-    generated, real = _counts(y, s)
-    return float(np.sum(np.diff(generated, prepend=0) * (generated / (generated + real))) / generated[-1])
+    tps, fps = _counts(y, s)
+    return float(np.sum(np.diff(tps, prepend=0) * (tps / (tps + fps))) / tps[-1])
 
 
 def auroc(y_true: ArrayLike, y_score: ArrayLike) -> float:
@@ -96,9 +96,9 @@ def auroc(y_true: ArrayLike, y_score: ArrayLike) -> float:
     y, s = _arrays(y_true, y_score)
     if not 0 < y.sum() < len(y):
         return float("nan")
-    generated, real = _counts(y, s)
-    twice = np.diff(real, prepend=0) * (2 * generated - np.diff(generated, prepend=0))
-    return float(twice.sum() / (2 * generated[-1] * real[-1]))
+    tps, fps = _counts(y, s)
+    twice = np.diff(fps, prepend=0) * (2 * tps - np.diff(tps, prepend=0))
+    return float(twice.sum() / (2 * tps[-1] * fps[-1]))
 
 
 def tpr_at_fpr(y_true: ArrayLike, y_score: ArrayLike, fpr: float) -> float:
@@ -137,8 +137,8 @@ def oracle_accuracy(y_true: ArrayLike, y_score: ArrayLike) -> float:
     y, s = _arrays(y_true, y_score)
     if not 0 < y.sum() < len(y):
         return float("nan")
-    generated, real = _counts(y, s)
-    right = np.append(0, generated - real) + real[-1]
+    tps, fps = _counts(y, s)
+    right = np.append(0, tps - fps) + fps[-1]
     return float(right.max() / len(y))
 
 

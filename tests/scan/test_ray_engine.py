@@ -90,7 +90,7 @@ def test_a_module_in_the_current_folder_is_not_executed_by_workers(tmp_path: Pat
 
 def test_what_a_cluster_cannot_give_is_said(tmp_path: Path, cluster: Any) -> None:
     write_images(tmp_path / "images", 2)
-    with pytest.raises(ConfigError, match="a worker is to have 500 CPUs"):
+    with pytest.raises(ConfigError, match="each worker needs 500 CPUs"):
         run(tmp_path / "scan", tmp_path / "images", cluster=Cluster(cluster.address, (1, 1), cpus=500))
 
 

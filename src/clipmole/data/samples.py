@@ -34,11 +34,12 @@ IGNORE = "ignore_bottom_px"
 def take_split(samples: Sequence[Sample], split: str) -> list[Sample]:
     """The samples of one split, which must hold photographs and generated images."""
     chosen = [sample for sample in samples if sample.split == split]
-    ai = sum(sample.label for sample in chosen)
-    if not 0 < ai < len(chosen):
+    n_generated = sum(sample.label for sample in chosen)
+    if not 0 < n_generated < len(chosen):
         raise DataError(
-            f"split {split!r} holds {len(chosen) - ai} photographs (label 0) and {ai} generated images (label 1); "
-            f"it needs both. The splits there are: {', '.join(sorted({sample.split for sample in samples}))}"
+            f"split {split!r} holds {len(chosen) - n_generated} photographs (label 0) and {n_generated} generated "
+            "images (label 1); it needs both. The splits there are: "
+            f"{', '.join(sorted({sample.split for sample in samples}))}"
         )
     return chosen
 

@@ -170,10 +170,10 @@ def _place(folders: Sequence[str], owner: Owner, root: Path) -> Path:
 
 def _lacks(samples: Sequence[Sample]) -> str:
     """What a set lacks to be measured; "" if nothing."""
-    ai = sum(sample.label for sample in samples)
+    n_generated = sum(sample.label for sample in samples)
     if not samples:
         return "no images"
-    return "no generated images" if ai == 0 else "no photographs" if ai == len(samples) else ""
+    return "no photographs" if n_generated == len(samples) else "" if n_generated else "no generated images"
 
 
 def published_results() -> tuple[PublishedResult, ...]:

@@ -210,10 +210,10 @@ def recalibrate_on_photographs(
     unfound = [item for item in photographs if isinstance(item, ImageError)]
     if unfound and len(unfound) == len(photographs):
         raise unfound[0]
-    generated = sum(isinstance(item, Sample) and item.label == 1 for item in photographs)
-    if generated:
+    n_generated = sum(isinstance(item, Sample) and item.label == 1 for item in photographs)
+    if n_generated:
         raise DataError(
-            f"calibration: {generated} of {len(photographs)} images are labelled as generated, and only photographs "
+            f"calibration: {n_generated} of {len(photographs)} images are labelled as generated, and only photographs "
             "were announced; calibrate on labelled images, or leave these out"
         )
     check_enough(len(photographs) - len(unfound), max_false_alarm, "photographs")

@@ -39,11 +39,12 @@ def summary(content: Content) -> list[PageBlock]:
     """What follows the title: the verdict of the comparison, and what was evaluated."""
     verdicts = comparison(content) if len(content.names) > 1 else [alone(content, name) for name in content.sets]
     table = content.table
-    real, ai = int((content.labels == 0).sum()), int((content.labels == 1).sum())
+    n_real, n_generated = int((content.labels == 0).sum()), int((content.labels == 1).sum())
     facts = (
-        f"{plural(len(content.names), 'detector')}, {plural(len(table.samples), 'image')} ({real:,} photographs, "
-        f"{ai:,} AI-generated) in {plural(len(content.sets), 'set')}, {plural(len(table.conditions), 'condition')}. "
-        f"Percent; in brackets the 95 % bootstrap interval{drawn(content)}."
+        f"{plural(len(content.names), 'detector')}, {plural(len(table.samples), 'image')} ({n_real:,} photographs, "
+        f"{n_generated:,} AI-generated) in {plural(len(content.sets), 'set')}, "
+        f"{plural(len(table.conditions), 'condition')}. Percent; in brackets the 95 % "
+        f"bootstrap interval{drawn(content)}."
     )
     blocks: list[PageBlock] = [element("p", verdicts[0], class_="verdict")] if verdicts else []
     note: list[PageBlock] = [Note(content.report.note)] if content.report.note else []

@@ -177,13 +177,13 @@ def plan(preset: str, root: str | Path, out: str | Path, config: TrainConfig) ->
 def paper_data_set(name: str, expected: int, samples: Sequence[Sample], missing: str) -> PaperDataSet:
     """A data set and what is there of it; `missing`: why there is nothing, if there is nothing."""
     images = len(samples)
-    generated = sum(sample.label for sample in samples)
+    n_generated = sum(sample.label for sample in samples)
     if not images:
         problem = missing or "no images"
-    elif generated in (0, images):
+    elif n_generated in (0, images):
         problem = f"holds {images:,} images of one class only"
     elif abs(images - expected) > TOLERANCE * expected:
-        problem = f"holds {images:,} images ({generated:,} of them generated), and about {expected:,} are published"
+        problem = f"holds {images:,} images ({n_generated:,} of them generated), and about {expected:,} are published"
     else:
         problem = ""
     return PaperDataSet(name, expected, images, problem)

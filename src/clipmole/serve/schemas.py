@@ -13,7 +13,7 @@ from clipmole.calibration import FalseAlarms
 from clipmole.images.crops import Box
 from clipmole.inference.explain import Evidence
 from clipmole.provenance.findings import Provenance
-from clipmole.records import Detection, Record, Thresholds
+from clipmole.records import Detection, Record, StoredRecord, Thresholds
 from clipmole.serve.errors import IMAGE_CODES, STATUS
 
 EvidenceKind = Literal["none", "tiles", "tokens"]
@@ -144,14 +144,14 @@ class BytesAnswer(Record):
     result: Result
 
 
-class CalibrationInfo(Record):
+class CalibrationInfo(StoredRecord):
     """What the probabilities and verdicts of a detector were set on.
 
     Attributes:
         thresholds: AI-generated above the probability `ai`, photograph below `real`, uncertain between.
         max_false_alarm: share of the calibration photographs that may be above `thresholds.ai`.
         max_miss: share of the generated calibration images that may be below `thresholds.real`.
-        real, generated: calibration images of each kind.
+        n_real, n_generated: calibration images of each kind; JSON: `real`, `generated`.
         own_photographs: unlabelled photographs that `thresholds.ai` was moved to afterwards; 0: none.
         slope, intercept: probability = sigmoid(slope * logit + intercept).
         false_alarms: measured on photographs from sources that the detector never saw, by kind; (): not measured.
@@ -160,8 +160,8 @@ class CalibrationInfo(Record):
     thresholds: Thresholds
     max_false_alarm: float
     max_miss: float
-    real: int
-    generated: int
+    n_real: int = Field(alias="real")
+    n_generated: int = Field(alias="generated")
     own_photographs: int
     slope: float
     intercept: float

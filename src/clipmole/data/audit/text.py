@@ -16,8 +16,8 @@ FILES = 20  # that cannot be read and are named
 
 def report_lines(report: DataReport) -> Iterator[str]:
     """The report: counts, unreadable files, duplicates, shortcuts, and at the end what is wrong."""
-    real, fake = (sum(pair[label] for pair in report.counts["split"].values()) for label in (0, 1))
-    yield f"{report.images} images: {real} photographs, {fake} generated"
+    n_real, n_generated = (sum(pair[label] for pair in report.counts["split"].values()) for label in (0, 1))
+    yield f"{report.images} images: {n_real} photographs, {n_generated} generated"
     for title, values in report.counts.items():
         if values:
             yield ""
