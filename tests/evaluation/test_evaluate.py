@@ -4,11 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import shlex
-import signal
-import subprocess
-import sys
 import time
 import zlib
 from collections.abc import Iterable, Iterator
@@ -21,15 +17,17 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from processes import FORKS
 from sklearn.metrics import roc_auc_score
 from tiny import CALIBRATION, PREPROCESS, picture, tiny_backbone, tiny_network, write_corpus
 from typer.testing import CliRunner
 
 from clipmole import Detector
 from clipmole.cli import app
-from clipmole.data import load_window, windows
+from clipmole.data import load_window, read_manifest, windows
 from clipmole.data.sample import Sample
 from clipmole.errors import ConfigError, DataError, Stopped
+from clipmole.evaluation import evaluate as evaluation
 from clipmole.evaluation.evaluate import evaluate, prepared, run_protocol, score_sets
 from clipmole.evaluation.protocol import load_protocol
 from clipmole.evaluation.records import EvaluationReport
@@ -146,47 +144,39 @@ def test_a_second_run_scores_only_what_is_missing(pictures: list[Sample], tmp_pa
         score_sets({"spy": Spy()}, {"s": pictures}, MAIN, file, seed=1)
 
 
-KILLED = """
-import sys, time
-from pathlib import Path
-from typing import Any
-import numpy as np
-from clipmole.evaluation import evaluate
-from clipmole.data import read_manifest
-from clipmole.images.conditions import load_conditions
+def score_slowly(manifest: Path, scores: Path, log: Path) -> None:
+    """In a process of its own: fifty images a second, each an "x" in `log`."""
 
-evaluate.CHUNK_IMAGES = 2
+    class Slow:
+        name, calibration = "slow", None
 
-class Slow:
-    name, calibration = "slow", None
-    def score(self, images):
-        images = list(images)
-        time.sleep(0.02)
-        with open(sys.argv[3], "a") as log:
-            log.write("x" * len(images))
-        return np.array([image.mean() for image in images], dtype=np.float32)
+        def score(self, images: Iterable[RGB]) -> NDArray[np.float32]:
+            own = list(images)
+            time.sleep(0.02)
+            with log.open("a") as file:
+                file.write("x" * len(own))
+            return np.array([image.mean() for image in own], dtype=np.float32)
 
-samples = read_manifest(sys.argv[1])
-evaluate.score_sets({"slow": Slow()}, {"s": samples}, load_conditions("default"), Path(sys.argv[2]))
-"""
+    evaluation.CHUNK_IMAGES = 2
+    score_sets({"slow": Slow()}, {"s": read_manifest(manifest)}, load_conditions("default"), scores)
 
 
 def test_killed_at_any_moment_it_goes_on_without_scoring_a_written_image_again(tmp_path: Path) -> None:
     manifest = write_corpus(tmp_path / "corpus", {"test": 10})
     scores, log = tmp_path / "scores.jsonl", tmp_path / "log"
-    command = [sys.executable, "-P", "-c", KILLED, str(manifest), str(scores), str(log)]
     kills = 0
-    for lines in (3, 9, 14):  # killed with SIGKILL once the file holds so many lines
-        process = subprocess.Popen(command)
+    for lines in (3, 9, 14, None):  # killed with SIGKILL once the file holds so many lines
+        process = FORKS.Process(target=score_slowly, args=(manifest, scores, log))
+        process.start()
         deadline = time.monotonic() + 60
-        while process.poll() is None and time.monotonic() < deadline:
-            if scores.exists() and scores.read_bytes().count(b"\n") >= lines:
-                os.kill(process.pid, signal.SIGKILL)
+        while process.is_alive() and time.monotonic() < deadline:
+            if lines and scores.exists() and scores.read_bytes().count(b"\n") >= lines:
+                process.kill()
                 kills += 1
                 break
             time.sleep(0.002)
-        process.wait()
-    subprocess.run(command, check=True)
+        process.join()
+    assert process.exitcode == 0
     rows = [json.loads(line) for line in scores.read_text().splitlines()[1:]]
     paths = [row["path"] for row in rows]
     assert len(paths) == len(set(paths)) == 20

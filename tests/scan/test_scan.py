@@ -842,13 +842,15 @@ def test_sources_that_are_not_there(tmp_path: Path) -> None:
         run(tmp_path / "other", "nosuchprotocol://x")
 
 
+def without_pyarrow() -> None:
+    """In a process of its own: as if it were not installed."""
+    sys.modules["pyarrow"] = None  # type: ignore[assignment]
+
+
 @pytest.mark.parametrize("arguments", [["scan", "images", "--out", "out"], ["scan", "report", "out"]])
 def test_without_pyarrow_one_line_names_the_extra_and_nothing_is_begun(arguments: list[str], tmp_path: Path) -> None:
     write_images(tmp_path / "images", 1)
-    program = "import sys; sys.modules['pyarrow'] = None; import clipmole.cli; clipmole.cli.main()"
-    done = subprocess.run(
-        [sys.executable, "-P", "-c", program, *arguments], cwd=tmp_path, capture_output=True, text=True, check=False
-    )
+    done = clipmole(*arguments, cwd=tmp_path, prepare=without_pyarrow)
     assert done.returncode == 2
-    assert done.stderr == "clipmole: pyarrow is not installed; it comes with: pip install 'clipmole[scan]'\n"
+    assert done.stderr == b"clipmole: pyarrow is not installed; it comes with: pip install 'clipmole[scan]'\n"
     assert not (tmp_path / "out").exists()

@@ -19,6 +19,7 @@ from pathlib import Path
 import httpx
 import pytest
 import torch
+from processes import clipmole
 from tiny import CALIBRATION, PREPROCESS, encoded, picture, tiny_backbone, tiny_network
 
 pytest.importorskip("fastapi")
@@ -78,11 +79,7 @@ def test_the_command_line_and_the_server_say_the_same_and_a_signal_loses_nothing
     with command("--detector", "embedded") as (process, port, lines):
         url = f"http://127.0.0.1:{port}/v1/detect"
         answer = httpx.post(url, files={"images": image.read_bytes()}, timeout=60).json()["results"][0]["detection"]
-        printed = subprocess.run(
-            [sys.executable, "-P", "-m", "clipmole.cli", "detect", "--json", "--detector", "embedded", str(image)],
-            capture_output=True, text=True, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"},
-        ).stdout  # fmt: skip
-        own = json.loads(printed)
+        own = json.loads(clipmole("detect", "--json", "--detector", "embedded", str(image)).stdout)
         assert answer | {"source": ""} == own | {"source": ""}  # to the last bit
 
         def ask(_: int) -> float:
@@ -136,11 +133,7 @@ def test_a_runtime_is_served_and_answers_as_the_command_line_does(
         assert refused.json()["error"]["code"] == "evidence_unavailable"
         process.send_signal(signal.SIGTERM)
         assert process.wait(30) == 0
-    printed = subprocess.run(
-        [sys.executable, "-P", "-m", "clipmole.cli", "detect", "--json", *options, str(image)],
-        capture_output=True, text=True, check=True, env=os.environ | cache,
-    ).stdout  # fmt: skip
-    own = json.loads(printed)
+    own = json.loads(clipmole("detect", "--json", *options, str(image), environment=os.environ | cache).stdout)
     assert answer["result"]["detection"] | {"source": ""} == own | {"source": ""}
     assert own["logit"] == pytest.approx(
         Detector.from_pretrained(adapter, backbone=adapter.parent / "tiny").score([image])[0], abs=1e-4
