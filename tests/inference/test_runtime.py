@@ -22,7 +22,7 @@ from clipmole import Detector
 from clipmole.config import MoLEConfig
 from clipmole.errors import CheckpointError, ConfigError
 from clipmole.inference import pytorch
-from clipmole.inference.graph import GRAPH, GraphRuntime, convert, graph_folder, open_graph
+from clipmole.inference.graph import GRAPH, GraphRuntime, convert, graph_cache, open_graph
 from clipmole.inference.pytorch import TorchRuntime, exact_precision, matmul_precision, product_error
 from clipmole.inference.quantize import quantise
 from clipmole.inference.runtime import name_suffix
@@ -206,7 +206,7 @@ def cached(
 
 def graphs() -> list[Path]:
     """The graphs in the cache, and whatever else was left there but locks."""
-    return [path for path in graph_folder().iterdir() if path.suffix != ".lock"]
+    return [path for path in graph_cache().iterdir() if path.suffix != ".lock"]
 
 
 def use_cache(folder: str) -> None:

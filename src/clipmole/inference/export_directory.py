@@ -20,7 +20,7 @@ from pydantic import ValidationError
 from clipmole.calibration import Calibration
 from clipmole.config import PreprocessConfig, first_problem
 from clipmole.errors import CheckpointError
-from clipmole.inference.graph import GraphRuntime, graph_folder, open_graph
+from clipmole.inference.graph import GraphRuntime, graph_cache, open_graph
 from clipmole.inference.runtime import Precision, Runtime
 from clipmole.models.adapter import read_calibration, read_config
 from clipmole.plumbing.files import sha256_of
@@ -124,7 +124,7 @@ def open_export(folder: Path) -> OpenExport:
         raise CheckpointError(f"{folder}: its graph is not the one that was checked; export the detector again")
     kind: GraphRuntime = record.runtime
     what = "".join(sorted(record.graph_sha256.values()))
-    compiled = graph_folder() / hashlib.sha256(what.encode()).hexdigest()[:32]
+    compiled = graph_cache() / hashlib.sha256(what.encode()).hexdigest()[:32]
     return OpenExport(
         record,
         read_config(folder).preprocess,

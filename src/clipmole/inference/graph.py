@@ -38,7 +38,7 @@ OPSET = 18
 GROUP = 64  # channels of a token that share a range, in OpenVINO's dynamic int8; divides the widths of all presets
 
 
-def graph_folder() -> Path:
+def graph_cache() -> Path:
     """`$CLIPMOLE_CACHE/graphs`, else `~/.cache/clipmole/graphs`."""
     return cache_folder("graphs")
 
@@ -237,7 +237,7 @@ def cached_graph(
     if precision == "int8":
         raise ConfigError(f"precision=int8: needs a graph that was checked: clipmole export --to {runtime} --int8")
     what = f"{digest} {crop_size} {runtime} {library(runtime).__version__} {torch.__version__}"
-    folder = graph_folder() / hashlib.sha256(what.encode()).hexdigest()[:32]
+    folder = graph_cache() / hashlib.sha256(what.encode()).hexdigest()[:32]
     with _alone(folder):
         if not is_sealed(folder):  # not there yet, or not what was written: then it is made again
             try:

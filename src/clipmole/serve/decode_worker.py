@@ -56,7 +56,7 @@ def write_frame(target: BinaryIO, header: dict[str, Any], payload: bytes | memor
     target.flush()
 
 
-def decode(
+def answer_request(
     data: bytes, config: PreprocessConfig, limits: ImageLimits, request: dict[str, Any]
 ) -> tuple[dict[str, Any], bytes | memoryview]:
     """The answer's header and payload."""
@@ -125,7 +125,7 @@ def main() -> None:
         request, data = frame
         write_frame(target, {"begun": True})
         allow_time(settings["cpu_seconds"])
-        write_frame(target, *decode(data, config, limits, request))
+        write_frame(target, *answer_request(data, config, limits, request))
 
 
 if __name__ == "__main__":
