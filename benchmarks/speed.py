@@ -17,7 +17,7 @@ from typing import Any
 
 from clipmole.config import CLIP_TOWERS
 from clipmole.speed import SpeedReport, SpeedRow, measure_speed, speed_table
-from clipmole.speed.flops import activation_bytes, operations, products, weight_bytes
+from clipmole.speed.flops import activation_bytes, flops, products, weight_bytes
 from clipmole.speed.paths import BASELINE, PATHS, adapter_of, tower_of
 
 SHAPES = [*CLIP_TOWERS, "embedded"]
@@ -44,7 +44,7 @@ def markdown(runs: list[dict[str, Any]]) -> str:
     """All runs as one table, with the peaks of each."""
     env = runs[-1]["environment"]
     rows = tuple(SpeedRow.model_validate(row) for run in runs for row in run["rows"])
-    whole = SpeedReport(rows=rows, peaks={}, operations_per_image={}, left_out={}, settings={}, environment={})
+    whole = SpeedReport(rows=rows, peaks={}, flops_per_image={}, left_out={}, settings={}, environment={})
     lines = [
         f'{env["cpu"]}, {env["threads"]} threads, torch {env["torch"]}, {env["date"]}; seed 0. "of peak": of the '
         "fastest matrix product in the same precision and run.",
@@ -93,8 +93,8 @@ def roofline() -> str:
     lines = ["| " + " | ".join(heads) + " |", "|---|" + "--:|" * (len(heads) - 1)]
     for shape in SHAPES:
         tower, mole = tower_of(shape), adapter_of(shape)
-        each, whole = operations(tower, mole, class_token_only=True), operations(tower, mole)
-        own = sum(p.operations for p in products(tower, mole, class_token_only=True) if p.name == "adapter")
+        each, whole = flops(tower, mole, class_token_only=True), flops(tower, mole)
+        own = sum(p.flops for p in products(tower, mole, class_token_only=True) if p.name == "adapter")
         weights = weight_bytes(tower, mole, "bfloat16")
         moved = activation_bytes(tower, mole, "bfloat16", class_token_only=True)
         cells = [shape, f"{each / 1e9:.2f}", f"{whole / 1e9:.2f}", f"{100 * own / each:.2f} %"]

@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from clipmole.config import CLIP_TOWERS, MoLEConfig, TowerConfig
 from clipmole.models.network import MoLENetwork
-from clipmole.speed.flops import activation_bytes, operations, products, weight_bytes
+from clipmole.speed.flops import activation_bytes, flops, products, weight_bytes
 
 
 def counted(network: MoLENetwork, images: int) -> int:
@@ -36,7 +36,7 @@ def counted(network: MoLENetwork, images: int) -> int:
 )
 def test_operations_are_those_that_pytorch_counts(mole: MoLEConfig, changes: dict[str, object], images: int) -> None:
     tower = tiny_backbone(**changes).tower
-    expected = operations(tower.config, mole, class_token_only=True) * images
+    expected = flops(tower.config, mole, class_token_only=True) * images
     assert counted(MoLENetwork(tower, mole).eval(), images) == expected
 
 
@@ -45,17 +45,17 @@ def test_a_whole_last_block_is_counted_as_well() -> None:
     with FlopCounterMode(display=False) as counter, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
         tower(torch.zeros(2, 3, 32, 32))
     head = 2 * tower.config.feature_dim
-    assert counter.get_total_flops() == 2 * (operations(tower.config) - head)
+    assert counter.get_total_flops() == 2 * (flops(tower.config) - head)
 
 
 def test_published_sizes_cost_what_is_published() -> None:
     # CLIP's image towers: 4.4, 17.6 and 81 billion multiply-additions an image.
-    billions = {shape: operations(CLIP_TOWERS[shape]) / 2e9 for shape in CLIP_TOWERS}
+    billions = {shape: flops(CLIP_TOWERS[shape]) / 2e9 for shape in CLIP_TOWERS}
     assert billions == pytest.approx({"vit-b-32": 4.4, "vit-b-16": 17.6, "vit-l-14": 81.0}, rel=0.01)
 
 
 def test_the_class_token_alone_saves_nearly_a_blocks_mlp() -> None:
-    saved = operations(TINY) - operations(TINY, class_token_only=True)
+    saved = flops(TINY) - flops(TINY, class_token_only=True)
     d, hidden, others = TINY.width, TINY.mlp_width, TINY.grid**2
     attention = 2 * 2 * others * d * (others + 1)
     assert saved == 2 * others * d * (2 * hidden + d) + attention

@@ -13,7 +13,7 @@ from clipmole.cli import app
 from clipmole.config import MoLEConfig, TowerConfig
 from clipmole.errors import ConfigError
 from clipmole.speed import SpeedReport, measure_speed, speed_table, with_peak
-from clipmole.speed.flops import operations
+from clipmole.speed.flops import flops
 from clipmole.speed.paths import BASELINE, PATHS, available, parse_path
 from clipmole.speed.worker import timed
 
@@ -30,7 +30,7 @@ def test_the_command_prints_a_table_and_json_as_the_last_line(tmp_path: Path) ->
     assert [(row.path, row.adapter) for row in report.rows] == [("torch-float32", True), ("torch-float32", False)]
     config = TowerConfig.from_toml(shape)
     for row in report.rows:
-        each = operations(config, MoLEConfig() if row.adapter else None, class_token_only=True)
+        each = flops(config, MoLEConfig() if row.adapter else None, class_token_only=True)
         assert row.gflops == pytest.approx(each * row.images_per_second / 1e9)
         assert row.share_of_peak == pytest.approx(row.gflops / report.peaks["float32"])
         assert row.images_per_second == pytest.approx(2 / row.p50, rel=0.9)

@@ -1,7 +1,9 @@
-"""The command line: parse, call, render. Data go to stdout, progress and remarks to stderr.
+"""The command line: parse, call, render.
 
-A command's function has a parameter an option, since typer makes the command line of its signature, and is as long as
-they are many. Exit codes: 0 fine, 1 some inputs failed (the others are done), 2 wrong usage or nothing could start.
+In: arguments. Out: data on stdout, progress and remarks on stderr. It knows no algorithm: every command calls the
+library. A command's function has a parameter for each option, because typer makes the command line from its signature.
+
+Exit codes: 0 fine, 1 some inputs failed (the others are done), 2 wrong usage or nothing could start.
 torch and everything that needs it is imported inside the commands, so that `--help` answers at once.
 """
 

@@ -11,7 +11,13 @@ from clipmole.evaluation.records import ComparedMethod, Comparison
 from clipmole.report.page import markdown_table
 
 NOT_VERSIONS = ("command", "seeds", "resamples", "data digest")
-VIEWS = ("augment.", "preprocess.", "per_class", "sampling", "batch_size")  # settings that make other views or orders
+VIEW_SETTINGS = (
+    "augment.",
+    "preprocess.",
+    "per_class",
+    "sampling",
+    "batch_size",
+)  # settings that make other views or orders
 
 
 def comparison_page(comparison: Comparison) -> str:
@@ -90,7 +96,7 @@ def settings(methods: Sequence[ComparedMethod]) -> list[str]:
     if not keys:
         return []
     rows = ([f"`{key}`", *(setting_text(m.settings[key]) for m in methods)] for key in keys)
-    own_views = any(key.startswith(VIEWS) for key in keys)
+    own_views = any(key.startswith(VIEW_SETTINGS) for key in keys)
     views = "" if own_views else ", and so, seed for seed, are the order of the images and their random views"
     return [
         f"Settings that differ; all others are the same{views}:",

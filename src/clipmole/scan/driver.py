@@ -32,7 +32,7 @@ from clipmole.scan.duplicates import Claims, LocalClaims, is_filled
 from clipmole.scan.listing import ANEW, GO_ON, SCAN, Listings, absolute, write_listing
 from clipmole.scan.parts import ChunkProgress, Parts, locked, writing
 from clipmole.scan.rows import Row
-from clipmole.scan.scorer import ChunkRow, Scorer
+from clipmole.scan.scorer import ChunkRow, EntryScorer
 from clipmole.scan.settings import ScanSettings
 from clipmole.scan.summary import Counts, count_rows
 
@@ -289,7 +289,7 @@ def score_here(
     Args:
         missing: chunk -> rows of it that are there.
     """
-    scorer = Scorer(detector, claims, look_alikes=settings.look_alikes, sources=settings.sources)
+    scorer = EntryScorer(detector, claims, look_alikes=settings.look_alikes, sources=settings.sources)
     return scorer.rows(
         step for chunk, skip in missing.items() for step in entries_of(chunk, listings.items(chunk), settings, skip)
     )

@@ -27,7 +27,7 @@ from clipmole.scan.containers import WorkItem, entries_of
 from clipmole.scan.duplicates import LocalClaims
 from clipmole.scan.listing import Listings
 from clipmole.scan.rows import Row, from_table, to_table
-from clipmole.scan.scorer import ChunkRow, Scorer
+from clipmole.scan.scorer import ChunkRow, EntryScorer
 from clipmole.scan.settings import ScanSettings
 
 TRIES = 3  # of a worker over the same chunk, before it is put off; a round that finishes none ends the scan
@@ -107,7 +107,9 @@ class Worker:
         detector = load()
         if detector.device.type == "cpu":  # the network needs the cores itself
             detector.workers = min(detector.workers, threads)
-        self.scorer = Scorer(detector, self.coordinator, look_alikes=settings.look_alikes, sources=settings.sources)
+        self.scorer = EntryScorer(
+            detector, self.coordinator, look_alikes=settings.look_alikes, sources=settings.sources
+        )
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         """{"chunk": (1,), "skip": (1,)} -> {"chunk", "error", "rows": bytes of an Arrow stream}, (1,) each."""

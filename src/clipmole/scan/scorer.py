@@ -52,7 +52,7 @@ class _Read:
     data: bytes | ImageError
 
 
-class Scorer:
+class EntryScorer:
     """Scores entries with one detector.
 
     Args:

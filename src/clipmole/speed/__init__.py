@@ -18,13 +18,15 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from pydantic import Field
+
 from clipmole.errors import ClipmoleError
 from clipmole.inference.pytorch import usable
 from clipmole.plumbing.child import last_line, module_command
 from clipmole.plumbing.environment import environment
-from clipmole.records import Record
+from clipmole.records import Record, StoredRecord
 from clipmole.report.page import markdown_table
-from clipmole.speed.flops import operations
+from clipmole.speed.flops import flops
 from clipmole.speed.paths import BASELINE, SpeedPath, adapter_of, available, is_graph, parse_path, tower_of
 
 PAUSE = 0.2  # seconds between turns: threads of the path before spin for a moment
@@ -39,7 +41,7 @@ class SpeedRow(Record):
         p50, p95: of the seconds that a forward pass took.
         peak_memory: most memory of its process so far, bytes: weights, libraries, and batches up to this one. On a
             GPU the GPU's memory alone.
-        gflops: 10^9 operations a second, by `operations`.
+        gflops: 10^9 operations a second, by `flops`.
         share_of_peak: of the matrix-multiply peak in the same precision; None where none could be measured.
         over_baseline: images a second over those of the baseline; None if it was not in the run.
     """
@@ -58,17 +60,18 @@ class SpeedRow(Record):
     over_baseline: float | None
 
 
-class SpeedReport(Record):
+class SpeedReport(StoredRecord):
     """What `clipmole benchmark speed` prints as JSON.
 
     Attributes:
         peaks: precision -> 10^9 operations a second of the fastest matrix product, the best of all turns.
+        flops_per_image: shape -> multiplications and additions of an image; JSON: `operations_per_image`.
         left_out: path -> why it could not run here.
     """
 
     rows: tuple[SpeedRow, ...]
     peaks: dict[str, float]
-    operations_per_image: dict[str, int]
+    flops_per_image: dict[str, int] = Field(alias="operations_per_image")
     left_out: dict[str, str]
     settings: dict[str, Any]
     environment: dict[str, Any]
@@ -150,7 +153,7 @@ def measure_speed(
     usable(device)
     chosen, left_out = available(wanted, device)
     chosen = [p for path in chosen for p in ([path, path.without_adapter()] if bare and path.ours else [path])]
-    counts = {s: operations(tower_of(s), adapter_of(s), class_token_only=True) for s in shapes}
+    counts = {s: flops(tower_of(s), adapter_of(s), class_token_only=True) for s in shapes}
     rows: list[SpeedRow] = []
     peaks: dict[str, float] = {}
     for shape in shapes:
@@ -172,7 +175,7 @@ def measure_speed(
     return SpeedReport(
         rows=tuple(rows),
         peaks=peaks,
-        operations_per_image=counts,
+        flops_per_image=counts,
         left_out=left_out,
         settings={"seconds": seconds, "repeats": repeats, "batches": list(batches), "device": device},
         environment=environment() | ({"threads": threads} if threads else {}),
@@ -234,7 +237,7 @@ def _rows(shape: str, batch: int, turns: dict[SpeedPath, tuple[list[float], int]
     rows = []
     for path, (seconds, memory) in turns.items():
         mole = adapter_of(shape) if path.adapter else None
-        each = operations(tower_of(shape), mole, class_token_only=path.ours)
+        each = flops(tower_of(shape), mole, class_token_only=path.ours)
         ordered = sorted(seconds)
         rows.append(
             SpeedRow(

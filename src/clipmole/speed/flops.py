@@ -1,4 +1,4 @@
-"""What a forward pass costs by arithmetic: operations, and bytes that must move, for an image.
+"""What a forward pass costs by arithmetic: floating-point operations (FLOPs), and bytes that must move, for an image.
 
 In: the geometry of a tower and its adapter. Out: counts. Only matrix products count as operations, two for each
 multiplication and addition, as is usual; they are all but about 1 % of the arithmetic. What a local-global router
@@ -26,7 +26,7 @@ class Product:
     weight: bool = True
 
     @property
-    def operations(self) -> int:
+    def flops(self) -> int:
         """Multiplications and additions of an image."""
         return 2 * self.rows * self.inner * self.columns * self.count
 
@@ -76,9 +76,9 @@ def products(tower: TowerConfig, mole: MoLEConfig | None = None, class_token_onl
     return [*found, Product("head", 1, tower.feature_dim + read * d, 1)]
 
 
-def operations(tower: TowerConfig, mole: MoLEConfig | None = None, class_token_only: bool = False) -> int:
-    """Operations of an image, as `products` says."""
-    return sum(product.operations for product in products(tower, mole, class_token_only))
+def flops(tower: TowerConfig, mole: MoLEConfig | None = None, class_token_only: bool = False) -> int:
+    """Multiplications and additions of an image, of the matrix products that `products` lists."""
+    return sum(product.flops for product in products(tower, mole, class_token_only))
 
 
 def weight_bytes(tower: TowerConfig, mole: MoLEConfig | None = None, precision: str = "float32") -> int:
