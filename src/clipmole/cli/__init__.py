@@ -30,6 +30,7 @@ from clipmole.cli import detect as _detect  # noqa: F401
 from clipmole.cli import watch as _watch  # noqa: F401
 from clipmole.cli import train as _train  # noqa: F401
 from clipmole.cli import evaluate as _evaluate  # noqa: F401
+from clipmole.cli import separability as _separability  # noqa: F401
 from clipmole.cli import reproduce as _reproduce  # noqa: F401
 from clipmole.cli import report_miss as _report_miss  # noqa: F401
 from clipmole.cli import data as _data  # noqa: F401

@@ -231,3 +231,78 @@ class Comparison(Record):
     images: dict[str, tuple[int, int]]
     differences: tuple[Difference, ...]
     recipe: dict[str, Any]
+
+
+class SeparabilityPoint(Record):
+    """How well heads that were trained on `n` images of a set tell it from what it is compared with.
+
+    Attributes:
+        auroc: on images that were held apart, mean over the seeds, with its interval over their groups.
+        seeds: AUROC of each seed.
+    """
+
+    n: int
+    auroc: Estimate
+    seeds: tuple[float, ...]
+
+
+class SeparabilityCurve(Record):
+    """How many images of a set it takes until a head tells it from others.
+
+    Attributes:
+        name: a generator; of a control the source of the photographs.
+        against: "photographs" or "other generators".
+        points: by rising n.
+        better_than_chance: the smallest n from which on every interval lies above 0.5; None: none of those tried.
+        separable: the smallest n from which on every AUROC is at least the level; None: none of those tried.
+    """
+
+    name: str
+    against: str
+    points: tuple[SeparabilityPoint, ...]
+    better_than_chance: int | None
+    separable: int | None
+
+
+class SeparabilitySet(Record):
+    """Images that are told from others: those of a generator, photographs, or the photographs of one source.
+
+    Attributes:
+        name: "photographs", a generator, or a source.
+        control: whether it is the photographs of one source, which no generator made.
+        images: how many; `trained` of them may be trained on, the others are held apart.
+        sources: collections that they come from; 0: not known.
+        held_by: what is never on both sides: "source", or "group" (and files of the same content).
+        units: how many of these there are.
+    """
+
+    name: str
+    control: bool
+    images: int
+    trained: int
+    sources: int
+    held_by: str
+    units: int
+
+
+class Separability(Record):
+    """How separable generators are, by linear heads on frozen features.
+
+    Attributes:
+        level: AUROC from which on a set counts as told apart.
+        sets: photographs, generators, then controls.
+        curves: of generators against photographs, against other generators, and of controls against other photographs.
+        transfer: generator -> generator -> AUROC of heads that were trained on `transfer_n` images of the first, on the
+            second and photographs.
+        failed: file -> reason, for images that could not be read.
+        recipe: command, data digest, backbone, versions, hardware, date, seeds, settings.
+    """
+
+    title: str
+    level: float
+    sets: tuple[SeparabilitySet, ...]
+    curves: tuple[SeparabilityCurve, ...]
+    transfer_n: int
+    transfer: dict[str, dict[str, Estimate]]
+    failed: dict[str, str] = Field(default_factory=dict)
+    recipe: dict[str, Any] = Field(default_factory=dict)

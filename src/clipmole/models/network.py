@@ -131,7 +131,11 @@ class MoLENetwork(nn.Module):
         return tokens[:, :own], [tokens[:, i : i + 1] for i in range(own, tokens.shape[1])]
 
     def logits(self, tokens: Tensor, start: int) -> Tensor:
-        """Tokens (B, T + k, d) before block `start` -> logits (B,).
+        """Tokens (B, T + k, d) before block `start` -> logits (B,)."""
+        return self.head(self.features(tokens, start)).squeeze(-1)  # type: ignore[no-any-return]
+
+    def features(self, tokens: Tensor, start: int) -> Tensor:
+        """Tokens (B, T + k, d) before block `start` -> what the head reads (B, F).
 
         Of the last block only what becomes of the class token is computed, since nothing else is read of it.
         """
@@ -140,12 +144,16 @@ class MoLENetwork(nn.Module):
         if start <= last:
             tokens, more = self._run(tokens, start, last)
             tokens, read = self._last_block(tokens), read + more
-        return self.read(tokens, read)
+        return self._side_by_side(tokens, read)
 
     def read(self, tokens: Tensor, read: Sequence[Tensor]) -> Tensor:
         """Tokens (B, T, d) after the last block, and class tokens (B, 1, d) of all head blocks -> logits (B,)."""
-        features = [self.tower.feature(tokens), *(F.layer_norm(each[:, 0], each.shape[-1:]) for each in read)]
-        return self.head(torch.cat(features, dim=-1)).squeeze(-1)  # type: ignore[no-any-return]
+        return self.head(self._side_by_side(tokens, read)).squeeze(-1)  # type: ignore[no-any-return]
+
+    def _side_by_side(self, tokens: Tensor, read: Sequence[Tensor]) -> Tensor:
+        """Arguments as `read`'s -> the tower's feature and the normalised class tokens, (B, F)."""
+        parts = [self.tower.feature(tokens), *(F.layer_norm(each[:, 0], each.shape[-1:]) for each in read)]
+        return torch.cat(parts, dim=-1)
 
     def _run(self, tokens: Tensor, start: int, stop: int) -> tuple[Tensor, list[Tensor]]:
         """Tokens (B, T, d) through `blocks[start:stop]`; and class tokens (B, 1, d) of the head blocks among them."""

@@ -1,4 +1,4 @@
-"""Numbers -> small SVG plots: lines, histograms, and rows of points with their intervals.
+"""Numbers -> small SVG plots: lines, histograms, shaded matrices, and rows of points with their intervals.
 
 In: numbers and labels. Out: elements to stand in an HTML page, whose style (`report.css`) gives
 them their colours in light, dark and print. A detector has the same colour, dash and marker in every plot, so that
@@ -13,13 +13,15 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from xml.etree.ElementTree import Element
+from importlib.resources import files
+from xml.etree.ElementTree import Element, tostring
 
 from clipmole.report.page import element
 
 WIDTH, HEIGHT = 300, 232
 LEFT, RIGHT, TOP, BOTTOM = 42, 10, 16, 38  # margins
 STRIP, ROW = 200, 13  # width of a strip; height of one detector in it
+CELL = 30  # side of a cell of a matrix
 COLOURS, DASHES = 6, ("none", "7 3", "2 2.5", "9 3 2 3", "12 3")
 
 
@@ -179,6 +181,69 @@ def _mark(svg: Element, x: Axis, y: Axis, lines: Sequence[tuple[float, str]]) ->
             svg.append(element("path", d=f"M{_n(across)} {TOP}V{HEIGHT - BOTTOM}", class_="mark"))
             first = place == min(p for p, _ in lines)
             svg.append(element("text", text, x=_n(across), y=TOP - 5, class_="end" if first else "start"))
+
+
+def matrix(names: Sequence[str], values: Sequence[Sequence[float]], label: str, words: tuple[str, str]) -> Element:
+    """A square of shaded cells, AUROC of a row's name on a column's: the darker, the further from 0.5.
+
+    Below 0.5 another colour is taken. nan is left empty.
+
+    Args:
+        words: what the rows and the columns are.
+    """
+    left, top = 18 + 6 * max(map(len, names)), 18 + 4.6 * max(map(len, names))
+    size = CELL * len(names)
+    svg = _canvas(left + size + 4.6 * max(map(len, names)) / 2, top + size + 6, label)
+    svg.append(
+        element(
+            "text",
+            words[0],
+            x=11,
+            y=_n(top + size / 2),
+            class_="middle title",
+            transform=f"rotate(-90 11 {_n(top + size / 2)})",
+        )
+    )
+    svg.append(element("text", words[1], x=_n(left + size / 2), y=11, class_="middle title"))
+    for i, name in enumerate(names):
+        across, down = left + (i + 0.5) * CELL, top + (i + 0.5) * CELL
+        svg.append(element("text", name, x=_n(left - 5), y=_n(down + 3.5), class_="end"))
+        turned = f"rotate(-45 {_n(across)} {_n(top - 5)})"
+        svg.append(element("text", name, x=_n(across), y=_n(top - 5), transform=turned))
+        for j, value in enumerate(values[i]):
+            x, y = left + j * CELL, top + i * CELL
+            if math.isfinite(value):
+                shade = min(abs(value - 0.5) / 0.5, 1) * 0.6
+                d = f"M{_n(x)} {_n(y)}h{CELL - 1}v{CELL - 1}h{1 - CELL}Z"
+                svg.append(element("path", d=d, class_=f"cell c{int(value < 0.5)}", fill_opacity=f"{shade:.3f}"))
+                text = f"{100 * value:.0f}"
+                svg.append(element("text", text, x=_n(x + CELL / 2), y=_n(y + CELL / 2 + 3.5), class_="middle title"))
+    return svg
+
+
+def tiled(drawings: Sequence[tuple[str, Element]], label: str, columns: int = 4) -> Element:
+    """Titled drawings of one size side by side, in rows of `columns`, as one."""
+    rows = -(-len(drawings) // columns)
+    columns = min(columns, len(drawings))
+    wide, high = WIDTH + 16, HEIGHT + 26
+    svg = _canvas(columns * wide, rows * high, label)
+    for i, (title, drawing) in enumerate(drawings):
+        x, y = i % columns * wide, i // columns * high
+        svg.append(element("text", title, x=x + LEFT, y=y + 14, class_="strong"))
+        placed = element("svg", *drawing, x=x, y=y + 18, width=WIDTH, height=HEIGHT, viewBox=f"0 0 {WIDTH} {HEIGHT}")
+        svg.append(placed)
+    return svg
+
+
+def standalone(svg: Element) -> str:
+    """The text of a file that shows a drawing by itself, with the style of pages in it."""
+    style = element("style")
+    style.text = files("clipmole.report").joinpath("report.css").read_text(encoding="utf-8")
+    ground = element("rect", width="100%", height="100%", style="fill: var(--page)")
+    attributes = dict(svg.attrib) | {"xmlns": "http://www.w3.org/2000/svg", "font-family": "system-ui, sans-serif"}
+    whole = Element("svg", attributes)
+    whole.extend([style, ground, *svg])
+    return tostring(whole, encoding="unicode") + "\n"
 
 
 def strip(

@@ -1,0 +1,227 @@
+"""How separable generators are -> a page, and the same as JSON, Markdown and SVG files.
+
+In: a `Separability`. Out: `separability.html`, `.json` and `.md`, and its two pictures alone. It measures nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from xml.etree.ElementTree import Element
+
+from clipmole.errors import DataError
+from clipmole.evaluation.records import Separability, SeparabilityCurve
+from clipmole.evaluation.separability import OTHERS, PHOTOGRAPHS
+from clipmole.plumbing.files import foreign_file, write_texts
+from clipmole.plumbing.json_toml import read_json
+from clipmole.report import plots
+from clipmole.report.page import (
+    Cell,
+    Drawings,
+    Items,
+    Note,
+    PageBlock,
+    Section,
+    Table,
+    Value,
+    element,
+    html_page,
+    markdown_page,
+    read_page,
+)
+
+RECORD, PAGE, TEXT = "separability.json", "separability.html", "separability.md"
+CURVES, MATRIX = "separability-curves.svg", "separability-transfer.svg"
+
+
+def check_separability_place(folder: Path) -> None:
+    """Raises `DataError` if files in `folder` that would be replaced are not of an older run of clipmole's."""
+
+    def read_record(path: Path) -> None:
+        Separability.model_validate(read_json(path.with_name(RECORD), DataError))
+
+    files = {RECORD: read_record, TEXT: read_record, PAGE: read_page, CURVES: read_record, MATRIX: read_record}
+    if path := foreign_file(folder, files):
+        raise DataError(f"{path}: is there and was not written by clipmole separability; name another --out")
+
+
+def write_separability(found: Separability, folder: Path) -> Path:
+    """Write the record, the page, and both pictures; returns the page's path. Raises `DataError` where it cannot."""
+    check_separability_place(folder)
+    lead, parts = summary(found), sections(found)
+    texts = {
+        RECORD: found.model_dump_json(indent=1) + "\n",
+        TEXT: markdown_page(found.title, lead, parts),
+        PAGE: html_page(found.title, lead, parts) + "\n",
+        CURVES: plots.standalone(
+            plots.tiled(charts(found), "AUROC by the number of images that a head was trained on")
+        ),
+        MATRIX: plots.standalone(transfer_matrix(found)),
+    }
+    try:
+        write_texts(folder, texts)
+    except OSError as error:
+        raise DataError(f"{folder}: the report cannot be written: {error.strerror}; name another place") from error
+    return folder / PAGE
+
+
+def summary(found: Separability) -> list[PageBlock]:
+    """What was found in a few sentences, and what it does not say."""
+    controls = {each.name for each in found.sets if each.control}
+    own = [curve for curve in found.curves if curve.against == PHOTOGRAPHS and curve.name not in controls]
+    told = sorted((c.separable, c.name) for c in own if c.separable is not None)
+    rest = [c.name for c in own if c.separable is None]
+    level = f"{found.level:g}"
+    lines = [f"{n} image{'s' * (n > 1)} of {name}" for n, name in told]
+    said = f"A head reaches an AUROC of {level} against photographs with {', '.join(lines)}." if lines else ""
+    left = f"{', '.join(rest)} {'is' if len(rest) == 1 else 'are'} not told apart so well with what was tried."
+    return [
+        Note(
+            "A head tells images apart by whatever differs: how they were made, but also what they show and which "
+            "collection they come from. The controls are photographs of one source against photographs of others: what "
+            "a head reaches there has nothing to do with generators."
+        ),
+        " ".join(filter(None, [said, left if rest else ""])),
+    ]
+
+
+def sections(found: Separability) -> list[Section]:
+    """Everything, in the order of the page."""
+    legend = [element("li", plots.swatch(i), f"against {name}") for i, name in enumerate((PHOTOGRAPHS, OTHERS))]
+    return [
+        Section("curves", "How many images it takes", [curve_table(found)]),
+        Section(
+            "charts",
+            "AUROC by number of images",
+            [
+                element("ul", *legend, class_="legend", aria_label="Lines"),
+                Drawings([(drawing, name) for name, drawing in charts(found)]),
+            ],
+        ),
+        Section("transfer", "How far a head transfers", transfer_blocks(found)),
+        Section("sets", "What was compared", [set_table(found)]),
+        Section("recipe", "Recipe", recipe_blocks(found)),
+    ]
+
+
+def curve_table(found: Separability) -> Table:
+    """A row a curve: from which n on it is better than chance, and told apart, and the AUROC of each n."""
+    counts = sorted({point.n for curve in found.curves for point in curve.points})
+    controls = {each.name for each in found.sets if each.control}
+    rows: list[Sequence[Cell]] = []
+    for curve in found.curves:
+        by_n = {point.n: point for point in curve.points}
+        cells = [auroc(by_n[n].auroc.value, by_n[n].auroc.low, by_n[n].auroc.high) if n in by_n else "" for n in counts]
+        against = "other photographs (control)" if curve.name in controls else curve.against
+        rows.append(
+            (curve.name, against, Value(from_n(curve.better_than_chance)), Value(from_n(curve.separable)), *cells)
+        )
+    heads = [
+        "",
+        "against",
+        "better than\nchance from n",
+        f"AUROC {found.level:g}\nfrom n",
+        *(f"n = {n}" for n in counts),
+    ]
+    apart = frozenset(i for i, curve in enumerate(found.curves) if curve.name in controls)
+    caption = "AUROC of heads trained on n images, percent, mean over the seeds, with 95 % bootstrap intervals"
+    return Table(caption, heads, rows, names=2, apart=apart)
+
+
+def from_n(n: int | None) -> str:
+    return "-" if n is None else str(n)
+
+
+def auroc(value: float, low: float, high: float) -> Value:
+    """A share in percent with its interval."""
+    small = f"{100 * low:.1f} to {100 * high:.1f}" if math.isfinite(low) else ""
+    return Value(f"{100 * value:.1f}" if math.isfinite(value) else "-", small)
+
+
+def charts(found: Separability) -> list[tuple[str, Element]]:
+    """A chart a set: lines against photographs and against other generators over n, on a logarithmic axis."""
+    by_name: dict[str, list[SeparabilityCurve]] = {}
+    for curve in found.curves:
+        by_name.setdefault(curve.name, []).append(curve)
+    counts = sorted({point.n for curve in found.curves for point in curve.points})
+    lowest = min(point.auroc.low for curve in found.curves for point in curve.points)
+    y = plots.even_axis("AUROC, percent", min(0.5, lowest), 1.0)
+    span = (math.log2(counts[0]) - 0.2, math.log2(counts[-1]) + 0.2)
+    x = plots.Axis("images n", *span, [(math.log2(n), str(n)) for n in counts])
+    controls = {each.name for each in found.sets if each.control}
+    drawn = []
+    for name, own in by_name.items():
+        lines = [
+            plots.Line(
+                int(curve.against == OTHERS),
+                [math.log2(point.n) for point in curve.points],
+                [point.auroc.value for point in curve.points],
+                [point.auroc.low for point in curve.points],
+                [point.auroc.high for point in curve.points],
+                marked=True,
+            )
+            for curve in own
+        ]
+        last = [
+            f"{100 * c.points[-1].auroc.value:.1f} % against {c.against} with {c.points[-1].n}" for c in own if c.points
+        ]
+        title = f"{name} (control)" if name in controls else name
+        drawn.append((title, plots.chart(lines, x, y, f"AUROC by number of images of {name}: {'; '.join(last)}")))
+    return drawn
+
+
+def transfer_matrix(found: Separability) -> Element:
+    """Heads of each generator on each other, as shaded cells."""
+    names = list(found.transfer)
+    values = [[found.transfer[row][column].value for column in names] for row in names]
+    label = (
+        f"AUROC in percent of heads trained on {found.transfer_n} images of one generator, on another and photographs"
+    )
+    return plots.matrix(names, values, label, ("trained on", "tested on, against photographs: AUROC, percent"))
+
+
+def transfer_blocks(found: Separability) -> list[PageBlock]:
+    """The matrix as a picture, and its numbers."""
+    names = list(found.transfer)
+    rows: list[Sequence[Cell]] = [
+        (row, *(auroc(e.value, e.low, e.high) for e in (found.transfer[row][column] for column in names)))
+        for row in names
+    ]
+    said = (
+        f"Heads were trained on {found.transfer_n} images of the row's generator and all photographs that are not held "
+        "apart, and tested on images of the column's and photographs that are: AUROC, percent; 50 is chance."
+    )
+    caption = "AUROC in percent, with 95 % bootstrap intervals: trained on the row, tested on the column"
+    return [
+        said,
+        Drawings([(transfer_matrix(found), "Trained on the row, tested on the column")], "wide"),
+        Table(caption, ["", *names], rows),
+    ]
+
+
+def set_table(found: Separability) -> Table:
+    """How many images each set has, and what is never on both sides."""
+    rows: list[Sequence[Cell]] = [
+        (
+            f"{each.name} (control)" if each.control else each.name,
+            Value(f"{each.images:,}"),
+            Value(f"{each.trained:,}"),
+            Value(f"{each.images - each.trained:,}"),
+            Value(str(each.sources) if each.sources else "not named"),
+            f"{each.held_by} ({each.units:,})",
+        )
+        for each in found.sets
+    ]
+    heads = ["", "images", "may be trained on", "held apart", "sources", "what is never divided"]
+    return Table("Images of each set", heads, rows)
+
+
+def recipe_blocks(found: Separability) -> list[PageBlock]:
+    """Settings, versions and hardware, what could not be read, and the command."""
+    settings = found.recipe.get("settings", {})
+    facts = {key: value for key, value in found.recipe.items() if key not in ("command", "settings")}
+    shown = [f"{key}: {value}" for key, value in {**facts, **settings}.items()]
+    failed = [Items([f"not read: {path}: {reason}" for path, reason in found.failed.items()])] if found.failed else []
+    command: list[PageBlock] = [Items([f"made by: {found.recipe['command']}"])] if found.recipe.get("command") else []
+    return [*command, Items(shown), *failed]
