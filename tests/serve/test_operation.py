@@ -5,21 +5,22 @@ from __future__ import annotations
 import json
 import os
 import re
-import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import httpx
 import pytest
 import torch
-from processes import clipmole
+from processes import clipmole, start_clipmole
 from tiny import CALIBRATION, PREPROCESS, encoded, picture, tiny_backbone, tiny_network
 
 pytest.importorskip("fastapi")
@@ -39,27 +40,31 @@ GOOD = encoded(picture(0))
 
 
 @contextmanager
-def command(*options: str, **environment: str) -> Iterator[tuple[subprocess.Popen[str], int, list[str]]]:
-    """`clipmole serve` with the embedded detector on a free port: the process, the port, what it says as it comes."""
+def command(*options: str, **environment: str) -> Iterator[tuple[BaseProcess, int, Callable[[], list[str]]]]:
+    """`clipmole serve` with the embedded detector on a free port: the process, the port, what it said so far."""
     detector = [] if "--detector" in options else ["--detector", "embedded"]
-    process = subprocess.Popen(
-        [sys.executable, "-P", "-m", "clipmole.cli", "serve", "--port", "0", *detector, *options],
-        stderr=subprocess.PIPE,
-        text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"} | environment,
-    )
-    assert process.stderr is not None
-    lines: list[str] = []
-    reader = threading.Thread(target=lambda: lines.extend(iter(process.stderr.readline, "")), daemon=True)
-    reader.start()
-    try:
-        until(lambda: any(line.startswith("ready: ") for line in lines) or process.poll() is not None, 60)
-        (port,) = re.findall(r"listening on http://127\.0\.0\.1:(\d+)", "".join(lines)) or ["0"]
-        yield process, int(port), lines
-    finally:
-        process.kill()
-        process.wait()
-        reader.join(10)
+    with tempfile.TemporaryDirectory() as folder:
+        said = Path(folder) / "stderr"
+        process = start_clipmole(
+            "serve", "--port", "0", *detector, *options, streams=Path(folder), environment=os.environ | environment
+        )
+
+        def lines() -> list[str]:
+            return said.read_text().splitlines() if said.exists() else []
+
+        try:
+            until(lambda: any(line.startswith("ready: ") for line in lines()) or not process.is_alive(), 120)
+            (port,) = re.findall(r"listening on http://127\.0\.0\.1:(\d+)", "\n".join(lines())) or ["0"]
+            yield process, int(port), lines
+        finally:
+            process.kill()
+            process.join()
+
+
+def ended(process: BaseProcess) -> int | None:
+    """The exit code of a process that ends by itself soon."""
+    process.join(30)
+    return process.exitcode
 
 
 def children(pid: int) -> list[int]:
@@ -78,31 +83,33 @@ def test_the_command_line_and_the_server_say_the_same_and_a_signal_loses_nothing
     image = ROOT / "examples" / "rocket.jpg"
     with command("--detector", "embedded") as (process, port, lines):
         url = f"http://127.0.0.1:{port}/v1/detect"
-        answer = httpx.post(url, files={"images": image.read_bytes()}, timeout=60).json()["results"][0]["detection"]
+        answer = httpx.post(url, files={"images": image.read_bytes()}, timeout=120).json()["results"][0]["detection"]
         own = json.loads(clipmole("detect", "--json", "--detector", "embedded", str(image)).stdout)
         assert answer | {"source": ""} == own | {"source": ""}  # to the last bit
 
         def ask(_: int) -> float:
             files = [("images", ("a.jpg", image.read_bytes()))] * 2
-            return httpx.post(url, files=files, timeout=60).json()["results"][1]["detection"]["logit"]
+            return httpx.post(url, files=files, timeout=120).json()["results"][1]["detection"]["logit"]
 
         headers = {"Content-Type": "multipart/form-data; boundary=edge"}
         assert httpx.post(url, content=b"--edgy secret", headers=headers).status_code == 400
+        assert process.pid is not None
         workers = children(process.pid)
         assert len(workers) >= 2
         with ThreadPoolExecutor(8) as pool:
             under_way = [pool.submit(ask, number) for number in range(8)]
             metrics = f"http://127.0.0.1:{port}/metrics"
             until(lambda: "clipmole_queue_images 16.0" in httpx.get(metrics).text)  # all are accepted
-            process.send_signal(signal.SIGTERM)
+            process.terminate()
             assert [future.result() for future in under_way] == [pytest.approx(own["logit"], abs=1e-4)] * 8
-        assert process.wait(30) == 0
+        assert ended(process) == 0
         until(lambda: not any(Path(f"/proc/{worker}").exists() for worker in workers))
         with pytest.raises(httpx.ConnectError):
             httpx.get(metrics)
-    assert sum("POST /v1/detect 200" in line for line in lines) == 9
-    assert not any("rocket" in line or "Traceback" in line for line in lines)
-    log = [line for line in lines if not line.startswith(("listening on ", "ready: "))]
+        said = lines()
+    assert sum("POST /v1/detect 200" in line for line in said) == 9
+    assert not any("rocket" in line or "Traceback" in line for line in said)
+    log = [line for line in said if not line.startswith(("listening on ", "ready: "))]
     assert all(re.search(r" INFO \S+ (GET|POST) /\S+ \d+ \S+ \d+ ms$", line.rstrip()) for line in log), log
 
 
@@ -128,11 +135,11 @@ def test_a_runtime_is_served_and_answers_as_the_command_line_does(
     options = ["--detector", str(adapter), "--backbone", str(adapter.parent / "tiny"), "--runtime", runtime]
     cache = {"CLIPMOLE_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
     with command(*options, **cache) as (process, port, _), httpx.Client(base_url=f"http://127.0.0.1:{port}") as client:
-        answer = client.post("/v1/detect/bytes", content=GOOD, timeout=60).json()
+        answer = client.post("/v1/detect/bytes", content=GOOD, timeout=120).json()
         refused = client.post("/v1/detect/bytes", content=GOOD, params={"evidence": "tokens"})
         assert refused.json()["error"]["code"] == "evidence_unavailable"
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(30) == 0
+        process.terminate()
+        assert ended(process) == 0
     own = json.loads(clipmole("detect", "--json", *options, str(image), environment=os.environ | cache).stdout)
     assert answer["result"]["detection"] | {"source": ""} == own | {"source": ""}
     assert own["logit"] == pytest.approx(
@@ -163,11 +170,11 @@ def test_open_shows_the_page_in_the_browser(tmp_path: Path) -> None:
 
 def test_what_cannot_start_says_why_in_one_line(tmp_path: Path) -> None:
     with command("--detector", str(tmp_path / "none")) as (process, _, lines):
-        assert process.wait(30) == 2
-        until(lambda: any(line.startswith("clipmole: ") for line in lines))
-    (line,) = [line for line in lines if line.startswith("clipmole: ")]
+        assert ended(process) == 2
+        said = lines()
+    (line,) = [line for line in said if line.startswith("clipmole: ")]
     assert "none" in line
-    assert not any("Traceback" in each for each in lines)
+    assert not any("Traceback" in each for each in said)
 
 
 def test_a_port_that_is_taken_is_named() -> None:
@@ -228,12 +235,13 @@ def test_a_failure_of_the_network_is_an_error_of_its_batch_and_not_the_end(caplo
 
 
 def test_memory_is_flat_over_many_requests() -> None:
-    with command("--workers", "2") as (process, port, _), httpx.Client(timeout=60) as client:
+    with command("--workers", "2") as (process, port, _), httpx.Client(timeout=120) as client:
         url = f"http://127.0.0.1:{port}/v1/detect/bytes"
         files = [encoded(picture(i, 200, 150 + i), format) for i, format in enumerate(["PNG", "JPEG", "BMP"] * 3)]
         files.append(b"not an image" * 5000)
 
         def resident() -> float:
+            assert process.pid is not None
             pids = [process.pid, *children(process.pid)]
             texts = [Path(f"/proc/{pid}/status").read_text() for pid in pids]
             return sum(int(text.split("VmRSS:")[1].split()[0]) for text in texts) / 1024
