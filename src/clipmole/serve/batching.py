@@ -118,6 +118,6 @@ class Batcher:
 
 
 def score(detector: Detector, batch: Sequence[_Waiting]) -> list[Detection]:
-    """The detections of a batch, as `Detector.detect(..., tiles=True)` gives them."""
+    """The detections of a batch, as `Detector.detect_batch(..., tiles=True)` gives them."""
     prepared = [Prepared(each.name, each.image.crops) for each in batch]
     return [result for result in detector.finish(prepared, True) if isinstance(result, Detection)]
