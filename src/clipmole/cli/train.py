@@ -107,6 +107,7 @@ class MergeMethod(StrEnum):
     STACK = "stack"
     AVERAGE = "average"
     TIES = "ties"
+    CAMEX = "camex"
 
 
 @app.command()
@@ -115,19 +116,40 @@ def merge(
     out: Annotated[Path, typer.Option("--out", "-o", help="The adapter directory to write.")],
     method: Annotated[
         MergeMethod,
-        typer.Option(help="stack keeps all, at the sum of the ranks; average and ties keep the ranks of the parts."),
+        typer.Option(
+            help="stack keeps all, at the sum of the ranks; others keep the ranks of the parts; camex learns on --data."
+        ),
     ] = MergeMethod.STACK,
     weight: Annotated[
         list[float] | None,
         typer.Option(help="Weight of each detector, in their order. Default: one over their number, which is a mean."),
     ] = None,
     density: Annotated[float, typer.Option(help="Share of the entries that are kept, for ties.")] = 0.2,
+    data: Annotated[
+        str | None, typer.Option(help="Labelled images that camex learns on, as of --data of train.")
+    ] = None,
+    split: Annotated[str | None, typer.Option(help="Split of --data. Default: calibration.")] = None,
     backbone: BackboneName = None,
 ) -> None:
-    """Merge adapters into one, without training; the result has no thresholds until it is calibrated."""
+    """Merge adapters into one; the result has no thresholds until it is calibrated."""
+    if (data is None) == (method is MergeMethod.CAMEX) or (split is not None and data is None):
+        raise typer.BadParameter("--data and --split are for --method camex, which needs --data")
+
+    from clipmole.data import Unpacking, read_data
     from clipmole.training.merge import merge as run
 
-    found = run(detectors, out, method.value, weights=weight or (), density=density, backbone=backbone)
+    with long_work() as progress:
+        samples = read_data(data, split or "calibration", how=Unpacking(say=progress.say)) if data is not None else ()
+        found = run(
+            detectors,
+            out,
+            method.value,
+            weights=weight or (),
+            density=density,
+            backbone=backbone,
+            samples=samples,
+            progress=progress,
+        )
     remark(found.summary)
     remark(f"set its thresholds: clipmole calibrate --detector {out} ...")
     typer.echo(str(out))

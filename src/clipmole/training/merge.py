@@ -1,7 +1,7 @@
-"""Several adapters of one backbone -> one adapter directory, without training.
+"""Several adapters of one backbone -> one adapter directory, without training of LoRAs, routers or head.
 
-In: names of detectors whose adapters stand in the same blocks. Out: one detector, and how far it is what its parts
-were. It sees no image; the merged detector is not calibrated, since thresholds of the parts do not hold for it.
+In: names of detectors whose adapters stand in the same blocks; for camex labelled images too. Out: one detector, and
+how far it is what its parts were. It is not calibrated, since thresholds of the parts do not hold for it.
 
 What is merged are the updates W = s B A of the LoRAs, with weights c_k (1/K by default), and always the heads' weighted
 mean. Stacking keeps all of them, at the sum of the ranks; the others bring each LoRA back to one rank:
@@ -10,6 +10,8 @@ mean. Stacking keeps all of them, at the sum of the ranks; the others bring each
     average   W = sum_k c_k W_k of the LoRAs of one place, cut to the largest of their ranks by its SVD; routers' mean
     ties      as average, with the entries of W merged as TIES does (Yadav et al. 2023, arXiv 2306.01708): of each W_k
               only the largest entries, of these only the ones with the sign that outweighs, and their mean
+    camex     as average, with W the first one's plus differences to it that are masked, and changed by Kronecker
+              factors on both sides, which are learnt on labelled images: see `curvature` (arXiv 2502.18821)
 
 Even where blocks are exact, the merged detector's logit is not the mean of its parts' logits: the outcome of one block
 is the input of the next.
@@ -17,24 +19,31 @@ is the input of the next.
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from clipmole.config import MoLEConfig
+from clipmole.config import MoLEConfig, PreprocessConfig
+from clipmole.data.sample import Sample
 from clipmole.errors import CheckpointError, ConfigError
 from clipmole.models.adapter import ADAPTER, backbone_for, check_copy, read_tensors, save_adapter
 from clipmole.models.network import MoLENetwork
 from clipmole.models.vit import ViT
+from clipmole.plumbing.progress import SILENT, ProgressReporter
 from clipmole.records import Record
+from clipmole.training.curvature import TERMS, CurvedNetwork, Merging, Place, curved, tokens_of
 from clipmole.training.extend import Base, history_lines
 
-Method = Literal["stack", "average", "ties"]
+Method = Literal["stack", "average", "ties", "camex"]
 State = dict[str, Tensor]
+Combine = Callable[[Place, Sequence[Tensor], Sequence[float]], Tensor]
+"""(place, updates (d, d) of the parts there, their weights) -> the merged update (d, d)."""
 
 
 class Merged(Record):
@@ -45,6 +54,7 @@ class Merged(Record):
         weights: c_k of each.
         trained_parameters: of the merged adapter.
         lost: Frobenius norm of what cutting to a rank took away, over that of the whole updates; 0 for "stack".
+        losses: of "camex": cross entropy on the images that it was learnt on, before and after, nats; None of others.
     """
 
     method: Method
@@ -52,6 +62,7 @@ class Merged(Record):
     weights: tuple[float, ...]
     trained_parameters: int
     lost: float
+    losses: tuple[float, float] | None = None
 
     @property
     def summary(self) -> str:
@@ -61,8 +72,10 @@ class Merged(Record):
             kept = "each block adds exactly the weighted sum of what the parts' blocks add to the same tokens"
         else:
             kept = f"cutting to the parts' ranks took away {100 * self.lost:.1f} % of the updates (Frobenius norm)"
+        learnt = f"; cross entropy on its images {self.losses[0]:.4f}, then {self.losses[1]:.4f}" if self.losses else ""
         return (
-            f"{self.method} of {given}: {kept}. The heads were averaged. It gives no verdicts until it is calibrated."
+            f"{self.method} of {given}: {kept}{learnt}. The heads were averaged. It gives no verdicts until it is "
+            "calibrated."
         )
 
 
@@ -74,20 +87,23 @@ def merge(
     weights: Sequence[float] = (),
     density: float = 0.2,
     backbone: str | Path | None = None,
+    samples: Sequence[Sample] = (),
+    progress: ProgressReporter = SILENT,
 ) -> Merged:
     """Merge adapters of one backbone into one, and write its directory.
 
     Args:
-        names: two or more detectors, none of them changed.
+        names: two or more detectors, none of them changed; of "camex" the first one is the base.
         out: the adapter directory to write.
         method: as this module says.
         weights: c_k of each detector, positive; (): 1/K each, so that the update is their mean. With 1 each it is
             their sum (the heads are averaged all the same).
         density: of "ties": share of the entries of each update that is kept, the largest ones; 0.2 is its authors'.
         backbone: as in `Detector.from_pretrained`.
+        samples: of "camex": labelled images of both classes to learn on, such as those of the split calibration.
 
     Raises `ConfigError` if the weights or the density make no sense, or if the adapters cannot be merged so;
-    `CheckpointError` or `WeightsError` if one cannot be read.
+    `DataError` for samples of one class; `CheckpointError` or `WeightsError` if a detector cannot be read.
     """
     given = tuple(weights) or (1 / len(names),) * len(names)
     if len(names) < 2 or len(given) != len(names) or not all(0 < weight < math.inf for weight in given):
@@ -96,6 +112,8 @@ def merge(
         )
     if not 0 < density <= 1:
         raise ConfigError(f"density={density}: the share of the entries that are kept is above 0 and at most 1")
+    if bool(samples) != (method == "camex"):
+        raise ConfigError("merge: labelled images (--data) are for the method camex, which cannot do without them")
     parts = [Base.open(name) for name in names]
     for part in parts:
         check_copy(part.folder, out)
@@ -104,9 +122,15 @@ def merge(
     check_alike(parts, loaded.tower.config.depth, method)
     states = [read_state(part, loaded.tower) for part in parts]
     configs = [part.config.mole for part in parts]
-    config, state, lost = stack(configs, states, given)
-    if method != "stack":
-        config, state, lost = cut(configs, states, given, density if method == "ties" else None)
+    losses = None
+    if method == "stack":
+        config, state, lost = stack(configs, states, given)
+    else:
+        combine: Combine = partial(_ties, density=density) if method == "ties" else _average
+        if method == "camex":
+            tower = copy.deepcopy(loaded.tower)
+            combine, losses = learn(tower, configs, states, given, first.config.preprocess, samples, progress)
+        config, state, lost = cut(configs, states, given, combine)
     network = MoLENetwork.with_weights(loaded.tower, config, lambda _names: state)
     found = Merged(
         method=method,
@@ -114,6 +138,7 @@ def merge(
         weights=given,
         trained_parameters=sum(p.numel() for p in network.adapter_parameters().values()),
         lost=lost,
+        losses=losses,
     )
     history = [step for part in parts for step in part.history()]
     record = {"merge": found.model_dump(), "data": {"generators": [], "sources": []}, "history": history}
@@ -247,16 +272,10 @@ def _rows(name: str, config: MoLEConfig, layer: State, weight: float) -> Tensor:
 
 
 def cut(
-    configs: Sequence[MoLEConfig], states: Sequence[State], weights: Sequence[float], density: float | None
+    configs: Sequence[MoLEConfig], states: Sequence[State], weights: Sequence[float], combine: Combine
 ) -> tuple[MoLEConfig, State, float]:
-    """Settings and tensors of LoRAs merged place by place, and what cutting them to a rank lost.
-
-    Args:
-        density: of TIES; None: the updates are averaged as they are.
-    """
-    ranks = [max(c.expert_ranks[i] for c in configs) for i in range(len(configs[0].expert_ranks))]
-    config = grown(configs, shared_rank=max(c.shared_rank for c in configs), expert_ranks=tuple(ranks))
-    places = [config.shared_rank] * (config.shared_rank > 0) + ranks
+    """Settings and tensors of LoRAs merged place by place, and what cutting them to a rank lost."""
+    config, places = cut_config(configs)
     state, total = mean_head(states, weights), sum(weights)
     every = [layers_of(each) for each in states]
     lost = whole = 0.0
@@ -264,10 +283,7 @@ def cut(
         layers = [each[prefix] for each in every]
         own, pairs = extensions(configs, layers, weights), []
         for place, rank in enumerate(places):
-            updates = [
-                _update(c, layer, place, bool(config.shared_rank)) for c, layer in zip(configs, layers, strict=True)
-            ]
-            merged = weighted_sum(updates, weights) if density is None else ties(updates, weights, density)
+            merged = combine((prefix, place), updates_at(configs, layers, place, config), weights)
             a, b = low_rank(merged, rank)
             pairs.append((a, b))
             lost += float((merged - b @ a).square().sum())
@@ -280,13 +296,76 @@ def cut(
     return config, state, math.sqrt(lost / whole) if whole else 0.0
 
 
-def _update(config: MoLEConfig, layer: State, place: int, shared: bool) -> Tensor:
-    """The update s B A (d, d) of one place: the shared LoRA's (0, if any part has one), then the experts'."""
-    own = loras(config, layer)
-    if shared and not config.shared_rank:
-        own.insert(0, (layer["lora_A"][:0], layer["lora_B"][:, :0]))
-    a, b = own[place]
-    return b @ a
+def cut_config(configs: Sequence[MoLEConfig]) -> tuple[MoLEConfig, list[int]]:
+    """Settings of LoRAs merged place by place, each with the largest rank of its parts, and these ranks."""
+    ranks = [max(c.expert_ranks[i] for c in configs) for i in range(len(configs[0].expert_ranks))]
+    config = grown(configs, shared_rank=max(c.shared_rank for c in configs), expert_ranks=tuple(ranks))
+    return config, [config.shared_rank] * (config.shared_rank > 0) + ranks
+
+
+def updates_at(configs: Sequence[MoLEConfig], layers: Sequence[State], place: int, merged: MoLEConfig) -> list[Tensor]:
+    """Updates s B A (d, d) of the parts at one place: the shared LoRA's (0, if any part has one), then the experts'."""
+    found = []
+    for config, layer in zip(configs, layers, strict=True):
+        own = loras(config, layer)
+        if merged.shared_rank and not config.shared_rank:
+            own.insert(0, (layer["lora_A"][:0], layer["lora_B"][:, :0]))
+        a, b = own[place]
+        found.append(b @ a)
+    return found
+
+
+def learn(
+    tower: ViT,
+    configs: Sequence[MoLEConfig],
+    states: Sequence[State],
+    weights: Sequence[float],
+    preprocess: PreprocessConfig,
+    samples: Sequence[Sample],
+    progress: ProgressReporter,
+) -> tuple[Combine, tuple[float, float]]:
+    """Learn the curvature of each place on samples, in a tower that is changed in place.
+
+    Learning sees differences cut to the rank that they have without the mask; what is merged in the end are the whole
+    ones.
+
+    Returns the way to merge updates of a place, and the loss before and after.
+    """
+    config, ranks = cut_config(configs)
+    every = [layers_of(each) for each in states]
+    whole: dict[Place, Merging] = {}
+    thin: dict[Place, list[tuple[Tensor, Tensor]]] = {}
+    for prefix in every[0]:
+        for place, rank in enumerate(ranks):
+            updates = updates_at(configs, [each[prefix] for each in every], place, config)
+            own = whole[prefix, place] = Merging.of(updates, weights)
+            pairs = [low_rank(each, min(2 * rank, len(own.base))) for each in own.differences]
+            thin[prefix, place] = [low_rank(own.base, rank), *pairs]
+    wide = [len(pairs[0][0]) + TERMS * sum(len(a) for a, _ in pairs[1:]) for pairs in thin.values()][: len(ranks)]
+    shared = config.shared_rank > 0
+    changes = {"shared_rank": wide[0] if shared else 0, "expert_ranks": tuple(wide[shared:])}
+    _, state, _ = cut(configs, states, weights, _average)
+    width = tower.config.width
+    for prefix in every[0]:
+        state |= {f"{prefix}lora_A": torch.zeros(sum(wide), width), f"{prefix}lora_B": torch.zeros(width, sum(wide))}
+    network = MoLENetwork.with_weights(tower, grown(configs, **changes), lambda _names: state)
+    tokens, labels = tokens_of(network, samples, preprocess, progress)
+    curvature = CurvedNetwork(network, thin, whole[next(iter(whole))].weights)
+    losses = curved(curvature, tokens, labels, progress)
+
+    def combine(place: Place, _updates: Sequence[Tensor], _weights: Sequence[float]) -> Tensor:
+        with torch.no_grad():
+            return whole[place].merged(curvature.of(place))
+
+    return combine, losses
+
+
+def _average(_place: Place, updates: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
+    return weighted_sum(updates, weights)
+
+
+def _ties(_place: Place, updates: Sequence[Tensor], weights: Sequence[float], density: float) -> Tensor:
+    return ties(updates, weights, density)
 
 
 def weighted_sum(tensors: Sequence[Tensor], weights: Sequence[float]) -> Tensor:

@@ -1,0 +1,235 @@
+"""Curvature-aware merging of LoRAs: differences to a base, masked, and changed by learnt Kronecker factors.
+
+In: updates W_k = s B_k A_k of adapters at one place, the first of which is the base, and labelled images. Out: merged
+updates. It knows nothing of adapter directories.
+
+    W = W_1 + sum_{k>1} c_k M_k[(W_k - W_1) o m_k]
+    m_k = 1 where sign(W_k - W_1) = sign(sum_j (W_j - W_1)), else 0
+    M_k[D] = 1/C sum_{c<=C} P_kc D Q_kc^T,   P_kc = P'_kc (x) P''_kc,  Q_kc = Q'_kc (x) Q''_kc
+
+with c_k that sum to 1, (x) the Kronecker product and factors of about sqrt(d) x sqrt(d), which start as identities: so
+without the mask learning starts at the weighted mean. The factors alone are learnt, by the logits' cross entropy.
+
+Source: CAMEx, arXiv 2502.18821: masked differences to a base expert, and factors on both sides. There experts merge
+anew for each sequence, by a router, and training learns all of it together. Here trained adapters are merged once, by
+weights. That the sum over c is divided by C, so that it starts at the mean, and that all is learnt on low-rank
+matrices, is this project's. M of B A is of the rank C r: M[B A] = 1/C sum_c (P_c B) (A Q_c^T).
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from clipmole.config import PreprocessConfig
+from clipmole.data import labels_of, limit_samples, windows
+from clipmole.data.sample import Sample
+from clipmole.errors import DataError
+from clipmole.images.crops import cut_crops
+from clipmole.models.network import MoLENetwork
+from clipmole.plumbing.progress import SILENT, ProgressReporter
+from clipmole.plumbing.seeding import sample_rng
+
+TERMS = 2  # C
+EPOCHS, BATCH, RATE = 6, 32, 2e-3
+MOST = 256  # images of each class that it is learnt on
+ROWS = 16  # of a forward pass without gradients
+
+Place = tuple[str, int]
+"""A LoRA: the prefix of its layer's tensors, and its number there."""
+
+
+def near_square(width: int) -> tuple[int, int]:
+    """(p, q) with p q = width, p <= q, as near to one another as there are."""
+    p = next(p for p in range(math.isqrt(width), 0, -1) if width % p == 0)
+    return p, width // p
+
+
+def agreeing(differences: Sequence[Tensor]) -> list[Tensor]:
+    """Differences of equal shape, 0 where their sign is not that of their sum."""
+    sign = torch.stack(list(differences)).sum(dim=0).sign()
+    return [each * (each.sign() == sign) for each in differences]
+
+
+def kronecker(one: Tensor, two: Tensor, matrix: Tensor) -> Tensor:
+    """(one_c (x) two_c) matrix for each c; one (C, p, p), two (C, q, q), matrix (p q, r) -> (C, p q, r)."""
+    p, q = one.shape[-1], two.shape[-1]
+    product = torch.einsum("cij,ckl,jlr->cikr", one, two, matrix.view(p, q, -1))
+    return product.reshape(len(one), p * q, -1)
+
+
+class Curvature(nn.Module):
+    """The factors of M for one difference: 2 C (p^2 + q^2) parameters, p q = d.
+
+    Args:
+        width: d.
+        terms: C.
+    """
+
+    def __init__(self, width: int, terms: int = TERMS) -> None:
+        super().__init__()
+        one, two = (torch.eye(size).repeat(terms, 1, 1) for size in near_square(width))
+        self.out_one, self.out_two = nn.Parameter(one.clone()), nn.Parameter(two.clone())
+        self.in_one, self.in_two = nn.Parameter(one.clone()), nn.Parameter(two.clone())
+
+    def forward(self, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+        """A (r, d) and B (d, r) -> A' (C r, d) and B' (d, C r) with B' A' = M[B A]."""
+        wide_b = kronecker(self.out_one, self.out_two, b)  # (C, d, r)
+        wide_a = kronecker(self.in_one, self.in_two, a.T)  # (C, d, r)
+        terms = len(wide_a)
+        return wide_a.permute(0, 2, 1).flatten(0, 1), wide_b.permute(1, 0, 2).flatten(1) / terms
+
+    def dense(self, matrix: Tensor) -> Tensor:
+        """M[D] of any D (d, d)."""
+        width = len(matrix)
+        a, b = self(torch.eye(width), matrix)  # D = D I: of rank d
+        found: Tensor = b @ a
+        return found
+
+
+@dataclass(frozen=True)
+class Merging:
+    """What is merged at one place.
+
+    Attributes:
+        base: W_1 (d, d).
+        differences: D_k (d, d) of the others, masked.
+        weights: c_k of these.
+    """
+
+    base: Tensor
+    differences: tuple[Tensor, ...]
+    weights: tuple[float, ...]
+
+    @classmethod
+    def of(cls, updates: Sequence[Tensor], weights: Sequence[float]) -> Merging:
+        """Of updates of equal shape, the base first, and weights that need not sum to 1."""
+        total = sum(weights)
+        differences = agreeing([each - updates[0] for each in updates[1:]])
+        return cls(updates[0], tuple(differences), tuple(weight / total for weight in weights[1:]))
+
+    def merged(self, curvatures: Sequence[Curvature]) -> Tensor:
+        """W (d, d), exactly."""
+        parts = zip(self.weights, curvatures, self.differences, strict=True)
+        return self.base + sum(weight * curvature.dense(each) for weight, curvature, each in parts)
+
+
+class CurvedNetwork(nn.Module):
+    """Tokens before the first adapted block (B, T, d) -> logits (B,), with LoRAs made by what is learnt.
+
+    Args:
+        network: whose LoRAs have, at each place, the rank of the base and C times those of the differences.
+        thin: place -> (A, B) of the base, then of each difference.
+        weights: c_k of the differences.
+    """
+
+    def __init__(
+        self,
+        network: MoLENetwork,
+        thin: Mapping[Place, Sequence[tuple[Tensor, Tensor]]],
+        weights: Sequence[float],
+        terms: int = TERMS,
+    ) -> None:
+        super().__init__()
+        self.suffix = _Suffix(network)
+        self.thin, self.weights = thin, weights
+        width = network.tower.config.width
+        self.curvatures = nn.ModuleList(Curvature(width, terms) for _ in thin for _ in weights)
+
+    def of(self, place: Place) -> list[Curvature]:
+        """The factors of each difference at a place."""
+        start = list(self.thin).index(place) * len(self.weights)
+        return list(self.curvatures)[start : start + len(self.weights)]  # type: ignore[return-value]
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        found: dict[str, list[tuple[Tensor, Tensor]]] = {}
+        for place, (base, *differences) in self.thin.items():
+            parts = found.setdefault(place[0], [])
+            parts.append(base)
+            for weight, curvature, pair in zip(self.weights, self.of(place), differences, strict=True):
+                a, b = curvature(*pair)
+                parts.append((a, weight * b))
+        matrices = {}
+        for prefix, parts in found.items():
+            matrices[f"network.{prefix}lora_A"] = torch.cat([a for a, _ in parts])
+            matrices[f"network.{prefix}lora_B"] = torch.cat([b for _, b in parts], dim=1)
+        return torch.func.functional_call(self.suffix, matrices, (tokens,))  # type: ignore[no-any-return]
+
+
+class _Suffix(nn.Module):
+    """`MoLENetwork.suffix` as a module."""
+
+    def __init__(self, network: MoLENetwork) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.network.suffix(tokens)
+
+
+def curved(network: CurvedNetwork, tokens: Tensor, labels: Tensor, progress: ProgressReporter) -> tuple[float, float]:
+    """Learn the factors in place; returns the loss over all tokens before and after.
+
+    Both classes weigh the same. The factors of the epoch with the lowest loss are what is left, the start among them.
+
+    Args:
+        tokens: before the first adapted block, (n, T, d) bfloat16.
+        labels: (n,) 1 = AI-generated.
+    """
+    weight = torch.where(labels > 0, 0.5 / labels.mean(), 0.5 / (1 - labels.mean()))
+    network.requires_grad_(False)
+    network.curvatures.requires_grad_(True)
+    optimizer = torch.optim.Adam(network.curvatures.parameters(), lr=RATE)
+    before = best = _loss(network, tokens, labels, weight)
+    kept = copy.deepcopy(network.curvatures.state_dict())
+    for epoch in progress.track(range(EPOCHS), "learning the curvature", EPOCHS):
+        order = torch.from_numpy(sample_rng(0, "curvature", epoch).permutation(len(labels)))
+        for rows in order.split(BATCH):  # type: ignore[no-untyped-call]
+            logits = network(tokens[rows].float())
+            loss = F.binary_cross_entropy_with_logits(logits, labels[rows], weight[rows])
+            optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+        now = _loss(network, tokens, labels, weight)
+        if now < best:
+            best, kept = now, copy.deepcopy(network.curvatures.state_dict())
+    network.curvatures.load_state_dict(kept)
+    return before, best
+
+
+@torch.inference_mode()
+def _loss(network: CurvedNetwork, tokens: Tensor, labels: Tensor, weight: Tensor) -> float:
+    logits = torch.cat([network(rows.float()) for rows in tokens.split(ROWS)])  # type: ignore[no-untyped-call]
+    return float(F.binary_cross_entropy_with_logits(logits, labels, weight))
+
+
+@torch.inference_mode()
+def tokens_of(
+    network: MoLENetwork, samples: Sequence[Sample], preprocess: PreprocessConfig, progress: ProgressReporter = SILENT
+) -> tuple[Tensor, Tensor]:
+    """Tokens (n, T, d) bfloat16 before the first adapted block of the images' middles, equalised, and labels (n,).
+
+    Of each class at most `MOST` images, drawn by their names. Raises `DataError` unless there are both classes.
+    """
+    chosen = []
+    for label in (0, 1):
+        own = [s.model_copy(update={"generator": ""}) for s in samples if s.label == label]
+        chosen += limit_samples(own, MOST)
+    labels = labels_of(chosen)
+    if not 0 < labels.sum() < len(labels):
+        raise DataError(
+            f"merge: {len(labels) - labels.sum()} photographs and {labels.sum()} generated images to learn the "
+            "curvature on; both are needed: --data, or another --split"
+        )
+    config = preprocess.model_copy(update={"mode": "center_crop", "whole_weight": 0.0})
+    crops = (cut_crops(rgb, config).pixels for rgb in windows(chosen, "equalised"))
+    parts = []
+    for crop in progress.track(crops, "looking at images", len(chosen)):
+        parts.append(network.prefix(torch.from_numpy(crop)).bfloat16())
+    return torch.cat(parts), torch.from_numpy(labels).float()
