@@ -152,8 +152,10 @@ class MoLEConfig(Config):
         0.0, ge=0, description="standard deviation of noise on the router's logits in training; 0: none"
     )
     balance_weight: float = Field(0.01, ge=0, description="weight of the balance loss")
-    head_blocks: tuple[int, ...] = Field(
-        (), description="blocks whose class tokens the head reads as well, layer-normalised (as RINE, arXiv 2402.19091)"
+    head_blocks: tuple[int, ...] | Literal["all"] = Field(
+        (),
+        description="blocks whose class tokens the head reads as well, layer-normalised (as RINE, arXiv 2402.19091); "
+        "all: every one but the last, which is always read",
     )
     expert_groups: tuple[int, ...] = Field(
         (), description="numbers of experts that share a softmax, as merging adapters makes them; (): all of them"
@@ -192,13 +194,19 @@ class MoLEConfig(Config):
         """Ranks of all separate LoRAs, in the order of their gates: the router's experts, then what was added."""
         return self.expert_ranks + self.extension_ranks
 
-    def check_head_blocks(self, depth: int) -> None:
-        """Raise `ConfigError` unless `head_blocks` are distinct blocks before the last one of a tower of `depth`."""
+    def read_blocks(self, depth: int) -> tuple[int, ...]:
+        """Indices of the head blocks in a tower of `depth` blocks, ascending.
+
+        Raises `ConfigError` unless they are distinct blocks before the last one.
+        """
+        if self.head_blocks == "all":
+            return tuple(range(depth - 1))
         if list(self.head_blocks) != sorted(set(self.head_blocks) & set(range(depth - 1))):
             raise ConfigError(
                 f"mole.head_blocks: {self.head_blocks} are not blocks of 0..{depth - 2} in ascending order; the last "
                 "block is always read"
             )
+        return self.head_blocks
 
     def block_indices(self, depth: int) -> tuple[int, ...]:
         """Indices of the adapted blocks in a tower of `depth` blocks, ascending; () if nothing adapts."""
@@ -234,8 +242,7 @@ class PreprocessConfig(Config):
         0.0,
         ge=0,
         lt=1,
-        description="weight of the view of the whole in an image's logit; the crops' mean has the rest. Training shows "
-        "crops alone",
+        description="weight of the view of the whole in an image's logit; the crops' mean has the rest",
     )
 
 
@@ -261,6 +268,11 @@ class AugmentConfig(Config):
         le=1,
         description="share of crops that start on the 8x8 grid of a JPEG file, where nothing resized it",
     )
+    chain: tuple[float, ...] = Field(
+        (),
+        description="probability of 0, 1, 2, ... steps of what happens to images on the web: JPEG, WebP, sharpening, "
+        "blur, noise, tone; (): none",
+    )
     flip_probability: float = Field(0.5, ge=0, le=1)
     equalise_quality: tuple[int, int] | None = Field((65, 90), description="last step; None: off")
     equalise_probability: float = Field(0.9, ge=0, le=1, description="the rest stays without the last JPEG")
@@ -277,6 +289,8 @@ class AugmentConfig(Config):
                 raise ValueError(f"{name}={pair}: JPEG qualities run from 1 to 100")
         if self.resize_scale[0] <= 0:
             raise ValueError(f"resize_scale={self.resize_scale}: scales are positive")
+        if self.chain and (min(self.chain) < 0 or abs(sum(self.chain) - 1) > 1e-6):
+            raise ValueError(f"chain={self.chain}: probabilities, which sum to 1")
         return self
 
 
@@ -296,6 +310,15 @@ LATER = {
     "kept_tokens",
     "replay_weight",
     "hypernetwork",
+    "chain",
+    "whole_share",
+    "head_start",
+    "head_learning_rate",
+    "label_smoothing",
+    "patch_dropout",
+    "cached_blocks",
+    "cache_runtime",
+    "views_from",
 }
 
 
@@ -329,6 +352,14 @@ class TrainConfig(Config):
         le=10_000,
         description="views of an image whose frozen prefix is kept on disk; None: a new view an epoch",
     )
+    cached_blocks: int | None = Field(
+        None, ge=0, description="blocks whose output is kept; None: all before the first adapted one"
+    )
+    cache_runtime: Literal["torch", "openvino", "auto"] = Field(
+        "torch",
+        description="what computes the tokens that are kept; auto: OpenVINO, which is faster, on a CPU where it is "
+        "installed, else PyTorch",
+    )
     cache_gib: float = Field(20.0, gt=0, description="most that the folder of the prefix cache may hold, GiB")
     extension_rank: int = Field(
         4,
@@ -350,6 +381,18 @@ class TrainConfig(Config):
         description="every: each image once an epoch; classes: as many photographs as generated images; sqrt and "
         "generators: and of a class each generator (or source of photographs) by the root of its images, or alike",
     )
+    views_from: int | None = Field(
+        None, ge=0, description="seed of the views, so that runs of several seeds share kept tokens; None: seed"
+    )
+    whole_share: float = Field(
+        0.0, ge=0, lt=1, description="share of an image's views that show the whole of it, small, and no native crop"
+    )
+    head_start: float | None = Field(
+        None,
+        gt=0,
+        description="the head starts as a logistic regression on the kept class tokens of the head blocks; this is its "
+        "C, the inverse of its regularisation. None: at random",
+    )
     epochs: int = Field(25, gt=0, le=MOST_STEPS)
     min_steps_per_epoch: int | None = Field(
         None,
@@ -364,7 +407,16 @@ class TrainConfig(Config):
     )
     clip_norm: float = Field(1.0, gt=0, description="the gradient is scaled down to this norm")
     learning_rate: float = Field(1e-3, gt=0, description="of the LoRAs, routers and head")
+    head_learning_rate: float | None = Field(None, gt=0, description="of the head alone; None: learning_rate")
     tower_learning_rate: float = Field(1e-4, gt=0, description="of the tower, with full_finetune")
+    label_smoothing: float = Field(0.0, ge=0, lt=1, description="labels are 1 - s / 2 and s / 2 in place of 1 and 0")
+    patch_dropout: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="share of the patch tokens that a step leaves out from the first adapted block on (PatchDropout, "
+        "arXiv 2208.07220)",
+    )
     weight_decay: float = Field(0.01, ge=0)
     warmup_fraction: float = Field(0.1, ge=0, lt=1)
     seed: int = Field(0, ge=0)
@@ -394,9 +446,21 @@ class TrainConfig(Config):
                 "hypernetwork: it sees noise in place of images, whose tokens are not kept: leave out "
                 "cached_views and kept_tokens"
             )
+        if bool(self.whole_share) != bool(self.preprocess.whole_weight):
+            raise ValueError(
+                f"whole_share={self.whole_share:g}, preprocess.whole_weight={self.preprocess.whole_weight:g}: a "
+                "detector that looks at the whole learns from views of it: set both, or none"
+            )
+        if self.head_start is not None and not (self.cached_views and self.mole.head_blocks):
+            raise ValueError("head_start: reads kept tokens of the head blocks: set cached_views and mole.head_blocks")
         if self.kept_tokens and not self.mole.adapts:
             raise ValueError(f"kept_tokens={self.kept_tokens}: without an adapted block there are none to keep")
         return self
+
+    @property
+    def view_seed(self) -> int:
+        """Seed of what is drawn for views."""
+        return self.seed if self.views_from is None else self.views_from
 
     def run_settings(self) -> dict[str, Any]:
         """What a run's weights depend on, but for its backbone and images: values for JSON, by name."""

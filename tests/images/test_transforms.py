@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import sys
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from clipmole.errors import MissingDependency
 from clipmole.images import transforms as module
 from clipmole.images.transforms import (
     augment,
+    augment_whole,
     blur,
     crop_share,
     equalise,
@@ -27,6 +29,10 @@ from clipmole.images.transforms import (
     random_crop,
     resize,
     resize_to,
+    sharpen,
+    tone,
+    web_chain,
+    web_step,
     webp,
 )
 
@@ -296,3 +302,66 @@ def test_the_last_step_is_the_re_encoding_of_both_classes() -> None:
     rgb = texture(64, 64)
     config = OFF.model_copy(update={"equalise_quality": (70, 70), "equalise_probability": 1.0, "flip_probability": 1.0})
     np.testing.assert_array_equal(augment(rgb, 64, config, rng()), jpeg(rgb[:, ::-1], 70))
+
+
+# ---------------------------------------------------------------- what happens to images on the web
+
+CHAIN = (0.0, 0.5, 0.5)
+
+
+def test_sharpening_adds_what_blur_takes_away() -> None:
+    flat = np.full((9, 9, 3), 100, dtype=np.uint8)
+    np.testing.assert_array_equal(sharpen(flat, 1.0, 0.5), flat)
+    rgb = texture(40, 40) // 2 + 60  # far from 0 and 255
+    expected = rgb + 0.5 * (rgb.astype(float) - blur(rgb, 1.0))
+    np.testing.assert_allclose(sharpen(rgb, 1.0, 0.5), expected, atol=1)
+
+
+def test_tone_is_a_power_and_a_spread_around_the_middle() -> None:
+    values = np.array([0, 51, 127, 204, 255], dtype=np.uint8)
+    rgb = np.broadcast_to(values[:, None, None], (5, 1, 3))
+    np.testing.assert_array_equal(tone(rgb, 1.0, 1.0), rgb)
+    np.testing.assert_array_equal(tone(rgb, 2.0, 1.0)[:, 0, 0], [0, 10, 63, 163, 255])  # 255 * (v / 255)^2
+    np.testing.assert_array_equal(tone(rgb, 1.0, 0.5)[:, 0, 0], [63, 89, 127, 165, 191])  # halfway to 127.5
+
+
+def test_a_chain_has_as_many_steps_as_its_probabilities_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "web_step", lambda rgb, _: rgb + 1)
+    black, generator = np.zeros((1, 1, 3), dtype=np.uint8), rng()
+    steps = [int(web_chain(black, (0.5, 0.0, 0.5), generator)[0, 0, 0]) for _ in range(400)]
+    assert set(steps) == {0, 2}
+    assert 160 < steps.count(0) < 240  # 4 standard deviations
+
+
+def test_every_kind_of_step_changes_the_pixels_and_keeps_the_shape() -> None:
+    rgb = texture(48, 40)
+    results = {web_step(rgb, rng(seed)).tobytes() for seed in range(40)}
+    assert len(results) > 30
+    assert all(web_step(rgb, rng(seed)).shape == rgb.shape for seed in range(10))
+
+
+@pytest.mark.parametrize("make", [augment, augment_whole])
+@given(arrays(np.uint8, (40, 52, 3)), st.integers(0, 30))
+def test_the_draws_of_a_chain_do_not_depend_on_the_content(make: Callable[..., RGB], rgb: RGB, seed: int) -> None:
+    config = AugmentConfig(resize_probability=0.5, chain=CHAIN)
+    one, other = rng(seed), rng(seed)
+    view = make(rgb, 32, config, one)
+    make(texture(52, 40), 32, config, other)
+    assert one.bit_generator.state == other.bit_generator.state
+    assert (view.shape, view.dtype, view.flags.c_contiguous) == ((32, 32, 3), np.uint8, True)
+
+
+def test_a_resized_crop_shows_so_much_more_of_the_image() -> None:
+    ramp = np.broadcast_to(np.arange(200, dtype=np.uint8)[None, :, None], (200, 200, 3))
+    half = OFF.model_copy(update={"resize_probability": 1.0, "resize_scale": (0.5, 0.5)})
+    for seed in range(5):
+        view = augment(ramp, 32, half, rng(seed))[16, :, 0].astype(int)
+        assert 60 <= view[-1] - view[0] <= 63  # 64 columns are seen
+
+
+def test_a_view_of_the_whole_shows_most_of_the_shorter_side() -> None:
+    ramp = np.broadcast_to(np.linspace(0, 255, 300).astype(np.uint8)[:, None, None], (300, 500, 3))
+    spans = [np.ptp(augment_whole(ramp, 32, OFF, rng(seed))[:, 16, 0].astype(int)) for seed in range(40)]
+    assert min(spans) >= 255 * 0.7 * 31 / 32 - 4
+    assert max(spans) <= 255
+    assert max(spans) - min(spans) > 20

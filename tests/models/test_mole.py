@@ -446,7 +446,7 @@ def test_the_head_reads_the_class_tokens_of_its_blocks() -> None:
     tokens, features = network.embed(crops), []
     for index, block in enumerate(network.tower.blocks):
         tokens = block(tokens)
-        if index in READ.head_blocks:
+        if index in (0, 3, 6):
             x = tokens[:, 0]
             features.append((x - x.mean(-1, keepdim=True)) / (x.var(-1, correction=0, keepdim=True) + 1e-5).sqrt())
     weights = network.head.weight[0].split([24, 24, 24, 24])
@@ -462,8 +462,14 @@ def test_prefix_and_suffix_together_are_the_network(config: MoLEConfig) -> None:
     network = network_that_reads(config)
     crops = torch.rand(3, 3, 32, 32)
     tokens = network.prefix(crops)
-    assert tokens.shape[1] == 5 + sum(block < network.first_adapted_block for block in config.head_blocks)
+    assert tokens.shape[1] == 5 + sum(block < network.first_adapted_block for block in network.head_blocks)
     assert torch.allclose(network.suffix(tokens), network(crops), atol=1e-6)
+
+
+def test_all_head_blocks_are_those_before_the_last() -> None:
+    network = MoLENetwork(ViT(TINY), MoLEConfig(head_blocks="all"))
+    assert network.config.head_blocks == tuple(range(TINY.depth - 1))
+    assert network.head.in_features == TINY.depth * TINY.width
 
 
 @pytest.mark.parametrize("blocks", [(7,), (3, 1), (2, 2), (-1,)])

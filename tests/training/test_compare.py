@@ -91,6 +91,29 @@ def rescored(done: tuple[Comparison, Path], tower: str, manifest: Path, name: st
     return np.stack(columns, axis=1).astype(np.float64)
 
 
+def test_kept_views_are_scored_as_the_centre_crop(
+    tower: str, manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CLIPMOLE_CACHE", str(tmp_path / "cache"))
+    methods = tuple(
+        Method(name=each.name, config=each.config.model_copy(update={"cached_views": 1, "cached_blocks": 6}))
+        for each in METHODS
+    )
+    options: Any = {"kept_views": True, "variants": ("equalised",), "seeds": (0,)}
+    plan = PLAN.model_copy(update={"methods": methods, **options})
+    comparison = compare(plan, manifest, tmp_path, backbone=tower, resamples=20)
+    assert len(list((tmp_path / "cache" / "prefix").glob("*.npy"))) == 3  # train, val and test, for both methods
+    samples = take_split(read_manifest(manifest), "test")
+    for method in comparison.methods:
+        (run,) = method.runs
+        detector = Detector.from_pretrained(tmp_path / "runs" / run, backbone=tower)
+        assert detector.calibration is None
+        crop = Detector(detector.network, PREPROCESS.model_copy(update={"mode": "center_crop"}))
+        expected = average_precision_score(labels_of(samples), crop.score(windows(samples, "equalised")))
+        assert list(method.estimates) == ["test, equalised"]
+        assert method.estimates["test, equalised"].value == pytest.approx(expected, abs=0.02)
+
+
 @pytest.mark.parametrize("key", KEYS)
 def test_figures_are_means_over_the_seeds_of_what_the_saved_detectors_score(
     done: tuple[Comparison, Path], tower: str, manifest: Path, key: str

@@ -3,19 +3,29 @@
 from __future__ import annotations
 
 import json
+import math
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import processes
 import pytest
 import torch
 from safetensors.torch import load_file
+from sklearn.linear_model import LogisticRegression
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny import PREPROCESS, tiny_backbone, write_corpus
 
 from clipmole.config import AugmentConfig, MoLEConfig, TrainConfig
-from clipmole.errors import TrainingDiverged
+from clipmole.data import read_manifest, take_split
+from clipmole.errors import ConfigError, TrainingDiverged
+from clipmole.models.network import MoLENetwork
 from clipmole.models.vit import attend
-from clipmole.training.loop import duration
+from clipmole.plumbing.progress import ProgressReporter
+from clipmole.training.distributed import Distributed
+from clipmole.training.head_start import start_head
+from clipmole.training.loop import Trainee, duration
+from clipmole.training.prefix_cache import PrefixCache
 from clipmole.training.train import run_folder, train
 
 CONFIG = TrainConfig(
@@ -81,7 +91,7 @@ def test_two_processes_share_the_cache_and_the_parts(
     train(whole, tmp_path / "one", data=manifest, backbone=tiny_backbone())
     compare(tmp_path / "one", tmp_path / "two", 2e-5, balance=False)  # which is of each part's images
     cached = [sorted(path.read_bytes() for path in (tmp_path / n / "prefix").iterdir()) for n in ("cache", "other")]
-    assert len(cached[0]) == len(cached[1]) == 2
+    assert len(cached[0]) == len(cached[1]) == 3  # two views, and validation
 
 
 def test_accumulated_parts_are_one_batch(manifest: Path, tmp_path: Path) -> None:
@@ -159,3 +169,70 @@ def test_a_length_of_time_is_said_as_a_person_says_it() -> None:
         "90 min",
         "2.5 h",
     ]
+
+
+# ---------------------------------------------------------------- what a step does beside
+
+
+def test_the_head_starts_as_the_regression_on_the_kept_class_tokens(manifest: Path, tmp_path: Path) -> None:
+    config = CONFIG.model_copy(
+        update={"cached_views": 2, "head_start": 0.3, "sampling": "classes", "mole": MoLEConfig(head_blocks=(1, 4, 6))}
+    )
+    samples = take_split(read_manifest(manifest), "train")
+    network = MoLENetwork(tiny_backbone().tower, config.mole)
+    with ThreadPoolExecutor(2) as pool:
+        cache = PrefixCache(network, samples, config, tmp_path, "0" * 64, distributed=Distributed(), pool=pool,
+                            progress=ProgressReporter())  # fmt: skip
+        tokens = [torch.cat(list(cache.read([[(i, view) for i in range(len(samples))]]))) for view in (0, 1)]
+    start_head(network, cache, samples, config, print)
+    kept = torch.cat(tokens)[:, 5:].float()  # 1 class token and 4 patches come before; blocks 1 and 4 are kept
+    features = (kept - kept.mean(-1, keepdim=True)) / (kept.var(-1, unbiased=False, keepdim=True) + 1e-5).sqrt()
+    labels = np.tile([sample.label for sample in samples], 2)
+    balance = len(labels) / 2 / np.bincount(labels)[labels]
+    expected = LogisticRegression(C=0.3, max_iter=300).fit(features.flatten(1).numpy(), labels, balance)
+    head = network.head.weight[0].detach()
+    torch.testing.assert_close(head[24 : 24 + 48], torch.from_numpy(expected.coef_[0]).float(), atol=0.02, rtol=0)
+    assert not head[:24].any()
+    assert not head[24 + 48 :].any()  # block 6 is adapted
+    assert float(network.head.bias.detach()) == pytest.approx(expected.intercept_[0], abs=0.02)
+    assert float(head.abs().max()) > 0.5
+
+
+def test_a_start_needs_head_blocks_that_are_kept(manifest: Path, tmp_path: Path) -> None:
+    config = CONFIG.model_copy(
+        update={"cached_views": 1, "head_start": 1.0, "mole": MoLEConfig(head_blocks=(6,), blocks=(6, 7))}
+    )
+    with pytest.raises(ConfigError, match=r"none of mole.head_blocks=\(6,\) lies before block 6"):
+        train(config, tmp_path / "run", data=manifest, backbone=tiny_backbone(), cache_dir=tmp_path)
+
+
+def test_a_step_sees_the_share_of_patches_that_is_not_dropped() -> None:
+    network = MoLENetwork(tiny_backbone().tower, MoLEConfig(head_blocks=(2, 5))).eval()
+    torch.nn.init.normal_(network.head.weight, generator=torch.Generator().manual_seed(1))
+    tokens = torch.randn(3, 5 + 2, 24, generator=torch.Generator().manual_seed(0))
+    trainee = Trainee(network, 6, dropout=0.5)
+    kept = np.sort(np.random.default_rng(3).permutation(4)[:2]).tolist()
+    expected = network.suffix(tokens[:, [0, *(1 + i for i in kept), 5, 6]])
+    torch.testing.assert_close(trainee(tokens, np.random.default_rng(3)), expected)
+    torch.testing.assert_close(trainee(tokens), network.suffix(tokens))
+    crops = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
+    before = network.prefix(crops)
+    uncached = Trainee(network, None, dropout=0.5)(crops, np.random.default_rng(3))
+    torch.testing.assert_close(uncached, network.suffix(before[:, [0, *(1 + i for i in kept), 5, 6]]))
+
+
+def test_smoothed_labels_leave_their_entropy_in_the_loss(manifest: Path, tmp_path: Path) -> None:
+    config = CONFIG.model_copy(update={"label_smoothing": 0.4, "learning_rate": 1e-2, "epochs": 3})
+    train(config, tmp_path / "run", data=manifest, backbone=tiny_backbone())
+    losses = [epoch["loss"] for epoch in json.loads((tmp_path / "run" / "train.json").read_text())["curve"]]
+    assert min(losses) > -(0.8 * math.log(0.8) + 0.2 * math.log(0.2))
+
+
+def test_the_head_learns_at_a_rate_of_its_own(manifest: Path, tmp_path: Path) -> None:
+    for name, rate in (("alike", None), ("still", 1e-12)):
+        config = CONFIG.model_copy(update={"head_learning_rate": rate, "epochs": 1})
+        train(config, tmp_path / name, data=manifest, backbone=tiny_backbone())
+    alike, still = (load_file(tmp_path / name / "adapter.safetensors") for name in ("alike", "still"))
+    assert float(alike["head.bias"].abs()) > 1e-5
+    assert float(still["head.bias"].abs()) < 1e-9
+    assert max(float(t.abs().max()) for name, t in still.items() if "lora_B" in name) > 1e-5

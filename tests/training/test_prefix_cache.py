@@ -14,15 +14,17 @@ import torch
 from tiny import PREPROCESS, tiny_backbone, write_corpus
 
 from clipmole.config import AugmentConfig, MoLEConfig, TrainConfig
-from clipmole.data import read_manifest, sample_lines, take_split
+from clipmole.data import read_manifest, sample_lines, take_split, windows
 from clipmole.data.sample import Sample
 from clipmole.errors import ConfigError, DataError
+from clipmole.inference.detector import Detector
 from clipmole.models.network import MoLENetwork
 from clipmole.plumbing.progress import ProgressReporter, Track, untracked
 from clipmole.training import prefix_cache as cache_module
 from clipmole.training.augmented_views import views
 from clipmole.training.distributed import Distributed
-from clipmole.training.prefix_cache import GIB, PrefixCache, prefix_digest, record_type
+from clipmole.training.loop import kept_logits
+from clipmole.training.prefix_cache import GIB, PrefixCache, fixed_cache, prefix_digest, record_type
 
 CONFIG = TrainConfig(backbone="given", preprocess=PREPROCESS, cached_views=2, precision="float32")
 ITEMS = [(3, 0), (0, 1), (11, 1), (3, 1)]
@@ -60,8 +62,8 @@ def test_it_holds_the_networks_own_tokens_of_each_view_rounded_to_bfloat16(
     # bfloat16 keeps 8 bits: half a unit in the last place is 2^-9 of the value.
     assert ((tokens.float() - fresh).abs() <= fresh.abs() * 2**-8).all()
     assert said == [
-        f"prefix cache: 2 views of 12 images, {2 * 12 * (5 * 24 * 2 + 4) / GIB:.3g} GiB in {tmp_path} (at most 20): "
-        "2 to be computed"
+        f"prefix cache: 2 views of 12 images, {2 * 12 * ((5 + 6) * 24 * 2 + 4) / GIB:.3g} GiB in {tmp_path} "
+        "(at most 20): 2 to be computed"
     ]
 
 
@@ -86,12 +88,16 @@ def test_what_is_there_is_used_and_only_what_is_missing_computed(tmp_path: Path,
     "change",
     [
         {"seed": 1},
+        {"seed": 0, "views_from": 1},
+        {"whole_share": 0.5},
+        {"cache_runtime": "openvino"},
+        {"cached_blocks": 3},
         {"augment": AugmentConfig(blur_probability=0.1)},
         {"mole": MoLEConfig(blocks=3)},
         {"precision": "bfloat16"},
         {"preprocess": PREPROCESS.model_copy(update={"crop_size": 16})},
     ],
-    ids=lambda change: next(iter(change)),
+    ids=lambda change: list(change)[-1],
 )
 def test_what_changes_the_tokens_changes_the_digest(samples: list[Sample], change: dict[str, Any]) -> None:
     def digest(config: TrainConfig, lines: list[str], sha256: str = "0") -> str:
@@ -103,6 +109,7 @@ def test_what_changes_the_tokens_changes_the_digest(samples: list[Sample], chang
     assert own != digest(CONFIG, lines[::-1])
     assert own != digest(CONFIG, lines, "1")
     same = {"learning_rate": 1.0, "epochs": 3, "batch_size": 7, "mole": MoLEConfig(shared_rank=1), "cached_views": 9}
+    same |= {"seed": 5, "views_from": 0, "head_start": 1.0, "patch_dropout": 0.5}
     assert own == digest(CONFIG.model_copy(update=same), lines)
 
 
@@ -195,3 +202,40 @@ def test_of_two_runs_that_write_the_same_the_slower_one_is_served_as_well(
 def test_a_record_that_was_reserved_and_not_written_does_not_fit() -> None:
     record = np.zeros(1, dtype=np.dtype([("crc32", "<u4"), ("tokens", "<u2", (5, 24))]))[0]
     assert not cache_module.fits(record)
+
+
+def test_fewer_blocks_may_be_kept_but_no_adapted_one(tmp_path: Path, samples: list[Sample]) -> None:
+    config = CONFIG.model_copy(update={"cached_blocks": 2})
+    tokens, _ = build(tmp_path, samples, config)
+    network = MoLENetwork(tiny_backbone().tower, CONFIG.mole).eval()
+    whole, _ = build(tmp_path, samples)
+    with torch.inference_mode():
+        ours, theirs = network.logits(tokens.float(), 2), network.suffix(whole.float())
+    torch.testing.assert_close(ours, theirs, atol=2e-2, rtol=0)  # but for the rounding to bfloat16
+    assert not torch.equal(tokens, whole)
+    with pytest.raises(ConfigError, match=r"cached_blocks=7: only the first 6 blocks are frozen"):
+        build(tmp_path, samples, CONFIG.model_copy(update={"cached_blocks": 7}))
+
+
+def test_openvino_computes_the_same_tokens(tmp_path: Path, samples: list[Sample]) -> None:
+    pytest.importorskip("openvino")
+    mole = MoLEConfig(head_blocks=(1, 4))
+    ours, _ = build(tmp_path, samples, CONFIG.model_copy(update={"mole": mole}))
+    theirs, _ = build(tmp_path, samples, CONFIG.model_copy(update={"mole": mole, "cache_runtime": "openvino"}))
+    assert ours.shape == (4, 5 + 2, 24)
+    torch.testing.assert_close(ours.float(), theirs.float(), atol=1e-4, rtol=2**-7)  # either may round up
+
+
+def test_fixed_views_are_the_equalised_centre_crop_and_the_whole(tmp_path: Path, samples: list[Sample]) -> None:
+    preprocess = PREPROCESS.model_copy(update={"whole_weight": 0.25})
+    config = CONFIG.model_copy(update={"preprocess": preprocess})
+    network = MoLENetwork(tiny_backbone().tower, config.mole).eval()
+    torch.nn.init.normal_(network.head.weight, generator=torch.Generator().manual_seed(0))
+    detector = Detector(network, preprocess.model_copy(update={"mode": "center_crop"}))
+    with ThreadPoolExecutor(2) as pool:
+        workers: Any = {"distributed": Distributed(), "pool": pool, "progress": ProgressReporter()}
+        cache = fixed_cache(network, "0", samples, config, tmp_path, "equalised", **workers)
+        found = kept_logits(network, cache, range(len(samples)), config, torch.device("cpu"))
+    expected = detector.score(windows(samples, "equalised", config.seed))
+    np.testing.assert_allclose(found, expected, atol=0.02)
+    assert np.ptp(expected) > 0.1

@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import load_file
 from tiny import PREPROCESS, tiny_backbone, write_corpus
 
-from clipmole.config import AugmentConfig, TrainConfig
+from clipmole.config import AugmentConfig, MoLEConfig, TrainConfig
 from clipmole.errors import CheckpointError, Stopped
 from clipmole.plumbing.progress import ProgressReporter
 from clipmole.training.run_state import load_state, save_state
@@ -33,6 +33,9 @@ CONFIG = TrainConfig(
     batch_size=4,
     learning_rate=1e-2,
     cached_views=2,
+    patch_dropout=0.25,
+    head_start=0.1,
+    mole=MoLEConfig(head_blocks=(0, 3, 6)),
 )
 
 
@@ -66,7 +69,7 @@ def test_a_run_that_is_killed_at_random_moments_ends_as_if_it_had_not(
     monkeypatch.setenv("CLIPMOLE_CACHE", str(tmp_path / "cache"))
     config, out = CONFIG, tmp_path / "killed"
     if not cached:
-        config = CONFIG.model_copy(update={"cached_views": None})
+        config = CONFIG.model_copy(update={"cached_views": None, "head_start": None})
         whole = tmp_path / "whole"
         train(config, whole, data=manifest, backbone=tiny_backbone())
     rng = random.Random(7)
@@ -90,8 +93,8 @@ def test_a_run_that_is_killed_at_random_moments_ends_as_if_it_had_not(
 
 
 def test_a_run_goes_on_in_the_middle_of_an_epoch(manifest: Path, whole: Path, tmp_path: Path) -> None:
-    """Killed as step 8 of 6 an epoch would begin: two views of one pass each, then an epoch and two steps."""
-    process = processes.start(CONFIG, tmp_path / "run", manifest, die_at=2 + 6 + 2)
+    """Killed as step 8 of 6 an epoch would begin: three passes over views, then an epoch and two steps."""
+    process = processes.start(CONFIG, tmp_path / "run", manifest, die_at=3 + 6 + 2)
     process.join(60)
     loaded = load_state(run_folder(tmp_path / "run") / "state.safetensors")
     assert loaded is not None
@@ -143,7 +146,7 @@ def test_a_state_that_lacks_something_is_refused_with_the_cure(
     manifest: Path, tmp_path: Path, facts: Any, left_out: str
 ) -> None:
     out = tmp_path / "run"
-    config = CONFIG.model_copy(update={"cached_views": None})
+    config = CONFIG.model_copy(update={"cached_views": None, "head_start": None})
     asked = ProgressReporter(stopping=lambda: True)
     with pytest.raises(Stopped):
         train(config, out, data=manifest, backbone=tiny_backbone(), progress=asked)
@@ -203,7 +206,7 @@ def test_a_run_whose_disk_fills_up_can_be_finished_once_there_is_room(
 ) -> None:
     """From the second epoch on no file may exceed 4 kB, so neither a state nor the adapter can be written."""
     monkeypatch.setenv("CLIPMOLE_CACHE", str(whole.parent / "unused"))
-    out, config = tmp_path / "run", CONFIG.model_copy(update={"cached_views": None, "epochs": 1})
+    out, config = tmp_path / "run", CONFIG.model_copy(update={"cached_views": None, "head_start": None, "epochs": 1})
     train(config, out, data=manifest, backbone=tiny_backbone())
     older = (out / "adapter.safetensors").read_bytes()
     longer = config.model_copy(update={"epochs": 2})
@@ -225,7 +228,7 @@ def test_a_run_whose_disk_fills_up_can_be_finished_once_there_is_room(
 
 
 def test_where_nothing_can_be_written_no_step_is_trained(manifest: Path, tmp_path: Path, small_disk: Path) -> None:
-    config = CONFIG.model_copy(update={"cached_views": None})
+    config = CONFIG.model_copy(update={"cached_views": None, "head_start": None})
     steps: list[str] = []
 
     def track(items: Iterable[Any], description: str, _total: int | None) -> Iterable[Any]:

@@ -8,6 +8,7 @@ import re
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -22,7 +23,7 @@ from clipmole.models.adapter import load_adapter
 from clipmole.models.backbone import save_tower
 from clipmole.models.network import MoLENetwork
 from clipmole.plumbing.progress import ProgressReporter
-from clipmole.training.augmented_views import views
+from clipmole.training.augmented_views import shows_whole, views
 from clipmole.training.optimizer import learning_rate_factor, make_optimizer
 from clipmole.training.train import better_than_chance, train
 
@@ -219,6 +220,13 @@ def test_a_view_depends_on_seed_epoch_and_sample_alone(manifest: Path) -> None:
     assert not torch.equal(forward, next_epoch)
 
 
+def test_of_any_first_views_the_share_shows_the_whole() -> None:
+    for share in (0.0, 0.25, 1 / 3, 0.5, 0.8):
+        shown = np.cumsum([shows_whole(number, share) for number in range(40)])
+        assert shown.tolist() == [int(n * share + 0.5) for n in range(1, 41)]
+    assert [shows_whole(number, 1 / 3) for number in range(4)] == [False, True, False, False]
+
+
 @pytest.mark.parametrize("mole", [MoLEConfig(), MoLEConfig(shared_rank=0, expert_ranks=())], ids=["mole", "probe"])
 def test_training_on_cached_views_is_training_on_those_views(manifest: Path, tmp_path: Path, mole: MoLEConfig) -> None:
     """Two epochs on two cached views against two epochs that draw the same two views, to bfloat16 rounding."""
@@ -249,10 +257,10 @@ def test_the_tower_has_its_own_learning_rate_only_when_it_is_trained() -> None:
     probe = MoLEConfig(shared_rank=0, expert_ranks=())
     config = CONFIG.model_copy(update={"full_finetune": True, "mole": probe})
     groups = make_optimizer(MoLENetwork(tiny_backbone().tower, probe, True), config).param_groups
-    assert [len(group["params"]) for group in groups] == [2, len(tiny_backbone().tower.state_dict())]
-    assert [group["lr"] for group in groups] == [1e-2, 1e-4]
+    assert [len(group["params"]) for group in groups] == [0, 2, len(tiny_backbone().tower.state_dict())]
+    assert [group["lr"] for group in groups] == [1e-2, 1e-2, 1e-4]
     groups = make_optimizer(MoLENetwork(tiny_backbone().tower, MoLEConfig()), CONFIG).param_groups
-    assert [len(group["params"]) for group in groups] == [8, 0]
+    assert [len(group["params"]) for group in groups] == [6, 2, 0]
 
 
 def test_what_cannot_be_trained_is_refused_before_anything_is_written(manifest: Path, tmp_path: Path) -> None:

@@ -38,7 +38,7 @@ from PIL import Image
 
 from clipmole.config import PreprocessConfig
 from clipmole.images.content import no_content
-from clipmole.images.transforms import JPEG_BLOCK, pad_to
+from clipmole.images.transforms import JPEG_BLOCK, pad_to, shrink
 
 Box = tuple[int, int, int, int]
 SINGLE = 8 / 7  # an axis of up to so many crops gets one of them: 256 for 224, the benchmarks' size
@@ -117,13 +117,6 @@ def cut_crops(
     if whole:
         pixels[-1] = shrink(part(_middle_square(x, y, end, foot)), size).transpose(2, 0, 1)
     return Crops(pixels, windows, boxes, width, height, no_content(pixels[: len(windows)], covered(boxes)))
-
-
-def shrink(rgb: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
-    """Resize (H, W, 3) to (size, size, 3), bicubic with antialiasing, after averaging over whole pixels while it is
-    more than twice as large (Pillow's `reducing_gap`)."""
-    image = Image.fromarray(np.ascontiguousarray(rgb))
-    return np.asarray(image.resize((size, size), Image.Resampling.BICUBIC, reducing_gap=2.0))
 
 
 def _middle_square(left: int, top: int, right: int, bottom: int) -> Box:

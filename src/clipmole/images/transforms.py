@@ -9,6 +9,7 @@ Blur and resize need OpenCV (`clipmole[train]`); JPEG, WebP, noise and crops do 
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     import types
 
 RGB = NDArray[np.uint8]
+FILTERS = (Image.Resampling.BILINEAR, Image.Resampling.BICUBIC, Image.Resampling.LANCZOS)
 JPEG_BLOCK = 8  # pixels; ITU-T T.81: JPEG compresses squares of 8 x 8 one by one
 
 
@@ -73,6 +75,14 @@ def resize(rgb: RGB, scale: float) -> RGB:
     return resize_to(rgb, max(1, round(height * scale)), max(1, round(width * scale)))
 
 
+def resize_by_any(rgb: RGB, size: int, rng: np.random.Generator) -> RGB:
+    """Resize to `size` x `size` as `resize_to` does it, or with one of Pillow's filters: programs differ in theirs."""
+    if rng.random() < 0.6:
+        return resize_to(rgb, size, size)
+    chosen = FILTERS[int(rng.integers(len(FILTERS)))]
+    return np.asarray(Image.fromarray(rgb).resize((size, size), chosen, reducing_gap=2.0))
+
+
 def noise(rgb: RGB, sigma: float, rng: np.random.Generator) -> RGB:
     """Add white Gaussian noise of standard deviation `sigma` (of values 0..255), clipped and rounded."""
     values = rgb + rng.standard_normal(rgb.shape, dtype=np.float32) * np.float32(sigma)
@@ -116,13 +126,47 @@ def equalise(rgb: RGB, quality: tuple[int, int], rng: np.random.Generator) -> RG
     return jpeg(rgb, int(rng.integers(quality[0], quality[1] + 1)))
 
 
+def sharpen(rgb: RGB, sigma: float, amount: float) -> RGB:
+    """Unsharp masking: the image plus `amount` times its difference from itself blurred by `sigma` pixels."""
+    return _cv2().addWeighted(rgb, 1 + amount, blur(rgb, sigma), -amount, 0)  # type: ignore[no-any-return]
+
+
+def tone(rgb: RGB, gamma: float, contrast: float) -> RGB:
+    """Values to the power `gamma`, then spread by `contrast` around the middle, both on [0, 1]."""
+    values = (np.arange(256) / 255.0) ** gamma
+    return np.clip(((values - 0.5) * contrast + 0.5) * 255, 0, 255).astype(np.uint8)[rgb]
+
+
+def web_step(rgb: RGB, rng: np.random.Generator) -> RGB:
+    """One random step of what happens to images on the web; kinds and ranges are this project's choice."""
+    match int(rng.integers(8)):
+        case 0 | 1:
+            return jpeg(rgb, int(rng.integers(50, 96)))
+        case 2 | 3:
+            return webp(rgb, int(rng.integers(50, 96)))
+        case 4:
+            return sharpen(rgb, float(rng.uniform(0.5, 1.5)), float(rng.uniform(0.3, 1.2)))
+        case 5:
+            return blur(rgb, float(rng.uniform(0.3, 1.0)))
+        case 6:
+            return noise(rgb, float(rng.uniform(1, 4)), rng)
+    return tone(rgb, float(rng.uniform(0.8, 1.25)), float(rng.uniform(0.85, 1.15)))
+
+
+def web_chain(rgb: RGB, probabilities: Sequence[float], rng: np.random.Generator) -> RGB:
+    """n steps of `web_step`, where n = 0, 1, 2, ... has `probabilities`."""
+    for _ in range(int(rng.choice(len(probabilities), p=probabilities))):
+        rgb = web_step(rgb, rng)
+    return rgb
+
+
 def augment(
     rgb: RGB, crop_size: int, config: AugmentConfig, rng: np.random.Generator, drawn: dict[str, float] | None = None
 ) -> RGB:
-    """One random training view (crop_size, crop_size, 3) of a window.
+    """One random training view (crop_size, crop_size, 3) of a window, at native resolution or resized a little.
 
-    Order: resize, crop, blur, JPEG, noise, flip, and last the class-independent re-encoding. The number of
-    draws does not depend on the image's content or label.
+    Order: crop, resize, blur, JPEG, noise, the chain of the web's steps, flip, and last the class-independent
+    re-encoding. What is drawn does not depend on the label.
 
     Args:
         drawn: receives what was done before the re-encoding, for a network that is asked for it: "resize_scale",
@@ -132,12 +176,16 @@ def augment(
     def happens(probability: float) -> bool:
         return bool(rng.random() < probability)
 
-    scale, blur_sigma, quality, noise_sigma = 1.0, 0.0, 100, 0.0
+    # What is cut off at the end moves the crop against the 8x8 grids of the chain's JPEGs.
+    margin = 2 * JPEG_BLOCK if config.chain else 0
+    size, scale, blur_sigma, quality, noise_sigma = crop_size + margin, 1.0, 0.0, 100, 0.0
     if happens(config.resize_probability):
         scale = float(np.exp(rng.uniform(*np.log(config.resize_scale))))
-        rgb = resize(rgb, scale)
+    side = min(max(1, round(size / scale)), max(size, min(rgb.shape[:2])))
     on_grid = config.grid_probability > 0 and happens(config.grid_probability)
-    rgb = random_crop(rgb, crop_size, rng, JPEG_BLOCK if on_grid else 1)
+    rgb = random_crop(rgb, side, rng, JPEG_BLOCK if on_grid else 1)
+    if side != size:
+        rgb = resize_by_any(rgb, size, rng)
     if happens(config.blur_probability):
         blur_sigma = float(rng.uniform(*config.blur_sigma))
         rgb = blur(rgb, blur_sigma)
@@ -147,15 +195,47 @@ def augment(
     if happens(config.noise_probability):
         noise_sigma = float(rng.uniform(*config.noise_sigma))
         rgb = noise(rgb, noise_sigma, rng)
-    if happens(config.flip_probability):
-        rgb = rgb[:, ::-1]
-    if config.equalise_quality is not None and happens(config.equalise_probability):
-        rgb = equalise(rgb, config.equalise_quality, rng)
+    if config.chain:
+        rgb = random_crop(web_chain(rgb, config.chain, rng), crop_size, rng)
     if drawn is not None:
         drawn |= {
-            "resize_scale": scale,
+            "resize_scale": size / side,
             "blur_sigma": blur_sigma,
             "jpeg_quality": quality,
             "noise_sigma": noise_sigma,
         }
+    return _flip_and_equalise(rgb, config, rng)
+
+
+WHOLE_SHARE, WHOLE_SIDE = (0.7, 1.0), (256, 900)  # of the shorter side; pixels at which the web shows it
+
+
+def augment_whole(rgb: RGB, crop_size: int, config: AugmentConfig, rng: np.random.Generator) -> RGB:
+    """One random training view (crop_size, crop_size, 3) of the whole of a window, small.
+
+    A square of most of the shorter side, at a size at which the web shows images, goes through the chain of the web's
+    steps, the flip and the re-encoding, and is then made small as `shrink` makes it.
+    """
+    side = max(1, int(min(rgb.shape[:2]) * rng.uniform(*WHOLE_SHARE)))
+    square = random_crop(rgb, side, rng)
+    shown = int(rng.integers(*WHOLE_SIDE))
+    if shown < side:
+        square = resize_by_any(square, shown, rng)
+    if config.chain:
+        square = web_chain(square, config.chain, rng)
+    return shrink(_flip_and_equalise(square, config, rng), crop_size)
+
+
+def _flip_and_equalise(rgb: RGB, config: AugmentConfig, rng: np.random.Generator) -> RGB:
+    if rng.random() < config.flip_probability:
+        rgb = rgb[:, ::-1]
+    if config.equalise_quality is not None and rng.random() < config.equalise_probability:
+        rgb = equalise(rgb, config.equalise_quality, rng)
     return np.ascontiguousarray(rgb)
+
+
+def shrink(rgb: RGB, size: int) -> RGB:
+    """Resize (H, W, 3) to (size, size, 3), bicubic with antialiasing, after averaging over whole pixels while it is
+    more than twice as large (Pillow's `reducing_gap`)."""
+    image = Image.fromarray(np.ascontiguousarray(rgb))
+    return np.asarray(image.resize((size, size), Image.Resampling.BICUBIC, reducing_gap=2.0))

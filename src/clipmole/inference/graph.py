@@ -23,6 +23,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
 from clipmole.errors import CheckpointError, ConfigError, MissingDependency
 from clipmole.inference.runtime import Precision, Runtime, RuntimeName
@@ -79,11 +80,42 @@ def convert(network: MoLENetwork, crop_size: int, runtime: GraphRuntime, folder:
     return target
 
 
-def _openvino_graph(network: MoLENetwork, example: torch.Tensor) -> Any:
+def _openvino_graph(network: nn.Module, example: torch.Tensor) -> Any:
     import openvino
 
     shape = openvino.PartialShape([-1, *example.shape[1:]])
     return openvino.convert_model(network, example_input=example, input=[shape])
+
+
+class _Prefix(nn.Module):
+    """The blocks of a network before block `stop`, and the class tokens after each (`MoLENetwork.before`)."""
+
+    def __init__(self, network: MoLENetwork, stop: int) -> None:
+        super().__init__()
+        self.network, self.stop = network, stop
+
+    def forward(self, crops: torch.Tensor) -> torch.Tensor:
+        return self.network.before(crops, self.stop, range(self.stop))
+
+
+def openvino_prefix(
+    network: MoLENetwork, stop: int, crop_size: int, precision: Precision
+) -> Callable[[torch.Tensor], torch.Tensor]:
+    """`network.before(crops, stop, range(stop))` as OpenVINO runs it on the CPU.
+
+    The function that it returns takes crops (B, 3, S, S) uint8 and gives tokens (B, T + stop, d). Raises
+    `MissingDependency` if OpenVINO is not installed.
+    """
+    openvino = library("openvino")
+    example = torch.zeros(2, 3, crop_size, crop_size, dtype=torch.uint8)
+    with warnings.catch_warnings(), torch.no_grad(), without_telemetry():
+        warnings.simplefilter("ignore")
+        graph = _openvino_graph(_Prefix(network, stop).eval(), example)
+    hint = "bf16" if precision == "bfloat16" else "f32"
+    compiled = openvino.Core().compile_model(
+        graph, "CPU", {"INFERENCE_PRECISION_HINT": hint, "INFERENCE_NUM_THREADS": torch.get_num_threads()}
+    )
+    return lambda crops: torch.from_numpy(compiled(crops.numpy())[0])
 
 
 def save_openvino(graph: Any, target: Path) -> None:

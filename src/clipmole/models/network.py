@@ -21,7 +21,7 @@ from clipmole.models.vit import ViT
 class MoLENetwork(nn.Module):
     """logit = w . feature(tower(normalise(crop))) + b; label 1 is AI-generated.
 
-    With `config.head_blocks` the head also reads the class tokens after these blocks, each normalised to mean 0 and
+    With head blocks the head also reads the class tokens after these blocks, each normalised to mean 0 and
     variance 1 over its channels: what earlier blocks see of a crop is worth more for generators that training did not
     have (RINE, Koutlis and Papadopoulos 2024, arXiv 2402.19091). Tokens then carry them: "(B, T + k, d)" is T tokens
     and, after them, the class tokens of the k head blocks that are behind.
@@ -41,12 +41,12 @@ class MoLENetwork(nn.Module):
 
     def __init__(self, tower: ViT, config: MoLEConfig, full_finetune: bool = False) -> None:
         super().__init__()
-        self.config = config
         self.full_finetune = full_finetune
         self.tower = tower.requires_grad_(full_finetune)
         self.mole_layers = add_mole(tower, config)
-        config.check_head_blocks(tower.config.depth)
-        self.head = nn.Linear(tower.config.feature_dim + len(config.head_blocks) * tower.config.width, 1)
+        self.head_blocks = config.read_blocks(tower.config.depth)
+        self.config = config.model_copy(update={"head_blocks": self.head_blocks})
+        self.head = nn.Linear(tower.config.feature_dim + len(self.head_blocks) * tower.config.width, 1)
         nn.init.zeros_(self.head.bias)
         self.register_buffer("mean", torch.tensor(tower.config.mean, device="cpu").view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(tower.config.std, device="cpu").view(3, 1, 1), persistent=False)
@@ -113,14 +113,18 @@ class MoLENetwork(nn.Module):
         """Tokens (B, T + k, d) before the first adapted block -> logits (B,)."""
         return self.logits(tokens, self.first_adapted_block)
 
-    def before(self, crops: Tensor, stop: int) -> Tensor:
-        """Crops (B, 3, H, W) -> tokens (B, T + k, d) before block `stop`."""
-        tokens, read = self._run(self.embed(crops), 0, stop)
+    def before(self, crops: Tensor, stop: int, carried: Sequence[int] | None = None) -> Tensor:
+        """Crops (B, 3, H, W) -> tokens (B, T + k, d) before block `stop`.
+
+        Args:
+            carried: the k blocks before `stop` whose class tokens come along; None: the head blocks.
+        """
+        tokens, read = self._run(self.embed(crops), 0, stop, carried)
         return torch.cat([tokens, *read], dim=1) if read else tokens
 
     def carried(self, start: int) -> int:
         """k: class tokens that the tokens before block `start` carry."""
-        return sum(block < start for block in self.config.head_blocks)
+        return sum(block < start for block in self.head_blocks)
 
     def forward(self, crops: Tensor) -> Tensor:
         return self.logits(self.embed(crops), 0)
@@ -155,12 +159,18 @@ class MoLENetwork(nn.Module):
         parts = [self.tower.feature(tokens), *(F.layer_norm(each[:, 0], each.shape[-1:]) for each in read)]
         return torch.cat(parts, dim=-1)
 
-    def _run(self, tokens: Tensor, start: int, stop: int) -> tuple[Tensor, list[Tensor]]:
-        """Tokens (B, T, d) through `blocks[start:stop]`; and class tokens (B, 1, d) of the head blocks among them."""
+    def _run(
+        self, tokens: Tensor, start: int, stop: int, read_blocks: Sequence[int] | None = None
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Tokens (B, T, d) through `blocks[start:stop]`; and class tokens (B, 1, d) of the head blocks among them.
+
+        `read_blocks` stand in place of the head blocks.
+        """
         read = []
+        wanted = self.head_blocks if read_blocks is None else read_blocks
         for index in range(start, stop):
             tokens = self.tower.run_blocks(tokens, index, index + 1)
-            if index in self.config.head_blocks:
+            if index in wanted:
                 read.append(tokens[:, :1])
         return tokens, read
 

@@ -72,7 +72,7 @@ def products(tower: TowerConfig, mole: MoLEConfig | None = None, class_token_onl
                 ]
     if tower.projection_dim:
         found.append(Product("projection", 1, d, tower.projection_dim))
-    read = len(mole.head_blocks) if mole else 0
+    read = len(mole.read_blocks(tower.depth)) if mole else 0
     return [*found, Product("head", 1, tower.feature_dim + read * d, 1)]
 
 

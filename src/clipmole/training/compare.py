@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clipmole import metrics
-from clipmole.data import VARIANTS, labels_of, read_data, take_split
+from clipmole.data import labels_of, read_data, take_split
 from clipmole.data.sample import Sample
 from clipmole.errors import DataError, TrainingDiverged
 from clipmole.evaluation.bootstrap import bootstrap_indices
@@ -110,7 +110,7 @@ def compare(
     everything = read_data(data if test_data is None else test_data)
     splits = {split: take_split(everything, split) for split in plan.splits}
     digests = {split: order_digest(samples) for split, samples in splits.items()}
-    trained = TrainedRuns(runs or out / "runs", data, backbone, progress)
+    trained = TrainedRuns(runs or out / "runs", data, backbone, progress, plan.variants, plan.kept_views)
     finished: dict[str, list[TrainedRun]] = {}
     logits: dict[str, dict[str, NDArray[np.float64]]] = {}
     rates: dict[str, tuple[float, dict[float, float | None]]] = {}
@@ -120,7 +120,7 @@ def compare(
         finished[method.name] = [get(trained, method, chosen, seed) for seed in plan.seeds]
         scored = [trained.logits(run, splits, digests) for run in finished[method.name]]
         logits[method.name] = {key: np.stack([each[key] for each in scored], axis=1) for key in scored[0]}
-    reported = {f"{split}, {v}": samples for split, samples in splits.items() for v in VARIANTS}
+    reported = {f"{split}, {v}": samples for split, samples in splits.items() for v in plan.variants}
     estimates = {
         name: {key: estimate_ap(reported[key], each, resamples) for key, each in own.items()}
         for name, own in logits.items()

@@ -27,6 +27,7 @@ from typing import Annotated, Any, Self
 from pydantic import Field, model_validator
 
 from clipmole.config import PLACES, Config, TrainConfig
+from clipmole.data import VARIANTS, Variant
 from clipmole.errors import ConfigError
 from clipmole.plumbing.json_toml import read_toml
 from clipmole.training.presets import EXTENDS, built_on, load_train_config, resolved
@@ -60,6 +61,9 @@ class Plan(Config):
         rates: learning rates to choose from; (): each method's own.
         reference: the method that the others are compared with; None: the first.
         splits: what is reported; never train, val or calibration, which choose.
+        variants: in which the splits are reported.
+        kept_views: the splits are looked at as validation is, at a centre crop (and the whole, if the detector looks
+            at it), whose tokens are kept and shared by the runs; else as the finished detector looks at images.
     """
 
     name: str
@@ -70,6 +74,8 @@ class Plan(Config):
     rates: tuple[Rate, ...] = ()
     reference: str | None = None
     splits: tuple[str, ...] = Field(("test",), min_length=1)
+    variants: tuple[Variant, ...] = Field(VARIANTS, min_length=1)
+    kept_views: bool = False
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -80,6 +86,8 @@ class Plan(Config):
         for key, name in (("reference", self.reference), *(("against", method.against) for method in self.methods)):
             if name is not None and name not in names:
                 raise ValueError(f"{key} {name!r}: is none of the methods {', '.join(names)}")
+        if self.kept_views and not all(method.config.cached_views for method in self.methods):
+            raise ValueError("kept_views: shares the tokens that cached_views keeps: set that in [config]")
         for split in self.splits:
             if split in ("train", "val", "calibration"):
                 raise ValueError(f"splits: {split!r} is used to train or to choose; report another")

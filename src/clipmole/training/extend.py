@@ -38,8 +38,10 @@ from clipmole.models.vit import ViT
 from clipmole.plumbing.json_toml import read_json
 from clipmole.plumbing.seeding import sample_rng
 from clipmole.training.augmented_views import views
+from clipmole.training.presets import OWN_IMAGES, load_train_config
 
 ROWS = 32  # of a forward pass over kept tokens
+WHOLE_SHARE = 1 / 3  # of the views, for a detector that looks at the whole, unless the settings say another one
 
 
 @dataclass(frozen=True)
@@ -82,11 +84,12 @@ class Base:
         for name in ("full_finetune", "hypernetwork"):
             if getattr(config, name):
                 raise ConfigError(f"{name}: an extension leaves everything but itself frozen; leave it out")
-        for name, given, default, own in (
-            ("mole", config.mole, MoLEConfig(), self.config.mole),
-            ("preprocess", config.preprocess, PreprocessConfig(), self.config.preprocess),
+        preset = load_train_config(OWN_IMAGES)  # what nobody asked for, where no other one is named
+        for name, given, known in (
+            ("mole", config.mole, (MoLEConfig(), preset.mole, self.config.mole)),
+            ("preprocess", config.preprocess, (PreprocessConfig(), preset.preprocess, self.config.preprocess)),
         ):
-            if given not in (default, own):
+            if given not in known:
                 raise ConfigError(
                     f"{name}: an extension keeps what {self.name} has; leave these settings out (extension_rank is "
                     "the rank of what is added)"
@@ -97,6 +100,8 @@ class Base:
             "backbone": self.config.backbone.id,
             "mole": MoLEConfig.parse(grown, self.name),
             "preprocess": self.config.preprocess,
+            "whole_share": (config.whole_share or WHOLE_SHARE) if self.config.preprocess.whole_weight else 0.0,
+            "head_start": None,  # it is frozen
         }
         return config.model_copy(update=changes)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from clipmole import metrics
-from clipmole.config import PreprocessConfig, TrainConfig
+from clipmole.config import TrainConfig
 from clipmole.data import labels_of, windows
 from clipmole.data.sample import Sample
 from clipmole.errors import CheckpointError, Stopped, TrainingDiverged
@@ -34,11 +34,12 @@ from clipmole.models.network import MoLENetwork
 from clipmole.plumbing.progress import ProgressReporter, duration
 from clipmole.plumbing.seeding import sample_rng, torch_seeded
 from clipmole.records import Record
-from clipmole.training.augmented_views import views
+from clipmole.training.augmented_views import centre_and_whole, views
 from clipmole.training.distributed import Distributed
 from clipmole.training.extend import Replay
+from clipmole.training.head_start import start_head
 from clipmole.training.optimizer import make_optimizer, set_learning_rate
-from clipmole.training.prefix_cache import PrefixCache
+from clipmole.training.prefix_cache import ROWS, PrefixCache
 from clipmole.training.run_state import load_state, save_state
 from clipmole.training.sampling import Item, MicroBatch, epoch_items, micro_batches, steps_in_epoch
 from clipmole.training.tensorboard import ScalarLog
@@ -83,14 +84,48 @@ class LoopState:
 
 
 class Trainee(nn.Module):
-    """What is called in a step: the whole network on crops, or its suffix on kept tokens -> logits (B,)."""
+    """What is called in a step: the whole network on crops, or the blocks from `start` on kept tokens -> logits (B,).
 
-    def __init__(self, network: MoLENetwork, cached: bool) -> None:
+    Args of a call:
+        patches: draws the patch tokens that are left out, `dropout` of them; None: none is.
+    """
+
+    def __init__(self, network: MoLENetwork, start: int | None, dropout: float) -> None:
         super().__init__()
-        self.network, self.cached = network, cached
+        self.network, self.start, self.dropout = network, start, dropout
 
-    def forward(self, inputs: Tensor) -> Tensor:
-        return self.network.suffix(inputs.float()) if self.cached else self.network(inputs)
+    def forward(self, inputs: Tensor, patches: np.random.Generator | None = None) -> Tensor:
+        start = self.network.first_adapted_block if self.start is None else self.start
+        if self.start is None and patches is None:
+            return self.network(inputs)  # type: ignore[no-any-return]
+        tokens = inputs.float() if self.start is not None else self.network.before(inputs, start)
+        if patches is not None:
+            own = tokens.shape[1] - self.network.carried(start)
+            kept = patches.permutation(own - 1)[: max(1, round((own - 1) * (1 - self.dropout)))]
+            tokens = tokens[:, np.concatenate([[0], 1 + np.sort(kept), np.arange(own, tokens.shape[1])])]
+        return self.network.logits(tokens, start)
+
+
+def copies(parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Copies of parameters as they are now."""
+    return {name: parameter.detach().clone() for name, parameter in parameters.items()}
+
+
+@torch.inference_mode()
+def kept_logits(
+    network: MoLENetwork, cache: PrefixCache, indices: Sequence[int], config: TrainConfig, device: torch.device
+) -> np.ndarray:
+    """Logits (n,) of images from the kept tokens of their fixed views: centre crop, and whole if it is looked at."""
+    weight = config.preprocess.whole_weight
+    batches = [list(indices[start : start + ROWS]) for start in range(0, len(indices), ROWS)]
+    pooled = np.zeros(len(indices))
+    for view in range(cache.count):
+        logits = []
+        for tokens in cache.read([[(i, view) for i in batch] for batch in batches]):
+            with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
+                logits.append(network.logits(tokens.to(device).float(), cache.start).float().cpu())
+        pooled += (weight if view else 1 - weight if cache.count > 1 else 1.0) * torch.cat(logits).double().numpy()
+    return pooled
 
 
 class TrainingLoop:
@@ -99,6 +134,7 @@ class TrainingLoop:
     Args:
         network: trained in place; on `distributed.device`.
         cache: tokens of the training images; None: every view is computed anew.
+        val_cache: tokens of the validation images in their fixed views; None: they are computed anew.
         replay: older images, on which the logits are to stay; None: none.
         state: file that the run is kept in while it is unfinished.
         digest: of everything that the run depends on; a state of another run is refused.
@@ -116,6 +152,7 @@ class TrainingLoop:
         config: TrainConfig,
         *,
         cache: PrefixCache | None,
+        val_cache: PrefixCache | None = None,
         replay: Replay | None = None,
         state: Path,
         digest: str,
@@ -126,21 +163,24 @@ class TrainingLoop:
         save_seconds: float = 600.0,
     ) -> None:
         self.network, self.train_set, self.val_set, self.config = network, train_set, val_set, config
-        self.cache, self.replay, self.state, self.digest, self.log = cache, replay, state, digest, log
+        self.cache, self.val_cache, self.replay = cache, val_cache, replay
+        self.state, self.digest, self.log = state, digest, log
         self.distributed, self.pool, self.progress = distributed, pool, progress
         self.save_seconds = save_seconds
         self.steps = steps_in_epoch(len(train_set), config)
         self.trained = network.trained_parameters()
-        self.best = {name: parameter.detach().clone() for name, parameter in self.trained.items()}
+        self.best = copies(self.trained)
         self.optimizer = make_optimizer(network, config)
         self.at = LoopState()
         self._restore()
-        self.model = distributed.prepare(Trainee(network, cache is not None))
+        self.model = distributed.prepare(Trainee(network, None if cache is None else cache.start, config.patch_dropout))
         self._saved = time.monotonic()
 
     def fit(self) -> tuple[list[Epoch], int]:
         """Train to the end and leave the best epoch's weights in the network; returns the curve and that epoch."""
         first_step = self.at.epoch * self.steps + self.at.step
+        if first_step == 0 and self.config.head_start is not None and self.cache is not None:
+            start_head(self.network, self.cache, self.train_set, self.config, self.progress.say)
         with ScalarLog(self.log if self.distributed.is_main else None, first_step, self.progress.say) as log:
             while self.at.epoch < self.config.epochs and not self._patience_is_over():
                 self.train_epoch(log)
@@ -226,10 +266,14 @@ class TrainingLoop:
         device, config = self.distributed.device, self.config
         labels = torch.tensor([float(self.train_set[i].label) for i, _ in part.items], device=device)
         weights = torch.tensor(part.weights, device=device)
+        patches = None
+        if config.patch_dropout:
+            patches = sample_rng(config.seed, "patches", self.at.epoch, self.at.images, self.distributed.rank)
         with nullcontext() if part.last else self.distributed.without_sync(self.model):
             with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
-                logits = self.model(inputs.to(device, non_blocking=True))
-            errors = F.binary_cross_entropy_with_logits(logits.float(), labels, reduction="none")
+                logits = self.model(inputs.to(device, non_blocking=True), patches)
+            targets = labels * (1 - config.label_smoothing) + config.label_smoothing / 2
+            errors = F.binary_cross_entropy_with_logits(logits.float(), targets, reduction="none")
             loss = (errors * weights).sum()
             gates = [torch.einsum("bte,b->e", g, weights) / g.shape[1] for g in self.network.gates()]
             experts = len(self.network.config.expert_ranks)
@@ -279,7 +323,7 @@ class TrainingLoop:
         best = at.best
         if at.epoch == 0 or epoch.val_ap > at.curve[at.best]["val_ap"]:
             best = at.epoch
-            self.best = {name: parameter.detach().clone() for name, parameter in self.trained.items()}
+            self.best = copies(self.trained)
         rate = at.images / at.seconds if at.seconds else math.inf
         self.at = LoopState(epoch=at.epoch + 1, best=best, curve=curve)
         self._log_epoch(log, epoch)
@@ -293,10 +337,15 @@ class TrainingLoop:
 
     def validate(self) -> np.ndarray:
         """Logits of the validation images, every process its share."""
-        crop = PreprocessConfig(mode="center_crop", crop_size=self.config.preprocess.crop_size)
-        detector = Detector(self.network, crop, device=str(self.distributed.device), precision=self.config.precision)
         own = range(self.distributed.rank, len(self.val_set), self.distributed.size)
-        logits = detector.score(windows([self.val_set[i] for i in own], "equalised", self.config.seed))
+        if self.val_cache is not None:
+            logits = kept_logits(self.network, self.val_cache, own, self.config, self.distributed.device)
+        else:
+            device = str(self.distributed.device)
+            detector = Detector(
+                self.network, centre_and_whole(self.config), device=device, precision=self.config.precision
+            )
+            logits = detector.score(windows([self.val_set[i] for i in own], "equalised", self.config.view_seed))
         pairs = self.distributed.gather(list(zip(own, logits.tolist(), strict=True)))
         return np.array([logit for _, logit in sorted(pairs)], dtype=np.float64)
 

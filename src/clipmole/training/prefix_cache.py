@@ -1,4 +1,4 @@
-"""The prefix cache: tokens before the first adapted block, computed once for each augmented view and kept on disk.
+"""The prefix cache: tokens before the first adapted block, computed once for each view and kept on disk.
 
 All before the first adapted block is a fixed function of the view, so training on kept tokens is training, but for
 the rounding to bfloat16. In: a network, samples and a configuration. Out: tokens (B, T, d) bfloat16 of any items.
@@ -17,9 +17,10 @@ import os
 import re
 import shutil
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,17 +30,21 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from clipmole.config import TrainConfig
+from clipmole.data import Variant, sample_lines
 from clipmole.data.sample import Sample
 from clipmole.errors import ConfigError, DataError
+from clipmole.images.crops import most_crops
+from clipmole.inference.graph import installed, openvino_prefix
+from clipmole.inference.runtime import RuntimeName
 from clipmole.models.network import MoLENetwork
 from clipmole.plumbing.files import cache_folder
 from clipmole.plumbing.prefetch import started_ahead
 from clipmole.plumbing.progress import ProgressReporter, Say
-from clipmole.training.augmented_views import views
+from clipmole.training.augmented_views import MakeView, centre_and_whole, fixed_view, training_view, views
 from clipmole.training.distributed import Distributed
 from clipmole.training.sampling import Item
 
-FORMAT = 1  # goes up when the same settings would give other tokens
+FORMAT = 2  # goes up when the same settings would give other tokens
 ROWS = 32  # of a forward pass; fixed, so that a pass that was killed rounds as one that was not
 GIB = 2**30
 OWN_NAME = re.compile(r"[0-9a-f]{32}-\d+\.(npy|partial|new)")  # whatever else lies in the folder is not ours to delete
@@ -50,37 +55,62 @@ def prefix_cache_folder() -> Path:
     return cache_folder("prefix")
 
 
-def prefix_digest(network: MoLENetwork, backbone_sha256: str, data: Sequence[str], config: TrainConfig) -> str:
+def cached_blocks(network: MoLENetwork, config: TrainConfig) -> int:
+    """Blocks whose output is kept. Raises `ConfigError` if one of them is adapted."""
+    frozen = network.first_adapted_block
+    if config.cached_blocks is not None and config.cached_blocks > frozen:
+        raise ConfigError(f"cached_blocks={config.cached_blocks}: only the first {frozen} blocks are frozen")
+    return frozen if config.cached_blocks is None else config.cached_blocks
+
+
+def cache_runtime(config: TrainConfig) -> RuntimeName:
+    """What computes the tokens that are kept."""
+    if config.cache_runtime != "auto":
+        return config.cache_runtime
+    return "openvino" if installed("openvino") and not torch.cuda.is_available() else "torch"
+
+
+def prefix_digest(
+    network: MoLENetwork, backbone_sha256: str, data: Sequence[str], config: TrainConfig, variant: Variant | None = None
+) -> str:
     """sha256 of all that the tokens depend on.
 
     Args:
-        data: `data.sample_lines` of the training images, in their order.
+        data: `data.sample_lines` of the images, in their order.
+        variant: of `fixed_views` in this variant; None: of `training_view`.
     """
+    start = cached_blocks(network, config)
     what = {
         "format": FORMAT,
         "backbone": backbone_sha256,
         "data": hashlib.sha256("\n".join(data).encode()).hexdigest(),
-        "augment": config.augment.model_dump(mode="json"),
+        "augment": variant or config.run_settings()["augment"],
         "crop_size": config.preprocess.crop_size,
-        "seed": config.seed,
-        "first_adapted_block": network.first_adapted_block,
+        "seed": config.view_seed,
+        "first_adapted_block": start,
         "precision": config.precision,
     }
-    if carried := network.carried(network.first_adapted_block):
-        what["head_blocks"] = network.config.head_blocks[:carried]
+    if config.whole_share:
+        what["whole_share"] = config.whole_share
+    if (runtime := cache_runtime(config)) != "torch":
+        what["cache_runtime"] = runtime
     return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
 
 
 def record_type(network: MoLENetwork, config: TrainConfig) -> np.dtype[Any]:
-    """The record of one view of one sample: bits of its tokens (T + k, d) in bfloat16, and their CRC-32."""
+    """The record of one view of one sample: bits of its tokens in bfloat16, and their CRC-32.
+
+    They are the tokens (T + n, d) before block n, the last of them the class tokens after each block so far: runs whose
+    heads read different blocks share them.
+    """
     tower = network.tower.config
     patches = (config.preprocess.crop_size // tower.patch_size) ** 2 if tower.depth else 0  # 0: of concatenated towers
-    tokens = 1 + patches + network.carried(network.first_adapted_block)
+    tokens = 1 + patches + cached_blocks(network, config)
     return np.dtype([("crc32", "<u4"), ("tokens", "<u2", (tokens, tower.width))])
 
 
 class PrefixCache:
-    """The tokens of every sample in `config.cached_views` views.
+    """The tokens of every sample in several views.
 
     Building it computes what is not there yet; all processes of `distributed` do so together.
 
@@ -88,6 +118,7 @@ class PrefixCache:
         folder: of the files; made if it is not there. All processes must see the same one.
         digest: `prefix_digest` of the rest.
         progress: is told how much will be written and where, before it is, and what is damaged.
+        count, make: views of a sample, and what makes them; by default `config.cached_views` for training.
 
     Raises:
         ConfigError: the files would be larger than `config.cache_gib`.
@@ -105,11 +136,17 @@ class PrefixCache:
         distributed: Distributed,
         pool: ThreadPoolExecutor,
         progress: ProgressReporter,
+        count: int | None = None,
+        make: MakeView = training_view,
     ) -> None:
-        self.pool = pool
-        count = config.cached_views or 0
+        self.pool, self.make, self.start = pool, make, cached_blocks(network, config)
+        blocks = network.head_blocks[: network.carried(self.start)]
+        self.carried = len(blocks)
+        self.count = count = config.cached_views or 0 if count is None else count
         self._type = record_type(network, config)
         self._length = len(samples)
+        own = self._type["tokens"].shape[0] - self.start  # T
+        self._read = [*range(own), *(own + block for block in blocks)]
         paths = [folder / f"{digest[:32]}-{view}.npy" for view in range(count)]
         found = {path: self._whole(path) for path in paths}
         if distributed.is_main:
@@ -128,11 +165,17 @@ class PrefixCache:
         """Tokens (B, T, d) bfloat16 of each batch of items, read ahead of their use."""
 
         def copy(batch: Sequence[Item]) -> Tensor:
-            rows = np.stack([self._views[view]["tokens"][index] for index, view in batch])  # type: ignore[index]
+            rows = np.stack([self._views[view]["tokens"][index][self._read] for index, view in batch])  # type: ignore[index]
             return torch.from_numpy(rows.view(np.int16)).view(torch.bfloat16)
 
         for future in started_ahead(batches, lambda batch: self.pool.submit(copy, batch)):
             yield future.result()
+
+    def class_tokens(self, view: int) -> NDArray[np.float32]:
+        """The k class tokens (n, k, d) of head blocks that the tokens of one view carry, one row a sample."""
+        records: Any = self._views[view]
+        bits = np.array(records["tokens"][:, self._read[len(self._read) - self.carried :]])
+        return torch.from_numpy(bits.view(np.int16)).view(torch.bfloat16).float().numpy()
 
     def _whole(self, path: Path) -> NDArray[Any] | None:
         """The records of a file, mapped; None if it is not there, of another kind or damaged."""
@@ -196,10 +239,11 @@ class PrefixCache:
             starts = range(distributed.rank * ROWS, self._length, distributed.size * ROWS)
             todo = [s for s in starts if not all(fits(record) for record in begun[s : s + ROWS])]
             batches = [[(i, number) for i in range(s, min(s + ROWS, self._length))] for s in todo]
-            done = zip(todo, views(samples, batches, config, self.pool), strict=True)
+            done = zip(todo, views(samples, batches, config, self.pool, self.make), strict=True)
+            run = self._prefix(network, config, distributed) if todo else None
             with partial.open("r+b") as file:
-                for start, crops in progress.track(done, f"view {number + 1}/{config.cached_views}", len(todo)):
-                    data = self._records(network, crops.to(distributed.device), config).tobytes()
+                for start, crops in progress.track(done, f"view {number + 1}/{self.count}", len(todo)):
+                    data = self._records(run(crops)).tobytes()  # type: ignore[misc]
                     file.seek(begun.offset + start * self._type.itemsize)  # type: ignore[attr-defined]
                     file.write(data)
                 file.flush()
@@ -239,14 +283,50 @@ class PrefixCache:
             fresh.unlink(missing_ok=True)
             raise
 
-    @torch.inference_mode()
-    def _records(self, network: MoLENetwork, crops: Tensor, config: TrainConfig) -> NDArray[Any]:
-        with torch.autocast(crops.device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
-            tokens = network.prefix(crops).bfloat16().cpu()
-        records = np.zeros(len(tokens), dtype=self._type)
-        records["tokens"] = tokens.contiguous().view(torch.int16).numpy().view(np.uint16)
+    def _prefix(
+        self, network: MoLENetwork, config: TrainConfig, distributed: Distributed
+    ) -> Callable[[Tensor], Tensor]:
+        """Crops (B, 3, S, S) uint8 -> tokens (B, T + start, d): see `record_type`."""
+        reduced = config.precision == "bfloat16"
+        if cache_runtime(config) == "openvino":
+            return openvino_prefix(network, self.start, config.preprocess.crop_size, config.precision)
+
+        @torch.inference_mode()
+        def run(crops: Tensor) -> Tensor:
+            with torch.autocast(distributed.device.type, torch.bfloat16, enabled=reduced):
+                return network.before(crops.to(distributed.device), self.start, range(self.start))
+
+        return run
+
+    def _records(self, tokens: Tensor) -> NDArray[Any]:
+        bits = tokens.bfloat16().cpu().contiguous().view(torch.int16).numpy()
+        records = np.zeros(len(bits), dtype=self._type)
+        records["tokens"] = bits.view(np.uint16)
         records["crc32"] = [zlib.crc32(record["tokens"].tobytes()) for record in records]
         return records
+
+
+def fixed_cache(
+    network: MoLENetwork,
+    backbone_sha256: str,
+    samples: Sequence[Sample],
+    config: TrainConfig,
+    folder: Path,
+    variant: Variant,
+    *,
+    lines: Sequence[str] | None = None,
+    **workers: Any,
+) -> PrefixCache:
+    """The tokens of samples in their fixed views: what validation, and a comparison, look at.
+
+    Args:
+        lines: `data.sample_lines` of the samples; None: they are read.
+        workers: `distributed`, `pool` and `progress` of `PrefixCache`.
+    """
+    key = prefix_digest(network, backbone_sha256, sample_lines(samples) if lines is None else lines, config, variant)
+    count = most_crops(centre_and_whole(config))
+    make = partial(fixed_view, variant=variant)
+    return PrefixCache(network, samples, config, folder, key, count=count, make=make, **workers)
 
 
 def fits(record: np.void) -> bool:

@@ -17,6 +17,7 @@ from clipmole.config import TrainConfig, packaged_names
 from clipmole.errors import ConfigError
 from clipmole.plumbing.json_toml import parse_toml, read_toml
 
+OWN_IMAGES = "own-images"  # the preset for a user's own images, which is taken where none is named
 EXTENDS, WITHOUT = "extends", "without"
 
 

@@ -66,6 +66,11 @@ def epoch_items(samples: Sequence[Sample], epoch: int, config: TrainConfig) -> l
     return items
 
 
+def stratum(sample: Sample) -> str:
+    """What is drawn alike of a class: a generator; of photographs a source, where it is known."""
+    return sample.generator if sample.label else sample.source or sample.generator
+
+
 def balanced(samples: Sequence[Sample], power: float, rng: np.random.Generator) -> list[int]:
     """Indices, as many as there are samples, half of each class.
 
@@ -75,8 +80,7 @@ def balanced(samples: Sequence[Sample], power: float, rng: np.random.Generator) 
     """
     strata: dict[int, dict[str, list[int]]] = {0: {}, 1: {}}
     for index, sample in enumerate(samples):
-        name = sample.generator if sample.label else sample.source or sample.generator
-        strata[sample.label].setdefault(name, []).append(index)
+        strata[sample.label].setdefault(stratum(sample), []).append(index)
     chosen: list[int] = []
     for label, share in ((0, len(samples) // 2), (1, len(samples) - len(samples) // 2)):
         weights = np.array([len(own) ** power for own in strata[label].values()])

@@ -19,7 +19,7 @@ import torch
 
 from clipmole.calibration import Calibration
 from clipmole.config import PLACES, TrainConfig
-from clipmole.data import VARIANTS, DataSource, windows
+from clipmole.data import VARIANTS, DataSource, labels_of, windows
 from clipmole.data.sample import Sample
 from clipmole.data.training_set import TrainingData, training_data
 from clipmole.errors import CheckpointError, DataError
@@ -35,18 +35,19 @@ from clipmole.models.network import MoLENetwork
 from clipmole.plumbing.environment import environment
 from clipmole.plumbing.files import why_no_room
 from clipmole.plumbing.progress import SILENT, ProgressReporter, Say
-from clipmole.plumbing.seeding import torch_seeded
+from clipmole.plumbing.seeding import sample_rng, torch_seeded
 from clipmole.report.training import training_page
 from clipmole.training.distributed import Distributed
 from clipmole.training.extend import Base, kept_tokens, thresholds_changed
 from clipmole.training.loop import Epoch, TrainingLoop
 from clipmole.training.model_card import model_card
-from clipmole.training.prefix_cache import PrefixCache, prefix_cache_folder, prefix_digest
+from clipmole.training.prefix_cache import PrefixCache, fixed_cache, prefix_cache_folder, prefix_digest
 from clipmole.training.sampling import check_batch
 
 STATE, LOG = "state.safetensors", "tensorboard"
 PAGE_BYTES = 2**20  # of the page, the record and the card of a run, about
 RESAMPLES = 200  # of the bootstrap for the page
+LOOKED_AT = 200  # validation images of a class that the finished detector looks at
 
 
 def run_folder(out: str | Path) -> Path:
@@ -82,6 +83,7 @@ def train(
     cache_dir: str | Path | None = None,
     fresh: bool = False,
     save_seconds: float = 600.0,
+    look_back: bool = True,
 ) -> Detector:
     """Train an adapter and write its directory.
 
@@ -100,6 +102,7 @@ def train(
         cache_dir: of the prefix cache; None: `prefix_cache_folder()`.
         fresh: begin anew even if an unfinished run is there.
         save_seconds: how often the state of the run is saved within an epoch; it always is after one.
+        look_back: calibrate at the end, and look at the validation images once more for the page; False: neither.
 
     Returns the trained detector, calibrated if there is a calibration split (in the first process; the
     others return it without a calibration).
@@ -130,12 +133,15 @@ def train(
         (folder / STATE).unlink(missing_ok=True)
     distributed.wait()
     with ThreadPoolExecutor(distributed.workers) as pool:
-        cache = None
+        cache = val_cache = None
         if config.cached_views:
             key = prefix_digest(network, loaded.sha256, chosen.lines[: len(chosen.train)], config)
             place = Path(cache_dir) if cache_dir else prefix_cache_folder()
-            cache = PrefixCache(
-                network, chosen.train, config, place, key, distributed=distributed, pool=pool, progress=progress
+            workers: Any = {"distributed": distributed, "pool": pool, "progress": progress}
+            cache = PrefixCache(network, chosen.train, config, place, key, **workers)
+            val_lines = chosen.lines[len(chosen.train) : len(chosen.train) + len(chosen.val)]
+            val_cache = fixed_cache(
+                network, loaded.sha256, chosen.val, config, place, "equalised", lines=val_lines, **workers
             )
         run = TrainingLoop(
             network,
@@ -143,6 +149,7 @@ def train(
             chosen.val,
             config,
             cache=cache,
+            val_cache=val_cache,
             replay=base.replay(network, config) if base is not None else None,
             state=folder / STATE,
             digest=digest,
@@ -158,7 +165,11 @@ def train(
         return Detector(network, config.preprocess, None, Path(out).name, device=str(distributed.device))
     record = make_record(config, loaded, network, chosen, curve, best, distributed, base)
     try:
-        detector = finish(out, record, network, loaded, config, chosen, progress.say, base, tokens)
+        if look_back:
+            detector = finish(out, record, network, loaded, config, chosen, progress.say, base, tokens)
+        else:
+            save_adapter(out, network, loaded, config.preprocess, None, record, model_card(record, None, ()))
+            detector = Detector(network, config.preprocess, None, Path(out).name, device=str(distributed.device))
     except CheckpointError as error:
         if not (folder / STATE).exists():
             raise
@@ -243,7 +254,8 @@ def finish(
         tokens: to be kept for replay.
     """
     device = str(next(network.parameters()).device)
-    detector = Detector(network, config.preprocess, device=device)
+    options: Any = {"device": device, "precision": config.precision}
+    detector = Detector(network, config.preprocess, **options)
     calibration: Calibration | None = None
     left_out: dict[str, float] = {}
     try:
@@ -251,7 +263,7 @@ def finish(
             calibration, left_out = calibrate(detector, chosen.calibration, config.seed)
     except DataError as error:  # the weights are worth keeping all the same
         say(f"not calibrated: {error}")
-    detector = Detector(network, config.preprocess, calibration, Path(out).name, device=device)
+    detector = Detector(network, config.preprocess, calibration, Path(out).name, **options)
     report, table = look_again(detector, chosen.val, config.seed)
     findings = [better_than_chance(report), *verdicts_promised(calibration, left_out)]
     findings += thresholds_changed(base.calibration, calibration) if base else []
@@ -286,7 +298,10 @@ def verdicts_promised(calibration: Calibration | None, left_out: Mapping[str, fl
 
 
 def look_again(detector: Detector, val: Sequence[Sample], seed: int) -> tuple[EvaluationReport, ScoreTable]:
-    """Figures and logits of the validation images, looked at as the finished detector looks at images."""
+    """Figures and logits of `LOOKED_AT` validation images of a class at most, as the finished detector looks."""
+    rng = sample_rng(seed, "look again")
+    chosen = [rng.permutation(np.flatnonzero(labels_of(val) == label))[:LOOKED_AT] for label in (0, 1)]
+    val = [val[i] for i in sorted(np.concatenate(chosen).tolist())]
     logits = np.array([[detector.score(windows(val, variant, seed)) for variant in VARIANTS]], dtype=np.float64)
     table = ScoreTable(tuple(val), np.array(["val"] * len(val)), (detector.name,), VARIANTS, logits)
     reports, _ = report_table(table, {detector.name: detector.calibration}, RESAMPLES, seed)

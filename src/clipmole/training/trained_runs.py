@@ -13,24 +13,31 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
 
 import numpy as np
+import torch
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 import clipmole
 from clipmole.config import TrainConfig, first_problem
-from clipmole.data import VARIANTS, data_digest, file_sha256, read_data, windows
+from clipmole.data import VARIANTS, Variant, data_digest, file_sha256, read_data, windows
 from clipmole.data.sample import Sample
 from clipmole.errors import DataError, TrainingDiverged
 from clipmole.inference.detector import Detector
 from clipmole.models.backbone import load_backbone
+from clipmole.models.network import MoLENetwork
 from clipmole.plumbing.files import write_texts
 from clipmole.plumbing.json_toml import read_json
+from clipmole.plumbing.prefetch import cores
 from clipmole.plumbing.progress import SILENT, ProgressReporter
 from clipmole.training.comparison_plan import rate_of
+from clipmole.training.distributed import Distributed
+from clipmole.training.loop import kept_logits
+from clipmole.training.prefix_cache import fixed_cache, prefix_cache_folder
 from clipmole.training.train import train
 
 USED = ("train", "val", "calibration")  # splits that a run reads
@@ -75,11 +82,11 @@ class TrainedRun:
         return float(self.record["curve"][self.record["best_epoch"]]["val_ap"])
 
 
-def is_whole(kept: Any, digest: str, images: int) -> bool:
+def is_whole(kept: Any, digest: str, images: int, variants: Sequence[Variant] = VARIANTS) -> bool:
     """Whether what was kept of a split is for other images than those of `digest`, or holds a logit for each."""
     if not isinstance(kept, dict) or kept.get("digest") != digest:
         return isinstance(kept, dict)
-    lists = [kept.get(variant) for variant in VARIANTS]
+    lists = [kept.get(variant) for variant in variants]
     return all(isinstance(x, list) and len(x) == images and all(isinstance(y, float) for y in x) for x in lists)
 
 
@@ -90,12 +97,19 @@ class TrainedRuns:
         folder: of the runs; comparisons may share it.
         data: labelled images with the splits train, val and, if there, calibration.
         backbone: a preset, a hub id or a directory, instead of the configurations' own.
+        variants, kept_views: as in `Plan`.
     """
 
     def __init__(
-        self, folder: Path, data: str | Path, backbone: str | None = None, progress: ProgressReporter = SILENT
+        self,
+        folder: Path,
+        data: str | Path,
+        backbone: str | None = None,
+        progress: ProgressReporter = SILENT,
+        variants: Sequence[Variant] = VARIANTS,
+        kept_views: bool = False,
     ) -> None:
-        self.folder = folder
+        self.folder, self.variants, self.kept_views = folder, variants, kept_views
         self.data = data
         self.backbone = backbone
         self.progress = progress
@@ -123,7 +137,7 @@ class TrainedRuns:
             self.progress.say(f"{name}, rate {rate_of(config):g}, seed {config.seed}: {folder}")
             backbone = load_backbone(self.backbone or config.backbone)
             try:
-                train(config, folder, data=self.data, backbone=backbone, progress=self.progress)
+                train(config, folder, data=self.data, backbone=backbone, progress=self.progress, look_back=False)
             except TrainingDiverged as error:
                 write_whole(diverged, f"{error}\n")
                 raise
@@ -143,11 +157,14 @@ class TrainedRuns:
         Args:
             digests: split -> `order_digest` of its samples; what was kept for other images does not count.
         """
+        if self.kept_views:  # what was looked at otherwise is for "other images"
+            digests = {split: f"{digest}, kept views" for split, digest in digests.items()}
         file = run.folder.with_name(run.folder.name + ".logits.json")
         cure = "delete it, and the images are scored again"
         kept: dict[str, Any] = read_json(file, DataError, cure) if file.exists() else {}
+        there = [split for split in splits if isinstance(kept, dict) and split in kept]
         if not isinstance(kept, dict) or not all(
-            is_whole(kept[split], digests[split], len(splits[split])) for split in splits if split in kept
+            is_whole(kept[split], digests[split], len(splits[split]), self.variants) for split in there
         ):
             raise DataError(f"{file}: is damaged; {cure}")
         missing = [split for split in splits if kept.get(split, {}).get("digest") != digests[split]]
@@ -156,13 +173,28 @@ class TrainedRuns:
             detector = Detector.from_pretrained(run.folder, backbone=self.backbone or own)
             for split in missing:
                 kept[split] = {"digest": digests[split]}
-                for variant in VARIANTS:
+                for variant in self.variants:
+                    if self.kept_views:
+                        kept[split][variant] = self._from_kept_views(run, detector.network, splits[split], variant)
+                        continue
                     images = self.progress.track(
                         windows(splits[split], variant), f"{split}, {variant}", len(splits[split])
                     )
                     kept[split][variant] = detector.score(images).tolist()
             write_whole(file, json.dumps(kept) + "\n")
-        return {f"{split}, {variant}": np.array(kept[split][variant]) for split in splits for variant in VARIANTS}
+        return {f"{split}, {variant}": np.array(kept[split][variant]) for split in splits for variant in self.variants}
+
+    def _from_kept_views(
+        self, run: TrainedRun, network: MoLENetwork, samples: Sequence[Sample], variant: Variant
+    ) -> list[float]:
+        """Logits of samples from their kept tokens, which are computed where they are not there yet."""
+        config = TrainConfig.parse(run.record["config"], str(run.folder / "train.json"))
+        folder, sha256 = prefix_cache_folder(), run.record["backbone"]["sha256"]
+        with ThreadPoolExecutor(cores()) as pool:
+            workers: Any = {"distributed": Distributed(), "pool": pool, "progress": self.progress}
+            cache = fixed_cache(network, sha256, samples, config, folder, variant, **workers)
+            logits = kept_logits(network, cache, range(len(samples)), config, torch.device("cpu"))
+        return [float(logit) for logit in logits]
 
 
 def trained_run_digest(config: TrainConfig, data: str, backbone: str) -> str:
