@@ -133,14 +133,13 @@ def test_a_runtime_is_served_and_answers_as_the_command_line_does(
     image = tmp_path / "image.png"
     image.write_bytes(GOOD)
     options = ["--detector", str(adapter), "--backbone", str(adapter.parent / "tiny"), "--runtime", runtime]
-    cache = {"CLIPMOLE_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
-    with command(*options, **cache) as (process, port, _), httpx.Client(base_url=f"http://127.0.0.1:{port}") as client:
+    with command(*options) as (process, port, _), httpx.Client(base_url=f"http://127.0.0.1:{port}") as client:
         answer = client.post("/v1/detect/bytes", content=GOOD, timeout=120).json()
         refused = client.post("/v1/detect/bytes", content=GOOD, params={"evidence": "tokens"})
         assert refused.json()["error"]["code"] == "evidence_unavailable"
         process.terminate()
         assert ended(process) == 0
-    own = json.loads(clipmole("detect", "--json", *options, str(image), environment=os.environ | cache).stdout)
+    own = json.loads(clipmole("detect", "--json", *options, str(image)).stdout)
     assert answer["result"]["detection"] | {"source": ""} == own | {"source": ""}
     assert own["logit"] == pytest.approx(
         Detector.from_pretrained(adapter, backbone=adapter.parent / "tiny").score([image])[0], abs=1e-4
