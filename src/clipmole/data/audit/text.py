@@ -54,12 +54,12 @@ def report_lines(report: DataReport) -> Iterator[str]:
 
 def _table(title: str, rows: Sequence[tuple[str, tuple[int, int]]]) -> Iterator[str]:
     width = max(len(title), *(len(name) for name, _ in rows[:ROWS]))
-    yield f"{title:<{width}}  {'real':>8}  {'fake':>8}"
-    for name, (real, fake) in rows[:ROWS]:
-        yield f"{name:<{width}}  {real:>8}  {fake:>8}"
+    yield f"{title:<{width}}  {'real':>9}  {'generated':>9}"
+    for name, (n_real, n_generated) in rows[:ROWS]:
+        yield f"{name:<{width}}  {n_real:>9}  {n_generated:>9}"
     if len(rows) > ROWS:
         rest = [sum(pair[label] for _, pair in rows[ROWS:]) for label in (0, 1)]
-        yield f"{f'{len(rows) - ROWS} more':<{width}}  {rest[0]:>8}  {rest[1]:>8}"
+        yield f"{f'{len(rows) - ROWS} more':<{width}}  {rest[0]:>9}  {rest[1]:>9}"
 
 
 def _sets(title: str, sets: Sequence[Duplicates]) -> Iterator[str]:
