@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -15,11 +16,11 @@ from typer.testing import CliRunner
 
 from clipmole import metrics
 from clipmole.cli import app
-from clipmole.data import read_data
+from clipmole.data import file_sha256, read_data
 from clipmole.data.sample import Sample
 from clipmole.errors import ConfigError, DataError, Stopped
 from clipmole.evaluation.bootstrap import bootstrap_indices
-from clipmole.evaluation.features import FeatureExtractor, FeatureNetwork
+from clipmole.evaluation.features import FeatureExtractor, FeatureNetwork, KeptRows
 from clipmole.evaluation.records import Separability
 from clipmole.evaluation.separability import (
     OTHERS,
@@ -37,6 +38,10 @@ from clipmole.plumbing.progress import ProgressReporter
 
 AS_STORED = Condition(name="as stored")
 CONFIG = SeparabilityConfig(counts=(1, 2, 4, 8, 16), seeds=4, least=12, resamples=200, controls=1)
+
+
+def digests_of(samples: list[Sample]) -> list[str]:
+    return [file_sha256(sample) for sample in samples]
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +91,7 @@ def test_a_generator_that_differs_is_told_apart_and_one_that_does_not_is_not(
 
 def test_no_source_and_no_group_is_trained_on_and_tested_on(made: tuple[Path, Path]) -> None:
     samples = choose(read_data(made[0]), CONFIG)
-    sets, controls = divide(samples, CONFIG)
+    sets, controls = divide(samples, digests_of(samples), CONFIG)
     for each in [*sets, *controls]:
         assert set(each.train) | set(each.test) == set(each.without(np.array([-1])).train) | set(each.test)
         assert 0 < len(each.test) <= len(each.train)
@@ -107,7 +112,7 @@ def test_images_of_one_group_stay_together_over_generators_and_sources(tmp_path:
             source = f"{i % 12}" if label == 0 else ""
             group = f"scene {i}" if i < 24 else ""
             samples.append(Sample(path=path, label=label, generator=name, split="", source=source, group=group))
-    sets, _ = divide(samples, CONFIG)
+    sets, _ = divide(samples, digests_of(samples), CONFIG)
     train, test = (
         {samples[i].group for each in sets for i in getattr(each, part)} - {""} for part in ("train", "test")
     )
@@ -164,20 +169,35 @@ def test_a_run_that_was_stopped_goes_on_and_leaves_out_what_cannot_be_read(
     (tmp_path / "broken.png").write_bytes(b"no image")
     broken = Sample(path=tmp_path / "broken.png", label=0, generator="camera", split="")
     samples = [*read_data(made[0])[:40], broken]
+    digests = digests_of(samples)
     extractor = FeatureExtractor(tiny_backbone(), condition=AS_STORED)
-    with pytest.raises(Stopped, match="give the same command again"):
-        extractor.extract(samples, tmp_path, progress=ProgressReporter(stopping=lambda: True))
+    with pytest.raises(Stopped, match="give the same command to go on"):
+        extractor.extract(samples, digests, tmp_path, ProgressReporter(stopping=lambda: True))
     looked, rows = [], FeatureExtractor.rows
     monkeypatch.setattr(
         FeatureExtractor, "rows", lambda self, images: (looked.append(len(images)), rows(self, images))[1]
     )
-    features, failed = extractor.extract(samples, tmp_path)
+    features, failed = extractor.extract(samples, digests, tmp_path)
     assert sum(looked) == 8  # of the 40 that can be read, 32 were kept
     assert np.isnan(features).any(axis=1).tolist() == [False] * 40 + [True]
     assert list(failed) == [str(broken.path)]
-    again, _ = extractor.extract(samples, tmp_path)
-    assert np.array_equal(again, features, equal_nan=True)
-    assert sum(looked) == 8
+    more = [*read_data(made[0])[40:42], *samples[:5]]
+    again, _ = extractor.extract(more, digests_of(more), tmp_path)
+    assert sum(looked) == 10
+    assert np.array_equal(again[2:], features[:5])
+
+
+def test_rows_that_were_half_written_are_written_again(tmp_path: Path) -> None:
+    rows = np.arange(12, dtype=np.float32).reshape(3, 4)
+    KeptRows(tmp_path / "rows.f16", 4).add(["a", "b", "c"], rows)
+    assert KeptRows(tmp_path / "rows.f16", 4).read(["c", "x", "a"])[[0, 2]].tolist() == rows[[2, 0]].tolist()
+    for name, cut in (("rows.f16", 3), ("rows.txt", 1)):  # the last row, then the last key, is not whole
+        size = (tmp_path / name).stat().st_size
+        os.truncate(tmp_path / name, size - cut)
+        kept = KeptRows(tmp_path / "rows.f16", 4)
+        assert list(kept.place) == ["a", "b"]
+        kept.add(["c"], rows[2:])
+        assert KeptRows(tmp_path / "rows.f16", 4).read(["a", "b", "c"]).tolist() == rows.tolist()
 
 
 def test_the_command_writes_page_record_and_pictures(made: tuple[Path, Path], tmp_path: Path) -> None:
@@ -215,7 +235,7 @@ def test_what_cannot_be_measured_is_refused_in_one_line(made: tuple[Path, Path],
         choose([sample for sample in samples if sample.label], CONFIG)
     one = [s.model_copy(update={"group": "one"}) if s.generator == "same" else s for s in samples]
     with pytest.raises(DataError, match=r"same: its 30 images cannot be divided.*they are 1 groups"):
-        divide(one, CONFIG)
+        divide(one, digests_of(one), CONFIG)
     with pytest.raises(ConfigError, match=r"counts=\(4, 2\)"):
         SeparabilityConfig.parse({"counts": (4, 2)}, "options")
     (tmp_path / "separability.json").write_text("{}")

@@ -1,14 +1,16 @@
-"""`clipmole data check`: what there is to know of labelled images before they are used."""
+"""`clipmole data check` and `pair`: what there is to know of labelled images; photographs made a training set."""
 
 from __future__ import annotations
 
+import os
+from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from clipmole.cli.options import FakeFolders, RealFolders, data_app, data_source, remark
-from clipmole.cli.render import with_progress
+from clipmole.cli.render import long_work, with_progress
 
 
 @data_app.command()
@@ -38,4 +40,56 @@ def check(
     for line in [report.model_dump_json()] if json else report_lines(report):
         typer.echo(line)
     if report.problems:
+        raise typer.Exit(1)
+
+
+class MixChoice(StrEnum):
+    """How a twin and its photograph are mixed."""
+
+    PIXEL = "pixel"
+    DCT = "dct"
+
+
+@data_app.command()
+def pair(
+    photographs: Annotated[
+        str, typer.Argument(help="A folder of photographs, or labelled images, whose label 0 counts.")
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The folder to write; a run that was stopped continues.")],
+    split: Annotated[str | None, typer.Option(help="Use one split. Default: all.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Use at most so many photographs, drawn by name.")] = None,
+    mix: Annotated[
+        list[MixChoice] | None, typer.Option(help="Leave a share of the photograph in some twins; both may be given.")
+    ] = None,
+    window: Annotated[int, typer.Option(help="Largest side of a picture, pixels; a multiple of 8.")] = 512,
+    steps: Annotated[int, typer.Option(min=1, help="Training steps of each of the four autoencoders.")] = 600,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of every draw.")] = 0,
+) -> None:
+    """Make a training set of photographs alone: each with a twin that a small autoencoder has decoded."""
+    from clipmole.data import CAMERA, Unpacking, limit_samples, read_data
+    from clipmole.data.sample import Sample
+    from clipmole.errors import ImageError
+    from clipmole.images.discovery import find_images
+    from clipmole.training.pairs import MANIFEST, PairConfig, make_pairs
+
+    given: dict[str, Any] = {"window": window, "steps": steps, "seed": seed, "mix": tuple(mix or ())}
+    config = PairConfig.parse(given, "options")
+    with long_work() as progress:
+        if os.path.isdir(photographs) and split is None:
+            found = list(find_images([photographs], progress.say))
+            if missing := next((each for each in found if isinstance(each, ImageError)), None):
+                raise missing
+            samples = [Sample(path=Path(str(p)), label=0, generator=CAMERA, split="") for p in found]
+        else:
+            samples = read_data(photographs, split, unsplit="", how=Unpacking(say=progress.say))
+            samples = [sample for sample in samples if sample.label == 0]
+        pairs = make_pairs(limit_samples(samples, limit, seed), out, config, progress=progress)
+    for reason in pairs.failed.values():
+        remark(f"left out: {reason}")
+    shown = ", ".join(f"{kind} {value:.1f} dB" for kind, value in pairs.psnr.items())
+    remark(
+        f"{pairs.photographs} photographs and their twins" + (f" (likeness of twins, PSNR: {shown})" if shown else "")
+    )
+    typer.echo(str(out / MANIFEST))
+    if pairs.failed:
         raise typer.Exit(1)

@@ -3,18 +3,18 @@
 In: samples, a backbone and the condition under which they are looked at. Out: features (n, F). It knows nothing of
 labels, heads or figures.
 
-A linear head on the mean of an image's crops gives the mean of its logits of the crops, so an image needs one row. The
-file is an array of float16 whose rows are nan until they are computed; a run that was stopped goes on with those.
+A linear head on the mean of an image's crops gives the mean of its logits of the crops, so an image needs one row. It
+is kept under its content, so that a run that was stopped, or one with more images, looks at none twice.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,11 +30,10 @@ from clipmole.inference.pytorch import TorchRuntime
 from clipmole.inference.runtime import Precision, batch_for
 from clipmole.models.backbone import Backbone
 from clipmole.models.network import MoLENetwork
-from clipmole.plumbing.files import whole_file
 from clipmole.plumbing.progress import SILENT, ProgressReporter
 from clipmole.plumbing.text import escaped
 
-ROWS_FILE = "features-{}.npy"
+ROWS_FILE = "features-{}.f16"
 
 
 class FeatureNetwork(MoLENetwork):
@@ -90,51 +89,79 @@ class FeatureExtractor:
         return np.stack([each.mean(axis=0) for each in np.split(found, ends)])
 
     def extract(
-        self, samples: Sequence[Sample], folder: Path, *, workers: int = 2, progress: ProgressReporter = SILENT
+        self, samples: Sequence[Sample], digests: Sequence[str], folder: Path, progress: ProgressReporter = SILENT
     ) -> tuple[NDArray[np.float32], dict[str, str]]:
         """Features (n, F) of all samples, kept in `folder`; rows of images that cannot be read are nan.
 
-        Returns the features, and path -> reason for images that cannot be read. Raises `DataError` if the file cannot
-        be written; `Stopped`, with what is done kept, once `progress` asks to stop.
+        Args:
+            digests: sha256 of each sample's file. What is kept for a content is not computed again.
+
+        Returns the features, and path -> reason for images that cannot be read. Raises `DataError` if they cannot be
+        written; `Stopped`, with what is done kept, once `progress` asks to stop.
         """
-        names = "\n".join(f"{sample.path} {sample.ignore_bottom_px}" for sample in samples)
-        key = hashlib.sha256(f"{self.digest}\n{names}".encode(errors="surrogateescape")).hexdigest()[:32]
-        path = folder / ROWS_FILE.format(key)
+        keys = [f"{sha} {each.ignore_bottom_px}" for sha, each in zip(digests, samples, strict=True)]
+        failed: dict[str, str] = {}
         try:
-            kept = opened(path, (len(samples), self.width))
+            kept = KeptRows(folder / ROWS_FILE.format(self.digest[:16]), self.width)
+            waiting = {key: each for key, each in zip(keys, samples, strict=True) if key not in kept.place}
+            coming = iter(waiting)
+            with closing(prepared(waiting.values(), [self.condition], self.seed, 2)) as images:
+                chunks = iter(lambda: take_chunk(images, CHUNK_IMAGES), [])
+                for chunk in progress.track(chunks, "looking at images", -(-len(waiting) // CHUNK_IMAGES)):
+                    readable = {}
+                    for (sample, pixels), key in zip(chunk, coming, strict=False):
+                        if isinstance(pixels, str):
+                            failed[escaped(str(sample.path))] = pixels
+                        else:
+                            readable[key] = pixels[0]
+                    if readable:
+                        kept.add(list(readable), self.rows(list(readable.values())))
+                    if progress.stopping():
+                        raise Stopped(f"stopped; what was seen is kept in {folder}: give the same command to go on")
+            return kept.read(keys), failed
         except OSError as error:
-            raise DataError(f"{path}: cannot be written: {error.strerror}; name another --out or free space") from error
-        waiting = np.flatnonzero(np.isnan(kept).any(axis=1)).tolist()
-        places, failed = iter(waiting), dict[str, str]()
-        with closing(prepared([samples[i] for i in waiting], [self.condition], self.seed, workers)) as images:
-            chunks = iter(lambda: take_chunk(images, CHUNK_IMAGES), [])
-            for chunk in progress.track(chunks, "looking at images", -(-len(waiting) // CHUNK_IMAGES)):
-                readable = {}
-                for (sample, pixels), place in zip(chunk, places, strict=False):
-                    if isinstance(pixels, str):
-                        failed[escaped(str(sample.path))] = pixels
-                    else:
-                        readable[place] = pixels[0]
-                if readable:
-                    kept[list(readable)] = self.rows(list(readable.values()))
-                if progress.stopping():
-                    kept.flush()
-                    raise Stopped(f"stopped; features so far are kept in {path}: give the same command again to go on")
-        kept.flush()
-        return np.asarray(kept, dtype=np.float32), failed
+            raise DataError(f"{folder}: cannot be written: {error.strerror}; name another --out, free space") from error
 
 
-def opened(path: Path, shape: tuple[int, int]) -> np.memmap[Any, np.dtype[np.float16]]:
-    """The array in a file, to be changed in place; one of nan is made where there is none of this shape.
+class KeptRows:
+    """Rows of float16 by their keys, in a file that only grows; the key of each is a line of a second file.
+
+    Args:
+        path: of the rows; the keys stand beside it, under the ending .txt.
+        width: values of a row.
+
+    Attributes:
+        place: key -> number of its row.
 
     Raises `OSError`.
     """
-    try:
-        kept = np.lib.format.open_memmap(path, mode="r+")
-        if kept.shape == shape and kept.dtype == np.float16:
-            return kept
-    except (OSError, ValueError, EOFError):
-        pass
-    with whole_file(path) as file:
-        np.save(file, np.full(shape, np.nan, dtype=np.float16))
-    return np.lib.format.open_memmap(path, mode="r+")
+
+    def __init__(self, path: Path, width: int) -> None:
+        self.path, self.names, self.width = path, path.with_suffix(".txt"), width
+        path.parent.mkdir(parents=True, exist_ok=True)
+        for each in (path, self.names):
+            each.touch()
+        whole = self.names.read_bytes().split(b"\n")[:-1]  # without a line whose end is missing
+        count = min(len(whole), path.stat().st_size // (2 * width))
+        os.truncate(path, count * 2 * width)
+        os.truncate(self.names, sum(len(line) + 1 for line in whole[:count]))
+        self.place = {line.decode(): number for number, line in enumerate(whole[:count])}
+
+    def add(self, keys: Sequence[str], rows: NDArray[np.float32]) -> None:
+        """Append rows (k, F), then their keys."""
+        with self.path.open("ab") as file:
+            file.write(rows.astype("<f2").tobytes())
+        with self.names.open("ab") as file:
+            file.write("".join(f"{key}\n" for key in keys).encode())
+        for key in keys:
+            self.place[key] = len(self.place)
+
+    def read(self, keys: Sequence[str]) -> NDArray[np.float32]:
+        """Rows (n, F) of keys; nan for those that are not there."""
+        rows = np.fromfile(self.path, dtype="<f2").reshape(-1, self.width)
+        found = np.full((len(keys), self.width), np.nan, dtype=np.float32)
+        there = [(i, self.place[key]) for i, key in enumerate(keys) if key in self.place]
+        if there:
+            places, numbers = zip(*there, strict=True)
+            found[list(places)] = rows[list(numbers)]
+        return found

@@ -142,8 +142,13 @@ def choose(samples: Sequence[Sample], config: SeparabilityConfig) -> list[Sample
     return photographs + [sample for name in wanted for sample in by_generator[name][: config.per_generator]]
 
 
-def divide(samples: Sequence[Sample], config: SeparabilityConfig) -> tuple[list[ImageSet], list[ImageSet]]:
+def divide(
+    samples: Sequence[Sample], digests: Sequence[str], config: SeparabilityConfig
+) -> tuple[list[ImageSet], list[ImageSet]]:
     """Photographs and generators, then controls: each divided into what may be trained on and what is held apart.
+
+    Args:
+        digests: sha256 of each sample's file.
 
     Raises `DataError` if a set cannot be divided because all its images are one group.
     """
@@ -152,7 +157,6 @@ def divide(samples: Sequence[Sample], config: SeparabilityConfig) -> tuple[list[
         by_name[sample.generator if sample.label else PHOTOGRAPHS].append(row)
     sources = {name: {samples[row].source for row in rows} - {""} for name, rows in by_name.items()}
     by_source = {name for name, rows in by_name.items() if _names_sources([samples[r] for r in rows])}
-    digests = [file_sha256(sample) for sample in samples]
     grouped = np.array(whole_groups(samples, digests))
     held = [
         sample.model_copy(update={"group": f"source {sample.source}"})
@@ -407,10 +411,11 @@ def separability(
         device=device,
         precision=precision,
     )
-    features, failed = extractor.extract(chosen, out, progress=progress)
+    digests = [file_sha256(sample) for sample in progress.track(chosen, "reading", len(chosen))]
+    features, failed = extractor.extract(chosen, digests, out, progress)
     readable = np.flatnonzero(~np.isnan(features).any(axis=1))
-    chosen = [chosen[i] for i in readable.tolist()]
-    sets, controls = divide(chosen, config)
+    chosen, digests = [chosen[i] for i in readable.tolist()], [digests[i] for i in readable.tolist()]
+    sets, controls = divide(chosen, digests, config)
     photographs, generators = sets[0], sets[1:]
     heads = Heads(features[readable], photographs.train, config.ridge)
     curves = all_curves(heads, sets, controls, config, progress)
