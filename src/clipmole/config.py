@@ -157,6 +157,14 @@ class MoLEConfig(Config):
         description="blocks whose class tokens the head reads as well, layer-normalised (as RINE, arXiv 2402.19091); "
         "all: every one but the last, which is always read",
     )
+    companion: Literal["aide", "ffit"] | None = Field(
+        None,
+        description="a second network, which reads the crop. aide: its smoothest and busiest patches; ffit: the "
+        "magnitude of its Fourier transform",
+    )
+    companion_weight: float = Field(
+        1.0, ge=0, description="weight of the companion's own loss: of the masked autoencoder of ffit"
+    )
     expert_groups: tuple[int, ...] = Field(
         (), description="numbers of experts that share a softmax, as merging adapters makes them; (): all of them"
     )
@@ -172,6 +180,8 @@ class MoLEConfig(Config):
                 raise ValueError(f"{name}={ranks}: every rank is at least 1")
             if len(ranks) > 1000 or sum(ranks) > MOST_CHANNELS:
                 raise ValueError(f"{name}: more than 1000, or together more than {MOST_CHANNELS}")
+        if self.companion_weight != 1 and self.companion != "ffit":
+            raise ValueError(f"companion_weight={self.companion_weight:g}: is of companion = 'ffit' alone")
         groups, experts = self.expert_groups or (len(self.expert_ranks),), len(self.expert_ranks)
         if any(size < 1 for size in self.expert_groups) or sum(groups) != experts:
             raise ValueError(f"expert_groups={self.expert_groups}: are to divide the {experts} experts")
@@ -319,6 +329,8 @@ LATER = {
     "cached_blocks",
     "cache_runtime",
     "views_from",
+    "companion",
+    "companion_weight",
 }
 
 
@@ -453,6 +465,15 @@ class TrainConfig(Config):
             )
         if self.head_start is not None and not (self.cached_views and self.mole.head_blocks):
             raise ValueError("head_start: reads kept tokens of the head blocks: set cached_views and mole.head_blocks")
+        if self.mole.companion and (self.hypernetwork or self.kept_tokens):
+            raise ValueError(
+                f"mole.companion={self.mole.companion!r}: reads the pixels themselves, and no image is kept beside an "
+                "adapter or replaced by noise: leave out kept_tokens and hypernetwork"
+            )
+        if self.mole.companion and self.head_start is not None:
+            raise ValueError(f"head_start: with mole.companion={self.mole.companion!r} the head reads no class tokens")
+        if self.mole.companion == "aide" and self.preprocess.crop_size < 32:
+            raise ValueError(f"preprocess.crop_size={self.preprocess.crop_size}: companion = 'aide' needs 32 or more")
         if self.kept_tokens and not self.mole.adapts:
             raise ValueError(f"kept_tokens={self.kept_tokens}: without an adapted block there are none to keep")
         return self

@@ -32,7 +32,7 @@ def manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_these_presets_come_with_the_package() -> None:
     assert preset_names() == tuple(
-        sorted([*PAPER, *FEW, "univfd", "lora", "full", "hyperdet", "embedded", "own-images"])
+        sorted([*PAPER, *FEW, "univfd", "lora", "full", "hyperdet", "aide", "ffit", "embedded", "own-images"])
     )
 
 
@@ -50,6 +50,12 @@ def test_every_preset_trains_two_steps_on_a_tiny_tower(name: str, manifest: Path
     tower = record["tower_parameters"] if config.full_finetune else 0
     if config.hypernetwork:  # it is trained in place of the LoRAs: embeddings, a hidden layer of 128, A and B of rank 4
         rows, tower = 0, 5 * 64 + 2 * 32 + 2 * 8 + 104 * 128 + 128 + 2 * (128 + 1) * 4 * width
+    if mole.companion == "aide":  # two experts, the projection, what joins them
+        head, tower = 129, 2 * (8672 + 18496 + 73856) + (width + 1) * 128 + 257 * 128
+    if mole.companion == "ffit":  # patches, 1 + 196 positions, 6 blocks and 2 of the decoder, its guess, the gated unit
+        d = 192
+        tower = 769 * d + (2 + 197) * d + 8 * (12 * d * d + 13 * d) + 4 * d + (d + 1) * 768 + 2 * (d + width) * d
+        head = d + 1
     assert record["trained_parameters"] == head + tower + (depth // 4) * rows * width
 
 
@@ -118,7 +124,7 @@ def test_a_file_without_extends_is_read_as_it_is(tmp_path: Path) -> None:
         ('extends = "own.toml"', r"own\.toml: extends = 'own\.toml' leads back to itself"),
         (
             'extends = "no-such"',
-            r"own\.toml: 'no-such' is neither a TOML file nor one of embedded, full, hyperdet, lora",
+            r"own\.toml: 'no-such' is neither a TOML file nor one of aide, embedded, ffit, full, hyperdet",
         ),
         ("extends = 3", r"own\.toml: extends: must be the name of a preset or a file \(given: 3\)"),
         ('extends = "lora"\nepoch = 3', r"own\.toml: epoch: unknown key \(given: 3\)"),
@@ -136,7 +142,7 @@ def test_what_cannot_be_extended_is_one_line_that_names_the_file(tmp_path: Path,
 
 def test_an_unknown_preset_names_those_there_are() -> None:
     for call in (load_train_config, preset_text):
-        with pytest.raises(ConfigError, match=r"'moel'.*embedded, full, hyperdet, lora, own-images, paper-vit-b-16"):
+        with pytest.raises(ConfigError, match=r"'moel'.*aide, embedded, ffit, full, hyperdet, lora, own-images, paper"):
             call("moel")
 
 

@@ -14,8 +14,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from clipmole.config import MoLEConfig
+from clipmole.errors import ConfigError
+from clipmole.models.aide import AIDE
+from clipmole.models.companion import Companion, from_rows, rows_of_patch, to_rows
+from clipmole.models.ffit import FFiT
 from clipmole.models.mole import MoLE, add_mole, balance_loss
 from clipmole.models.vit import ViT
+
+COMPANIONS: dict[str, Callable[[int], Companion]] = {"aide": AIDE, "ffit": FFiT}
 
 
 class MoLENetwork(nn.Module):
@@ -23,8 +29,10 @@ class MoLENetwork(nn.Module):
 
     With head blocks the head also reads the class tokens after these blocks, each normalised to mean 0 and
     variance 1 over its channels: what earlier blocks see of a crop is worth more for generators that training did not
-    have (RINE, Koutlis and Papadopoulos 2024, arXiv 2402.19091). Tokens then carry them: "(B, T + k, d)" is T tokens
-    and, after them, the class tokens of the k head blocks that are behind.
+    have (RINE, Koutlis and Papadopoulos 2024, arXiv 2402.19091). With `config.companion` a second network reads the
+    crop itself, and the head reads what that makes of the crop and of the feature. Tokens then carry both:
+    "(B, T + k, d)" is T tokens and, after them, the crop in rows (`companion.to_rows`), if there is a companion, and
+    the class tokens of the head blocks that are behind.
 
     With no experts and no shared LoRA it is UnivFD's linear probe (arXiv 2302.10174); with the shared LoRA
     only, plain LoRA; with both, MoLE (arXiv 2404.04883). The tower is frozen, unless `full_finetune`. Extensions are
@@ -46,7 +54,13 @@ class MoLENetwork(nn.Module):
         self.mole_layers = add_mole(tower, config)
         self.head_blocks = config.read_blocks(tower.config.depth)
         self.config = config.model_copy(update={"head_blocks": self.head_blocks})
-        self.head = nn.Linear(tower.config.feature_dim + len(self.head_blocks) * tower.config.width, 1)
+        features = tower.config.feature_dim + len(self.head_blocks) * tower.config.width
+        self.companion: Companion | None = None
+        if config.companion is not None:
+            if tower.config.depth == 0:
+                raise ConfigError(f"mole.companion = {config.companion}: stands beside one backbone, not several")
+            self.companion = COMPANIONS[config.companion](features)
+        self.head = nn.Linear(self.companion.width if self.companion else features, 1)
         nn.init.zeros_(self.head.bias)
         self.register_buffer("mean", torch.tensor(tower.config.mean, device="cpu").view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(tower.config.std, device="cpu").view(3, 1, 1), persistent=False)
@@ -76,11 +90,11 @@ class MoLENetwork(nn.Module):
         return min(self.config.block_indices(self.tower.config.depth), default=self.tower.config.depth)
 
     def adapter_parameters(self) -> dict[str, nn.Parameter]:
-        """What an adapter file holds, trained now or before: LoRAs, routers, head (and the tower, if full)."""
+        """What an adapter file holds, trained now or before: LoRAs, routers, companion, head, and a full tower."""
         layers = tuple(f"tower.blocks.{block}.mlp." for block in self.config.block_indices(self.tower.config.depth))
 
         def ours(name: str) -> bool:
-            return name.startswith("head.") or (name.startswith(layers) and ".mlp.mlp." not in name)
+            return name.startswith(("head.", "companion.")) or (name.startswith(layers) and ".mlp.mlp." not in name)
 
         return {name: p for name, p in self.named_parameters() if self.full_finetune or ours(name)}
 
@@ -117,47 +131,65 @@ class MoLENetwork(nn.Module):
         """Crops (B, 3, H, W) -> tokens (B, T + k, d) before block `stop`.
 
         Args:
-            carried: the k blocks before `stop` whose class tokens come along; None: the head blocks.
+            carried: the blocks before `stop` whose class tokens come along; None: the head blocks.
         """
+        tower = self.tower.config
+        crop = [to_rows(crops, tower.patch_size, tower.width)] if self.companion else []
         tokens, read = self._run(self.embed(crops), 0, stop, carried)
-        return torch.cat([tokens, *read], dim=1) if read else tokens
+        return torch.cat([tokens, *crop, *read], dim=1) if crop or read else tokens
 
     def carried(self, start: int) -> int:
-        """k: class tokens that the tokens before block `start` carry."""
+        """Class tokens that the tokens before block `start` carry."""
         return sum(block < start for block in self.head_blocks)
 
+    @property
+    def crop_rows(self) -> int:
+        """Rows of each patch of the crop that tokens carry, q; 0 without a companion."""
+        return rows_of_patch(self.tower.config.patch_size, self.tower.config.width) if self.companion else 0
+
     def forward(self, crops: Tensor) -> Tensor:
-        return self.logits(self.embed(crops), 0)
+        return self.logits(self.before(crops, 0), 0)
 
     def parted(self, tokens: Tensor, start: int) -> tuple[Tensor, list[Tensor]]:
-        """Tokens (B, T + k, d) before block `start` -> the T tokens, and the k class tokens (B, 1, d) they carry."""
-        own = tokens.shape[1] - self.carried(start)
-        return tokens[:, :own], [tokens[:, i : i + 1] for i in range(own, tokens.shape[1])]
+        """Tokens (B, T + k, d) before block `start` -> the T tokens, and what they carry for `read`."""
+        stop = tokens.shape[1] - self.carried(start)
+        own = 1 + (stop - 1) // (1 + self.crop_rows)
+        crop = [tokens[:, own:stop]] if self.companion else []
+        return tokens[:, :own], [*crop, *(tokens[:, i : i + 1] for i in range(stop, tokens.shape[1]))]
 
-    def logits(self, tokens: Tensor, start: int) -> Tensor:
-        """Tokens (B, T + k, d) before block `start` -> logits (B,)."""
-        return self.head(self.features(tokens, start)).squeeze(-1)  # type: ignore[no-any-return]
+    def logits(self, tokens: Tensor, start: int, kept: Sequence[int] | None = None) -> Tensor:
+        """Tokens (B, T + k, d) before block `start` -> logits (B,); of the T tokens the `kept` ones, None: all."""
+        return self.head(self.features(tokens, start, kept)).squeeze(-1)  # type: ignore[no-any-return]
 
-    def features(self, tokens: Tensor, start: int) -> Tensor:
+    def features(self, tokens: Tensor, start: int, kept: Sequence[int] | None = None) -> Tensor:
         """Tokens (B, T + k, d) before block `start` -> what the head reads (B, F).
 
         Of the last block only what becomes of the class token is computed, since nothing else is read of it.
         """
         last = self.tower.config.depth - 1
         tokens, read = self.parted(tokens, start)
+        tokens = tokens if kept is None else tokens[:, kept]
         if start <= last:
             tokens, more = self._run(tokens, start, last)
             tokens, read = self._last_block(tokens), read + more
         return self._side_by_side(tokens, read)
 
     def read(self, tokens: Tensor, read: Sequence[Tensor]) -> Tensor:
-        """Tokens (B, T, d) after the last block, and class tokens (B, 1, d) of all head blocks -> logits (B,)."""
+        """Tokens (B, T, d) after the last block, and what was carried -> logits (B,).
+
+        Args:
+            read: with a companion the rows of the crop, (B, n q, d), first; class tokens (B, 1, d) of all head blocks.
+        """
         return self.head(self._side_by_side(tokens, read)).squeeze(-1)  # type: ignore[no-any-return]
 
     def _side_by_side(self, tokens: Tensor, read: Sequence[Tensor]) -> Tensor:
-        """Arguments as `read`'s -> the tower's feature and the normalised class tokens, (B, F)."""
-        parts = [self.tower.feature(tokens), *(F.layer_norm(each[:, 0], each.shape[-1:]) for each in read)]
-        return torch.cat(parts, dim=-1)
+        """Arguments as `read`'s -> the tower's feature and the normalised class tokens, or the companion's, (B, F)."""
+        classes = read[1:] if self.companion else read
+        parts = [self.tower.feature(tokens), *(F.layer_norm(each[:, 0], each.shape[-1:]) for each in classes)]
+        feature = torch.cat(parts, dim=-1)
+        if self.companion is None:
+            return feature
+        return self.companion(feature, from_rows(read[0], self.tower.config.patch_size))  # type: ignore[no-any-return]
 
     def _run(
         self, tokens: Tensor, start: int, stop: int, read_blocks: Sequence[int] | None = None

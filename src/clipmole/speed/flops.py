@@ -2,7 +2,8 @@
 
 In: the geometry of a tower and its adapter. Out: counts. Only matrix products count as operations, two for each
 multiplication and addition, as is usual; they are all but about 1 % of the arithmetic. What a local-global router
-adds for its gates of an image, less than one token's adapter, is left out. It knows nothing of time.
+adds for its gates of an image, less than one token's adapter, is left out, and so are companions. It knows nothing of
+time.
 """
 
 from __future__ import annotations

@@ -103,7 +103,7 @@ class Base:
             "whole_share": (config.whole_share or WHOLE_SHARE) if self.config.preprocess.whole_weight else 0.0,
             "head_start": None,  # it is frozen
         }
-        return config.model_copy(update=changes)
+        return TrainConfig.parse(config.model_copy(update=changes).model_dump(), self.name)
 
     def grow(self, tower: ViT, mole: MoLEConfig) -> MoLENetwork:
         """The detector's network with one more extension, which alone is trained; as it is, if `mole` has none more.

@@ -99,11 +99,11 @@ class Trainee(nn.Module):
         if self.start is None and patches is None:
             return self.network(inputs)  # type: ignore[no-any-return]
         tokens = inputs.float() if self.start is not None else self.network.before(inputs, start)
-        if patches is not None:
-            own = tokens.shape[1] - self.network.carried(start)
-            kept = patches.permutation(own - 1)[: max(1, round((own - 1) * (1 - self.dropout)))]
-            tokens = tokens[:, np.concatenate([[0], 1 + np.sort(kept), np.arange(own, tokens.shape[1])])]
-        return self.network.logits(tokens, start)
+        if patches is None:
+            return self.network.logits(tokens, start)
+        count = self.network.parted(tokens, start)[0].shape[1] - 1
+        kept = patches.permutation(count)[: max(1, round(count * (1 - self.dropout)))]
+        return self.network.logits(tokens, start, [0, *(1 + np.sort(kept)).tolist()])
 
 
 def copies(parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -285,6 +285,8 @@ class TrainingLoop:
             balance = torch.stack(routed).mean() if routed else means.new_zeros(())
             share = part.images / part.step_images
             total = loss / part.step_images + config.mole.balance_weight * share * balance
+            if self.network.companion is not None and (own_loss := self.network.companion.loss) is not None:
+                total = total + config.mole.companion_weight * (own_loss * weights).sum() / part.step_images
             if self.replay is not None:  # the gates of the new images are read already
                 rng = sample_rng(config.seed, "replay", self.at.epoch, self.at.images, self.distributed.rank)
                 with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):

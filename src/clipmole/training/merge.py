@@ -150,6 +150,9 @@ def merge(
 def check_alike(parts: Sequence[Base], depth: int, method: Method) -> None:
     """Raise one line where the parts' adapters do not stand in the same places, or their routers do not fit."""
     first = parts[0]
+    for part in parts:
+        if part.config.mole.companion:
+            raise ConfigError(f"{part.name}: has a companion ({part.config.mole.companion}), which cannot be merged")
     for other in parts[1:]:
         pair = f"{first.name} and {other.name}"
         one, two = first.config, other.config

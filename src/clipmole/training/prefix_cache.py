@@ -94,6 +94,8 @@ def prefix_digest(
         what["whole_share"] = config.whole_share
     if (runtime := cache_runtime(config)) != "torch":
         what["cache_runtime"] = runtime
+    if network.crop_rows:
+        what["crop_rows"] = network.crop_rows
     return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
 
 
@@ -101,11 +103,11 @@ def record_type(network: MoLENetwork, config: TrainConfig) -> np.dtype[Any]:
     """The record of one view of one sample: bits of its tokens in bfloat16, and their CRC-32.
 
     They are the tokens (T + n, d) before block n, the last of them the class tokens after each block so far: runs whose
-    heads read different blocks share them.
+    heads read different blocks share them. With a companion the rows of the view itself stand between.
     """
     tower = network.tower.config
     patches = (config.preprocess.crop_size // tower.patch_size) ** 2 if tower.depth else 0  # 0: of concatenated towers
-    tokens = 1 + patches + cached_blocks(network, config)
+    tokens = 1 + patches * (1 + network.crop_rows) + cached_blocks(network, config)
     return np.dtype([("crc32", "<u4"), ("tokens", "<u2", (tokens, tower.width))])
 
 
@@ -145,7 +147,7 @@ class PrefixCache:
         self.count = count = config.cached_views or 0 if count is None else count
         self._type = record_type(network, config)
         self._length = len(samples)
-        own = self._type["tokens"].shape[0] - self.start  # T
+        own = self._type["tokens"].shape[0] - self.start  # T, and the rows of the view
         self._read = [*range(own), *(own + block for block in blocks)]
         paths = [folder / f"{digest[:32]}-{view}.npy" for view in range(count)]
         found = {path: self._whole(path) for path in paths}

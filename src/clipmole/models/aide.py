@@ -1,0 +1,113 @@
+"""AIDE: experts for an image's smoothest and busiest patches, beside a tower that sees what the image shows.
+
+In: the tower's feature and crops. Out: one vector of both for the head. It is a `Companion`.
+
+Source: Yan et al. 2025, "A Sanity Check for AI-generated Image Detection", arXiv 2406.19435, and its public code: the
+score of a patch, the two lowest and two highest, SRM's filters, an expert for each kind, the mean of the four vectors,
+the semantic branch's projection, two layers at the end. There the experts are two ResNet-50 on patches enlarged to 256
+pixels, the semantic branch is a ConvNeXt-XXL, and its projection is left out of training by a slip. Experts of this
+size on patches as they are, SRM without borders, and the asinh behind it are this project's choice, and everything is
+trained.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from clipmole.models.companion import Companion, in_float32
+from clipmole.models.srm import srm_kernels
+
+WINDOW, STRIDE, BANDS = 32, 16, 6  # pixels; bands of frequency, from the diagonal i + j = 0 to 2 WINDOW
+EXPERT_CHANNELS = (32, 64, 128)
+
+
+def dct_matrix(size: int) -> Tensor:
+    """The orthonormal DCT-II, (size, size): D[k, n] = sqrt((2 - [k = 0]) / size) cos(pi (2 n + 1) k / (2 size))."""
+    n = torch.arange(size, dtype=torch.float64)
+    matrix = torch.cos(math.pi * (2 * n + 1) * n[:, None] / (2 * size)) * math.sqrt(2 / size)
+    matrix[0] /= math.sqrt(2)
+    return matrix.float()
+
+
+def band_weights(size: int = WINDOW, bands: int = BANDS) -> Tensor:
+    """sum_n 2^n mask_n / |mask_n| over bands n, (size, size); mask_n is 1 where 2 size n / bands <= i + j <= the next.
+
+    Both borders belong to a band, as in the published code.
+    """
+    i = torch.arange(size)
+    diagonal = (i + i[:, None]) * bands  # bands of 2 size each, in whole numbers
+    weights = torch.zeros(size, size)
+    for n in range(bands):
+        mask = ((2 * size * n <= diagonal) & (diagonal <= 2 * size * (n + 1))).float()
+        weights += 2**n * mask / mask.sum()
+    return weights
+
+
+def patch_expert() -> nn.Sequential:
+    """Residuals of a patch (B, 30, H, W) -> (B, 128): 3x3 convolutions of stride 2, each with the GELU; the mean."""
+    layers: list[nn.Module] = []
+    channels = 30
+    for wider in EXPERT_CHANNELS:
+        layers += [nn.Conv2d(channels, wider, 3, stride=2, padding=1), nn.GELU()]
+        channels = wider
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+
+
+class AIDE(Companion):
+    """h = GELU(W [x_1; P x_0]) with x_0 the tower's feature and x_1 the mean over four patches of expert(r(patch)).
+
+    The patches are the windows of 32x32 pixels, 16 apart, with the two lowest and the two highest scores
+    sum_n 2^n / |mask_n| sum over c, u, v in mask_n of ln(1 + |DCT(x)_cuv|), n = 0..5 bands of rising frequency. An
+    expert looks at the low ones, another at the high ones. r is asinh of the 30 SRM residuals, in levels of 0..255, of
+    the sum of the colour channels: linear under a level, logarithmic above.
+
+    Args:
+        features: channels of the tower's feature.
+    """
+
+    kernels: Tensor
+    dct: Tensor
+    weights: Tensor
+    width = EXPERT_CHANNELS[-1]
+
+    def __init__(self, features: int) -> None:
+        super().__init__()
+        self.low, self.high = patch_expert(), patch_expert()
+        self.projection = nn.Linear(features, self.width)
+        self.fuse = nn.Linear(2 * self.width, self.width)
+        with torch.device("cpu"):
+            constants = {"kernels": srm_kernels()[:, None], "dct": dct_matrix(WINDOW), "weights": band_weights()}
+            for name, values in constants.items():
+                self.register_buffer(name, values, persistent=False)
+
+    def forward(self, feature: Tensor, crops: Tensor) -> Tensor:
+        with in_float32(crops):
+            residuals = self.residuals(self.extremes(crops.float()))  # (B, 4, 30, 28, 28)
+        low = self.low(residuals[:, :2].flatten(0, 1)).view(-1, 2, self.width)  # (B, 2, width)
+        high = self.high(residuals[:, 2:].flatten(0, 1)).view(-1, 2, self.width)
+        experts = torch.cat([low, high], dim=1).mean(dim=1)
+        return F.gelu(self.fuse(torch.cat([experts, self.projection(feature)], dim=-1)))
+
+    def scores(self, windows: Tensor) -> Tensor:
+        """Windows (..., 3, 32, 32) of 0..1 -> scores (...)."""
+        spectrum = self.dct @ windows @ self.dct.T
+        return (torch.log1p(spectrum.abs()) * self.weights).sum((-3, -2, -1))
+
+    def extremes(self, crops: Tensor) -> Tensor:
+        """Crops (B, 3, S, S) of 0..1 -> windows (B, 4, 3, 32, 32): lowest, second lowest, second highest, highest."""
+        flat = F.unfold(crops, WINDOW, stride=STRIDE).transpose(1, 2)  # (B, L, 3 * 32 * 32)
+        with torch.no_grad():
+            order = self.scores(flat.reshape(*flat.shape[:2], 3, WINDOW, WINDOW)).argsort(dim=1)
+        last = flat.shape[1] - 1
+        chosen = order[:, [0, min(1, last), max(last - 1, 0), last]]  # (B, 4)
+        found = flat.gather(1, chosen[..., None].expand(-1, -1, flat.shape[-1]))
+        return found.view(-1, 4, 3, WINDOW, WINDOW)
+
+    def residuals(self, windows: Tensor) -> Tensor:
+        """Windows (B, 4, 3, H, W) of 0..1 -> asinh of their residuals (B, 4, 30, H - 4, W - 4)."""
+        found = F.conv2d(255 * windows.flatten(0, 1).sum(dim=1, keepdim=True), self.kernels)
+        return torch.asinh(found).view(-1, windows.shape[1], *found.shape[1:])
