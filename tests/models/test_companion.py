@@ -80,6 +80,11 @@ def test_prefix_and_suffix_are_the_whole_and_tokens_may_be_kept(kind: str, mole:
         assert torch.allclose(made.suffix(tokens), whole, atol=1e-5)
         assert torch.allclose(made(crops() / 255), whole, atol=1e-4)
         assert (made.suffix(tokens.bfloat16().float()) - whole).abs().max() < 0.05
+        assert torch.allclose(made.logits(tokens, made.first_adapted_block, range(5)), whole, atol=1e-5)
+        other = tokens.clone()
+        other[:, 1:5] = other[:, 1:5].flip(1)
+        few = made.logits(tokens, made.first_adapted_block, [0, 1, 4])
+        assert torch.allclose(made.logits(other, made.first_adapted_block, [0, 4, 1]), few, atol=1e-5)
     assert whole.std() > 1e-3
 
 
@@ -281,6 +286,7 @@ def test_it_is_trained_from_the_cache_kept_loaded_and_explained_as_any_other(kin
         epochs=1,
         batch_size=4,
         cached_views={"aide": 1, "ffit": None}[kind],
+        patch_dropout=0.5,
         precision="float32",
     )
     trained = train(config, tmp_path / "out", data=data, backbone=tiny_backbone(), cache_dir=tmp_path / "cache")
@@ -346,6 +352,10 @@ def test_nothing_is_drawn_where_weights_are_given(kind: str, tmp_path: Path) -> 
     [
         ({"mole": MoLEConfig(companion="aide"), "kept_tokens": 4}, "leave out kept_tokens and hypernetwork"),
         ({"mole": MoLEConfig(companion="ffit"), "hypernetwork": True}, "hypernetwork"),
+        (
+            {"mole": MoLEConfig(companion="ffit", head_blocks="all"), "head_start": 0.1, "cached_views": 1},
+            "with mole.companion='ffit' the head reads no class tokens",
+        ),
         (
             {"mole": MoLEConfig(companion="aide"), "preprocess": PREPROCESS.model_copy(update={"crop_size": 16})},
             "crop_size=16: companion = 'aide' needs 32 or more",
