@@ -108,8 +108,8 @@ def test_spreadsheets_may_write_a_byte_order_mark_and_their_line_ends(tmp_path: 
         ("b.png,1,sd,test,-3", "ignore_bottom_px '-3': must be a number of pixels, 0 or more"),
         ("b.png,1,sd,test,few", "ignore_bottom_px 'few': must be"),
         ("b,c.png,1,sd,test,0", "more fields than the first line"),
-        ("a.png,0,camera,test", "path a.png stands in line 2 too"),
-        ("./x/../a.png,0,camera,train", "path ./x/../a.png stands in line 2 too"),
+        ("a.png,0,camera,test", "path a.png is in line 2 too"),
+        ("./x/../a.png,0,camera,train", "path ./x/../a.png is in line 2 too"),
     ],
 )
 def test_an_error_names_the_file_the_line_and_the_value(tmp_path: Path, line: str, reason: str) -> None:
@@ -130,12 +130,12 @@ def test_the_line_of_an_error_is_that_of_the_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "misses the columns path, label of path,label; generator,split may stand beside"),
-        (b"\n\n", "misses the columns"),
+        (b"", "lacks the columns path, label of path,label; generator,split"),
+        (b"\n\n", "lacks the columns"),
         (HEADER.encode(), "holds no samples"),
         (f"{HEADER}\n\n".encode(), "holds no samples"),
-        (b"path,generator,split\n", "misses the columns label of"),
-        (b"path;label;generator;split\na.png;1;sd;test\n", "misses the columns"),
+        (b"path,generator,split\n", "lacks the columns label of"),
+        (b"path;label;generator;split\na.png;1;sd;test\n", "lacks the columns"),
         (b"path,label,generator,split\n\xff\xfe.png,1,sd,test\n", "not a CSV file in UTF-8"),
         (HEADER.encode("utf-16"), "not a CSV file in UTF-8"),
         (b'path,label,generator,split\n"a.png"b,1,sd,test\n', "not a CSV file in UTF-8"),

@@ -162,8 +162,8 @@ def test_a_parquet_manifest_is_a_csv_manifest(tmp_path: Path) -> None:
     assert {(s.generator, s.split, s.ignore_bottom_px) for s in samples} == {("g", "val", 3)}
     for columns, reason in (
         ({"path": names, "label": [2] * 12}, r"m\.parquet, row 1: label '2'"),
-        ({"path": ["a", "./a"], "label": [0, 1]}, r"row 2: path \./a stands in row 1 too"),
-        ({"path": names}, "misses the columns label"),
+        ({"path": ["a", "./a"], "label": [0, 1]}, r"row 2: path \./a is in row 1 too"),
+        ({"path": names}, "lacks the columns label"),
         ({"path": ["a", None], "label": [0, 1]}, "row 2: path is empty"),
     ):
         with pytest.raises(DataError, match=reason):
@@ -296,7 +296,7 @@ def test_a_compressed_shard_is_unpacked(tmp_path: Path) -> None:
         ([("a.png", b"x"), ("a.cls", b"cat")], "label 'cat': not a word"),
         ([("a.png", b"x"), ("a.json", b"{}")], "the label is empty"),
         ([("a.png", b"x"), ("a.json", b"[1]")], "is not text with a label"),
-        ([("a.png", b"x"), ("a.png", b"x"), ("a.cls", b"1")], r"\.png stands there twice"),
+        ([("a.png", b"x"), ("a.png", b"x"), ("a.cls", b"1")], r"\.png is there twice"),
         ([], "holds no samples"),
     ],
 )

@@ -86,7 +86,7 @@ class Protocol(Config):
     def _consistent(self) -> Self:
         if bool(self.sets) == bool(self.splits):
             raise ValueError(
-                f"sets={len(self.sets)}, splits={self.splits}: give one of the two, the sets or the splits"
+                f"sets={len(self.sets)}, splits={self.splits}: give the sets or the splits, one of the two"
             )
         names = self.splits or tuple(each.name for each in self.sets)
         for name in names:

@@ -289,7 +289,7 @@ def _percent(share: float) -> str:
 def _promise(n: int, rate: float, kind: str, verdict: str) -> str:
     """What a threshold from n images of a kind says of further ones, computed for this n and rate."""
     return (
-        f"What {n} {kind} tell: of further ones like them at most {_percent(rate)} are called {verdict}, on average "
+        f"What {n} {kind} buy: of further ones like them at most {_percent(rate)} are called {verdict}, on average "
         f"over such sets of {n}; 19 such sets in 20 keep it to {_percent(rate_bound(n, rate))} "
         f"(ten times as many images: to {_percent(rate_bound(10 * n, rate))})."
     )
