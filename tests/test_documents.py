@@ -19,7 +19,8 @@ ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 DOCUMENTS = [ROOT / "README.md", ROOT / "benchmarks" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 COMMAND = re.compile(
-    r"(?:^|/|\| )clipmole (data check|benchmark speed|scan report|scan groups|[a-z-]+)([^#\n>]*(?:\\\n[^#\n>]*)*)",
+    r"(?:^|/|\| )clipmole (data (?:check|pair)|benchmark speed|scan (?:report|groups)|[a-z-]+)"
+    r"([^#\n>]*(?:\\\n[^#\n>]*)*)",
     re.MULTILINE,
 )
 

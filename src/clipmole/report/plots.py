@@ -221,12 +221,17 @@ def matrix(names: Sequence[str], values: Sequence[Sequence[float]], label: str, 
     return svg
 
 
-def tiled(drawings: Sequence[tuple[str, Element]], label: str, columns: int = 4) -> Element:
-    """Titled drawings of one size side by side, in rows of `columns`, as one."""
+def tiled(drawings: Sequence[tuple[str, Element]], label: str, legend: Sequence[str] = (), columns: int = 4) -> Element:
+    """Titled charts side by side, in rows of `columns`, as one; below them what their lines are."""
     rows = -(-len(drawings) // columns)
     columns = min(columns, len(drawings))
     wide, high = WIDTH + 16, HEIGHT + 26
-    svg = _canvas(columns * wide, rows * high, label)
+    svg = _canvas(columns * wide, rows * high + 20 * len(legend), label)
+    for i, text in enumerate(legend):
+        y = rows * high + 20 * i + 8
+        svg.append(element("path", d=f"M{LEFT} {y}h32", **_ink(i)))
+        svg.append(marker(i, LEFT + 16, y))
+        svg.append(element("text", text, x=LEFT + 40, y=y + 4))
     for i, (title, drawing) in enumerate(drawings):
         x, y = i % columns * wide, i // columns * high
         svg.append(element("text", title, x=x + LEFT, y=y + 14, class_="strong"))

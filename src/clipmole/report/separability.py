@@ -6,7 +6,7 @@ In: a `Separability`. Out: `separability.html`, `.json` and `.md`, and its two p
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from pathlib import Path
 from xml.etree.ElementTree import Element
 
@@ -32,6 +32,7 @@ from clipmole.report.page import (
 )
 
 RECORD, PAGE, TEXT = "separability.json", "separability.html", "separability.md"
+LEGEND = tuple(f"against {name}" for name in (PHOTOGRAPHS, OTHERS))
 CURVES, MATRIX = "separability-curves.svg", "separability-transfer.svg"
 
 
@@ -55,7 +56,7 @@ def write_separability(found: Separability, folder: Path) -> Path:
         TEXT: markdown_page(found.title, lead, parts),
         PAGE: html_page(found.title, lead, parts) + "\n",
         CURVES: plots.standalone(
-            plots.tiled(charts(found), "AUROC by the number of images that a head was trained on")
+            plots.tiled(charts(found), "AUROC by the number of images that a head was trained on", LEGEND)
         ),
         MATRIX: plots.standalone(transfer_matrix(found)),
     }
@@ -69,26 +70,46 @@ def write_separability(found: Separability, folder: Path) -> Path:
 def summary(found: Separability) -> list[PageBlock]:
     """What was found in a few sentences, and what it does not say."""
     controls = {each.name for each in found.sets if each.control}
-    own = [curve for curve in found.curves if curve.against == PHOTOGRAPHS and curve.name not in controls]
-    told = sorted((c.separable, c.name) for c in own if c.separable is not None)
-    rest = [c.name for c in own if c.separable is None]
-    level = f"{found.level:g}"
-    lines = [f"{n} image{'s' * (n > 1)} of {name}" for n, name in told]
-    said = f"A head reaches an AUROC of {level} against photographs with {', '.join(lines)}." if lines else ""
-    left = f"{', '.join(rest)} {'is' if len(rest) == 1 else 'are'} not told apart so well with what was tried."
+    by_n: dict[int | None, list[str]] = {}
+    for curve in found.curves:
+        if curve.against == PHOTOGRAPHS and curve.name not in controls:
+            by_n.setdefault(curve.separable, []).append(curve.name)
+    rest = by_n.pop(None, [])
+    told = [
+        f"{n} image{'s' * (n != 1)} of {in_words(names, 'or')}" for n, names in sorted(by_n.items()) if n is not None
+    ]
+    said = f"A head reaches an AUROC of {found.level:g} against photographs with {'; '.join(told)}." if told else ""
+    are = "is" if len(rest) == 1 else "are"
+    left = f"{in_words(rest, 'and')} {are} not told apart so well with what was tried." if rest else ""
     return [
         Note(
             "A head tells images apart by whatever differs: how they were made, but also what they show and which "
             "collection they come from. The controls are photographs of one source against photographs of others: what "
-            "a head reaches there has nothing to do with generators."
+            f"a head reaches there has nothing to do with generators.{controls_reach(found, controls)}"
         ),
-        " ".join(filter(None, [said, left if rest else ""])),
+        " ".join(filter(None, [said, left])),
     ]
+
+
+def in_words(names: Sequence[str], word: str) -> str:
+    """ "a", "a or b", "a, b or c"."""
+    return f" {word} ".join(filter(None, [", ".join(names[:-1]), *names[-1:]]))
+
+
+def controls_reach(found: Separability, controls: Container[str]) -> str:
+    """A sentence on the AUROC of the controls, with the largest n that all of them reach; "" without any."""
+    points = [{point.n: point.auroc.value for point in c.points} for c in found.curves if c.name in controls]
+    common = set.intersection(*(set(each) for each in points)) if points else set()
+    if not common:
+        return ""
+    n = max(common)
+    reached = sorted(f"{each[n]:.2f}" for each in points)
+    return f" Here they reach an AUROC of {in_words(reached, 'and')} with n = {n}."
 
 
 def sections(found: Separability) -> list[Section]:
     """Everything, in the order of the page."""
-    legend = [element("li", plots.swatch(i), f"against {name}") for i, name in enumerate((PHOTOGRAPHS, OTHERS))]
+    legend = [element("li", plots.swatch(i), text) for i, text in enumerate(LEGEND)]
     return [
         Section("curves", "How many images it takes", [curve_table(found)]),
         Section(
@@ -110,7 +131,8 @@ def curve_table(found: Separability) -> Table:
     counts = sorted({point.n for curve in found.curves for point in curve.points})
     controls = {each.name for each in found.sets if each.control}
     rows: list[Sequence[Cell]] = []
-    for curve in found.curves:
+    order = {each.name: place for place, each in enumerate(found.sets)}
+    for curve in sorted(found.curves, key=lambda each: order[each.name]):
         by_n = {point.n: point for point in curve.points}
         cells = [auroc(by_n[n].auroc.value, by_n[n].auroc.low, by_n[n].auroc.high) if n in by_n else "" for n in counts]
         against = "other photographs (control)" if curve.name in controls else curve.against
@@ -124,7 +146,7 @@ def curve_table(found: Separability) -> Table:
         f"AUROC {found.level:g}\nfrom n",
         *(f"n = {n}" for n in counts),
     ]
-    apart = frozenset(i for i, curve in enumerate(found.curves) if curve.name in controls)
+    apart = frozenset(i for i, row in enumerate(rows) if row[0] in controls)
     caption = "AUROC of heads trained on n images, percent, mean over the seeds, with 95 % bootstrap intervals"
     return Table(caption, heads, rows, names=2, apart=apart)
 
