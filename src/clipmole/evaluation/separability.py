@@ -282,8 +282,8 @@ def estimate_auroc(
     groups = [str(unit) for unit in units[rows].tolist()]
     counts = np.stack(
         [
-            np.bincount(drawn, minlength=len(rows))
-            for drawn in bootstrap_indices(labels, config.resamples, config.seed, groups=groups)
+            np.bincount(draw, minlength=len(rows))
+            for draw in bootstrap_indices(labels, config.resamples, config.seed, groups=groups)
         ]
     ).astype(np.float64)
     up, down = counts[:, : len(positive)], counts[:, len(positive) :]
@@ -311,7 +311,7 @@ def curve(
     points = []
     for n in config.counts:
         if n <= len(own.train):
-            scores = [heads.scores(drawn(own, n, seed, config), train, weights) for seed in range(config.seeds)]
+            scores = [heads.scores(draw_rows(own, n, seed, config), train, weights) for seed in range(config.seeds)]
             found, seeds = estimate_auroc(scores, own.test, test, own.units, config)
             points.append(SeparabilityPoint(n=n, auroc=found.estimate(), seeds=seeds))
     return SeparabilityCurve(
@@ -344,7 +344,7 @@ def all_curves(
     )
 
 
-def drawn(own: ImageSet, n: int, seed: int, config: SeparabilityConfig) -> NDArray[np.int64]:
+def draw_rows(own: ImageSet, n: int, seed: int, config: SeparabilityConfig) -> NDArray[np.int64]:
     """n rows of a set that may be trained on; a larger n keeps what a smaller one drew."""
     rows: NDArray[np.int64] = sample_rng(config.seed, "drawn", own.name, seed).permutation(own.train)[:n]
     return rows
@@ -364,7 +364,7 @@ def transfer(
     n = max((count for count in config.counts if count <= smallest), default=smallest)
     found: dict[str, dict[str, Any]] = {}
     for own in generators:
-        scores = [heads.scores(drawn(own, n, seed, config), photographs.train) for seed in range(config.seeds)]
+        scores = [heads.scores(draw_rows(own, n, seed, config), photographs.train) for seed in range(config.seeds)]
         found[own.name] = {
             other.name: estimate_auroc(scores, other.test, photographs.test, own.units, config)[0].estimate()
             for other in generators

@@ -159,6 +159,6 @@ def sections(content: Content, gallery: bool) -> list[Section]:
         Section("mistakes", "Worst mistakes", mistakes.worst(content) if gallery else []),
         Section("estimates", "All estimates", tables.estimate_tables(content)),
         Section("missing", "Not evaluated", tables.missing(content)),
-        Section("recipe", "Recipe", tables.recipe_blocks(content)),
+        Section("recipe", "Recipe", tables.recipe_blocks(content.report.recipe)),
     ]
     return [section for section in made if section.blocks]

@@ -16,6 +16,7 @@ from clipmole.evaluation.separability import OTHERS, PHOTOGRAPHS
 from clipmole.plumbing.files import foreign_file, write_texts
 from clipmole.plumbing.json_toml import read_json
 from clipmole.report import plots
+from clipmole.report.content import DASH, number
 from clipmole.report.page import (
     Cell,
     Drawings,
@@ -30,6 +31,7 @@ from clipmole.report.page import (
     markdown_page,
     read_page,
 )
+from clipmole.report.tables import recipe_blocks
 
 RECORD, PAGE, TEXT = "separability.json", "separability.html", "separability.md"
 LEGEND = tuple(f"against {name}" for name in (PHOTOGRAPHS, OTHERS))
@@ -109,6 +111,7 @@ def controls_reach(found: Separability, controls: Container[str]) -> str:
 
 def sections(found: Separability) -> list[Section]:
     """Everything, in the order of the page."""
+    recipe = {k: v for k, v in found.recipe.items() if k != "settings"} | found.recipe.get("settings", {})
     legend = [element("li", plots.swatch(i), text) for i, text in enumerate(LEGEND)]
     return [
         Section("curves", "How many images it takes", [curve_table(found)]),
@@ -122,7 +125,7 @@ def sections(found: Separability) -> list[Section]:
         ),
         Section("transfer", "How far a head transfers", transfer_blocks(found)),
         Section("sets", "What was compared", [set_table(found)]),
-        Section("recipe", "Recipe", recipe_blocks(found)),
+        Section("recipe", "Recipe", [*recipe_blocks(recipe), *unread(found)]),
     ]
 
 
@@ -134,7 +137,7 @@ def curve_table(found: Separability) -> Table:
     order = {each.name: place for place, each in enumerate(found.sets)}
     for curve in sorted(found.curves, key=lambda each: order[each.name]):
         by_n = {point.n: point for point in curve.points}
-        cells = [auroc(by_n[n].auroc.value, by_n[n].auroc.low, by_n[n].auroc.high) if n in by_n else "" for n in counts]
+        cells = [number(by_n[n].auroc) if n in by_n else "" for n in counts]
         against = "other photographs (control)" if curve.name in controls else curve.against
         rows.append(
             (curve.name, against, Value(from_n(curve.better_than_chance)), Value(from_n(curve.separable)), *cells)
@@ -152,13 +155,7 @@ def curve_table(found: Separability) -> Table:
 
 
 def from_n(n: int | None) -> str:
-    return "-" if n is None else str(n)
-
-
-def auroc(value: float, low: float, high: float) -> Value:
-    """A share in percent with its interval."""
-    small = f"{100 * low:.1f} to {100 * high:.1f}" if math.isfinite(low) else ""
-    return Value(f"{100 * value:.1f}" if math.isfinite(value) else "-", small)
+    return DASH if n is None else str(n)
 
 
 def charts(found: Separability) -> list[tuple[str, Element]]:
@@ -206,10 +203,7 @@ def transfer_matrix(found: Separability) -> Element:
 def transfer_blocks(found: Separability) -> list[PageBlock]:
     """The matrix as a picture, and its numbers."""
     names = list(found.transfer)
-    rows: list[Sequence[Cell]] = [
-        (row, *(auroc(e.value, e.low, e.high) for e in (found.transfer[row][column] for column in names)))
-        for row in names
-    ]
+    rows: list[Sequence[Cell]] = [(row, *(number(found.transfer[row][column]) for column in names)) for row in names]
     said = (
         f"Heads were trained on {found.transfer_n} images of the row's generator and all photographs that are not held "
         "apart, and tested on images of the column's and photographs that are: AUROC, percent; 50 is chance."
@@ -239,11 +233,6 @@ def set_table(found: Separability) -> Table:
     return Table("Images of each set", heads, rows)
 
 
-def recipe_blocks(found: Separability) -> list[PageBlock]:
-    """Settings, versions and hardware, what could not be read, and the command."""
-    settings = found.recipe.get("settings", {})
-    facts = {key: value for key, value in found.recipe.items() if key not in ("command", "settings")}
-    shown = [f"{key}: {value}" for key, value in {**facts, **settings}.items()]
-    failed = [Items([f"not read: {path}: {reason}" for path, reason in found.failed.items()])] if found.failed else []
-    command: list[PageBlock] = [Items([f"made by: {found.recipe['command']}"])] if found.recipe.get("command") else []
-    return [*command, Items(shown), *failed]
+def unread(found: Separability) -> list[PageBlock]:
+    """The images that could not be read, if any."""
+    return [Items([f"not read: {path}: {reason}" for path, reason in found.failed.items()])] if found.failed else []

@@ -10,6 +10,7 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import product
+from typing import Any
 
 from clipmole.data import VARIANTS
 from clipmole.evaluation.records import ALL_SETS, Difference, Estimate, KindEstimate, PublishedResult
@@ -44,14 +45,14 @@ def summary(content: Content) -> list[PageBlock]:
         f"{plural(len(content.names), 'detector')}, {plural(len(table.samples), 'image')} ({n_real:,} photographs, "
         f"{n_generated:,} AI-generated) in {plural(len(content.sets), 'set')}, "
         f"{plural(len(table.conditions), 'condition')}. Percent; in brackets the 95 % "
-        f"bootstrap interval{drawn(content)}."
+        f"bootstrap interval{resampling_note(content)}."
     )
     blocks: list[PageBlock] = [element("p", verdicts[0], class_="verdict")] if verdicts else []
     note: list[PageBlock] = [Note(content.report.note)] if content.report.note else []
     return [*blocks, *([Items(verdicts[1:])] if len(verdicts) > 1 else []), facts, *note]
 
 
-def drawn(content: Content) -> str:
+def resampling_note(content: Content) -> str:
     """What the bootstrap drew: images, or groups of them."""
     sets = {s.set: s for s in content.report.sets if s.set != ALL_SETS}.values()
     groups, images = sum(s.groups for s in sets), sum(s.n_real + s.n_generated for s in sets)
@@ -495,10 +496,11 @@ def missing(content: Content) -> list[PageBlock]:
     return blocks
 
 
-def recipe_blocks(content: Content) -> list[PageBlock]:
+def recipe_blocks(recipe: Mapping[str, Any]) -> list[PageBlock]:
+    """The command, and all else as a table."""
     blocks: list[PageBlock] = []
     rows: list[tuple[Cell, ...]] = []
-    for key, value in content.report.recipe.items():
+    for key, value in recipe.items():
         text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
         if key == "command":
             blocks.append(Code(text))
