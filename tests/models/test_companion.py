@@ -18,7 +18,7 @@ from clipmole.inference.detector import Detector
 from clipmole.inference.explain import explain
 from clipmole.inference.export import export_detector
 from clipmole.models.adapter import load_adapter, save_adapter
-from clipmole.models.aide import AIDE, BANDS, STRIDE, WINDOW, band_weights, dct_matrix
+from clipmole.models.aide import AIDE, BANDS, STRIDE, WINDOW, band_weights
 from clipmole.models.backbone import save_tower
 from clipmole.models.companion import from_rows, rows_of_patch, to_rows
 from clipmole.models.ffit import FFiT, GatedMultimodalUnit, draw_masks, log_magnitude
@@ -109,12 +109,6 @@ def naive_score(window: np.ndarray) -> float:
             spectrum = basis @ channel @ basis.T
             score += 2**band * sum(math.log1p(abs(spectrum[u, v])) for u, v in inside) / len(inside)
     return score
-
-
-def test_the_dct_is_orthonormal_and_its_first_row_the_mean() -> None:
-    matrix = dct_matrix(32)
-    assert torch.allclose(matrix @ matrix.T, torch.eye(32), atol=1e-6)
-    assert torch.allclose(matrix[0], torch.full((32,), 32**-0.5))
 
 
 def test_the_bands_cover_everything_and_share_whole_diagonals_alone() -> None:

@@ -12,25 +12,16 @@ trained.
 
 from __future__ import annotations
 
-import math
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from clipmole.images.dct import dct_matrix
 from clipmole.models.companion import Companion, in_float32
 from clipmole.models.srm import srm_kernels
 
 WINDOW, STRIDE, BANDS = 32, 16, 6  # pixels; bands of frequency, from the diagonal i + j = 0 to 2 WINDOW
 EXPERT_CHANNELS = (32, 64, 128)
-
-
-def dct_matrix(size: int) -> Tensor:
-    """The orthonormal DCT-II, (size, size): D[k, n] = sqrt((2 - [k = 0]) / size) cos(pi (2 n + 1) k / (2 size))."""
-    n = torch.arange(size, dtype=torch.float64)
-    matrix = torch.cos(math.pi * (2 * n + 1) * n[:, None] / (2 * size)) * math.sqrt(2 / size)
-    matrix[0] /= math.sqrt(2)
-    return matrix.float()
 
 
 def band_weights(size: int = WINDOW, bands: int = BANDS) -> Tensor:
@@ -80,7 +71,8 @@ class AIDE(Companion):
         self.projection = nn.Linear(features, self.width)
         self.fuse = nn.Linear(2 * self.width, self.width)
         with torch.device("cpu"):
-            constants = {"kernels": srm_kernels()[:, None], "dct": dct_matrix(WINDOW), "weights": band_weights()}
+            dct = torch.from_numpy(dct_matrix(WINDOW)).float()
+            constants = {"kernels": srm_kernels()[:, None], "dct": dct, "weights": band_weights()}
             for name, values in constants.items():
                 self.register_buffer(name, values, persistent=False)
 

@@ -96,6 +96,8 @@ def compare(
 ) -> Comparison:
     """Train what is not there yet, score it, and write `NAME.json` and `NAME.md` into `out`.
 
+    It has many parameters because it is the whole of `clipmole compare`.
+
     Args:
         data: labelled images with the splits train, val and, if there, calibration.
         test_data: labelled images with the plan's splits; None: those of `data`.

@@ -131,6 +131,8 @@ def kept_logits(
 class TrainingLoop:
     """One training run. `fit` takes it from wherever it is to its end.
 
+    It has many parameters because a run is made of as many parts, each of which can be left out or replaced.
+
     Args:
         network: trained in place; on `distributed.device`.
         cache: tokens of the training images; None: every view is computed anew.

@@ -42,6 +42,7 @@ from clipmole.config import Config
 from clipmole.data.sample import Sample
 from clipmole.data.samples import CAMERA, sample_bytes
 from clipmole.errors import DataError, ImageError, Stopped
+from clipmole.images.dct import dct_matrix
 from clipmole.images.loading import load_image, source_name
 from clipmole.images.transforms import JPEG_BLOCK, RGB, random_crop, resize
 from clipmole.models.autoencoder import SCALE, UPSAMPLERS, Autoencoder, Upsampler
@@ -151,20 +152,12 @@ def mix_pixels(photo: RGB, twin: RGB, share: float) -> RGB:
     return np.rint(photo + share * (twin.astype(np.float64) - photo)).astype(np.uint8)
 
 
-def dct_matrix(size: int = JPEG_BLOCK) -> NDArray[np.float64]:
-    """The orthonormal DCT-II: row u is s_u cos(pi (2 n + 1) u / (2 size))."""
-    u, n = np.mgrid[:size, :size]
-    matrix: NDArray[np.float64] = np.sqrt(2 / size) * np.cos(np.pi * (2 * n + 1) * u / (2 * size))
-    matrix[0] /= np.sqrt(2)
-    return matrix
-
-
 def mix_dct(photo: RGB, twin: RGB, mask: NDArray[np.bool_]) -> RGB:
     """The photograph with the twin's coefficients where `mask` (8, 8) says so, in the DCT of each block of 8 x 8."""
     height, width = photo.shape[:2]
     difference = twin.astype(np.float64) - photo
     blocks = difference.reshape(height // JPEG_BLOCK, JPEG_BLOCK, width // JPEG_BLOCK, JPEG_BLOCK, 3)
-    d = dct_matrix()
+    d = dct_matrix(JPEG_BLOCK)
     coefficients = np.einsum("ui,aibjc,vj->aubvc", d, blocks, d, optimize=True) * mask[:, None, :, None]
     mixed = photo + np.einsum("ui,aubvc,vj->aibjc", d, coefficients, d, optimize=True).reshape(photo.shape)
     found: RGB = np.clip(np.rint(mixed), 0, 255).astype(np.uint8)

@@ -116,6 +116,8 @@ class PrefixCache:
 
     Building it computes what is not there yet; all processes of `distributed` do so together.
 
+    It has many parameters because it computes what it lacks: with the network, and with the threads of the run.
+
     Args:
         folder: of the files; made if it is not there. All processes must see the same one.
         digest: `prefix_digest` of the rest.

@@ -90,6 +90,9 @@ def train(
     A run that was killed goes on when it is called again with the same settings and data, and ends with the weights
     that it would have had. Called in several processes (`accelerate launch`), they train one network together.
 
+    It is long because it is the order in which all parts of a run are made and what may stop it is found out. It has
+    many parameters because it is the whole of `clipmole train`.
+
     Args:
         out: the adapter directory; an older one is replaced as a whole at the end, and only then.
         extend: the detector to add an expert to; all that it holds stays as it is. Its backbone, adapter and
@@ -248,6 +251,8 @@ def finish(
     tokens: torch.Tensor | None = None,
 ) -> Detector:
     """Calibrate, look at the validation images once more for the page, and write the adapter directory.
+
+    It has many parameters because a directory says all that went into a run and came out of it.
 
     Args:
         base: the detector that was extended.
