@@ -1,7 +1,7 @@
 """Adapter directory <-> detector network.
 
     config.json          format version, backbone (id, revision, sha256), MoLE, preprocessing
-    adapter.safetensors  what was trained: LoRAs, routers, extensions, head (and the tower, if it was fine-tuned)
+    adapter.safetensors  what was trained: LoRAs, routers, extensions, companion, head (and a tower that was fine-tuned)
     calibration.json     probability and thresholds; absent if the detector is not calibrated
     train.json           how it was trained; absent if it was not trained by clipmole
     train.html           the same as a page, with images of the data: never uploaded; absent likewise
