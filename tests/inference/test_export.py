@@ -8,8 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-from tiny import CALIBRATION, PREPROCESS, picture, tiny_backbone, tiny_network
+from tiny import CALIBRATION, picture, tiny_backbone, tiny_network, write_adapter
 from typer.testing import CliRunner
 
 from clipmole import Detector
@@ -20,8 +19,6 @@ from clipmole.inference import export
 from clipmole.inference.export import ExportRefused, check_export_folder, compare_logits, export_detector, failures
 from clipmole.inference.export_directory import is_export, read_export
 from clipmole.inference.graph import GraphRuntime, convert
-from clipmole.models.adapter import save_adapter
-from clipmole.models.backbone import save_tower
 from clipmole.plumbing.progress import ProgressReporter
 
 LIBRARIES = {"openvino": ["openvino", "nncf"], "onnx": ["onnxruntime", "onnxscript", "onnx"]}
@@ -40,11 +37,9 @@ def need(runtime: str) -> None:
 
 @pytest.fixture(scope="module")
 def adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An adapter directory, its backbone in the folder `tiny` beside it."""
+    """An adapter directory, its backbone in the folder `tiny` beside it; two blocks, for exports take their time."""
     folder = tmp_path_factory.mktemp("adapter")
-    backbone = tiny_backbone()
-    save_tower(backbone.tower, folder / "tiny", torch.float32)
-    save_adapter(folder / "adapter", tiny_network(backbone), tiny_backbone(), PREPROCESS, CALIBRATION)
+    write_adapter(folder, depth=2)
     return folder / "adapter"
 
 
@@ -121,7 +116,9 @@ def test_a_broken_graph_is_not_written(adapter: Path, tmp_path: Path, monkeypatc
     need("openvino")
 
     def broken(_network: object, crop_size: int, runtime: GraphRuntime, folder: Path) -> Path:
-        return convert(tiny_network(seed=7), crop_size, runtime, folder)  # another adapter than was asked for
+        return convert(
+            tiny_network(tiny_backbone(depth=2), seed=7), crop_size, runtime, folder
+        )  # another adapter than was asked for
 
     monkeypatch.setattr(export, "convert", broken)
     with pytest.raises(ExportRefused, match="not exported: a logit differs by") as refused:

@@ -178,7 +178,7 @@ def test_a_worker_that_fails_ends_the_scan_with_its_reason(tmp_path: Path, clust
 @pytest.mark.slow
 def test_workers_compute_with_the_runtime_that_was_asked_for(tmp_path: Path, cluster: Any, images: Path) -> None:
     pytest.importorskip("openvino")
-    adapter, backbone = write_adapter(tmp_path)
+    adapter, backbone = write_adapter(tmp_path, depth=2)
     load = partial(Detector.from_pretrained, adapter, backbone=backbone, runtime="openvino", precision="bfloat16")
     rows = run(tmp_path / "scan", images, part_rows=20, load=load, cluster=Cluster(cluster.address))
     assert len(rows) == 67

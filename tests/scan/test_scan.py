@@ -782,7 +782,7 @@ def test_the_command_line(tmp_path: Path) -> None:
 
 def test_another_runtime_gives_the_same_logits_and_another_precision_is_refused(tmp_path: Path, folder: Path) -> None:
     pytest.importorskip("openvino")
-    adapter, backbone = write_adapter(tmp_path)
+    adapter, backbone = write_adapter(tmp_path, depth=2)
 
     def scan(out: str, *options: str) -> list[dict[str, Any]]:
         command = ["scan", str(folder), "--out", str(tmp_path / out), "-d", str(adapter), "--backbone", str(backbone)]
@@ -805,7 +805,7 @@ def test_another_runtime_gives_the_same_logits_and_another_precision_is_refused(
 
 def test_an_exported_directory_is_scanned_as_it_is(tmp_path: Path, folder: Path) -> None:
     pytest.importorskip("openvino")
-    adapter, backbone = write_adapter(tmp_path)
+    adapter, backbone = write_adapter(tmp_path, depth=2)
     images = [picture(i) for i in range(8)]
     export_detector(adapter, tmp_path / "graph", "openvino", lambda: images, precision="bfloat16", backbone=backbone)
     said = Detector.from_pretrained(tmp_path / "graph")

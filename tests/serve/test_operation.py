@@ -19,9 +19,8 @@ from pathlib import Path
 
 import httpx
 import pytest
-import torch
 from processes import clipmole, start_clipmole
-from tiny import CALIBRATION, PREPROCESS, encoded, picture, tiny_backbone, tiny_network
+from tiny import encoded, picture, write_adapter
 
 pytest.importorskip("fastapi")
 from serving import running, tiny_detector, until
@@ -30,8 +29,6 @@ from clipmole.cli.serve import read_token
 from clipmole.errors import CheckpointError, ConfigError
 from clipmole.inference.detector import Detector
 from clipmole.inference.export import export_detector
-from clipmole.models.adapter import save_adapter
-from clipmole.models.backbone import save_tower
 from clipmole.serve.server import bind
 from clipmole.serve.settings import ServeSettings
 
@@ -115,11 +112,9 @@ def test_the_command_line_and_the_server_say_the_same_and_a_signal_loses_nothing
 
 @pytest.fixture(scope="module")
 def adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An adapter directory, its backbone in the folder `tiny` beside it."""
+    """An adapter directory, its backbone in the folder `tiny` beside it; two blocks, for exports take their time."""
     folder = tmp_path_factory.mktemp("serve")
-    backbone = tiny_backbone()
-    save_tower(backbone.tower, folder / "tiny", torch.float32)
-    save_adapter(folder / "adapter", tiny_network(backbone), backbone, PREPROCESS, CALIBRATION)
+    write_adapter(folder, depth=2)
     return folder / "adapter"
 
 
