@@ -28,7 +28,7 @@ def percent(estimate: Estimate) -> str:
 
 
 def detector_table(reports: list[EvaluationReport]) -> str:
-    """One row a set of images, equalized, the first as stored too: what a verdict of the detector is worth."""
+    """One row a set of images, equalised, the first as stored too: what a verdict of the detector is worth."""
     lines = [
         "| photographs + generated images | AUROC | photographs called AI-generated | generated found | uncertain |",
         "|---|--:|--:|--:|--:|",
@@ -48,7 +48,7 @@ def detector_table(reports: list[EvaluationReport]) -> str:
 
 
 def methods_table(comparison: Comparison) -> str:
-    """One row a method that MoLE is compared with: paired differences of average precision, equalized."""
+    """One row a method that MoLE is compared with: paired differences of average precision, equalised."""
     lines = ["| MoLE minus | generators of the training | generators it never saw |", "|---|--:|--:|"]
     names = dict.fromkeys(each.second for each in comparison.differences if each.first == "MoLE")
     for second in names:

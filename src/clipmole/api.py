@@ -92,7 +92,7 @@ def evaluate(
 ) -> EvaluationReport:
     """Measure detectors on the same labelled images, and write a report.
 
-    Every number is measured twice: on the images as they are stored, and equalized (all encoded again by one rule),
+    Every number is measured twice: on the images as they are stored, and equalised (all encoded again by one rule),
     where file formats and qualities cannot give the classes away. Scores are kept in `out`; call it again after an
     interruption, and it continues. It has many parameters because it is the whole of `clipmole evaluate`.
 

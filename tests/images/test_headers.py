@@ -148,7 +148,7 @@ def test_a_cameras_raw_file_is_refused_by_name(name: str) -> None:
 
 
 def test_a_pyramid_and_an_image_with_pages_are_no_raw_files() -> None:
-    data = preview_and_sensor(0, 1)  # a smaller or larger copy in gray lies below the image
+    data = preview_and_sensor(0, 1)  # a smaller or larger copy in grey lies below the image
     np.testing.assert_array_equal(np.asarray(load_image(data)), PICTURE)
     file = io.BytesIO()
     Image.fromarray(PICTURE).save(file, "TIFF", save_all=True, append_images=[Image.new("RGB", (9, 9))])
@@ -235,7 +235,7 @@ def test_a_file_that_is_cut_stays_damaged(cut: int) -> None:
 
 
 def progressive(width: int, height: int, scans: int) -> bytes:
-    """A gray progressive JPEG in which each scan after the first says nothing of all blocks in a few bytes."""
+    """A grey progressive JPEG in which each scan after the first says nothing of all blocks in a few bytes."""
 
     def bits(text: str) -> bytes:
         text += "1" * (-len(text) % 8)

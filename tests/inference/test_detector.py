@@ -161,7 +161,7 @@ def test_the_crops_can_be_chosen_in_every_call(detector: Detector) -> None:
     assert detector.score([image], region=box) == pytest.approx(detector.score([part]), abs=1e-5)
     assert detection.tile_boxes is not None
     lefts, tops, rights, bottoms = zip(*detection.tile_boxes, strict=True)
-    # inside the region, on both sides of its center
+    # inside the region, on both sides of its centre
     assert 40 <= min(lefts) < 136 < max(rights) <= 232
     assert 80 <= min(tops) < 144 < max(bottoms) <= 208
     assert detection.coverage == pytest.approx(detection.tiles * 32**2 / (400 * 300))

@@ -390,7 +390,7 @@ def test_settings_that_there_are_not_are_refused_with_those_that_there_are(adapt
 
 
 def test_threads_share_the_precision_and_give_back_what_the_host_had_set() -> None:
-    """Each thread in turn waits for all others to be within: without counting, the last one restores its neighbor's."""
+    """Each thread waits for all others to be within: without counting, the last one restores its neighbour's."""
     torch.set_float32_matmul_precision("high")
     within = threading.Barrier(4)
     seen: list[str] = []

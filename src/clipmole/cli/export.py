@@ -35,7 +35,7 @@ def export(
     precision: Annotated[
         Precision, typer.Option(help="Arithmetic of the graph; bfloat16 with OpenVINO only.")
     ] = Precision.FLOAT32,
-    int8: Annotated[bool, typer.Option("--int8", help="Quantize the weights to int8.")] = False,
+    int8: Annotated[bool, typer.Option("--int8", help="Quantise the weights to int8.")] = False,
     calibrate_on: Annotated[
         list[str] | None,
         typer.Option(

@@ -1,7 +1,7 @@
 """RGB image -> what a detector looks at: native-resolution crops, where they lie, and a view of the whole.
 
 In: an RGB `PIL.Image.Image` or array and a `PreprocessConfig`. Out: `Crops`, the pixels of the crops with their places.
-The crops are not resized or interpolated, since that destroys the traces that are looked for. Normalization belongs to
+The crops are not resized or interpolated, since that destroys the traces that are looked for. Normalisation belongs to
 the tower, combining the logits to the detector. This module knows nothing of files or models.
 
 `center_crop` is UnivFD's protocol (arXiv 2302.10174): the middle S x S, placed exactly as torchvision's
@@ -17,7 +17,7 @@ edge that no camera made and that training, which mirrors too (`transforms.rando
 - (left, top) rounded down to the JPEG grid, so every crop sees the blocks of a file in the same phase. At
   most 7 pixels at the right and the lower edge stay unseen for that. (A file with an EXIF orientation is
   turned first; its blocks may start elsewhere, but still alike for every crop.)
-- a grid of one crop is the center crop: for images of benchmark size both modes give the same numbers.
+- a grid of one crop is the centre crop: for images of benchmark size both modes give the same numbers.
 
 With `whole_weight` above 0 there is one more view: the middle square of the image (or of the region), resized to S x S
 as `shrink` does it.

@@ -119,7 +119,7 @@ def check_whole(data: bytes, image: ImageFile.ImageFile, scan: int, name: str) -
         key_is_8_bit = image.mode == "P" or image.tile[0][3] in ("L", "RGB")
         if "transparency" in image.info and not key_is_8_bit:  # Pillow compares it with the scaled values
             raise ImageUnreadable(
-                name, "a PNG that is not 8-bit and names a transparent color; export it with an alpha channel"
+                name, "a PNG that is not 8-bit and names a transparent colour; export it with an alpha channel"
             )
     elif isinstance(image, TiffImageFile):
         _prepare_tiff(image, name)
@@ -179,10 +179,10 @@ def _prepare_tiff(image: TiffImageFile, name: str) -> None:
         told = " + ".join(map(str, bits or (1,)))
         raise ImageUnreadable(name, f"a TIFF of {told} bits a pixel is not supported; export it with 8 or 16 bits")
     if image.mode.startswith("I;16") and photometric != 1:
-        raise ImageUnreadable(name, f"a TIFF of 16 bits, photometric {photometric}; export it as 16-bit gray")
+        raise ImageUnreadable(name, f"a TIFF of 16 bits, photometric {photometric}; export it as 16-bit grey")
     if max(tile[1][3] for tile in image.tile if tile[1]) < size[1]:
         raise EOFError("strips of pixels are missing")
-    colors = image.tag_v2.get(320)  # the palette: values of 16 bits, but some programs write 8
-    if image.mode in ("P", "PA") and colors and max(colors) < 256:
-        image.palette = ImagePalette.raw("RGB;L", colors)
+    colours = image.tag_v2.get(320)  # the palette: values of 16 bits, but some programs write 8
+    if image.mode in ("P", "PA") and colours and max(colours) < 256:
+        image.palette = ImagePalette.raw("RGB;L", colours)
     image.im = Image.new(image.mode, size).im  # else load() compares with Image.MAX_IMAGE_PIXELS

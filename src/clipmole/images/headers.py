@@ -23,7 +23,7 @@ PREVIEW_OF_RAW = "a camera's raw file, which holds only a preview as pixels; dev
 FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # markers of a JPEG frame: ITU-T T.81, table B.1
 _RAW_SIGNATURES = (b"IIU\0", b"IIRO", b"IIRS", b"MMOR", b"FUJIFILMCCD-RAW", b"FOVb", b"\0MRM")
 _LFS = b"version https://git-lfs.github.com/spec/"
-_SENSOR = {32803, 34892}  # photometric interpretations of raw pixels: a color filter array, linear raw
+_SENSOR = {32803, 34892}  # photometric interpretations of raw pixels: a colour filter array, linear raw
 # TIFF 6.0 and DNG 1.6 tags.
 _SUBFILE, _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC, _SAMPLES, _PLANAR = 254, 256, 257, 258, 259, 262, 277, 284
 _STRIPS, _TILES = 273, 324

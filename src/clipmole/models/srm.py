@@ -38,7 +38,7 @@ def srm_kernels() -> Tensor:
 
 
 def srm_residuals(crops: Tensor, group: int, truncation: float) -> Tensor:
-    """Mean absolute residual of one of `GROUPS` on each color channel, as an image.
+    """Mean absolute residual of one of `GROUPS` on each colour channel, as an image.
 
     Args:
         crops: (B, 3, H, W), uint8 0..255 or float 0..1; mirrored at the borders.

@@ -17,7 +17,7 @@ from clipmole.reproduction.plan import METHODS, ExperimentPlan
 SURVEYED, SURVEYED_AS = ("MoLE", "mean_accuracy"), ("paper-vit-l-14", "univfd-19")  # a survey's result, and of what
 OPEN = (
     "The paper leaves open which blocks are adapted in B/16 and L/14, the ranks, the router's details, the LoRA scale, "
-    "the balance loss, the optimizer and its schedule. They are this project's choice here, so a difference may come "
+    "the balance loss, the optimiser and its schedule. They are this project's choice here, so a difference may come "
     "from them."
 )
 

@@ -115,7 +115,7 @@ def epoch_passes(images: int, config: TrainConfig) -> int:
 
 
 def steps_in_epoch(images: int, config: TrainConfig) -> int:
-    """Optimizer steps of an epoch."""
+    """Optimiser steps of an epoch."""
     return math.ceil(images * epoch_passes(images, config) / config.batch_size)
 
 

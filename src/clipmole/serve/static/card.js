@@ -78,10 +78,10 @@ function judgment(item, live) {
       own.verdict ? h("p", {}, capital(own.verdict), ".") : null, own.note ? h("p", { class: "note" }, own.note) : null);
   }
   const verdict = h("select", { change: () => { own.verdict = verdict.value; } },
-    JUDGMENTS.map((text) => h("option", { value: text, selected: text === own.verdict }, capital(text || "no judgment yet"))));
+    JUDGMENTS.map((text) => h("option", { value: text, selected: text === own.verdict }, capital(text || "no judgement yet"))));
   const note = h("textarea", { rows: 2, maxlength: 4000, placeholder: " ", input: () => { own.note = note.value; } });
   note.value = own.note;
-  return h("section", { class: "judgment" }, h("h3", {}, "Your own judgment"),
+  return h("section", { class: "judgment" }, h("h3", {}, "Your own judgement"),
     soft("It stays in this page, changes no score, and is written into what you save."),
     h("div", { class: "row" }, h("label", {}, "The image is ", verdict)), h("label", { class: "wide-label" }, "Note", note));
 }
