@@ -83,7 +83,10 @@ def main() -> None:
     samples = [each for own in parts.values() for each in own]
     (equalised,) = (each for each in load_conditions("default") if each.name == "equalised")
     extractor = FeatureExtractor(
-        load_backbone(arguments.backbone), head_blocks=range(arguments.blocks), condition=equalised, precision="bfloat16"
+        load_backbone(arguments.backbone),
+        head_blocks=range(arguments.blocks),
+        condition=equalised,
+        precision="bfloat16",
     )
     digests = [file_sha256(each) for each in samples]
     features, failed = extractor.extract(samples, digests, arguments.features, ProgressReporter(say=print))
