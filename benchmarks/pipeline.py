@@ -275,7 +275,7 @@ def markdown(result: dict[str, Any]) -> str:
                 f"{env['threads']} threads, torch {env['torch']}, Pillow {env['pillow']}, {env['date']} |"
             )
     if result.get("memory"):
-        lines += ["", "Peak memory of a process that scores so many files (a tiny network):", ""]
+        lines += ["", "Peak memory of a process that scores this many files (a tiny network):", ""]
         machine = "{cpu}, {threads} threads, torch {torch}, {date}".format(**result["memory_environment"])
         lines += [f"`{result['memory_command']}`; {machine}", ""]
         lines += ["| files | peak, MiB |", "|--:|--:|"]
