@@ -37,7 +37,7 @@ def get(runs: TrainedRuns, method: Method, rate: float, seed: int) -> TrainedRun
 
 
 def choose_rate(runs: TrainedRuns, plan: Plan, method: Method) -> tuple[float, dict[float, float | None]]:
-    """The learning rate with the best validation figure for the first seed, and rate -> figure of all tried.
+    """The learning rate with the best validation AP for the first seed, and rate -> AP of all tried.
 
     Where the best is the lowest or highest rate tried the grid goes on beyond it, `WIDENINGS` times at most. A
     single rate is taken as it is. Raises `TrainingDiverged` if every run did.
@@ -63,8 +63,8 @@ def choose_rate(runs: TrainedRuns, plan: Plan, method: Method) -> tuple[float, d
 
 
 def best_of(method: Method, tried: Mapping[float, float | None]) -> float:
-    """The rate with the highest validation figure; of equal ones the lowest."""
-    reached = {rate: figure for rate, figure in tried.items() if figure is not None}
+    """The rate with the highest validation AP; of equal ones the lowest."""
+    reached = {rate: ap for rate, ap in tried.items() if ap is not None}
     if not reached:
         raise TrainingDiverged(f"{method.name}: every rate diverged: {', '.join(f'{r:g}' for r in sorted(tried))}")
     return max(sorted(reached), key=lambda rate: reached[rate])

@@ -1,7 +1,7 @@
 """What a comparison compares: methods, each with its training settings, over the same seeds, data and rates.
 
 In: a TOML file, or the names of several training configurations. Out: a `Plan`. It knows nothing of data, weights
-or figures.
+or estimates.
 
     title = "Rank of the shared LoRA"
     seeds = [0, 1, 2]

@@ -40,7 +40,7 @@ from clipmole.records import Record
 from clipmole.training.curvature import TERMS, CurvedNetwork, Merging, Place, curved, tokens_of
 from clipmole.training.extend import Base, history_lines
 
-Method = Literal["stack", "average", "ties", "camex"]
+MergeMethod = Literal["stack", "average", "ties", "camex"]
 State = dict[str, Tensor]
 Combine = Callable[[Place, Sequence[Tensor], Sequence[float]], Tensor]
 """(place, updates (d, d) of the parts there, their weights) -> the merged update (d, d)."""
@@ -57,7 +57,7 @@ class Merged(Record):
         losses: of "camex": cross entropy on the images that it was learnt on, before and after, nats; None of others.
     """
 
-    method: Method
+    method: MergeMethod
     parts: tuple[str, ...]
     weights: tuple[float, ...]
     trained_parameters: int
@@ -82,7 +82,7 @@ class Merged(Record):
 def merge(
     names: Sequence[str | Path],
     out: str | Path,
-    method: Method = "stack",
+    method: MergeMethod = "stack",
     *,
     weights: Sequence[float] = (),
     density: float = 0.2,
@@ -147,7 +147,7 @@ def merge(
     return found
 
 
-def check_alike(parts: Sequence[Base], depth: int, method: Method) -> None:
+def check_alike(parts: Sequence[Base], depth: int, method: MergeMethod) -> None:
     """Raise one line where the parts' adapters do not stand in the same places, or their routers do not fit."""
     first = parts[0]
     for part in parts:
@@ -278,14 +278,14 @@ def cut(
     configs: Sequence[MoLEConfig], states: Sequence[State], weights: Sequence[float], combine: Combine
 ) -> tuple[MoLEConfig, State, float]:
     """Settings and tensors of LoRAs merged place by place, and what cutting them to a rank lost."""
-    config, places = cut_config(configs)
+    config, kept_ranks = cut_config(configs)
     state, total = mean_head(states, weights), sum(weights)
     every = [layers_of(each) for each in states]
     lost = whole = 0.0
     for prefix in every[0]:
         layers = [each[prefix] for each in every]
         own, pairs = extensions(configs, layers, weights), []
-        for place, rank in enumerate(places):
+        for place, rank in enumerate(kept_ranks):
             merged = combine((prefix, place), updates_at(configs, layers, place, config), weights)
             a, b = low_rank(merged, rank)
             pairs.append((a, b))

@@ -1,7 +1,7 @@
 """Trained runs in a folder: those that are there are taken, the others are trained.
 
 In: training settings, labelled images, a backbone. Out: an adapter directory with its `train.json`, and its logits.
-It knows nothing of plans or figures.
+It knows nothing of plans or estimates.
 
 A run's folder carries a digest of its settings, the training data, the backbone's weights and clipmole's version. One
 that is there is not trained again, whatever it was trained for; one that was killed is not there yet.
@@ -78,7 +78,7 @@ class TrainedRun:
 
     @property
     def val(self) -> float:
-        """The figure that validation chooses by: average precision of the best epoch."""
+        """The metric that validation chooses by: average precision of the best epoch."""
         return float(self.record["curve"][self.record["best_epoch"]]["val_ap"])
 
 
