@@ -90,8 +90,8 @@ def test_a_generator_that_differs_is_told_apart_and_one_that_does_not_is_not(
 
 
 def test_no_source_and_no_group_is_trained_on_and_tested_on(made: tuple[Path, Path]) -> None:
-    samples = choose(read_data(made[0]), CONFIG)
-    sets, controls = divide(samples, digests_of(samples), CONFIG)
+    samples, names = choose(read_data(made[0]), CONFIG)
+    sets, controls = divide(samples, names, digests_of(samples), CONFIG)
     for each in [*sets, *controls]:
         assert set(each.train) | set(each.test) == set(each.without(np.array([-1])).train) | set(each.test)
         assert 0 < len(each.test) <= len(each.train)
@@ -112,7 +112,8 @@ def test_images_of_one_group_stay_together_over_generators_and_sources(tmp_path:
             source = f"{i % 12}" if label == 0 else ""
             group = f"scene {i}" if i < 24 else ""
             samples.append(Sample(path=path, label=label, generator=name, split="", source=source, group=group))
-    sets, _ = divide(samples, digests_of(samples), CONFIG)
+    names = [s.generator if s.label else PHOTOGRAPHS for s in samples]
+    sets, _ = divide(samples, names, digests_of(samples), CONFIG)
     train, test = (
         {samples[i].group for each in sets for i in getattr(each, part)} - {""} for part in ("train", "test")
     )
@@ -234,8 +235,9 @@ def test_what_cannot_be_measured_is_refused_in_one_line(made: tuple[Path, Path],
     with pytest.raises(DataError, match="0 photographs, and generators same"):
         choose([sample for sample in samples if sample.label], CONFIG)
     one = [s.model_copy(update={"group": "one"}) if s.generator == "same" else s for s in samples]
+    names = [s.generator if s.label else PHOTOGRAPHS for s in one]
     with pytest.raises(DataError, match=r"same: its 30 images cannot be divided.*they are 1 groups"):
-        divide(one, digests_of(one), CONFIG)
+        divide(one, names, digests_of(one), CONFIG)
     with pytest.raises(ConfigError, match=r"counts=\(4, 2\)"):
         SeparabilityConfig.parse({"counts": (4, 2)}, "options")
     (tmp_path / "separability.json").write_text("{}")
@@ -243,3 +245,13 @@ def test_what_cannot_be_measured_is_refused_in_one_line(made: tuple[Path, Path],
     result = CliRunner().invoke(app, command)
     assert result.exit_code != 0
     assert "was not written by clipmole separability" in str(result.exception)
+
+
+def test_controls_have_photographs_beyond_the_even_draw(made: tuple[Path, Path]) -> None:
+    few = CONFIG.model_copy(update={"photographs": 20, "controls": 2})
+    samples, names = choose(read_data(made[0]), few)
+    sets, controls = divide(samples, names, digests_of(samples), few)
+    assert (len(sets[0].train) + len(sets[0].test), names.count("")) == (20, 20)
+    assert [(each.name, len(each.train) + len(each.test)) for each in controls] == [("source 0", 12), ("source 1", 12)]
+    even = [samples[i].source for i in [*sets[0].train, *sets[0].test]]
+    assert {even.count(source) for source in set(even)} == {2}

@@ -43,6 +43,9 @@ def separability(
     least: Annotated[int, typer.Option(min=6, help="Images that a generator has at least.")] = 30,
     per_generator: Annotated[int, typer.Option(min=6, help="Most images of a generator that are looked at.")] = 300,
     photographs: Annotated[int, typer.Option(min=6, help="Most photographs that are looked at.")] = 1500,
+    controls: Annotated[
+        int, typer.Option(min=0, help="Sources of photographs that take the place of a generator.")
+    ] = 3,
     seeds: Annotated[int, typer.Option(min=1, max=1000, help="Draws of the images that a head is trained on.")] = 10,
     max_tiles: Annotated[int, typer.Option(min=1, max=100, help="Crops of an image that are looked at.")] = 1,
     level: Annotated[float, typer.Option(help="AUROC from which on a generator counts as told apart.")] = 0.9,
@@ -67,7 +70,12 @@ def separability(
         "per_generator": per_generator,
         "photographs": photographs,
     }
-    given |= {"max_tiles": max_tiles, "head_blocks": tuple(head_block or ()), "generators": tuple(generator or ())}
+    given |= {
+        "controls": controls,
+        "max_tiles": max_tiles,
+        "head_blocks": tuple(head_block or ()),
+        "generators": tuple(generator or ()),
+    }
     config = SeparabilityConfig.parse(given | {"level": level}, "options")
     check_separability_place(out)
     with long_work() as progress:

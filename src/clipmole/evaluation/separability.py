@@ -46,6 +46,7 @@ from clipmole.plumbing.seeding import sample_rng
 
 PHOTOGRAPHS, OTHERS = "photographs", "other generators"
 FEWEST_SOURCES = 6  # with fewer a third is too few to stand for all
+FEWEST = 4  # images that are trained on, or held apart, of a set at least
 MEMORY = 20_000  # images: their Gram matrix takes 3.2 GB
 
 
@@ -110,10 +111,12 @@ class ImageSet:
         )
 
 
-def choose(samples: Sequence[Sample], config: SeparabilityConfig) -> list[Sample]:
-    """The images that are looked at: photographs evenly over their sources, and each generator's, drawn by the seed.
+def choose(samples: Sequence[Sample], config: SeparabilityConfig) -> tuple[list[Sample], list[str]]:
+    """The images that are looked at, drawn by the seed: photographs evenly over their sources, each generator's, and
+    photographs of the largest sources up to `least`, for controls.
 
-    Raises `DataError` if there is no photograph or no generator to look at.
+    Returns the images and, of each, the set that it belongs to: `PHOTOGRAPHS`, a generator, or "" where it is there for
+    a control alone. Raises `DataError` if there is no photograph or no generator to look at.
     """
 
     def order(sample: Sample) -> bytes:
@@ -125,7 +128,11 @@ def choose(samples: Sequence[Sample], config: SeparabilityConfig) -> list[Sample
     for sample in ranked:
         turns.append(by_source[sample.source])
         by_source[sample.source] += 1
-    photographs = [ranked[i] for i in np.argsort(turns, kind="stable")[: config.photographs]]
+    even = np.argsort(turns, kind="stable")[: config.photographs].tolist()
+    photographs = [ranked[i] for i in even]
+    largest = [source for source, size in by_source.most_common(config.controls) if source and size >= config.least]
+    more = [ranked[i] for i in range(len(ranked)) if ranked[i].source in largest and turns[i] < config.least]
+    more = [each for each in more if each not in set(photographs)]
     by_generator: dict[str, list[Sample]] = defaultdict(list)
     for sample in sorted((sample for sample in samples if sample.label == 1), key=order):
         by_generator[sample.generator].append(sample)
@@ -139,22 +146,26 @@ def choose(samples: Sequence[Sample], config: SeparabilityConfig) -> list[Sample
             f"{len(photographs)} photographs, and generators {there}: at least {config.least} photographs are needed, "
             "and as many images of a generator"
         )
-    return photographs + [sample for name in wanted for sample in by_generator[name][: config.per_generator]]
+    generated = [sample for name in wanted for sample in by_generator[name][: config.per_generator]]
+    names = [PHOTOGRAPHS] * len(photographs) + [sample.generator for sample in generated] + [""] * len(more)
+    return photographs + generated + more, names
 
 
 def divide(
-    samples: Sequence[Sample], digests: Sequence[str], config: SeparabilityConfig
+    samples: Sequence[Sample], names: Sequence[str], digests: Sequence[str], config: SeparabilityConfig
 ) -> tuple[list[ImageSet], list[ImageSet]]:
     """Photographs and generators, then controls: each divided into what may be trained on and what is held apart.
 
     Args:
+        names: the set of each sample, as `choose` gives it.
         digests: sha256 of each sample's file.
 
-    Raises `DataError` if a set cannot be divided because all its images are one group.
+    Raises `DataError` if a set cannot be divided because its images are too few groups.
     """
     by_name: dict[str, list[int]] = defaultdict(list)
-    for row, sample in enumerate(samples):
-        by_name[sample.generator if sample.label else PHOTOGRAPHS].append(row)
+    for row, name in enumerate(names):
+        by_name[name].append(row)
+    by_name.pop("", None)
     sources = {name: {samples[row].source for row in rows} - {""} for name, rows in by_name.items()}
     by_source = {name for name, rows in by_name.items() if _names_sources([samples[r] for r in rows])}
     grouped = np.array(whole_groups(samples, digests))
@@ -177,7 +188,7 @@ def divide(
     controls = []
     for source, size in sorted(sizes.items(), key=lambda item: (-item[1], item[0]))[: config.controls]:
         if size >= config.least and PHOTOGRAPHS in by_source:
-            rows = np.array([r for r in by_name[PHOTOGRAPHS] if samples[r].source == source])
+            rows = np.array([r for r, each in enumerate(samples) if each.label == 0 and each.source == source])
             test = held_apart(rows, grouped, config, source, {})
             train = np.setdiff1d(rows, test)
             controls.append(ImageSet(source, train, test, grouped, "group", 1, control=True))
@@ -211,10 +222,10 @@ def held_apart(
             taken[unit] = sizes[unit] <= min(room, largest)
             room -= sizes[unit] * taken[unit]
     chosen = np.array([taken[unit] for unit in own.tolist()])
-    if chosen.all() or not chosen.any():
+    if min(chosen.sum(), (~chosen).sum()) < FEWEST:
         raise DataError(
-            f"{name}: its {len(rows)} images cannot be divided into some to train on and some to test, as they are "
-            f"{len(sizes)} groups; give more of them, or leave it out with --generator"
+            f"{name}: its {len(rows)} images cannot be divided into {FEWEST} or more to train on and to test, as they "
+            f"are {len(sizes)} groups; give more of them, or name the other generators with --generator"
         )
     found: NDArray[np.int64] = rows[chosen]
     return found
@@ -397,7 +408,7 @@ def separability(
     Raises `DataError` if there are too few images, or a set cannot be divided; `WeightsError` for the backbone.
     """
     config = config or SeparabilityConfig()
-    chosen = choose(samples, config)
+    chosen, names = choose(samples, config)
     if len(chosen) > MEMORY:
         raise DataError(f"{len(chosen)} images: at most {MEMORY} are told apart at once; lower --photographs")
     loaded = load_backbone(backbone)
@@ -414,8 +425,9 @@ def separability(
     digests = [file_sha256(sample) for sample in progress.track(chosen, "reading", len(chosen))]
     features, failed = extractor.extract(chosen, digests, out, progress)
     readable = np.flatnonzero(~np.isnan(features).any(axis=1))
-    chosen, digests = [chosen[i] for i in readable.tolist()], [digests[i] for i in readable.tolist()]
-    sets, controls = divide(chosen, digests, config)
+    rows = readable.tolist()
+    chosen, names, digests = [chosen[i] for i in rows], [names[i] for i in rows], [digests[i] for i in rows]
+    sets, controls = divide(chosen, names, digests, config)
     photographs, generators = sets[0], sets[1:]
     heads = Heads(features[readable], photographs.train, config.ridge)
     curves = all_curves(heads, sets, controls, config, progress)
