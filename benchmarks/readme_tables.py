@@ -1,9 +1,9 @@
-"""The two small tables of the README, from the reports that hold every number.
+"""The small tables of the README and the results, from the reports that hold every number.
 
     python benchmarks/readme_tables.py
 
-Out: `results/readme/detector.md` and `methods.md`; `insert_results.py` then puts them into the documents. To show
-another detector, name its reports in `DETECTOR`.
+Out: `results/readme/detector.md`, `methods.md` and `methods-vit-b-16.md`; `insert_results.py` then puts them into the
+documents. To show another detector, name its reports in `DETECTOR`.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from clipmole.evaluation.records import Comparison, Estimate, EvaluationReport
 RESULTS = Path(__file__).parent / "results"
 DETECTOR = ("mole-vit-b-16/report.json",)  # of the first detector in each
 METHODS = "compare-vit-tiny.json"
+ON_CLIP = "compare-vit-b-16.json"
 SETS = {
     "test": "from photographers, galleries and repositories that no training image came from",
     "test_photo": "the same photographs, and those generated images that look like photographs",
@@ -62,6 +63,17 @@ def methods_table(comparison: Comparison) -> str:
     return "\n".join(lines) + "\n"
 
 
+def precision_table(comparison: Comparison) -> str:
+    """One row a method: trained parameters, and average precision on val, by which epochs are chosen, and beyond."""
+    columns = list(comparison.methods[0].estimates)
+    lines = [f"| method | trained | val | {' | '.join(columns)} |", "|---|--:|--:|" + "--:|" * len(columns)]
+    for each in comparison.methods:
+        cells = [str(each.estimates[column]) for column in columns]
+        val = sum(each.val) / len(each.val)
+        lines.append(f"| {each.name} | {each.trained_parameters:,} | {val:.3f} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
 def main() -> None:
     out = RESULTS / "readme"
     out.mkdir(exist_ok=True)
@@ -69,6 +81,8 @@ def main() -> None:
     (out / "detector.md").write_text(detector_table(reports), encoding="utf-8")
     comparison = Comparison.model_validate_json((RESULTS / METHODS).read_text(encoding="utf-8"))
     (out / "methods.md").write_text(methods_table(comparison), encoding="utf-8")
+    on_clip = Comparison.model_validate_json((RESULTS / ON_CLIP).read_text(encoding="utf-8"))
+    (out / "methods-vit-b-16.md").write_text(precision_table(on_clip), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""The default detector's figures, from the committed score of every image: no image is needed.
+"""The packaged detectors' figures, from the committed score of every image: no image is needed.
 
     python benchmarks/score_tables.py
 
-In: `results/mole-vit-b-16/scores.parquet`, which `recipes/mole-vit-b-16/score.py` wrote (sha256 of the file, label,
+In: `results/DETECTOR/scores.parquet`, which `recipes/mole-vit-b-16/score.py` wrote (sha256 of the file, label,
 split, generator, source, kind, group, condition, logit), and the packaged calibration. Out, in
-`results/mole-vit-b-16`: `report.json` with every estimate and its interval, `table.md` by split and condition,
+`results/DETECTOR`: `report.json` with every estimate and its interval, `table.md` by split and condition,
 `alarms.md` by kind of photograph.
 """
 
@@ -25,8 +25,8 @@ from clipmole.evaluation.records import DetectorInfo, EvaluationReport, SetRepor
 from clipmole.evaluation.scores import ScoreTable
 from clipmole.models.adapter import adapter_digest, find_adapter, read_calibration
 
-NAME = "mole-vit-b-16"
-FOLDER = Path(__file__).parent / "results" / NAME
+NAMES = ("mole-vit-b-16", "embedded")
+RESULTS = Path(__file__).parent / "results"
 CONDITIONS = ("as stored", "equalised")
 KINDS = {"": ("photo", "drawn"), "_photo": ("photo",), "_drawn": ("drawn",)}  # of generated images, in parts of a split
 RESAMPLES = 1000
@@ -40,7 +40,7 @@ def balanced_ap(own: list[dict[str, object]], condition: str) -> float:
     return float(average_precision_score(label, logit, sample_weight=weight))
 
 
-def sets_of(rows: list[dict[str, object]], calibration: Calibration) -> list[tuple[SetReport, float]]:
+def sets_of(name: str, rows: list[dict[str, object]], calibration: Calibration) -> list[tuple[SetReport, float]]:
     """Estimates of each split, and of the reported ones with the photo-like or the drawn generated images alone.
 
     Beside each its `balanced_ap`.
@@ -48,7 +48,7 @@ def sets_of(rows: list[dict[str, object]], calibration: Calibration) -> list[tup
     found: list[tuple[SetReport, float]] = []
     parts = [(split, part) for split in ("test", "outside") for part in KINDS]
     for split, part in [*parts, ("calibration", "")]:
-        name, kinds = split + part, KINDS[part]
+        kinds = KINDS[part]
         own = [row for row in rows if row["split"] == split and (row["label"] == 0 or row["kind"] in kinds)]
         conditions = [c for c in CONDITIONS if any(row["condition"] == c for row in own)]
         logit = {c: {row["sha256"]: row["logit"] for row in own if row["condition"] == c} for c in conditions}
@@ -66,8 +66,8 @@ def sets_of(rows: list[dict[str, object]], calibration: Calibration) -> list[tup
             for row in one
         )
         logits = np.array([[[logit[c][row["sha256"]] for row in one] for c in conditions]], dtype=np.float64)
-        table = ScoreTable(samples, np.array([name] * len(one)), (NAME,), tuple(conditions), logits)
-        reports = report_table(table, {NAME: calibration}, RESAMPLES)[0]
+        table = ScoreTable(samples, np.array([split + part] * len(one)), (name,), tuple(conditions), logits)
+        reports = report_table(table, {name: calibration}, RESAMPLES)[0]
         found += [(each, balanced_ap(own, each.condition)) for each in reports]
     return found
 
@@ -89,8 +89,8 @@ def by_split(sets: list[tuple[SetReport, float]]) -> str:
 
 
 def by_kind(calibration: Calibration) -> str:
-    """False alarms on photographs of unknown sources, with 95 % Clopper-Pearson intervals."""
-    lines = ["| photographs of `test` | number | called AI-generated |", "|---|--:|--:|"]
+    """False alarms on images made by people, of unknown sources, with 95 % Clopper-Pearson intervals."""
+    lines = ["| photographs of `test`, and what is none | number | called AI-generated |", "|---|--:|--:|"]
     for each in calibration.false_alarms:
         n, k = each.photographs, each.called_generated
         low = beta.ppf(0.025, k, n - k + 1) if k else 0.0
@@ -99,26 +99,31 @@ def by_kind(calibration: Calibration) -> str:
     return "\n".join(lines) + "\n"
 
 
-def main() -> None:
-    folder = find_adapter(NAME)[1]
+def write_tables(name: str) -> None:
+    """Report and tables of one detector."""
+    folder, out = find_adapter(name)[1], RESULTS / name
     calibration = read_calibration(folder)
     assert calibration is not None
-    rows = pq.read_table(FOLDER / "scores.parquet").to_pylist()
-    sets = sets_of(rows, calibration)
+    sets = sets_of(name, pq.read_table(out / "scores.parquet").to_pylist(), calibration)
     info = DetectorInfo(
-        name=NAME,
-        id=f"{NAME}@{adapter_digest(folder)[:12]}",
+        name=name,
+        id=f"{name}@{adapter_digest(folder)[:12]}",
         thresholds=calibration.thresholds,
         slope=calibration.slope,
         intercept=calibration.intercept,
     )
-    report = EvaluationReport(title="The default detector", detectors=(info,), sets=tuple(each for each, _ in sets))
-    (FOLDER / "report.json").write_text(
+    report = EvaluationReport(title=f"The detector {name}", detectors=(info,), sets=tuple(each for each, _ in sets))
+    (out / "report.json").write_text(
         json.dumps(report.model_dump(mode="json", by_alias=True), indent=1) + "\n", encoding="utf-8"
     )
-    for name, text in (("table.md", by_split(sets)), ("alarms.md", by_kind(calibration))):
-        (FOLDER / name).write_text(text, encoding="utf-8")
-        print(text)
+    for file, text in (("table.md", by_split(sets)), ("alarms.md", by_kind(calibration))):
+        (out / file).write_text(text, encoding="utf-8")
+        print(f"{name}\n{text}")
+
+
+def main() -> None:
+    for name in NAMES:
+        write_tables(name)
 
 
 if __name__ == "__main__":

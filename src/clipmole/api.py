@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from clipmole.evaluation.recalibrate import Recalibration
     from clipmole.evaluation.records import Comparison, EvaluationReport
     from clipmole.inference.detector import Detector
+    from clipmole.inference.runtime import RuntimeName
 
 
 def train(
@@ -87,6 +88,7 @@ def evaluate(
     batch_size: int | None = None,
     device: str = "cpu",
     precision: Literal["float32", "bfloat16"] = "float32",
+    runtime: RuntimeName | Literal["auto"] | None = None,
     command: str = "",
     progress: ProgressReporter = SILENT,
 ) -> EvaluationReport:
@@ -111,6 +113,7 @@ def evaluate(
         batch_size: most crops in one forward pass. None: 8 on a CPU, else 32.
         device: "cpu", "cuda", ...
         precision: of the network's arithmetic.
+        runtime: what computes clipmole's own detectors, such as "openvino". None: PyTorch, or an export's own.
         command: printed in the report as the way to make it again.
         progress: follows the images, and gets remarks, such as what had to be unpacked.
 
@@ -150,6 +153,7 @@ def evaluate(
         batch_size=batch_size,
         device=device,
         precision=precision,
+        runtime=runtime,
         command=command,
         progress=progress,
     )

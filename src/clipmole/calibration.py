@@ -48,11 +48,11 @@ def sigmoid(z: float) -> float:
 
 
 class FalseAlarms(Record):
-    """How many photographs from sources that no training or calibration image came from were called AI-generated.
+    """How many images made by people were called AI-generated, of sources with no image in training or calibration.
 
     Attributes:
-        kind: of the photographs, for people: "stock photographs", "camera files".
-        photographs: how many were scored.
+        kind: of the images, for people: "stock photographs", "camera files", "digital paintings".
+        photographs: how many were scored, photographs or not.
         called_generated: how many of them got the verdict AI-generated.
     """
 
@@ -76,7 +76,8 @@ class Calibration(StoredRecord):
             too; 0: the photographs were taken for independent draws from one source.
         own_photographs: number of unlabelled photographs that `thresholds.generated` was moved to afterwards, as
             stored; 0: it was set on the `n_real` photographs like the rest.
-        false_alarms: measured afterwards, with these thresholds, on photographs of unknown sources; (): not measured.
+        false_alarms: measured afterwards, with these thresholds, on images that people made, of unknown sources; ():
+            not measured.
     """
 
     model_config = ConfigDict(allow_inf_nan=False)

@@ -37,5 +37,5 @@ def test_uncertain_and_measured_false_alarms_are_explained(
     printed = capsys.readouterr()
     assert ("52 % AI" in printed.out) is not labels_only
     assert "Uncertain: the detector cannot tell. Find the original file" in printed.err
-    alarms = "Photographs from sources it had never seen that it called AI-generated: 12 of 50 stock photographs."
+    alarms = "Made by people, from sources it had never seen, and called AI-generated: 12 of 50 stock photographs."
     assert alarms in printed.err

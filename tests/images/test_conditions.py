@@ -127,7 +127,7 @@ def test_a_share_of_the_images_is_treated() -> None:
 
 
 def test_as_stored_and_equalised_come_first_whatever_is_loaded() -> None:
-    assert packaged_names("images/conditions") == ("aide", "default", "rine", "robustness")
+    assert packaged_names("images/conditions") == ("aide", "default", "evasion", "rine", "robustness")
     names = {preset: [c.name for c in load_conditions(preset)] for preset in packaged_names("images/conditions")}
     assert names["default"] == ["as stored", "equalised"]
     assert all(listed[:2] == names["default"] for listed in names.values())
@@ -146,8 +146,12 @@ def test_robustness_covers_what_it_says() -> None:
         assert number is not None
         assert float(number[0]) == c.strength, c.name
         if len(c.steps) == 1:  # the strength on the axis is the number of the step
-            numbers = {v for k, v in c.steps[0].model_dump().items() if isinstance(v, tuple) and k != "kernels"}
-            assert numbers == {(c.strength, c.strength)}, c.name
+            numbers = {
+                v
+                for k, v in c.steps[0].model_dump().items()
+                if (isinstance(v, tuple) or type(v) is int) and k != "kernels"
+            }
+            assert numbers == ({c.strength} if c.family == "random steps" else {(c.strength, c.strength)}), c.name
     assert curves == {
         "JPEG quality": [30, 40, 50, 60, 70, 80, 90, 100],
         "WebP quality": [50, 70, 90],
@@ -157,6 +161,7 @@ def test_robustness_covers_what_it_says() -> None:
         "noise sigma, of 255": [2, 5, 10, 20],
         "screenshot scale": [0.5, 0.75, 1.25, 1.5],
         "times shared": [1, 2, 3],
+        "random steps": [1, 2, 3, 4, 5],
     }
     chains = {c.name: [s.op for s in c.steps] for c in load_conditions("robustness")}
     assert chains["screenshot 0.75"] == ["resize", "jpeg", "jpeg"]
@@ -230,5 +235,15 @@ def test_a_wrong_file_is_refused_in_one_line(tmp_path: Path, text: str, reason: 
 
 
 def test_an_unknown_preset_names_those_there_are() -> None:
-    with pytest.raises(ConfigError, match="'robust': neither a TOML file nor one of aide, default, rine, robustness"):
+    with pytest.raises(
+        ConfigError, match="'robust': neither a TOML file nor one of aide, default, evasion, rine, robustness"
+    ):
         load_conditions("robust")
+
+
+def test_evasion_changes_every_image_and_keeps_its_size() -> None:
+    for condition in load_conditions("evasion")[2:]:
+        changed = apply(condition, PIXELS, rng())
+        assert changed.shape == PIXELS.shape
+        difference = np.abs(changed.astype(float) - PIXELS).mean()
+        assert 0.1 < difference < 40, condition.name

@@ -21,9 +21,12 @@ from clipmole.images.transforms import (
     augment,
     augment_whole,
     blur,
+    camera,
     crop_share,
     equalise,
     jpeg,
+    local_contrast,
+    match_spectrum,
     noise,
     pad_to,
     random_crop,
@@ -365,3 +368,42 @@ def test_a_view_of_the_whole_shows_most_of_the_shorter_side() -> None:
     assert min(spans) >= 255 * 0.7 * 31 / 32 - 4
     assert max(spans) <= 255
     assert max(spans) - min(spans) > 20
+
+
+# ---------------------------------------------------------------- what somebody may do to evade
+
+
+def test_a_camera_of_an_even_scene_gives_its_color_and_noise_as_strong_as_asked() -> None:
+    rgb = np.broadcast_to(np.array([220, 128, 40], dtype=np.uint8), (64, 65, 3))
+    np.testing.assert_allclose(camera(rgb, 0.0, rng()).astype(int), rgb, atol=1)
+    linear = [np.std((camera(rgb, sigma, rng())[..., 0] / 255) ** 2.2) for sigma in (5.0, 15.0)]
+    assert linear[1] == pytest.approx(3 * linear[0], rel=0.15)
+
+
+def test_a_camera_interpolates_two_of_three_colors() -> None:
+    red = np.zeros((33, 33, 3), dtype=np.uint8)
+    red[16, 16] = (255, 0, 0)  # where the pattern is blue: nobody sees it
+    assert not camera(red, 0.0, rng()).any()
+    red[15, 15] = (255, 0, 0)
+    seen = camera(red, 0.0, rng())[..., 0]
+    assert seen[15, 15] > seen[15, 16] > 0
+
+
+def test_local_contrast_spreads_values_that_lie_close() -> None:
+    rgb = texture(64, 64) // 8 + 100
+    spread = [np.std(local_contrast(rgb, limit).astype(float)) for limit in (2.0, 8.0)]
+    assert np.std(rgb.astype(float)) < spread[0] < spread[1]
+
+
+def test_high_frequencies_are_drawn_to_one_over_frequency_and_low_ones_left_alone() -> None:
+    white = np.clip(np.random.default_rng(0).normal(128, 20, (128, 128, 3)), 0, 255).astype(np.uint8)
+
+    def amplitudes(image: RGB) -> NDArray[np.float64]:
+        spectrum = np.abs(np.fft.fft2(image.astype(float), axes=(0, 1))).mean(2)
+        frequency = np.hypot(*np.meshgrid(np.fft.fftfreq(128), np.fft.fftfreq(128)))
+        return np.array([spectrum[(frequency > f - 0.02) & (frequency <= f + 0.02)].mean() for f in (0.06, 0.2, 0.3)])
+
+    ratio = amplitudes(match_spectrum(white, 1.0)) / amplitudes(white)
+    # White noise has one amplitude everywhere; wanted are 0.1 / f of it, but not less than half.
+    assert ratio == pytest.approx([1.0, 0.51, 0.5], abs=0.06)
+    assert amplitudes(match_spectrum(white, 0.5))[1] / amplitudes(white)[1] == pytest.approx(0.5**0.5, abs=0.06)

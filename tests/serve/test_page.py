@@ -630,11 +630,12 @@ def test_what_the_metadata_found_and_what_errors_say(visit: Callable[..., Any]) 
     assert found == ["nothing", "camera", "a generator's prompt, and 2 more"]
     alarms = {"false_alarms": [{"kind": "stock photographs", "photographs": 50, "called_generated": 12}]}
     assert in_page(page, "words.js", f"m.alarms({json.dumps(alarms)})") == [
-        "Of 50 stock photographs from sources that the detector had never seen, it called 12 (24 %) AI-generated."
+        "Made by people, from sources that it had never seen, and called AI-generated all the same: 12 of 50 stock "
+        "photographs (24 %)."
     ]
     said = f"['real', 'uncertain', 'ai_generated'].map((verdict) => m.caution({{ verdict }}, {json.dumps(alarms)}))"
     photograph, unsure, generated = in_page(page, "words.js", said)
-    assert "it called 12 (24 %) AI-generated. Do not accuse anybody with it." in generated
+    assert "12 of 50 stock photographs (24 %). Do not accuse anybody with it." in generated
     assert "12" not in photograph
     assert "What to do: find the original file" in unsure
     choose(page, file("empty.png", b""))

@@ -22,8 +22,11 @@ rates = [3e-3, 1e-3]
 reference = "four"
 splits = ["test", "test_unseen"]
 [config]
-extends = "embedded"
+extends = "lora"
 epochs = 2
+cached_views = 2
+learning_rate = 3e-3
+mole = { expert_ranks = [2, 4, 8] }
 [[methods]]
 name = "four"
 [[methods]]
@@ -47,7 +50,8 @@ def test_a_file_becomes_methods_that_share_what_they_do_not_set(tmp_path: Path) 
     plan = load_plan(written(tmp_path))
     four, nine, full = plan.methods
     assert (plan.name, plan.seeds, plan.splits) == ("ranks", (0, 1, 2), ("test", "test_unseen"))
-    assert four.config == load_train_config("embedded").model_copy(update={"epochs": 2})
+    own = {"epochs": 2, "cached_views": 2, "learning_rate": 3e-3, "mole": MoLEConfig(shared_rank=20)}
+    assert four.config == load_train_config("lora").model_copy(update=own)
     assert nine.config.mole == MoLEConfig(shared_rank=9)
     assert nine.config.model_copy(update={"mole": four.config.mole}) == four.config
     assert full.config.cached_views is None
@@ -80,7 +84,7 @@ def test_without_rates_each_method_has_its_own(tmp_path: Path) -> None:
         ("rates = [1e-4]", "rates = [0.0]", r"ranks\.toml: methods\.1\.rates\.0: .* greater than 0"),
         ("rates = [1e-4]", "rate = 1e-4", r"ranks\.toml: methods\.1\.rate: unknown key"),
         ("[config]\n", "[[config]]\n", r"ranks\.toml: config must be a table"),
-        ('extends = "embedded"', 'extends = "none"', r"ranks\.toml: 'none' is neither a TOML file nor one of"),
+        ('extends = "lora"', 'extends = "none"', r"ranks\.toml: 'none' is neither a TOML file nor one of"),
     ],
 )
 def test_a_contradiction_is_one_line_that_names_file_and_key(tmp_path: Path, old: str, new: str, message: str) -> None:
@@ -136,7 +140,7 @@ def test_every_committed_plan_loads(path: Path) -> None:
     plan = load_plan(path)
     assert path.read_text(encoding="utf-8").startswith("# ")
     assert plan.seeds == (0, 1, 2)
-    assert plan.splits == ("test", "test_unseen")
+    assert plan.splits == (("test",) if path.stem == "compare-vit-b-16" else ("test", "test_unseen"))
     assert len(plan.pairs()) >= len(plan.methods) - 1
     assert isinstance(plan, Plan)
 

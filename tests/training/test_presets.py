@@ -104,13 +104,13 @@ def test_few_samples_are_a_hundred_of_each_class(name: str) -> None:
 
 
 def test_a_file_extends_a_preset_or_another_file_table_by_table(tmp_path: Path) -> None:
-    file(tmp_path, "base.toml", 'extends = "embedded"\nepochs = 2\n[mole]\nshared_rank = 8\n')
+    file(tmp_path, "base.toml", 'extends = "paper-vit-l-14-few"\nepochs = 2\n[mole]\nshared_rank = 8\n')
     top = file(tmp_path, "below/top.toml", 'extends = "../base.toml"\nwithout = ["cached_views"]\n[mole]\ntop_k = 1\n')
-    config, embedded = load_train_config(top), load_train_config("embedded")
+    config, few = load_train_config(top), load_train_config("paper-vit-l-14-few")
     assert (config.epochs, config.mole.shared_rank, config.mole.top_k) == (2, 8, 1)
-    assert (embedded.cached_views, config.cached_views) == (3, None)
+    assert (few.cached_views, config.cached_views) == (6, None)
     same = {"augment", "backbone", "batch_size", "learning_rate"}
-    assert config.model_dump(include=same) == embedded.model_dump(include=same)
+    assert config.model_dump(include=same) == few.model_dump(include=same)
 
 
 def test_a_file_without_extends_is_read_as_it_is(tmp_path: Path) -> None:

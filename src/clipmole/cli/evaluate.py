@@ -18,6 +18,7 @@ from clipmole.cli.options import (
     FakeFolders,
     Precision,
     RealFolders,
+    RuntimeOption,
     app,
     command_line,
     data_source,
@@ -72,6 +73,7 @@ def evaluate(
     precision: Annotated[
         Precision, typer.Option(help="bfloat16 is faster and slightly less exact.")
     ] = Precision.FLOAT32,
+    runtime: RuntimeOption = None,
 ) -> None:
     """Measure detectors on labelled images, side by side, and write a report."""
     names = name_scorers(detector or ["default"])
@@ -92,6 +94,7 @@ def evaluate(
             batch_size=batch_size,
             device=device,
             precision=precision.value,
+            runtime=runtime.value if runtime else None,
             command=command_line(context),
             progress=progress,
         )

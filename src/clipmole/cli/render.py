@@ -119,7 +119,7 @@ class DetectionTable:
                 remark(UNCERTAIN)
             if self.alarms:
                 counts = "; ".join(f"{a.called_generated} of {a.photographs} {a.kind}" for a in self.alarms)
-                remark(f"Photographs from sources it had never seen that it called AI-generated: {counts}.")
+                remark(f"Made by people, from sources it had never seen, and called AI-generated: {counts}.")
             remark(
                 "A likelihood, not a proof: new generators, edits and heavy compression mislead it. See MODEL_CARD.md."
             )

@@ -9,6 +9,7 @@ import hashlib
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
+from functools import lru_cache
 from typing import TypeVar
 
 from PIL import Image
@@ -56,6 +57,20 @@ def look(sample: Sample) -> Look:
     """Read and decode one sample's image."""
     data, _, problem = read_checked(sample)
     return Look(sha256="" if data is None else hashlib.sha256(data).hexdigest(), problem=problem)
+
+
+def look_once(sample: Sample) -> Look:
+    """`look`, once in this process for a file that stays as it is: a comparison trains many runs on the same images."""
+    try:
+        stat = (sample.path if sample.inside is None else sample.inside.file).stat()
+    except OSError:
+        return look(sample)
+    return _looked_at(sample, stat.st_size, stat.st_mtime_ns)
+
+
+@lru_cache(maxsize=2**17)
+def _looked_at(sample: Sample, size: int, changed: int) -> Look:  # noqa: ARG001
+    return look(sample)
 
 
 def look_at_all(

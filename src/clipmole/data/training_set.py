@@ -14,7 +14,7 @@ from typing import Any
 
 from clipmole.config import TrainConfig
 from clipmole.data import DataSource, Folders, lines_digest, read_data, sample_lines, take_split
-from clipmole.data.reading import Look, look, look_at_all
+from clipmole.data.reading import Look, look_at_all, look_once
 from clipmole.data.sample import Sample
 from clipmole.data.samples import source_hash
 from clipmole.data.splits import class_counts, draw_per_class, draw_splits
@@ -148,7 +148,7 @@ def _readable(
     progress: ProgressReporter,
 ) -> list[Sample]:
     """The samples that can be read; what was seen of them goes into `looks`, what was skipped into `record`."""
-    seen = list(zip(samples, look_at_all(samples, look, progress.track, "reading images"), strict=True))
+    seen = list(zip(samples, look_at_all(samples, look_once, progress.track, "reading images"), strict=True))
     failed = [(sample, found) for sample, found in seen if found.problem]
     if failed and not config.skip_unreadable:
         shown = "; ".join(found.problem for _, found in failed[:NAMED])

@@ -26,7 +26,7 @@ from clipmole.evaluation.scorers import ImageScorer, load_scorer, trained_on, wi
 from clipmole.evaluation.scores import ScoreFile, ScoreTable
 from clipmole.images.conditions import Condition, apply, load_conditions
 from clipmole.images.transforms import RGB
-from clipmole.inference.runtime import batch_for
+from clipmole.inference.runtime import RuntimeName, batch_for
 from clipmole.plumbing.environment import environment
 from clipmole.plumbing.prefetch import ahead
 from clipmole.plumbing.progress import SILENT, ProgressReporter
@@ -250,6 +250,7 @@ def run_protocol(
     batch_size: int | None = None,
     device: str = "cpu",
     precision: Literal["float32", "bfloat16"] = "float32",
+    runtime: RuntimeName | Literal["auto"] | None = None,
     command: str = "",
     progress: ProgressReporter = SILENT,
 ) -> tuple[EvaluationReport, ScoreTable, tuple[Condition, ...]]:
@@ -277,9 +278,12 @@ def run_protocol(
         raise DataError(f"{data}: none of the data sets is there: " + "; ".join(missing[:3]))
     size = batch_for(device, batch_size)
     settings = {"device": device, "precision": precision, "batch size": size}
+    settings |= {"runtime": runtime} if runtime else {}
     own = backbones or {}
     scorers = {
-        name: load_scorer(spec, backbone=own.get(name), device=device, precision=precision, batch_size=size)
+        name: load_scorer(
+            spec, backbone=own.get(name), device=device, precision=precision, runtime=runtime, batch_size=size
+        )
         for name, spec in specs.items()
     }
     if protocol.crop == "center_crop":

@@ -34,7 +34,7 @@ from clipmole.evaluation.records import TrainedOn
 from clipmole.images.transforms import RGB
 from clipmole.inference.detector import Detector
 from clipmole.inference.pytorch import TorchRuntime
-from clipmole.inference.runtime import batch_for, name_suffix
+from clipmole.inference.runtime import RuntimeName, batch_for, name_suffix
 from clipmole.models.adapter import TRAIN, find_adapter
 from clipmole.models.backbone import tower_sha256
 from clipmole.models.hub import why_unreachable
@@ -145,9 +145,14 @@ def load_scorer(
     backbone: str | None = None,
     device: str = "cpu",
     precision: Literal["float32", "bfloat16"] = "float32",
+    runtime: RuntimeName | Literal["auto"] | None = None,
     batch_size: int | None = None,
 ) -> ImageScorer:
-    """The scorer that `spec` names; see the top of this module."""
+    """The scorer that `spec` names; see the top of this module.
+
+    Args:
+        runtime: of clipmole's detectors, as in `Detector.from_pretrained`; the others have their own.
+    """
     kind, _, rest = spec.partition(":")
     size = batch_for(device, batch_size)
     if kind == "hf" and rest:
@@ -166,14 +171,15 @@ def load_scorer(
     if kind == "univfd" and rest:
         network, tower = univfd_network(rest, backbone or "vit-l-14")
         name = f"univfd@{UNIVFD_HEAD_SHA256[:12]} on {tower.id}@{tower.sha256[:12]}"
-        runtime = TorchRuntime(network, device, precision)
+        computed = TorchRuntime(network, device, precision)
         settings = PreprocessConfig(mode="center_crop")
-        return Detector(network, settings, None, name + name_suffix(runtime), batch_size=size, runtime=runtime)
+        return Detector(network, settings, None, name + name_suffix(computed), batch_size=size, runtime=computed)
     return Detector.from_pretrained(
         spec,
         backbone=backbone,
         device=device,
         precision=None if precision == "float32" else precision,  # an export brings its own
+        runtime=runtime,
         batch_size=size,
     )
 

@@ -131,7 +131,50 @@ class Crop(Config):
         return augment.resize_to(kept, *rgb.shape[:2]) if self.resize_back else kept
 
 
-Step = Annotated[Jpeg | Webp | Blur | Noise | Resize | Square | Crop, Field(discriminator="op")]
+class Web(Config):
+    """So many random steps of what happens to images on the web, as training draws them (`transforms.web_step`)."""
+
+    op: Literal["web"] = "web"
+    steps: int = Field(gt=0, le=100)
+
+    def __call__(self, rgb: RGB, rng: np.random.Generator) -> RGB:
+        return augment.web_chain(rgb, [0.0] * self.steps + [1.0], rng)
+
+
+class Camera(Config):
+    """A camera's pipeline: a Bayer pattern, noise of standard deviation `sigma` at white, interpolation, sharpening."""
+
+    op: Literal["camera"] = "camera"
+    sigma: Sigmas
+
+    def __call__(self, rgb: RGB, rng: np.random.Generator) -> RGB:
+        return augment.camera(rgb, float(rng.uniform(*self.sigma)), rng)
+
+
+class LocalContrast(Config):
+    """Local histogram equalization of the lightness, its slope limited to `limit`."""
+
+    op: Literal["local contrast"] = "local contrast"
+    limit: float = Field(gt=0, le=100)
+
+    def __call__(self, rgb: RGB, rng: np.random.Generator) -> RGB:  # noqa: ARG002
+        return augment.local_contrast(rgb, self.limit)
+
+
+class Spectrum(Config):
+    """High frequencies drawn towards the spectrum of natural images, by `strength` of the way."""
+
+    op: Literal["spectrum"] = "spectrum"
+    strength: Share
+
+    def __call__(self, rgb: RGB, rng: np.random.Generator) -> RGB:  # noqa: ARG002
+        return augment.match_spectrum(rgb, self.strength)
+
+
+Step = Annotated[
+    Jpeg | Webp | Blur | Noise | Resize | Square | Crop | Web | Camera | LocalContrast | Spectrum,
+    Field(discriminator="op"),
+]
 
 
 class Condition(Config):

@@ -137,6 +137,53 @@ def tone(rgb: RGB, gamma: float, contrast: float) -> RGB:
     return np.clip(((values - 0.5) * contrast + 0.5) * 255, 0, 255).astype(np.uint8)[rgb]
 
 
+def camera(rgb: RGB, sigma: float, rng: np.random.Generator) -> RGB:
+    """What a camera would make of the scene: one color a pixel, noise, the two others interpolated, sharpened.
+
+    Values are taken to be linear light to the power 1 / 2.2; of linear light, sampled in a Bayer pattern, the noise has
+    the standard deviation `sigma` (of values 0..255) at full white and falls with the square root of the light.
+    """
+    linear = (rgb / np.float32(255)) ** 2.2
+    red = (np.arange(rgb.shape[0])[:, None] % 2) + (np.arange(rgb.shape[1]) % 2)  # 0 blue, 1 green, 2 red
+    mosaic = np.take_along_axis(linear, (2 - red)[..., None], axis=2)[..., 0]  # B G over G R
+    mosaic = mosaic + rng.standard_normal(mosaic.shape, dtype=np.float32) * np.sqrt(mosaic) * np.float32(sigma / 255)
+    cv2 = _cv2()
+    values = np.rint(np.clip(mosaic, 0, 1) * 65535).astype(np.uint16)
+    seen = cv2.cvtColor(values, cv2.COLOR_BayerBGGR2RGB)
+    return sharpen(np.rint((seen / 65535) ** (1 / 2.2) * 255).astype(np.uint8), 1.0, 0.5)
+
+
+def local_contrast(rgb: RGB, limit: float) -> RGB:
+    """Contrast-limited adaptive histogram equalization of the lightness in 8 x 8 tiles (Zuiderveld 1994)."""
+    cv2 = _cv2()
+    lab = cv2.cvtColor(rgb, cv2.COLOR_RGB2LAB)
+    lab[..., 0] = cv2.createCLAHE(limit, (8, 8)).apply(np.ascontiguousarray(lab[..., 0]))
+    return cv2.cvtColor(lab, cv2.COLOR_LAB2RGB)  # type: ignore[no-any-return]
+
+
+SPECTRUM_FROM = 0.1  # cycles a pixel: higher frequencies are changed, those that show the scene are left alone
+
+
+def match_spectrum(rgb: RGB, strength: float) -> RGB:
+    """Draw the amplitudes of the high frequencies towards those of natural images, 1 / frequency (Field 1987).
+
+    The mean amplitude of each ring of frequencies is multiplied by (wanted / own) ** `strength`, by 1/2 to 2 at most.
+    """
+    values = rgb.astype(np.float32)
+    spectrum = np.fft.rfft2(values, axes=(0, 1))
+    high, wide = rgb.shape[:2]
+    frequency = np.hypot(np.fft.fftfreq(high)[:, None], np.fft.rfftfreq(wide)[None])
+    rings = np.minimum((frequency * 200).astype(int), 141)  # of 1/200 cycle a pixel; the corner lies at 0.707
+    count = np.bincount(rings.ravel(), minlength=142)
+    amplitude = np.bincount(rings.ravel(), np.abs(spectrum).mean(2).ravel(), minlength=142) / np.maximum(count, 1)
+    first = int(SPECTRUM_FROM * 200)
+    wanted = amplitude[first] * first / np.maximum(np.arange(142), 1)
+    gain = np.clip((wanted / np.maximum(amplitude, 1e-6)) ** strength, 0.5, 2)
+    gain[: first + 1] = 1
+    changed = np.fft.irfft2(spectrum * gain[rings][..., None], s=(high, wide), axes=(0, 1))
+    return np.clip(np.rint(changed), 0, 255).astype(np.uint8)
+
+
 def web_step(rgb: RGB, rng: np.random.Generator) -> RGB:
     """One random step of what happens to images on the web; kinds and ranges are this project's choice."""
     match int(rng.integers(8)):

@@ -24,7 +24,7 @@ EXAMPLE_DETECTION: dict[str, Any] = {
     "probability": 0.18,
     "verdict": "real",
     "thresholds": {"real": 0.46, "ai": 0.84},
-    "detector": "embedded@a33d5ae0fc43",
+    "detector": "embedded@b50593d7c681",
     "width": 512,
     "height": 512,
     "tiles": 9,
@@ -116,7 +116,7 @@ class DetectAnswer(Record):
             "examples": [
                 {
                     "request_id": "7d0c2f6b1a934c0e",
-                    "detector": "embedded@a33d5ae0fc43",
+                    "detector": "embedded@b50593d7c681",
                     "results": [EXAMPLE_RESULT, EXAMPLE_FAILURE],
                 }
             ]
@@ -134,7 +134,7 @@ class BytesAnswer(Record):
     model_config = ConfigDict(
         json_schema_extra={
             "examples": [
-                {"request_id": "7d0c2f6b1a934c0e", "detector": "embedded@a33d5ae0fc43", "result": EXAMPLE_RESULT}
+                {"request_id": "7d0c2f6b1a934c0e", "detector": "embedded@b50593d7c681", "result": EXAMPLE_RESULT}
             ]
         }
     )

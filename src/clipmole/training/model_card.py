@@ -34,7 +34,7 @@ def model_card(record: dict[str, Any], calibration: Calibration | None, findings
         findings: sentences on the validation images and on what the verdicts promise.
     """
     data, best = record["data"], record["curve"][record["best_epoch"]]
-    companion = record["config"]["mole"]["companion"]
+    companion = record["config"]["mole"].get("companion")
     lines = [
         "---",
         "library_name: clipmole",

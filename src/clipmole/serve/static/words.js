@@ -60,9 +60,12 @@ export const UNCERTAIN = "The detector cannot tell, and that is an answer. What 
 export const RARE =
   "The percentage is meant for as many generated images as photographs. Where generated images are rarer, more of the alarms are false.";
 
-/** How often photographs of unknown sources were called AI-generated, a sentence a kind. */
-export const alarms = (calibration) => (calibration?.false_alarms ?? []).map(({ kind, photographs, called_generated: called }) =>
-  `Of ${photographs} ${kind} from sources that the detector had never seen, it called ${called} (${share(called / photographs)}) AI-generated.`);
+/** How often images that people made, of unknown sources, were called AI-generated: one sentence, or none. */
+export const alarms = (calibration) => {
+  const counts = (calibration?.false_alarms ?? []).map(({ kind, photographs, called_generated: called }) =>
+    `${called} of ${photographs} ${kind} (${share(called / photographs)})`);
+  return counts.length ? [`Made by people, from sources that it had never seen, and called AI-generated all the same: ${counts.join(", ")}.`] : [];
+};
 
 /** What the metadata found, in a few words: the finding that says most, and how many more there are. */
 export function found(findings) {
