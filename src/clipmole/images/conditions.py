@@ -152,7 +152,7 @@ class Camera(Config):
 
 
 class LocalContrast(Config):
-    """Local histogram equalization of the lightness, its slope limited to `limit`."""
+    """Local histogram equalisation of the lightness, its slope limited to `limit`."""
 
     op: Literal["local contrast"] = "local contrast"
     limit: float = Field(gt=0, le=100)

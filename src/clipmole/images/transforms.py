@@ -138,7 +138,7 @@ def tone(rgb: RGB, gamma: float, contrast: float) -> RGB:
 
 
 def camera(rgb: RGB, sigma: float, rng: np.random.Generator) -> RGB:
-    """What a camera would make of the scene: one color a pixel, noise, the two others interpolated, sharpened.
+    """What a camera would make of the scene: one colour a pixel, noise, the two others interpolated, sharpened.
 
     Values are taken to be linear light to the power 1 / 2.2; of linear light, sampled in a Bayer pattern, the noise has
     the standard deviation `sigma` (of values 0..255) at full white and falls with the square root of the light.
@@ -154,7 +154,7 @@ def camera(rgb: RGB, sigma: float, rng: np.random.Generator) -> RGB:
 
 
 def local_contrast(rgb: RGB, limit: float) -> RGB:
-    """Contrast-limited adaptive histogram equalization of the lightness in 8 x 8 tiles (Zuiderveld 1994)."""
+    """Contrast-limited adaptive histogram equalisation of the lightness in 8 x 8 tiles (Zuiderveld 1994)."""
     cv2 = _cv2()
     lab = cv2.cvtColor(rgb, cv2.COLOR_RGB2LAB)
     lab[..., 0] = cv2.createCLAHE(limit, (8, 8)).apply(np.ascontiguousarray(lab[..., 0]))
