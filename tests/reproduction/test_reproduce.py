@@ -147,7 +147,7 @@ def test_time_and_cache_follow_from_images_epochs_and_rates(root: Path, tmp_path
     training, measuring = few.seconds(rates)
     assert training == 30 * (16 / 4 + 12 / 1) + 6 * 16 / 2  # epochs, and six views through the frozen blocks once
     assert measuring == 2 * (32 + 8)
-    assert few.cache_gib == pytest.approx(6 * 16 * (257 * 1024 * 2 + 4) / 2**30)
+    assert few.cache_gib == pytest.approx(6 * 16 * ((257 + 18) * 1024 * 2 + 4) / 2**30)  # tokens, and 18 class tokens
     said = "Time on a machine, with random weights: training 9 min at most (4 images/s), evaluating 80 s"
     assert plan_lines(few, rates)[-1].startswith(said)
     whole = plan("paper-vit-l-14", root, tmp_path / "out", paper_config("paper-vit-l-14", False, None, []))

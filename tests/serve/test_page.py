@@ -201,15 +201,15 @@ def test_one_image_of_the_embedded_detector(visit: Callable[..., Any]) -> None:
         page = visit(serving.url)
         page.set_input_files("#files", EXAMPLES / "astronaut.png")
         card = page.locator("article.card")
-        expect(card.locator(".verdict")).to_contain_text("Likely photograph")
+        expect(card.locator(".verdict")).to_contain_text("Uncertain")
         share = f"{100 * said.probability:.0f}"
         expect(card.locator(".percent")).to_have_text(f"{share} % AI")
         expect(card.locator(".meaning")).to_have_text(
             f"Of 100 images scored like this, about {share} were AI-generated, on the calibration data: "
-            "64 photographs and 64 generated images."
+            "637 photographs and 290 generated images."
         )
-        expect(page.locator("#live")).to_have_text(f"astronaut.png: likely photograph, {share} % AI")
-        expect(page.locator("#about li")).to_have_count(4)
+        expect(page.locator("#live")).to_have_text(f"astronaut.png: uncertain, {share} % AI")
+        expect(page.locator("#about li")).to_have_count(5)
         card.get_by_text("For experts").click()
         scores = card.locator(".map tbody tr td:last-child").all_text_contents()
         assert [float(text.replace("\u2212", "-")) for text in scores] == pytest.approx(said.tile_logits, abs=0.0051)

@@ -28,7 +28,7 @@ from clipmole.plumbing.progress import SILENT
 from clipmole.report.comparison import comparison_page
 from clipmole.training.compare import choose_rate, compare
 from clipmole.training.comparison_plan import Method, Plan
-from clipmole.training.presets import preset_text
+from clipmole.training.presets import preset_names, preset_text
 from clipmole.training.train import train
 from clipmole.training.trained_runs import TrainedRun, TrainedRuns, trained_run_digest
 
@@ -421,7 +421,7 @@ def test_wrong_usage_is_one_line(
 
 def test_the_presets_are_listed_and_printed(cli: Callable[..., tuple[int, str, str]]) -> None:
     listed = cli("presets")[1].splitlines()
-    assert listed[0].startswith("embedded ")
+    assert [line.split()[0] for line in listed] == list(preset_names())
     assert any(line.startswith("univfd ") and "linear probe" in line for line in listed)
     assert cli("presets", "lora")[1] == preset_text("lora")
     code, printed, remarks = cli("presets", "moel")
