@@ -90,7 +90,7 @@ def by_split(sets: list[tuple[SetReport, float]]) -> str:
 
 def by_kind(calibration: Calibration) -> str:
     """False alarms on images made by people, of unknown sources, with 95 % Clopper-Pearson intervals."""
-    lines = ["| photographs of `test`, and what is none | number | called AI-generated |", "|---|--:|--:|"]
+    lines = ["| made by people | number | called AI-generated |", "|---|--:|--:|"]
     for each in calibration.false_alarms:
         n, k = each.photographs, each.called_generated
         low = beta.ppf(0.025, k, n - k + 1) if k else 0.0

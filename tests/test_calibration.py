@@ -18,6 +18,7 @@ from scipy.stats import beta, norm  # type: ignore[import-untyped]
 from clipmole.calibration import (
     Calibration,
     CalibrationMethod,
+    FalseAlarms,
     fit_calibration,
     fit_platt,
     fit_temperature,
@@ -611,3 +612,9 @@ def test_files_keep_the_older_names_of_fields_and_both_names_are_read() -> None:
         "thresholds": {"real": 0.25, "generated": 0.8},
     }
     assert Calibration.model_validate(stored) == Calibration.model_validate(newer) == FIXED
+
+
+def test_a_kind_that_is_often_called_generated_is_named() -> None:
+    counts = {"paintings": (100, 69), "clip art": (100, 20), "stock photographs": (59, 11), "screenshots": (24, 0)}
+    alarms = [FalseAlarms(kind=kind, photographs=n, called_generated=k) for kind, (n, k) in counts.items()]
+    assert [each.kind for each in alarms if each.often] == ["paintings", "clip art"]

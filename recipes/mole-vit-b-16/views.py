@@ -14,9 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from clipmole.images.crops import shrink
 from clipmole.images.loading import load_pixels
-from clipmole.images.transforms import blur, jpeg, noise, pad_to, webp
+from clipmole.images.transforms import jpeg, pad_to, shrink, web_chain
 from clipmole.plumbing.seeding import sample_rng
 
 RGB = NDArray[np.uint8]
@@ -24,7 +23,7 @@ SIZE = 224  # pixels, the tower's input
 MARGIN = 16  # pixels around a crop while it is processed, so that its place moves against the grid of an earlier JPEG
 SEED = 7
 FILTERS = (Image.Resampling.BICUBIC, Image.Resampling.LANCZOS, Image.Resampling.BILINEAR)
-STEPS = (0.3, 0.35, 0.2, 0.15)  # probability of 0, 1, 2, 3 steps of processing
+STEPS = (0.3, 0.35, 0.2, 0.15)  # probability of 0, 1, 2, 3 steps of what happens on the web
 LAST_JPEG = 0.85  # share of the views that end as a JPEG of quality 65 to 95
 
 
@@ -81,33 +80,6 @@ def pixels(image: Listed) -> RGB:
     return np.ascontiguousarray(rgb[: rgb.shape[0] - image.ignore_bottom])
 
 
-def process(rgb: RGB, rng: np.random.Generator) -> RGB:
-    """One random step of what happens to images on the web."""
-    match int(rng.integers(8)):
-        case 0 | 1:
-            return jpeg(rgb, int(rng.integers(50, 96)))
-        case 2 | 3:
-            return webp(rgb, int(rng.integers(50, 96)))
-        case 4:
-            amount = float(rng.uniform(0.3, 1.2))
-            soft = cv2.GaussianBlur(rgb, (0, 0), float(rng.uniform(0.5, 1.5)))
-            return cv2.addWeighted(rgb, 1 + amount, soft, -amount, 0)  # type: ignore[return-value]
-        case 5:
-            return blur(rgb, float(rng.uniform(0.3, 1.0)))
-        case 6:
-            return noise(rgb, float(rng.uniform(1, 4)), rng)
-    values = (np.arange(256) / 255.0) ** rng.uniform(0.8, 1.25)
-    contrast = rng.uniform(0.85, 1.15)
-    return np.clip(((values - 0.5) * contrast + 0.5) * 255, 0, 255).astype(np.uint8)[rgb]
-
-
-def chain(rgb: RGB, rng: np.random.Generator) -> RGB:
-    """No to three steps of `process`."""
-    for _ in range(int(rng.choice(len(STEPS), p=STEPS))):
-        rgb = process(rgb, rng)
-    return rgb
-
-
 def native(rgb: RGB, rng: np.random.Generator) -> RGB:
     """A crop (SIZE, SIZE, 3); half of them from an image that was first resized by 0.3 to 1.3."""
     side, scale = SIZE + MARGIN, 1.0
@@ -124,7 +96,7 @@ def native(rgb: RGB, rng: np.random.Generator) -> RGB:
             crop = cv2.resize(crop, (side, side), interpolation=cv2.INTER_AREA if wanted > side else cv2.INTER_CUBIC)
         else:
             crop = np.asarray(Image.fromarray(crop).resize((side, side), FILTERS[int(rng.integers(3))]))
-    crop = chain(crop, rng)
+    crop = web_chain(crop, STEPS, rng)
     top, left = rng.integers(MARGIN + 1, size=2)
     crop = crop[top : top + SIZE, left : left + SIZE]
     if rng.random() < 0.5:
@@ -142,7 +114,7 @@ def whole(rgb: RGB, rng: np.random.Generator) -> RGB:
     if shown < side:
         resample = (*FILTERS, Image.Resampling.BOX)[int(rng.integers(4))]
         square = np.asarray(Image.fromarray(square).resize((shown, shown), resample, reducing_gap=2.0))
-    square = chain(square, rng)
+    square = web_chain(square, STEPS, rng)
     if rng.random() < LAST_JPEG:
         square = jpeg(square, int(rng.integers(65, 96)))
     if rng.random() < 0.5:

@@ -60,6 +60,11 @@ class FalseAlarms(Record):
     photographs: int = Field(gt=0)
     called_generated: int = Field(ge=0)
 
+    @property
+    def often(self) -> bool:
+        """Whether so many were, a fifth or more, that the verdict says nothing of this kind of image."""
+        return self.called_generated >= self.photographs / 5
+
 
 class Calibration(StoredRecord):
     """p = sigmoid(slope * logit + intercept), and the probabilities that bound the verdicts.

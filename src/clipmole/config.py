@@ -249,10 +249,7 @@ class PreprocessConfig(Config):
     crop_size: int = Field(224, gt=0, le=MOST_PIXELS, description="side of a crop, pixels")
     max_tiles: int = Field(9, gt=0, le=10_000, description="most crops of one image in mode 'tiles'")
     whole_weight: float = Field(
-        0.0,
-        ge=0,
-        lt=1,
-        description="weight of the view of the whole in an image's logit; the crops' mean has the rest",
+        0.0, ge=0, lt=1, description="weight of the view of the whole in an image's logit; the crops' mean has the rest"
     )
 
 
@@ -426,8 +423,8 @@ class TrainConfig(Config):
         0.0,
         ge=0,
         lt=1,
-        description="share of the patch tokens that a step leaves out from the first adapted block on (PatchDropout, "
-        "arXiv 2208.07220)",
+        description="share of the patch tokens that a step leaves out behind the frozen, or the kept, blocks "
+        "(PatchDropout, arXiv 2208.07220)",
     )
     weight_decay: float = Field(0.01, ge=0)
     warmup_fraction: float = Field(0.1, ge=0, lt=1)

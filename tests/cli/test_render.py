@@ -13,29 +13,42 @@ def test_a_percentage_says_what_it_is_of() -> None:
     assert [of_ai(p) for p in (0.0, 0.184, 1.0)] == ["1 % AI", "18 % AI", "99 % AI"]
 
 
+DETECTION = Detection(
+    source="a.jpg",
+    logit=0.1,
+    probability=0.52,
+    verdict=Verdict.UNCERTAIN,
+    thresholds=Thresholds(real=0.3, generated=0.7),
+    detector="d",
+    width=9,
+    height=9,
+    tiles=1,
+    coverage=1.0,
+)
+
+
 @pytest.mark.parametrize("labels_only", [False, True])
 def test_uncertain_and_measured_false_alarms_are_explained(
     capsys: pytest.CaptureFixture[str], labels_only: bool
 ) -> None:
     table = DetectionTable(labels_only)
     table.alarms = (FalseAlarms(kind="stock photographs", photographs=50, called_generated=12),)
-    table.write(
-        Detection(
-            source="a.jpg",
-            logit=0.1,
-            probability=0.52,
-            verdict=Verdict.UNCERTAIN,
-            thresholds=Thresholds(real=0.3, generated=0.7),
-            detector="d",
-            width=9,
-            height=9,
-            tiles=1,
-            coverage=1.0,
-        )
-    )
+    table.write(DETECTION)
     table.close()
     printed = capsys.readouterr()
     assert ("52 % AI" in printed.out) is not labels_only
     assert "Uncertain: the detector cannot tell. Find the original file" in printed.err
     alarms = "Made by people, from sources it had never seen, and called AI-generated: 12 of 50 stock photographs."
     assert alarms in printed.err
+
+
+@pytest.mark.parametrize("verdict", [Verdict.AI_GENERATED, Verdict.REAL])
+def test_kinds_that_are_often_called_generated_are_named_where_something_is(
+    capsys: pytest.CaptureFixture[str], verdict: Verdict
+) -> None:
+    table = DetectionTable()
+    table.alarms = (FalseAlarms(kind="digital paintings", photographs=100, called_generated=69),)
+    table.write(DETECTION.model_copy(update={"verdict": verdict}))
+    table.close()
+    said = "Of digital paintings the verdict says nothing: the detector often calls them AI-generated when people made"
+    assert (said in capsys.readouterr().err) is (verdict is Verdict.AI_GENERATED)

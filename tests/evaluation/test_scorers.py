@@ -159,3 +159,14 @@ def test_what_a_detector_was_trained_on_stands_in_its_record(tmp_path: Path) -> 
         record.write_text(text)
         with pytest.raises(CheckpointError, match=r"train\.json: .*; take it away, and the detector's training counts"):
             trained_on(str(tmp_path / "adapter"))
+
+
+def test_a_runtime_is_taken_for_clipmoles_own_detectors(tmp_path: Path) -> None:
+    pytest.importorskip("openvino")
+    adapter, tower = write_adapter(tmp_path)
+    images = [np.asarray(picture(i, 64, 48)) for i in range(3)]
+    plain, graph = (load_scorer(str(adapter), backbone=str(tower), runtime=name) for name in (None, "openvino"))
+    assert (plain.runtime.name, graph.runtime.name) == ("torch", "openvino")  # type: ignore[attr-defined]
+    assert graph.score(images) == pytest.approx(plain.score(images), abs=1e-4)
+    with pytest.raises(ConfigError, match="runtime='foo': there is none"):
+        load_scorer(str(adapter), backbone=str(tower), runtime="foo")  # type: ignore[arg-type]

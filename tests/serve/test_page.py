@@ -629,6 +629,7 @@ def test_what_the_metadata_found_and_what_errors_say(visit: Callable[..., Any]) 
     found = in_page(page, "words.js", f"[[], {json.dumps(findings[:1])}, {json.dumps(findings)}].map(m.found)")
     assert found == ["nothing", "camera", "a generator's prompt, and 2 more"]
     alarms = {"false_alarms": [{"kind": "stock photographs", "photographs": 50, "called_generated": 12}]}
+    alarms["often_wrong"] = ["stock photographs", "clip art"]
     assert in_page(page, "words.js", f"m.alarms({json.dumps(alarms)})") == [
         "Made by people, from sources that it had never seen, and called AI-generated all the same: 12 of 50 stock "
         "photographs (24 %)."
@@ -636,6 +637,8 @@ def test_what_the_metadata_found_and_what_errors_say(visit: Callable[..., Any]) 
     said = f"['real', 'uncertain', 'ai_generated'].map((verdict) => m.caution({{ verdict }}, {json.dumps(alarms)}))"
     photograph, unsure, generated = in_page(page, "words.js", said)
     assert "12 of 50 stock photographs (24 %). Do not accuse anybody with it." in generated
+    often = "Of stock photographs, clip art this says nothing: the detector often calls them AI-generated when people"
+    assert generated.startswith(often)
     assert "12" not in photograph
     assert "What to do: find the original file" in unsure
     choose(page, file("empty.png", b""))

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny import PREPROCESS, tiny_backbone, write_corpus
+from tiny import PREPROCESS, tiny_backbone, tiny_network, write_corpus
 
 from clipmole.config import AugmentConfig, MoLEConfig, TrainConfig
 from clipmole.data import read_manifest, take_split
@@ -23,7 +23,9 @@ from clipmole.models.adapter import load_adapter
 from clipmole.models.backbone import save_tower
 from clipmole.models.network import MoLENetwork
 from clipmole.plumbing.progress import ProgressReporter
+from clipmole.training import train as training
 from clipmole.training.augmented_views import shows_whole, views
+from clipmole.training.model_card import model_card
 from clipmole.training.optimizer import learning_rate_factor, make_optimizer
 from clipmole.training.train import better_than_chance, train
 
@@ -286,3 +288,20 @@ def test_full_finetuning_with_experts_is_a_contradiction() -> None:
     probe = {"shared_rank": 0, "expert_ranks": []}
     with pytest.raises(ConfigError, match="leaves no block frozen"):
         TrainConfig.parse({"backbone": "x", "full_finetune": True, "cached_views": 2, "mole": probe}, "config")
+
+
+def test_the_finished_detector_looks_at_no_more_validation_images_than_it_needs(
+    manifest: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training, "LOOKED_AT", 5)
+    val = take_split(read_manifest(manifest), "val")
+    report, table = training.look_again(Detector(tiny_network(), PREPROCESS), val, seed=0)
+    assert {(each.n_real, each.n_generated) for each in report.sets} == {(5, 5)}
+    assert [sample.label for sample in table.samples] == [0] * 5 + [1] * 5  # in the order of the split
+    assert set(table.samples) < set(val)
+
+
+def test_a_record_of_an_older_version_has_a_model_card(trained: Path) -> None:
+    record = json.loads((trained / "train.json").read_text())
+    del record["config"]["mole"]["companion"]
+    assert f"{record['trained_parameters']:,} parameters were trained" in model_card(record, None, ())

@@ -68,7 +68,7 @@ class DetectionTable:
 
     def __init__(self, labels_only: bool = False) -> None:
         self.labels_only = labels_only
-        self.uncertain = False  # one of the verdicts
+        self.uncertain = self.generated = False  # one of the verdicts is
         self.alarms: Sequence[FalseAlarms] = ()  # of the detector, measured on unknown sources
         self.thresholds: Thresholds | None = None
         self.detector = ""
@@ -92,6 +92,7 @@ class DetectionTable:
             number = "" if self.labels_only else f"{of_ai(result.probability):>7}  "
             typer.echo(f"{styled}  {number}{seen}  {result.source}")
             self.uncertain = self.uncertain or result.verdict.value == "uncertain"
+            self.generated = self.generated or result.verdict.value == "ai_generated"
         if result.reason is not None:
             typer.echo(f"{'':<4}uncertain whatever the probability: {result.reason}")
         if provenance is not None:
@@ -120,6 +121,11 @@ class DetectionTable:
             if self.alarms:
                 counts = "; ".join(f"{a.called_generated} of {a.photographs} {a.kind}" for a in self.alarms)
                 remark(f"Made by people, from sources it had never seen, and called AI-generated: {counts}.")
+            if self.generated and (kinds := [each.kind for each in self.alarms if each.often]):
+                remark(
+                    f"Of {', '.join(kinds)} the verdict says nothing: the detector often calls them AI-generated when "
+                    "people made them."
+                )
             remark(
                 "A likelihood, not a proof: new generators, edits and heavy compression mislead it. See MODEL_CARD.md."
             )

@@ -49,6 +49,13 @@ def source_hash(source: str) -> str:
     return hashlib.sha256(source.encode(errors="surrogateescape")).hexdigest()[:12]
 
 
+def draw_order(sample: Sample, seed: int) -> tuple[bytes, str]:
+    """A key by which samples are in the order of a draw; it depends on the seed and the file's name alone, and on its
+    folder where names are the same."""
+    name = f"{seed}\0{sample.path.name}".encode(errors="surrogateescape")
+    return hashlib.sha256(name).digest(), sample.path.as_posix()
+
+
 def limit_samples(samples: Sequence[Sample], limit: int | None, seed: int = 0) -> list[Sample]:
     """At most `limit` samples of each class and generator, in the order of `samples`; None: all.
 
@@ -58,14 +65,9 @@ def limit_samples(samples: Sequence[Sample], limit: int | None, seed: int = 0) -
     if limit is None:
         return list(samples)
 
-    def draw(sample: Sample) -> tuple[bytes, str]:
-        return hashlib.sha256(
-            f"{seed}\0{sample.path.name}".encode(errors="surrogateescape")
-        ).digest(), sample.path.as_posix()
-
     taken: Counter[tuple[int, str]] = Counter()
     chosen = set()
-    for sample in sorted(samples, key=draw):
+    for sample in sorted(samples, key=lambda each: draw_order(each, seed)):
         taken[sample.label, sample.generator] += 1
         if taken[sample.label, sample.generator] <= limit:
             chosen.add(sample.path)

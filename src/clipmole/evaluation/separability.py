@@ -17,7 +17,6 @@ classifiers between a generator and photographs, and between generators. The pro
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -31,6 +30,7 @@ from pydantic import Field, model_validator
 from clipmole.config import Config
 from clipmole.data import data_digest, file_sha256
 from clipmole.data.sample import Sample
+from clipmole.data.samples import draw_order
 from clipmole.data.splits import whole_groups
 from clipmole.errors import DataError
 from clipmole.evaluation.bootstrap import bootstrap_indices
@@ -119,23 +119,20 @@ def choose(samples: Sequence[Sample], config: SeparabilityConfig) -> tuple[list[
     a control alone. Raises `DataError` if there is no photograph or no generator to look at.
     """
 
-    def order(sample: Sample) -> bytes:
-        return hashlib.sha256(f"{config.seed}\0{sample.path.name}".encode(errors="surrogateescape")).digest()
-
-    photographs, by_source = [], Counter[str]()
-    ranked = sorted((sample for sample in samples if sample.label == 0), key=order)
-    turns = []
+    drawn = sorted(samples, key=lambda sample: draw_order(sample, config.seed))
+    ranked = [sample for sample in drawn if sample.label == 0]
+    by_source, turns = Counter[str](), []
     for sample in ranked:
         turns.append(by_source[sample.source])
         by_source[sample.source] += 1
     even = np.argsort(turns, kind="stable")[: config.photographs].tolist()
-    photographs = [ranked[i] for i in even]
+    photographs, rest = [ranked[i] for i in even], sorted(set(range(len(ranked))) - set(even))
     largest = [source for source, size in by_source.most_common(config.controls) if source and size >= config.least]
-    more = [ranked[i] for i in range(len(ranked)) if ranked[i].source in largest and turns[i] < config.least]
-    more = [each for each in more if each not in set(photographs)]
+    more = [ranked[i] for i in rest if ranked[i].source in largest and turns[i] < config.least]
     by_generator: dict[str, list[Sample]] = defaultdict(list)
-    for sample in sorted((sample for sample in samples if sample.label == 1), key=order):
-        by_generator[sample.generator].append(sample)
+    for sample in drawn:
+        if sample.label == 1:
+            by_generator[sample.generator].append(sample)
     wanted = config.generators or tuple(sorted(name for name, own in by_generator.items() if len(own) >= config.least))
     there = ", ".join(f"{name} ({len(own)})" for name, own in sorted(by_generator.items())) or "none"
     for name in wanted:

@@ -192,7 +192,8 @@ def web_step(rgb: RGB, rng: np.random.Generator) -> RGB:
         case 2 | 3:
             return webp(rgb, int(rng.integers(50, 96)))
         case 4:
-            return sharpen(rgb, float(rng.uniform(0.5, 1.5)), float(rng.uniform(0.3, 1.2)))
+            amount, sigma = float(rng.uniform(0.3, 1.2)), float(rng.uniform(0.5, 1.5))
+            return sharpen(rgb, sigma, amount)
         case 5:
             return blur(rgb, float(rng.uniform(0.3, 1.0)))
         case 6:

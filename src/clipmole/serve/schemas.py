@@ -154,7 +154,9 @@ class CalibrationInfo(StoredRecord):
         n_real, n_generated: calibration images of each kind; JSON: `real`, `generated`.
         own_photographs: unlabelled photographs that `thresholds.ai` was moved to afterwards; 0: none.
         slope, intercept: probability = sigmoid(slope * logit + intercept).
-        false_alarms: measured on photographs from sources that the detector never saw, by kind; (): not measured.
+        false_alarms: measured on images that people made, from sources that the detector never saw, by kind; (): not
+            measured.
+        often_wrong: the kinds among them that it calls AI-generated so often that the verdict says nothing of them.
     """
 
     thresholds: Thresholds
@@ -166,6 +168,7 @@ class CalibrationInfo(StoredRecord):
     slope: float
     intercept: float
     false_alarms: tuple[FalseAlarms, ...]
+    often_wrong: tuple[str, ...]
 
 
 class LimitsInfo(Record):

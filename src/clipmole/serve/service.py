@@ -251,6 +251,7 @@ class Service:
                 slope=calibration.slope,
                 intercept=calibration.intercept,
                 false_alarms=calibration.false_alarms,
+                often_wrong=tuple(each.kind for each in calibration.false_alarms if each.often),
             ),
             limits=LimitsInfo(
                 max_image_bytes=settings.max_image_bytes,

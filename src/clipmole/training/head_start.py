@@ -1,8 +1,7 @@
 """The head's start: a logistic regression on the class tokens that kept tokens carry.
 
 In: a network, its prefix cache and the samples. Out: the weights of the head, in place. What the head reads beside
-those class tokens (of adapted blocks, of the last one) starts at 0. With thousands of features and few steps this is
-far ahead of what gradient steps on the head reach. It knows nothing of the loop.
+those class tokens (of adapted blocks, of the last one) starts at 0. It knows nothing of the loop.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from clipmole.plumbing.progress import Say
 from clipmole.training.prefix_cache import PrefixCache
 from clipmole.training.sampling import POWERS, stratum
 
-ITERATIONS = 300  # of L-BFGS; more change nothing that validation can see
+ITERATIONS = 300  # of L-BFGS at most
 
 
 def sample_weights(samples: Sequence[Sample], sampling: str) -> NDArray[np.float64]:

@@ -226,7 +226,8 @@ def make_pairs(
     config = config or PairConfig()
     named = {sample.split for sample in samples} - {""}
     photographs: dict[str, Sample] = {}
-    for sample in progress.track([s for s in samples if s.label == 0], "reading", len(samples)):
+    given = [sample for sample in samples if sample.label == 0]
+    for sample in progress.track(given, "reading", len(given)):
         photographs.setdefault(hashlib.sha256(sample_bytes(sample)).hexdigest(), sample)
     if not photographs:
         raise DataError("no photographs: give a folder of them, or a manifest with label 0")

@@ -49,7 +49,7 @@ export function caution(detection, calibration) {
   }
   if (verdict === "ai_generated") {
     const alarm = calibration ? ` On the calibration data at most ${share(calibration.max_false_alarm)} of the photographs got it.` : "";
-    return [`This is no proof: photographs get this verdict too.${alarm}`, ...alarms(calibration), "Do not accuse anybody with it."].join(" ");
+    return [...oftenWrong(calibration), `This is no proof: photographs get this verdict too.${alarm}`, ...alarms(calibration), "Do not accuse anybody with it."].join(" ");
   }
   return verdict === "uncertain" ? UNCERTAIN : "";
 }
@@ -59,6 +59,12 @@ export const UNCERTAIN = "The detector cannot tell, and that is an answer. What 
 
 export const RARE =
   "The percentage is meant for as many generated images as photographs. Where generated images are rarer, more of the alarms are false.";
+
+/** The kinds of images of which this verdict says nothing: one sentence, or none. */
+export const oftenWrong = (calibration) => {
+  const kinds = calibration?.often_wrong ?? [];
+  return kinds.length ? [`Of ${kinds.join(", ")} this says nothing: the detector often calls them AI-generated when people made them.`] : [];
+};
 
 /** How often images that people made, of unknown sources, were called AI-generated: one sentence, or none. */
 export const alarms = (calibration) => {
