@@ -18,6 +18,7 @@ from tiny import CALIBRATION, PREPROCESS, tiny_network
 from clipmole.errors import ClipmoleError
 from clipmole.inference.detector import Detector
 from clipmole.inference.pytorch import TorchRuntime
+from clipmole.provenance.trust_list import TrustList
 from clipmole.serve import server as runner
 from clipmole.serve.app import create_app
 from clipmole.serve.middleware import allowed_hosts
@@ -73,10 +74,11 @@ def running(
     token: str | None = None,
     hosts: tuple[str, ...] | None = None,
     wait: bool = True,
+    trust_list: TrustList | None = None,
     **settings: Any,
 ) -> Iterator[Running]:
     """Start a server on a free port, and stop it in the end as a signal would."""
-    service = Service(ServeSettings.model_validate(FAST | settings), load)
+    service = Service(ServeSettings.model_validate(FAST | settings), load, trust_list)
     app = create_app(service, token=token, hosts=allowed_hosts("127.0.0.1", ()) if hosts is None else hosts)
     servers: list[runner.Server] = []
     with runner.bind("127.0.0.1", 0) as listener:

@@ -336,6 +336,39 @@ def test_a_folder_as_cnnspot_lays_it_out(tmp_path: Path) -> None:
     assert [s.generator for s in own] == ["camera", "stargan", "stargan"]
 
 
+@pytest.mark.skipif(os.name != "posix", reason="needs symbolic links")
+def test_links_to_one_folder_count_as_often_as_they_stand_and_circles_end(tmp_path: Path) -> None:
+    root = touch(tmp_path, "photos/x.png", "data/adm/1_fake/1.png", "data/glide/1_fake/2.png") / "data"
+    for name in ("adm", "glide"):
+        (root / name / "0_real").symlink_to(tmp_path / "photos")
+    (root / "adm" / "1_fake" / "other").symlink_to(root / "glide")
+    (root / "glide" / "1_fake" / "other").symlink_to(root / "adm")
+    found = [path for path, *_ in listed(root, read_folder(root))]
+    assert [path for path in found if "other" not in path] == [
+        "adm/0_real/x.png", "adm/1_fake/1.png", "glide/0_real/x.png", "glide/1_fake/2.png",
+    ]  # fmt: skip
+    assert max(path.count("other") for path in found) == 1
+
+
+def test_a_folder_that_cannot_be_searched_is_refused_and_leftovers_are_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = touch(tmp_path, "a/0_real/1.png", "a/0_real/._1.png", "a/1_fake/2.png", "__MACOSX/a/1.png")
+    said: list[str] = []
+    assert len(read_folder(root, say=said.append)) == 2
+    assert said == ["passed over, since programs leave them beside images: 1 ._*, 1 __MACOSX"]
+    scandir = os.scandir
+
+    def failing(path: str) -> object:
+        if str(path).endswith("1_fake"):
+            raise PermissionError(13, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", failing)
+    with pytest.raises(DataError, match="1_fake: cannot be searched: Permission denied"):
+        read_folder(root)
+
+
 def test_a_folder_as_genimage_lays_it_out(tmp_path: Path) -> None:
     root = touch(
         tmp_path,

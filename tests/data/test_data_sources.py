@@ -271,6 +271,19 @@ def test_shards_are_read_in_place(tmp_path: Path) -> None:
     assert read_data(f"{tmp_path}/*.tar?take=9") == samples[:9]
 
 
+@pytest.mark.parametrize("mode", ["w", "w:gz"])
+def test_leftovers_of_programs_in_shards_and_beside_them_are_passed_over(tmp_path: Path, mode: str) -> None:
+    leftovers = [("dir.x/._0000.png", b"x"), ("__MACOSX/0000.png", b"x"), ("@eaDir/0001.png/S.jpg", b"x")]
+    name = "a.tar" if mode == "w" else "a.tar.gz"
+    shard(tmp_path / name, [*leftovers, *members(range(12))], mode)
+    (tmp_path / f"._{name}").write_bytes(b"x")
+    said: list[str] = []
+    check_whole(read_data(tmp_path, how=Unpacking(tmp_path / "out", say=said.append)))
+    assert [line for line in said if "passed over" in line] == [
+        "passed over, since programs leave them beside images: 1 ._*, 1 @eaDir, 1 __MACOSX"
+    ]
+
+
 def test_an_index_of_a_shard_finds_what_webdataset_reads(tmp_path: Path) -> None:
     wds = pytest.importorskip("webdataset")
     path = shard(tmp_path / "a.tar", members(range(12), "cls"))

@@ -37,6 +37,16 @@ def test_what_programs_leave_beside_images_is_passed_over_and_said_once(tmp_path
     assert said == []
 
 
+def test_a_pattern_passes_over_what_it_does_not_name(tmp_path: Path) -> None:
+    touch(tmp_path, "a.jpg", "b/b.jpg", "b/@eaDir/b.jpg/SYNO.jpg", "__MACOSX/c.jpg")
+    said: list[str] = []
+    every = find_images([str(tmp_path / "**" / "*.jpg")], said.append)
+    # a folder called b.jpg matches the pattern, too
+    assert list(every) == [str(tmp_path / "a.jpg"), str(tmp_path / "b" / "b.jpg")]
+    assert "2 @eaDir, 1 __MACOSX" in said[0]
+    assert list(find_images([str(tmp_path / "__MACOSX" / "*.jpg")])) == [str(tmp_path / "__MACOSX" / "c.jpg")]
+
+
 @pytest.mark.skipif(os.name != "posix", reason="needs symbolic links")
 def test_folders_that_are_links_are_searched_once_and_never_in_a_circle(tmp_path: Path) -> None:
     root, elsewhere = tmp_path / "root", tmp_path / "elsewhere"

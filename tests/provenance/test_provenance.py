@@ -9,7 +9,7 @@ import re
 import struct
 import tracemalloc
 import zlib
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, PngImagePlugin
+from signing import CREATED, Signer
 from tiny import picture
 from typer.testing import CliRunner
 
@@ -28,6 +29,7 @@ from clipmole.provenance import CAUTION, Finding, Provenance, read_provenance
 from clipmole.provenance.camera import find_camera
 from clipmole.provenance.metadata import Metadata, read_metadata
 from clipmole.provenance.source_type import source_type
+from clipmole.provenance.trust_list import read_trust_list
 from clipmole.provenance.xmp import UnsafeXMP, read_xmp
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL")  # of damaged files
@@ -401,82 +403,10 @@ def test_the_preview_is_measured_where_the_block_says_it_is() -> None:
 # -- content credentials --------------------------------------------------------------------------------------
 
 
-def certificate(name: str, key: Any, issuer: Any = None, issuer_key: Any = None) -> Any:
-    """A certificate of `key`: an authority's if there is no issuer, else a signer's as C2PA wants them."""
-    from cryptography import x509
-    from cryptography.hazmat.primitives import hashes
-    from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
-
-    ca = issuer is None
-    subject = x509.Name(
-        [x509.NameAttribute(NameOID.COMMON_NAME, name), x509.NameAttribute(NameOID.ORGANIZATION_NAME, "Test Press")]
-    )
-    now = datetime.now(UTC)
-    usages = (
-        "digital_signature", "content_commitment", "key_encipherment", "data_encipherment", "key_agreement",
-        "key_cert_sign", "crl_sign", "encipher_only", "decipher_only",
-    )  # fmt: skip
-    usage = {one: one in (("key_cert_sign", "crl_sign") if ca else ("digital_signature",)) for one in usages}
-    builder = (
-        x509.CertificateBuilder()
-        .subject_name(subject)
-        .issuer_name(subject if ca else issuer.subject)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - timedelta(days=1))
-        .not_valid_after(now + timedelta(days=2))
-        .add_extension(x509.BasicConstraints(ca=ca, path_length=None), critical=True)
-        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
-        .add_extension(
-            x509.AuthorityKeyIdentifier.from_issuer_public_key((issuer_key or key).public_key()), critical=False
-        )
-        .add_extension(x509.KeyUsage(**usage), critical=True)
-    )
-    if not ca:
-        builder = builder.add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.EMAIL_PROTECTION]), critical=False)
-    return builder.sign(issuer_key or key, hashes.SHA256())
-
-
 @pytest.fixture(scope="module")
 def sign() -> Any:
     """Signs the bytes of an image with a certificate made on the spot."""
-    c2pa = pytest.importorskip("c2pa", reason="needs c2pa-python: pip install 'clipmole[provenance]'")
-    pytest.importorskip("cryptography", reason="needs cryptography: pip install 'clipmole[test]'")
-    from cryptography.hazmat.primitives import serialization
-    from cryptography.hazmat.primitives.asymmetric import ec
-
-    authority_key, key = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP256R1())
-    authority = certificate("Test Authority", authority_key)
-    own = certificate("Test Signer", key, authority, authority_key)
-    pem = serialization.Encoding.PEM
-    chain = own.public_bytes(pem) + authority.public_bytes(pem)
-    secret = key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-
-    def signed(data: bytes, actions: list[dict[str, Any]], kind: str = "jpeg", parent: bytes | None = None) -> bytes:
-        manifest = {
-            "claim_generator_info": [{"name": "Test Maker", "version": "2"}],
-            "assertions": [{"label": "c2pa.actions", "data": {"actions": actions}}],
-        }
-        builder = c2pa.Builder(manifest)
-        if parent is not None:
-            builder.add_ingredient(
-                json.dumps({"title": "p", "instance_id": "p", "relationship": "parentOf"}),
-                "image/jpeg",
-                io.BytesIO(parent),
-            )
-        signer = c2pa.Signer.from_info(c2pa.C2paSignerInfo(b"es256", chain, secret, None))
-        out = io.BytesIO()
-        builder.sign(signer, f"image/{kind}", io.BytesIO(data), out)
-        return out.getvalue()
-
-    return signed
-
-
-CREATED = {
-    "action": "c2pa.created",
-    "digitalSourceType": SCHEME + "trainedAlgorithmicMedia",
-    "softwareAgent": {"name": "Painter", "version": "3"},
-}
+    return Signer()
 
 
 @pytest.mark.parametrize("kind", ["jpeg", "png", "webp", "tiff", "gif"])
@@ -520,6 +450,21 @@ def test_credentials_of_the_file_that_it_was_made_from_count(sign: Any) -> None:
 def test_a_signed_photograph_points_to_a_photograph(sign: Any) -> None:
     data = sign(saved(), [{"action": "c2pa.created", "digitalSourceType": SCHEME + "digitalCapture"}])
     assert ("photograph", "moderate") in {(f.points_to, f.strength) for f in read_provenance(data).findings}
+
+
+def test_a_signer_is_trusted_by_the_list_that_holds_its_authority(sign: Any, tmp_path: Path) -> None:
+    changed = bytearray(data := sign(saved(), [CREATED]))
+    changed[-60] ^= 1
+    status = {}
+    for name, signer in (("own", sign), ("foreign", Signer())):
+        (path := tmp_path / f"{name}.pem").write_text(signer.authority)
+        trust_list = read_trust_list(path)
+        whole, broken = (read_provenance(each, trust_list=trust_list).credentials for each in (data, bytes(changed)))
+        assert whole is not None
+        assert broken is not None
+        assert whole.trust_list == f"{name}.pem, sha256 {trust_list.sha256[:12]}"
+        status[name] = whole.status, broken.status
+    assert status == {"own": ("trusted", "broken"), "foreign": ("valid, signer not on the list", "broken")}
 
 
 def test_without_c2pa_python_the_rest_is_read_and_the_gap_named(sign: Any, monkeypatch: pytest.MonkeyPatch) -> None:

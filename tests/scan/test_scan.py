@@ -688,6 +688,20 @@ def test_leftovers_of_programs_are_not_scanned_and_are_said_once(tmp_path: Path,
     assert said == [line]
 
 
+@pytest.mark.parametrize("name", ["x.tar", "x.tar.gz"])
+def test_leftovers_of_programs_in_a_tar_are_not_scanned_and_are_said_once(tmp_path: Path, name: str) -> None:
+    data = encoded(picture(3))
+    members = {"a.png": data, "._a.png": b"x", "__MACOSX/._b.png": b"x", "@eaDir/a.png/S.jpg": data, "b/c.png": data}
+    shard, said = write_tar(tmp_path / name, members), list[str]()
+    rows = run(tmp_path / "scan", shard, say=said.append)
+    assert [row["member"] for row in rows] == ["a.png", "b/c.png"]
+    assert said == [
+        "passed over, since programs leave them beside images: 1 ._*, 1 @eaDir, 1 __MACOSX"
+    ]
+    assert len(run(tmp_path / "limited", shard, limit=1)) == 1
+    assert json.loads((tmp_path / "scan" / "scan.json").read_text())["rows"] == 2
+
+
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-8-sig"])
 def test_a_list_of_sources_is_read_in_its_encoding(tmp_path: Path, folder: Path, encoding: str) -> None:
     listed = tmp_path / "list.txt"

@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from PIL.PngImagePlugin import PngInfo
+from signing import CREATED, Signer
 from tiny import CALIBRATION, PREPROCESS, encoded, picture
 
 pytest.importorskip("fastapi")
@@ -26,6 +27,7 @@ from serving import Running, graph_detector, running, tiny_detector, until
 
 from clipmole.images.crops import most_crops
 from clipmole.inference.explain import explain
+from clipmole.provenance.trust_list import read_trust_list
 from clipmole.serve.errors import IMAGE_CODES, STATUS
 from clipmole.serve.schemas import BytesAnswer, DetectAnswer
 
@@ -160,6 +162,19 @@ def test_provenance_is_apart_from_the_score(server: Running) -> None:
     plain = server.post(("a.png", encoded(picture(1))), provenance=True).json()["results"][0]
     assert plain["provenance"]["findings"] == []
     assert plain["detection"]["logit"] == tagged["detection"]["logit"]
+
+
+def test_signers_are_judged_by_the_list_that_the_server_was_given(tmp_path: Path) -> None:
+    signer, others = Signer(), Signer().authority * 300  # longer than one argument of a command may be
+    data = signer(encoded(picture(1), "JPEG"), [CREATED])
+    status = []
+    for text in (None, signer.authority + others, others):
+        path = tmp_path / "list.pem"
+        path.write_text(text or "")
+        with running(trust_list=read_trust_list(path) if text else None, workers=1) as server:
+            (result,) = server.post(("a.jpg", data), provenance=True).json()["results"]
+            status.append(result["provenance"]["credentials"]["status"])
+    assert status == ["valid, trust not checked", "trusted", "valid, signer not on the list"]
 
 
 def test_detectors_says_what_runs_and_what_it_takes(server: Running) -> None:

@@ -18,6 +18,7 @@ from clipmole.cli.options import (
     DeviceName,
     PrecisionOption,
     RuntimeOption,
+    TrustAnchors,
     app,
     detector_loader,
     remark,
@@ -43,10 +44,10 @@ class _Metadata:
     """
 
     def __init__(self, images: Iterable[ImageSource | ImageError], trust_anchors: str | None) -> None:
-        from clipmole.provenance.trust_list import kept_trust_list, read_trust_list
+        from clipmole.provenance.trust_list import chosen_trust_list
 
         self.images = images
-        self.trust_list = kept_trust_list() if trust_anchors is None else read_trust_list(trust_anchors)
+        self.trust_list = chosen_trust_list(trust_anchors)
         self.waiting: deque[ImageSource | ImageError] = deque()
 
     def passed(self) -> Iterator[ImageSource | ImageError]:
@@ -106,14 +107,7 @@ def detect(
     provenance: Annotated[
         bool, typer.Option("--provenance", help="Also what the metadata say, apart from the score.")
     ] = False,
-    trust_anchors: Annotated[
-        str | None,
-        typer.Option(
-            metavar="FILE",
-            help="With --provenance: certificates (PEM) of signers to trust. Default: those that "
-            "`clipmole provenance trust-list get` keeps.",
-        ),
-    ] = None,
+    trust_anchors: TrustAnchors = None,
     max_tiles: Annotated[
         int | None,
         typer.Option(min=1, help="Most crops of one image. Default: the detector's, more in a large image."),

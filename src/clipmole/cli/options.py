@@ -108,6 +108,16 @@ PrecisionOption = Annotated[
 ]
 
 
+TrustAnchors = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FILE",
+        help="Certificates (PEM) of signers of content credentials to trust. Default: those that "
+        "`clipmole provenance trust-list get` keeps.",
+    ),
+]
+
+
 DataArgument = Annotated[
     str | None,
     typer.Option("--data", help="Labelled images: a manifest (CSV, Parquet), a folder, shards (.tar), hf:owner/name."),

@@ -15,6 +15,7 @@ from clipmole.cli.options import (
     DeviceName,
     PrecisionOption,
     RuntimeOption,
+    TrustAnchors,
     app,
     detector_loader,
     remark,
@@ -23,6 +24,7 @@ from clipmole.errors import ConfigError, MissingDependency
 from clipmole.serve import TOKEN_VARIABLE
 
 TOKEN_CHARACTERS = 16  # fewer can be guessed
+MOST_TOKEN_BYTES = 4096
 MIB = 2**20
 
 
@@ -61,6 +63,7 @@ def serve(
             help="Host name that clients use for this server; several may be given. Default on loopback: localhost."
         ),
     ] = None,
+    trust_anchors: TrustAnchors = None,
     open_page: Annotated[
         bool, typer.Option("--open", help="Open the page in the browser as soon as the server is ready.")
     ] = False,
@@ -74,6 +77,7 @@ def serve(
     except ImportError as error:
         raise MissingDependency(error.name or "fastapi", "serve") from error
 
+    from clipmole.provenance.trust_list import chosen_trust_list
     from clipmole.serve.settings import ServeSettings
 
     given = {
@@ -90,6 +94,7 @@ def serve(
         given["workers"] = workers
     settings = ServeSettings.parse(given, "options")
     token = read_token(token_file)
+    trust_list = chosen_trust_list(trust_anchors)
 
     from clipmole.serve.middleware import is_loopback
     from clipmole.serve.server import log_to_stderr
@@ -104,6 +109,7 @@ def serve(
         host=host,
         port=port,
         token=token,
+        trust_list=trust_list,
         say=remark,
         ready=_open_page if open_page else lambda _address: None,
     )
@@ -130,7 +136,8 @@ def read_token(file: Path | None) -> str | None:
     else:
         place = str(file)
         try:
-            token = file.read_text(encoding="utf-8")
+            with file.open("rb") as opened:  # which may be a pipe
+                token = opened.read(MOST_TOKEN_BYTES).decode()
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(f"{place}: cannot be read: {getattr(error, 'strerror', 'not text')}") from error
     token = token.strip()

@@ -39,6 +39,7 @@ from clipmole.data.samples import (
 from clipmole.data.shards import read_shards
 from clipmole.data.unpack import Unpacking
 from clipmole.errors import ConfigError, DataError, ImageError
+from clipmole.images.discovery import leftover_in
 from clipmole.plumbing.files import is_odd_file
 from clipmole.plumbing.seeding import sample_rng
 
@@ -121,7 +122,7 @@ def read_data(
 
 def _read(source: DataSource, unsplit: str, how: Unpacking) -> list[Sample]:
     if isinstance(source, Folders):
-        return read_folders(source, unsplit)
+        return read_folders(source, unsplit, how.say)
     text = str(source)
     place = Path(text)
     if text.startswith(PREFIX):
@@ -158,8 +159,9 @@ def _read_folder(folder: Path, unsplit: str, how: Unpacking) -> list[Sample]:
     if is_saved(folder):
         return read_dataset(str(folder), read_query("")[1], unsplit, how)
     if holds_images(folder):  # whatever archives they came in may lie beside them
-        return read_folder(folder, unsplit)
-    files = sorted(str(file) for pattern in ("*", "*/*") for file in folder.glob(pattern))
+        return read_folder(folder, unsplit, how.say)
+    below = sorted(str(file) for pattern in ("*", "*/*") for file in folder.glob(pattern))
+    files = [file for file in below if not leftover_in(file, str(folder))]
     shards = [file for file in files if TAR.search(file)]
     tables = [Path(file) for file in files if TABLE.search(file)]
     if shards and tables:

@@ -7,6 +7,7 @@ the folders' names. It opens no image.
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -14,8 +15,8 @@ from clipmole.data.labels import SPLITS
 from clipmole.data.sample import Sample
 from clipmole.data.samples import CAMERA
 from clipmole.errors import DataError
-from clipmole.images.discovery import leftover
-from clipmole.images.formats import IMAGE_EXTENSIONS
+from clipmole.images.discovery import say_passed_over, walk_images
+from clipmole.plumbing.progress import Say, silent
 from clipmole.plumbing.text import escaped
 from clipmole.records import Record
 
@@ -49,7 +50,7 @@ class Folders(Record):
         return f"{', '.join(map(str, self.real))} (real) and {', '.join(map(str, self.fake))} (fake)"
 
 
-def read_folder(path: str | Path, unsplit: str = "test") -> list[Sample]:
+def read_folder(path: str | Path, unsplit: str = "test", say: Say = silent) -> list[Sample]:
     """Samples of a folder in one of the known layouts, sorted by path; links to folders are followed.
 
     CNNSpot and UnivFD: `<generator>/[<class>/]0_real|1_fake/<images>`, of split `unsplit`; where all folders at the
@@ -59,11 +60,12 @@ def read_folder(path: str | Path, unsplit: str = "test") -> list[Sample]:
     photographs are of the generator "camera". The category is the folder that holds 0_real and 1_fake, or GenImage's
     generator.
 
-    Only files with the extension of an image count, hidden ones do not. Raises `DataError` if there are none, or
-    if one lies in no such folder, which would silently drop it.
+    Only files with the extension of an image count, hidden ones do not; `say` is told what else was passed over.
+    Raises `DataError` if there are none, if one lies in no such folder, or if a folder cannot be searched: that would
+    silently drop images.
     """
     root = Path(path)
-    files = _image_files(root)
+    files = _image_files(root, say)
     if not files:
         raise DataError(f"{root}: holds no images; expected a manifest (.csv) or {LAYOUTS}")
     split_above = _splits_above(files)
@@ -89,14 +91,15 @@ def read_folder(path: str | Path, unsplit: str = "test") -> list[Sample]:
     return samples
 
 
-def read_folders(folders: Folders, unsplit: str = "test") -> list[Sample]:
+def read_folders(folders: Folders, unsplit: str = "test", say: Say = silent) -> list[Sample]:
     """Samples of folders of photographs and of generated images, however deep the images lie in them.
 
     A generated image's generator is the folder below the given one that it lies in, the given one itself where
     there is none. Where all folders at the top of a given one are called train, val, test and the like, those are
     the splits; else the split is `unsplit`.
 
-    Raises `DataError` if a folder is not there or holds no images, or if one lies in the other.
+    `say` is told what was passed over. Raises `DataError` if a folder is not there, holds no images or cannot be
+    searched, or if one lies in the other.
     """
     samples: list[Sample] = []
     taken: dict[Path, Path] = {}
@@ -104,7 +107,7 @@ def read_folders(folders: Folders, unsplit: str = "test") -> list[Sample]:
         for root in roots:
             if not root.is_dir():
                 raise DataError(f"{root}: there is no such folder")
-            files = _image_files(root)
+            files = _image_files(root, say)
             if not files:
                 raise DataError(f"{root}: holds no images")
             for other, name in taken.items():
@@ -133,24 +136,15 @@ def holds_images(folder: Path) -> bool:
     return bool(_image_files(folder))
 
 
-def _image_files(root: Path) -> list[tuple[str, ...]]:
+def _image_files(root: Path, say: Say = silent) -> list[tuple[str, ...]]:
     """Parts of the paths of all images below `root`, relative to it and sorted."""
-    found = []
-    for folder, folders, files in os.walk(root, followlinks=True):
-        place = Path(folder)
-        folders[:] = [name for name in folders if _enters(place, name)]
-        for name in files:
-            if not name.startswith(".") and Path(name).suffix.lower() in IMAGE_EXTENSIONS:
-                found.append((*place.relative_to(root).parts, name))
-    return sorted(found)
-
-
-def _enters(place: Path, name: str) -> bool:
-    """Whether to look into a folder: not into hidden ones, programs' leftovers, and links back up the tree."""
-    if name.startswith(".") or leftover(name):
-        return False
-    link = place / name
-    return not (link.is_symlink() and place.resolve().is_relative_to(link.resolve()))
+    passed_over: Counter[str] = Counter()
+    failed: list[OSError] = []
+    found = [Path(path).relative_to(root).parts for path in walk_images(str(root), passed_over, failed.append, once=False)]
+    if failed:
+        raise DataError(f"{escaped(os.fsdecode(failed[0].filename))}: cannot be searched: {failed[0].strerror}")
+    say_passed_over(passed_over, say)
+    return sorted(parts for parts in found if not any(part.startswith(".") for part in parts))
 
 
 def _splits_above(files: Iterable[Sequence[str]]) -> bool:

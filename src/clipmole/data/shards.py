@@ -8,6 +8,7 @@ damaged or ends early is refused. It opens no image.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import chain, islice
 from pathlib import Path
@@ -21,6 +22,7 @@ from clipmole.data.sample import ByteRange, Sample
 from clipmole.data.samples import CAMERA, UNNAMED
 from clipmole.data.unpack import Unpacking, unpack
 from clipmole.errors import DataError
+from clipmole.images.discovery import leftover_in, say_passed_over
 from clipmole.images.formats import has_image_extension
 from clipmole.plumbing.json_toml import parse_json
 
@@ -44,7 +46,8 @@ def read_shards(
     `tar_members` do.
     """
     in_place = all(map(is_in_place, shards))
-    images = (_images(shard, unsplit, ai, with_bytes=not in_place) for shard in shards)
+    passed_over: Counter[str] = Counter()
+    images = (_images(shard, unsplit, ai, passed_over, with_bytes=not in_place) for shard in shards)
     found = islice(chain.from_iterable(images), take)
     if in_place:
         samples = [_at(Path(shard), member, fields) for shard, member, _, fields in found]
@@ -52,6 +55,7 @@ def read_shards(
         stamps = [f"{shard} {_stamp(shard)}" for shard in shards]
         identity = "\n".join(["shards", unsplit, *sorted(ai), str(take), *stamps])
         samples = unpack(source, identity, ((data, fields) for _, _, data, fields in found), how)
+    say_passed_over(passed_over, how.say)
     if not samples:
         raise DataError(f"{source}: holds no samples")
     return without_lone_train(samples, unsplit)
@@ -72,18 +76,23 @@ def _at(shard: Path, member: TarInfo, fields: dict[str, Any]) -> Sample:
 
 
 def _images(
-    shard: str, unsplit: str, ai: Collection[str], with_bytes: bool
+    shard: str, unsplit: str, ai: Collection[str], passed_over: Counter[str], with_bytes: bool
 ) -> Iterator[tuple[str, TarInfo, bytes, dict[str, Any]]]:
     """Shard, member, bytes (empty unless asked for) and sample's fields of each image of a shard."""
-    for key, members in _grouped(shard, with_bytes):
+    for key, members in _grouped(shard, passed_over, with_bytes):
         image, fields = _fields(shard, key, {ending: data for ending, (_, data) in members.items()}, unsplit, ai)
         yield shard, *members[image], fields
 
 
-def _grouped(shard: str, with_bytes: bool) -> Iterator[tuple[str, dict[str, tuple[TarInfo, bytes]]]]:
+def _grouped(
+    shard: str, passed_over: Counter[str], with_bytes: bool
+) -> Iterator[tuple[str, dict[str, tuple[TarInfo, bytes]]]]:
     """Neighbouring members of one key: the name up to the first dot after the folders, as WebDataset has it."""
     last, members = "", dict[str, tuple[TarInfo, bytes]]()
     for member, read in tar_members(shard):
+        if kind := leftover_in(member.name):
+            passed_over[kind] += 1
+            continue
         folder, slash, name = member.name.rpartition("/")
         base, dot, ending = name.partition(".")
         if not base or not dot:

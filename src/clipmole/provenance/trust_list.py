@@ -25,6 +25,7 @@ from urllib.parse import urlsplit
 
 from clipmole.errors import ConfigError, TrustListError
 from clipmole.plumbing.files import cache_folder, write_texts
+from clipmole.plumbing.json_toml import NotReadable, read_regular_file
 from clipmole.plumbing.text import escaped, first_line
 
 URL = "https://raw.githubusercontent.com/c2pa-org/conformance-public/refs/heads/main/trust-list/C2PA-TRUST-LIST.pem"
@@ -61,10 +62,15 @@ def read_trust_list(path: str | os.PathLike[str]) -> TrustList:
     """The certificates of a PEM file. Raises `ConfigError` if it cannot be read or holds none."""
     shown = escaped(os.fsdecode(path))
     try:
-        text = _limited(Path(path).read_bytes(), shown)
-    except OSError as error:
-        raise ConfigError(f"{shown}: cannot be read: {error.strerror}") from error
-    return _parsed(text, escaped(Path(os.fsdecode(path)).name), "", shown)
+        data = read_regular_file(Path(path), _MAX_BYTES)
+    except NotReadable as error:
+        raise ConfigError(f"{shown}: {error}; give a PEM file of certificates") from error
+    return _parsed(data.decode("utf-8", "replace"), escaped(Path(os.fsdecode(path)).name), "", shown)
+
+
+def chosen_trust_list(path: str | os.PathLike[str] | None) -> TrustList | None:
+    """The list of a file, or without one the list that the cache keeps, if any. Raises `ConfigError` as they do."""
+    return kept_trust_list() if path is None else read_trust_list(path)
 
 
 def kept_trust_list() -> TrustList | None:
@@ -110,18 +116,14 @@ def get_trust_list(url: str = URL) -> TrustList:
         ) from error
     date = datetime.now(UTC).isoformat(timespec="seconds")
     try:
-        found = _parsed(_limited(data, url), "C2PA trust list", date[:10], escaped(url))
+        if len(data) > _MAX_BYTES:
+            raise ConfigError(f"{escaped(url)}: over {_MAX_BYTES / 2**20:g} MiB; no list of certificates is so large")
+        found = _parsed(data.decode("utf-8", "replace"), "C2PA trust list", date[:10], escaped(url))
     except ConfigError as error:
         raise TrustListError(str(error)) from error
     record = {"url": url, "date": date, "sha256": found.sha256, "certificates": found.n_certificates}
     write_texts(cache_folder("trust"), {_PEM: found.pem, _RECORD: json.dumps(record, indent=1) + "\n"})
     return found
-
-
-def _limited(data: bytes, shown: str) -> str:
-    if len(data) > _MAX_BYTES:
-        raise ConfigError(f"{shown}: over {_MAX_BYTES / 2**20:g} MiB; no list of certificates is so large")
-    return data.decode("utf-8", "replace")
 
 
 def _parsed(text: str, name: str, date: str, shown: str) -> TrustList:

@@ -22,6 +22,7 @@ from clipmole.data.containers.huggingface import PREFIX, image_column, load_spli
 from clipmole.data.containers.tables import image_bytes, table_columns, table_rows
 from clipmole.data.containers.tar import TAR, is_in_place, tar_members
 from clipmole.errors import DataError, ImageError, ImageNotFound, ImageUnreadable
+from clipmole.images.discovery import leftover_in
 from clipmole.images.formats import has_image_extension
 from clipmole.images.loading import DEFAULT_LIMITS
 from clipmole.plumbing.progress import silent
@@ -73,19 +74,23 @@ class Entry:
     data: bytes | ImageError | None = None
 
 
-def entries(item: WorkItem, settings: ScanSettings) -> Iterator[Entry]:
-    """The images of an item that the settings draw, in its order, at most `item.take`; no two of one source."""
+def entries(item: WorkItem, settings: ScanSettings, passed_over: Counter[str] | None = None) -> Iterator[Entry]:
+    """The images of an item that the settings draw, in its order, at most `item.take`; no two of one source.
+
+    Args:
+        passed_over: counts the leftovers of programs in a tar, by kind.
+    """
     if item.kind == "file":
         return iter([Entry(item.place, size=item.size)])  # it was drawn when it was listed
-    return islice(_inside(item, settings), item.take)
+    return islice(_inside(item, settings, Counter() if passed_over is None else passed_over), item.take)
 
 
-def _inside(item: WorkItem, settings: ScanSettings) -> Iterator[Entry]:
+def _inside(item: WorkItem, settings: ScanSettings, passed_over: Counter[str]) -> Iterator[Entry]:
     """The images of a container; where it breaks off, or named ones are no longer in it, also an entry that says so."""
     left = dict.fromkeys(item.only or ())
     error: ImageError = ImageNotFound(item.place, "is no longer in it")
     try:
-        for member, size, read in {"tar": _tar, "table": _table, "rows": _rows}[item.kind](item):
+        for member, size, read in _tar(item, passed_over) if item.kind == "tar" else _READERS[item.kind](item):
             source = _source(item, member)
             if (item.only is None or member in left) and settings.draws(source):
                 yield _entry(Entry(source, item.place, member, size), read)
@@ -119,14 +124,23 @@ def _source(item: WorkItem, member: str) -> str:
     return f"{item.place}/{member}" if item.kind == "tar" else f"{item.place}/row {member}"
 
 
-def _tar(item: WorkItem) -> Iterator[tuple[str, int, Read]]:
+def _tar(item: WorkItem, passed_over: Counter[str]) -> Iterator[tuple[str, int, Read]]:
     """The images of a tar. A name that comes again is `name#2`, `name#3`: no image ends so otherwise."""
     times: Counter[str] = Counter()
     for member, read in tar_members(item.place):
-        if has_image_extension(member.name):
+        if not has_image_extension(member.name):
+            continue
+        if kind := _leftover(item, member.name):
+            passed_over[kind] += 1
+        else:
             times[member.name] += 1
             again = "" if times[member.name] == 1 else f"#{times[member.name]}"
             yield member.name + again, member.size, read
+
+
+def _leftover(item: WorkItem, member: str) -> str | None:
+    """The kind of leftover that a member of a tar is; one that was asked for by its name is none."""
+    return None if item.only is not None and member in item.only else leftover_in(member)
 
 
 def count_members(item: WorkItem) -> int | None:
@@ -135,7 +149,8 @@ def count_members(item: WorkItem) -> int | None:
         if item.kind == "table":
             return table_columns(item.place)[2]
         if is_in_place(item.place):
-            return sum(has_image_extension(member.name) for member, _ in tar_members(item.place))
+            names = (member.name for member, _ in tar_members(item.place))
+            return sum(has_image_extension(name) and not _leftover(item, name) for name in names)
     return None
 
 
@@ -200,10 +215,13 @@ def _rows(item: WorkItem) -> Iterator[tuple[str, None, Read]]:
             yield str(number), None, partial(image_bytes, row[column], _source(item, str(number)))
 
 
+_READERS = {"table": _table, "rows": _rows}
+
+
 def entries_of(
-    chunk: int, items: Iterable[WorkItem], settings: ScanSettings, skip: int = 0
+    chunk: int, items: Iterable[WorkItem], settings: ScanSettings, passed_over: Counter[str], skip: int = 0
 ) -> Iterator[tuple[int, Entry | None]]:
-    """The entries of a chunk from the one after `skip` on, and its end."""
-    for entry in islice((entry for item in items for entry in entries(item, settings)), skip, None):
+    """The entries of a chunk from the one after `skip` on, and its end; `passed_over` as `entries` has it."""
+    for entry in islice((entry for item in items for entry in entries(item, settings, passed_over)), skip, None):
         yield chunk, entry
     yield chunk, None

@@ -14,6 +14,7 @@ import json
 import os
 import sqlite3
 import time
+from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from itertools import takewhile
@@ -21,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from clipmole.errors import ConfigError, DataError, Stopped
+from clipmole.images.discovery import say_passed_over
 from clipmole.inference.detector import Detector
 from clipmole.plumbing.environment import environment
 from clipmole.plumbing.files import foreign_file, is_odd_file, write_texts
@@ -117,14 +119,15 @@ def _bring_up(
         progress.say(f"{out}: {there:,} rows are there, going on")
     if not missing:
         return 0
+    passed_over: Counter[str] = Counter()
     known: Claims
     if cluster is None:
         known = LocalClaims()
-        steps = score_here(detector, settings, listings, missing, known)
+        steps = score_here(detector, settings, listings, missing, known, passed_over)
     else:
         on_ray.connect(cluster)
         known = on_ray.start_coordinator(out)
-        steps = on_ray.score_on_ray(load, settings, missing, known, cluster)
+        steps = on_ray.score_on_ray(load, settings, missing, known, cluster, passed_over)
     for rows in parts.rows():  # before the first step is asked for
         known.put(rows)
     begun = {chunk: each.parts for chunk, each in done.items() if not each.ended}
@@ -132,7 +135,9 @@ def _bring_up(
     total = None if listings.images is None else max(0, listings.images - there)
     with contextlib.closing(steps):
         try:
-            return sum(1 for _ in progress.track(writer.written(steps), "scoring", total))
+            rows = sum(1 for _ in progress.track(writer.written(steps), "scoring", total))
+            say_passed_over(passed_over, progress.say)
+            return rows
         except Stopped as error:
             writer.keep()
             kept = sum(each.rows for each in parts.done().values())
@@ -282,14 +287,22 @@ def _write(out: Path, facts: dict[str, Any]) -> None:
 
 
 def score_here(
-    detector: Detector, settings: ScanSettings, listings: Listings, missing: Mapping[int, int], claims: LocalClaims
+    detector: Detector,
+    settings: ScanSettings,
+    listings: Listings,
+    missing: Mapping[int, int],
+    claims: LocalClaims,
+    passed_over: Counter[str],
 ) -> Generator[ChunkRow, None, None]:
     """Rows of the missing chunks, one chunk after the other without a gap between them.
 
     Args:
         missing: chunk -> rows of it that are there.
+        passed_over: counts the leftovers of programs in tars, by kind.
     """
     scorer = EntryScorer(detector, claims, look_alikes=settings.look_alikes, sources=settings.sources)
     return scorer.rows(
-        step for chunk, skip in missing.items() for step in entries_of(chunk, listings.items(chunk), settings, skip)
+        step
+        for chunk, skip in missing.items()
+        for step in entries_of(chunk, listings.items(chunk), settings, passed_over, skip)
     )

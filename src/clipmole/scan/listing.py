@@ -26,7 +26,7 @@ from clipmole.data.containers.huggingface import PREFIX, is_saved
 from clipmole.data.containers.tables import TABLE, table_columns
 from clipmole.data.containers.tar import TAR
 from clipmole.errors import ConfigError, DataError, ImageError, ImageNotFound, ImageNotRead, Stopped
-from clipmole.images.discovery import find_images, leftover, say_passed_over
+from clipmole.images.discovery import NAME_IT, find_images, leftover_in, say_passed_over
 from clipmole.images.formats import has_image_extension
 from clipmole.plumbing.files import is_odd_file, replacing_files
 from clipmole.plumbing.path_lists import listed_paths
@@ -310,25 +310,20 @@ def _gathered(source: str, files: Iterable[File], folder: bool, say: Say) -> Ite
     passed_over: Counter[str] = Counter()
     found = False
     for file in files:
-        if folder and (kind := _leftover_below(source, file.place)):
+        if kind := leftover_in(file.place, source):
             passed_over[kind] += 1
         elif TAR.search(file.place) or TABLE.search(file.place):
             aside.append(file)
         elif not folder or not file.there or has_image_extension(file.place):
             found = True
             yield WorkItem("file", file.place, file.size), file
-    say_passed_over(passed_over, say)
+    say_passed_over(passed_over, say, NAME_IT)
     if folder and found:
         return
     for file in aside:
         yield from _of_container(file)
     if not found and not aside:
         raise DataError(f"{source}: holds no images, shards (.tar) or tables (.parquet)")
-
-
-def _leftover_below(source: str, place: str) -> str | None:
-    """The kind of leftover that a file below a source is, or lies in."""
-    return next(filter(None, map(leftover, place.removeprefix(source).replace(os.sep, "/").split("/"))), None)
 
 
 def _of_container(file: File) -> Iterator[tuple[WorkItem, File]]:

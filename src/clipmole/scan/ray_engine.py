@@ -8,11 +8,13 @@ workers need no common disk but the one their images are on. It knows nothing of
 
 from __future__ import annotations
 
+import json
 import logging
 import signal
 import threading
 import uuid
 import warnings
+from collections import Counter
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -112,23 +114,27 @@ class Worker:
         )
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """{"chunk": (1,), "skip": (1,)} -> {"chunk", "error", "rows": bytes of an Arrow stream}, (1,) each."""
+        """{"chunk": (1,), "skip": (1,)} -> {"chunk", "error", "rows", "passed_over"}, (1,) each.
+
+        `rows` are bytes of an Arrow stream, `passed_over` is JSON.
+        """
         import numpy as np
 
         chunk, skip = int(batch["chunk"][0]), int(batch["skip"][0])
-        error, rows = "", b""
+        error, rows, passed_over = "", b"", Counter[str]()
         try:
-            rows = self._score(chunk, skip)
+            rows = self._score(chunk, skip, passed_over)
         except ClipmoleError as problem:
             error = str(problem)
         except Exception as problem:  # a result, so that the scan ends with its reason
             error = f"a worker failed: {type(problem).__name__}: {first_line(problem)}"
-        return {"chunk": np.array([chunk]), "error": np.array([error]), "rows": np.array([rows], dtype=object)}
+        result = {"chunk": chunk, "error": error, "rows": rows, "passed_over": json.dumps(passed_over)}
+        return {name: np.array([value], dtype=object) for name, value in result.items()}
 
-    def _score(self, chunk: int, skip: int) -> bytes:
+    def _score(self, chunk: int, skip: int, passed_over: Counter[str]) -> bytes:
         import pyarrow as pa
 
-        steps = self.scorer.rows(entries_of(chunk, self.coordinator.items(chunk), self.settings, skip))
+        steps = self.scorer.rows(entries_of(chunk, self.coordinator.items(chunk), self.settings, passed_over, skip))
         table = to_table([row for _, row in steps if row is not None])
         with pa.BufferOutputStream() as memory:
             with pa.ipc.new_stream(memory, table.schema) as stream:
@@ -195,6 +201,7 @@ def score_on_ray(
     missing: Mapping[int, int],
     coordinator: RemoteClaims,
     cluster: Cluster,
+    passed_over: Counter[str],
 ) -> Generator[ChunkRow, None, None]:
     """Rows of the missing chunks, a chunk whole at a time.
 
@@ -204,6 +211,7 @@ def score_on_ray(
     Args:
         load: makes the detector in each worker; can be pickled.
         missing: chunk -> rows of it that are there.
+        passed_over: counts the leftovers of programs in tars, by kind.
 
     Raises `DataError` where workers fail, and where round after round none finishes a chunk.
     """
@@ -221,6 +229,7 @@ def score_on_ray(
                 for row in from_table(pa.ipc.open_stream(result["rows"]).read_all()):
                     yield chunk, row
                 yield chunk, None
+                passed_over.update(json.loads(result["passed_over"]))
                 del left[chunk]
         except ray.exceptions.RayError as error:
             reason = first_line(error)

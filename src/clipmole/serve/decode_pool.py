@@ -14,7 +14,7 @@ import logging
 import os
 import signal
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,7 @@ from clipmole.errors import ClipmoleError
 from clipmole.images.crops import Box, Crops, most_crops
 from clipmole.plumbing.child import last_line, module_command
 from clipmole.provenance.findings import Provenance
+from clipmole.provenance.trust_list import TrustList
 from clipmole.serve import TOKEN_VARIABLE
 from clipmole.serve.decode_worker import FRAME
 from clipmole.serve.errors import ImageProblem
@@ -70,6 +71,7 @@ class DecodePool:
     Args:
         restarted: called with the reason ("crashed", "timeout") whenever a process is replaced.
         command: what to run; the settings follow as one JSON argument.
+        trust_list: whose content credentials to trust; None: that is not checked.
     """
 
     def __init__(
@@ -78,11 +80,13 @@ class DecodePool:
         preprocess: PreprocessConfig,
         restarted: Callable[[str], None],
         command: Sequence[str] = COMMAND,
+        trust_list: TrustList | None = None,
     ) -> None:
         self.settings, self.crop_size = settings, preprocess.crop_size
         self._most = 3 * most_crops(preprocess) * preprocess.crop_size**2  # bytes of an answer
         self._restarted = restarted
-        self._command = (*command, json.dumps(_worker_settings(settings, preprocess)))
+        self._command = (*command, json.dumps(_worker_settings(settings, preprocess, trust_list is not None)))
+        self._trust_list = trust_list
         self._idle: asyncio.Queue[asyncio.subprocess.Process] = asyncio.Queue()
         self._processes: set[asyncio.subprocess.Process] = set()
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -180,6 +184,8 @@ class DecodePool:
         said.add_done_callback(self._tasks.discard)
         try:
             async with asyncio.timeout(_START_SECONDS):
+                if self._trust_list is not None:
+                    await _give(process, {"trust_list": asdict(self._trust_list)}, b"")
                 await _answer(process, 0)
         except (OSError, EOFError, ValueError) as error:  # a TimeoutError is an OSError
             await self._end(process, _GRACE_SECONDS)
@@ -215,8 +221,9 @@ class DecodePool:
         await process.wait()
 
 
-def _worker_settings(settings: ServeSettings, preprocess: PreprocessConfig) -> dict[str, Any]:
+def _worker_settings(settings: ServeSettings, preprocess: PreprocessConfig, trusts: bool) -> dict[str, Any]:
     return {
+        "trust_list": trusts,
         "preprocess": preprocess.model_dump(mode="json"),
         "max_bytes": settings.max_image_bytes,
         "max_pixels": settings.max_pixels,

@@ -1,7 +1,8 @@
 """A decoding process: the bytes of an image in, its crops out, under limits of memory and time.
 
-Run as `python -P -m clipmole.serve.decode_worker`, with a JSON object of settings on the command line. Frames on stdin
-are answered by frames on stdout, one at a time, in order:
+Run as `python -P -m clipmole.serve.decode_worker`, with a JSON object of settings on the command line. If they say that
+there is a list of signers to trust, it is the first frame on stdin. All other frames there are answered by frames on
+stdout, one at a time, in order:
 
     frame     two lengths (big-endian, 4 and 8 bytes), a JSON header, a payload
     request   {"provenance", "region"} and the file's bytes
@@ -29,6 +30,7 @@ from clipmole.images.crops import cut_crops
 from clipmole.images.loading import ImageLimits, load_pixels
 from clipmole.provenance import read_provenance
 from clipmole.provenance.findings import Provenance
+from clipmole.provenance.trust_list import TrustList
 
 try:
     import resource
@@ -57,7 +59,11 @@ def write_frame(target: BinaryIO, header: dict[str, Any], payload: bytes | memor
 
 
 def answer_request(
-    data: bytes, config: PreprocessConfig, limits: ImageLimits, request: dict[str, Any]
+    data: bytes,
+    config: PreprocessConfig,
+    limits: ImageLimits,
+    request: dict[str, Any],
+    trust_list: TrustList | None = None,
 ) -> tuple[dict[str, Any], bytes | memoryview]:
     """The answer's header and payload."""
     try:
@@ -80,15 +86,15 @@ def answer_request(
         "boxes": crops.boxes,
         "no_content": crops.no_content,
         "sha256": hashlib.sha256(data).hexdigest(),
-        "provenance": _provenance(data, limits) if request["provenance"] else None,
+        "provenance": _provenance(data, limits, trust_list) if request["provenance"] else None,
     }
     return header, crops.pixels.data.cast("B")
 
 
-def _provenance(data: bytes, limits: ImageLimits) -> dict[str, Any]:
+def _provenance(data: bytes, limits: ImageLimits, trust_list: TrustList | None) -> dict[str, Any]:
     """What the metadata say, as JSON; if they cannot be read, the detection is given all the same."""
     try:
-        found = read_provenance(data, limits=limits)
+        found = read_provenance(data, limits=limits, trust_list=trust_list)
     except Exception as error:
         found = Provenance(source=NAME, format="", not_checked=(f"all metadata: {type(error).__name__}",))
     return found.model_dump(mode="json")
@@ -119,13 +125,15 @@ def main() -> None:
         os.dup2(nowhere, descriptor)
     config = PreprocessConfig.model_validate(settings["preprocess"])
     limits = ImageLimits(max_bytes=settings["max_bytes"], max_pixels=settings["max_pixels"])
+    first = read_frame(source) if settings["trust_list"] else None
+    trust_list = None if first is None else TrustList(**first[0]["trust_list"])
     confine(settings["memory"])
     write_frame(target, {"ready": True})
     while (frame := read_frame(source)) is not None:
         request, data = frame
         write_frame(target, {"begun": True})
         allow_time(settings["cpu_seconds"])
-        write_frame(target, *answer_request(data, config, limits, request))
+        write_frame(target, *answer_request(data, config, limits, request, trust_list))
 
 
 if __name__ == "__main__":

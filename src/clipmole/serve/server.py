@@ -18,6 +18,7 @@ import uvicorn
 
 from clipmole.errors import ConfigError
 from clipmole.inference.detector import Detector
+from clipmole.provenance.trust_list import TrustList
 from clipmole.serve.app import create_app
 from clipmole.serve.connection import protocol_class
 from clipmole.serve.middleware import allowed_hosts
@@ -34,6 +35,7 @@ def serve(
     host: str = "127.0.0.1",
     port: int = 8000,
     token: str | None = None,
+    trust_list: TrustList | None = None,
     say: Callable[[str], None],
     ready: Callable[[str], object] = lambda _address: None,
 ) -> None:
@@ -43,13 +45,14 @@ def serve(
         load: makes the detector; called once, while the server already answers /healthz.
         port: 0 takes a free one.
         token: a bearer token that /v1 and /metrics ask for.
+        trust_list: whose content credentials to trust; None: that is not checked.
         say: told where the server is, and when it is ready.
         ready: called once, with the page's address on this machine, when images are taken.
 
     Raises `ConfigError` if the address cannot be used, and what `load` raises.
     """
     with bind(host, port) as listener:
-        service = Service(settings, load)
+        service = Service(settings, load, trust_list)
         app = create_app(service, token=token, hosts=allowed_hosts(host, settings.allowed_hosts))
         port = listener.getsockname()[1]
         say(f"listening on http://{_in_address(host)}:{port}")

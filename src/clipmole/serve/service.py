@@ -17,6 +17,7 @@ from clipmole.images.crops import Box, most_crops
 from clipmole.images.formats import IMAGE_EXTENSIONS
 from clipmole.inference.detector import Detector
 from clipmole.inference.explain import Evidence, explain_crops, network_of
+from clipmole.provenance.trust_list import TrustList
 from clipmole.records import Detection
 from clipmole.serve.batching import Batcher
 from clipmole.serve.decode_pool import Decoded, DecodePool
@@ -51,14 +52,17 @@ class Service:
 
     Args:
         load: makes the detector, in a thread of its own while the server answers /healthz already.
+        trust_list: whose content credentials to trust; None: that is not checked.
 
     Attributes:
         state: "loading", "ready", "draining" or "failed".
         failure: what went wrong if it failed.
     """
 
-    def __init__(self, settings: ServeSettings, load: Callable[[], Detector]) -> None:
-        self.settings, self._load = settings, load
+    def __init__(
+        self, settings: ServeSettings, load: Callable[[], Detector], trust_list: TrustList | None = None
+    ) -> None:
+        self.settings, self._load, self._trust_list = settings, load, trust_list
         self.metrics = Metrics()
         self.memory = Memory(settings.max_buffered_bytes)
         self.state = "loading"
@@ -78,7 +82,10 @@ class Service:
         try:
             self._detector = await asyncio.to_thread(self._load)
             self.pool = DecodePool(
-                self.settings, self._detector.preprocess, lambda reason: self.metrics.restarts.labels(reason).inc()
+                self.settings,
+                self._detector.preprocess,
+                lambda reason: self.metrics.restarts.labels(reason).inc(),
+                trust_list=self._trust_list,
             )
             await self.pool.start()
             self.batcher = Batcher(
