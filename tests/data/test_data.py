@@ -195,6 +195,15 @@ def test_rows_with_a_mark_are_dropped_and_the_others_kept(tmp_path: Path) -> Non
         load_window(sample(tmp_path / "a.png", ignore_bottom_px=40))
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs pipes that have names")
+def test_a_pipe_or_a_device_in_the_place_of_an_image_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "endless.png").symlink_to("/dev/zero")
+    for name in ("pipe.png", "endless.png"):
+        with pytest.raises(DataError, match=f"{name}: is not a regular file"):
+            file_sha256(Sample(path=tmp_path / name, label=0, generator="camera", split="test"))
+
+
 def test_an_absent_image_is_named(tmp_path: Path) -> None:
     absent = sample(tmp_path / "none.png")
     for variant in VARIANTS:

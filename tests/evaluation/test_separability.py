@@ -201,6 +201,18 @@ def test_rows_that_were_half_written_are_written_again(tmp_path: Path) -> None:
         assert KeptRows(tmp_path / "rows.f16", 4).read(["a", "b", "c"]).tolist() == rows.tolist()
 
 
+def test_a_row_with_a_flipped_bit_is_computed_again(tmp_path: Path) -> None:
+    rows = np.arange(12, dtype=np.float32).reshape(3, 4)
+    KeptRows(tmp_path / "rows.f16", 4).add(["a", "b", "c"], rows)
+    data = bytearray((tmp_path / "rows.f16").read_bytes())
+    data[9] ^= 1  # of b
+    (tmp_path / "rows.f16").write_bytes(data)
+    kept = KeptRows(tmp_path / "rows.f16", 4)
+    assert list(kept.place) == ["a"]
+    kept.add(["b", "c"], rows[1:])
+    assert KeptRows(tmp_path / "rows.f16", 4).read(["a", "b", "c"]).tolist() == rows.tolist()
+
+
 def test_the_command_writes_page_record_and_pictures(made: tuple[Path, Path], tmp_path: Path) -> None:
     manifest, backbone = made
     command = ["separability", "--data", str(manifest), "--backbone", str(backbone), "--out", str(tmp_path / "out")]

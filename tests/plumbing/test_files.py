@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import subprocess
 import sys
 from contextlib import suppress
@@ -74,6 +75,9 @@ def test_a_foreign_file_is_one_that_is_not_of_its_format(tmp_path: Path) -> None
     assert foreign_file(tmp_path / "absent", {"sign": read_sign}) is None
     assert foreign_file(tmp_path / "a", {"sign": read_sign}) is None
     assert foreign_file(tmp_path / "b", {"sign": read_sign}) == tmp_path / "b" / "sign"
+    if hasattr(os, "mkfifo"):  # it is not waited for
+        os.mkfifo(tmp_path / "pipe")
+        assert foreign_file(tmp_path, {"pipe": read_sign}) == tmp_path / "pipe"
 
 
 @pytest.mark.parametrize("swaps", [True, False])

@@ -120,6 +120,14 @@ def test_a_second_run_takes_what_is_there_and_gives_the_same(out: Path, root: Pa
     assert "was trained with another epochs; name another --out" in str(other.exception)
 
 
+@pytest.mark.parametrize("name", ["paper.md", "paper.json"])
+def test_a_file_of_somebody_elses_is_not_replaced(root: Path, tiny: Path, tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("years of work")
+    result = reproduce("--data", root, "--out", tmp_path, "--backbone", tiny, "--incomplete")
+    assert f"{name}: is there and was not written by clipmole reproduce; name another --out" in str(result.exception)
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [(name, "years of work")]
+
+
 def test_incomplete_data_stop_it_before_anything_is_done(root: Path, tiny: Path, tmp_path: Path) -> None:
     result = reproduce("--data", root, "--out", tmp_path / "new", "--backbone", tiny)
     assert "29 of 29 data sets are not as published: progan/train: holds 24 images" in str(result.exception)

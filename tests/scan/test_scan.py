@@ -695,9 +695,7 @@ def test_leftovers_of_programs_in_a_tar_are_not_scanned_and_are_said_once(tmp_pa
     shard, said = write_tar(tmp_path / name, members), list[str]()
     rows = run(tmp_path / "scan", shard, say=said.append)
     assert [row["member"] for row in rows] == ["a.png", "b/c.png"]
-    assert said == [
-        "passed over, since programs leave them beside images: 1 ._*, 1 @eaDir, 1 __MACOSX"
-    ]
+    assert said == ["passed over, since programs leave them beside images: 1 ._*, 1 @eaDir, 1 __MACOSX"]
     assert len(run(tmp_path / "limited", shard, limit=1)) == 1
     assert json.loads((tmp_path / "scan" / "scan.json").read_text())["rows"] == 2
 

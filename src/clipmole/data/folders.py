@@ -140,7 +140,9 @@ def _image_files(root: Path, say: Say = silent) -> list[tuple[str, ...]]:
     """Parts of the paths of all images below `root`, relative to it and sorted."""
     passed_over: Counter[str] = Counter()
     failed: list[OSError] = []
-    found = [Path(path).relative_to(root).parts for path in walk_images(str(root), passed_over, failed.append, once=False)]
+    found = [
+        Path(path).relative_to(root).parts for path in walk_images(str(root), passed_over, failed.append, once=False)
+    ]
     if failed:
         raise DataError(f"{escaped(os.fsdecode(failed[0].filename))}: cannot be searched: {failed[0].strerror}")
     say_passed_over(passed_over, say)

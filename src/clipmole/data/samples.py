@@ -19,8 +19,9 @@ from clipmole.data.containers.huggingface import arrow_bytes
 from clipmole.data.sample import ArrowRow, Sample
 from clipmole.errors import ConfigError, DataError, ImageError
 from clipmole.images.conditions import Condition, apply, load_conditions
-from clipmole.images.loading import load_image, source_name
+from clipmole.images.loading import DEFAULT_LIMITS, load_image, source_name
 from clipmole.images.transforms import RGB
+from clipmole.plumbing.json_toml import NotReadable, read_regular_file
 from clipmole.plumbing.seeding import sample_rng
 
 Variant = Literal["as stored", "equalised"]
@@ -81,11 +82,11 @@ def sample_bytes(sample: Sample) -> bytes:
         if isinstance(place, ArrowRow):
             return arrow_bytes(place.file, place.column, place.row)
         if place is None:
-            return sample.path.read_bytes()
+            return read_regular_file(sample.path, DEFAULT_LIMITS.max_bytes)
         with place.file.open("rb") as opened:
             opened.seek(place.offset)
             data = opened.read(place.size)
-    except ImageError as error:
+    except (ImageError, NotReadable) as error:
         raise DataError(f"{sample.path}: {error}") from error
     except OSError as error:
         raise DataError(f"{sample.path}: cannot be read: {error.strerror}") from error

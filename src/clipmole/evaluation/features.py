@@ -12,8 +12,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+import zlib
+from collections.abc import Iterator, Sequence
 from contextlib import closing
+from itertools import takewhile
 from pathlib import Path
 
 import numpy as np
@@ -124,7 +126,9 @@ class FeatureExtractor:
 
 
 class KeptRows:
-    """Rows of float16 by their keys, in a file that only grows; the key of each is a line of a second file.
+    """Rows of float16 by their keys, in a file that only grows; a line of a second file has the key and crc32 of each.
+
+    What does not fit its line, and all after it, is dropped, to be computed again.
 
     Args:
         path: of the rows; the keys stand beside it, under the ending .txt.
@@ -141,18 +145,31 @@ class KeptRows:
         path.parent.mkdir(parents=True, exist_ok=True)
         for each in (path, self.names):
             each.touch()
-        whole = self.names.read_bytes().split(b"\n")[:-1]  # without a line whose end is missing
-        count = min(len(whole), path.stat().st_size // (2 * width))
-        os.truncate(path, count * 2 * width)
-        os.truncate(self.names, sum(len(line) + 1 for line in whole[:count]))
-        self.place = {line.decode(): number for number, line in enumerate(whole[:count])}
+        whole = list(takewhile(self._fits, self._lines()))
+        os.truncate(path, len(whole) * 2 * width)
+        os.truncate(self.names, sum(len(line) + 1 for line, _ in whole))
+        self.place = {line[:-9].decode(): number for number, (line, _) in enumerate(whole)}
+
+    def _lines(self) -> Iterator[tuple[bytes, bytes]]:
+        """Each line without its end, and the bytes of its row."""
+        with self.path.open("rb") as rows, self.names.open("rb") as lines:
+            for line in lines:
+                if line.endswith(b"\n"):
+                    yield line[:-1], rows.read(2 * self.width)
+
+    def _fits(self, line: tuple[bytes, bytes]) -> bool:
+        """Whether a row is the one of its line."""
+        return len(line[1]) == 2 * self.width and line[0].endswith(b" %08x" % zlib.crc32(line[1]))
 
     def add(self, keys: Sequence[str], rows: NDArray[np.float32]) -> None:
         """Append rows (k, F), then their keys."""
+        values = [row.tobytes() for row in rows.astype("<f2")]
         with self.path.open("ab") as file:
-            file.write(rows.astype("<f2").tobytes())
+            file.write(b"".join(values))
         with self.names.open("ab") as file:
-            file.write("".join(f"{key}\n" for key in keys).encode())
+            file.writelines(
+                b"%s %08x\n" % (key.encode(), zlib.crc32(row)) for key, row in zip(keys, values, strict=True)
+            )
         for key in keys:
             self.place[key] = len(self.place)
 

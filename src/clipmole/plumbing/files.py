@@ -80,7 +80,7 @@ def _obstacle(folder: Path, kind: str, files: Mapping[str, Callable[[Path], obje
 
 
 def foreign_file(folder: Path, files: Mapping[str, Callable[[Path], object]]) -> Path | None:
-    """The first file of `folder` that would be replaced and is not clipmole's; None if there is none.
+    """What `folder` holds first that would be replaced and is not a file of clipmole's; None if there is nothing.
 
     Args:
         files: name of a file that will be written -> what reads it, and raises an error if it is not of its format.
@@ -88,6 +88,8 @@ def foreign_file(folder: Path, files: Mapping[str, Callable[[Path], object]]) ->
     for name, read in files.items():
         path = folder / name
         try:
+            if is_odd_file(path):
+                return path
             if path.exists() or path.is_symlink():
                 read(path)
         except Exception:  # readers raise errors of their own

@@ -33,6 +33,8 @@ def read_regular_file(path: str | Path, most: int = MOST_BYTES) -> bytes:
             data = file.read(most + 1)
     except OSError as error:
         raise NotReadable(f"cannot be read: {error.strerror or error}") from error
+    except NotReadable:
+        raise
     except ValueError as error:  # a path that no file can have
         raise NotReadable(f"cannot be read: {error}") from error
     if len(data) > most:

@@ -5,13 +5,17 @@ It trains and measures nothing by itself, and goes on where a run was stopped.
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from clipmole import api
 from clipmole.errors import DataError
-from clipmole.plumbing.files import write_texts
+from clipmole.plumbing.files import foreign_file, write_texts
 from clipmole.plumbing.json_toml import read_json
 from clipmole.plumbing.progress import SILENT, ProgressReporter
 from clipmole.reproduction.plan import DETECTOR, PROTOCOLS, TABLE, ExperimentPlan
 from clipmole.reproduction.table import PaperTable, paper_page, paper_table
+
+RECORD, PAGE = f"{TABLE}.json", f"{TABLE}.md"
 
 
 def reproduce(
@@ -34,8 +38,8 @@ def reproduce(
         command: printed in the reports as the way to make them again.
 
     Raises:
-        DataError: the data are not complete, nothing can be trained or measured on, or the detector that is there was
-            trained otherwise.
+        DataError: the data are not complete, nothing can be trained or measured on, the detector that is there was
+            trained otherwise, or `plan.out` holds a table of somebody else's.
     """
     if not plan.train_images or not plan.val_images:
         raise DataError(f"nothing to train on: {'; '.join(plan.problems[:2])}")
@@ -46,6 +50,7 @@ def reproduce(
             f"{len(plan.problems)} of {len(plan.data_sets)} data sets are not as published: "
             f"{'; '.join(plan.problems[:3])}; --dry-run lists them all, --incomplete goes on with what is there"
         )
+    check_place(plan.out)
     trained(plan, progress)
     reports = {}
     for name, below in PROTOCOLS.items():
@@ -63,12 +68,22 @@ def reproduce(
                 progress=progress,
             )
     table = paper_table(plan, reports)
-    texts = {f"{TABLE}.json": table.model_dump_json(indent=1) + "\n", f"{TABLE}.md": paper_page(table)}
+    texts = {RECORD: table.model_dump_json(indent=1) + "\n", PAGE: paper_page(table)}
     try:
         write_texts(plan.out, texts)
     except OSError as error:
         raise DataError(f"{plan.out}: cannot be written: {error.strerror}; free space") from error
     return table
+
+
+def check_place(out: Path) -> None:
+    """Raises `DataError` if files that will be replaced are not of an older run."""
+
+    def read_record(path: Path) -> None:
+        PaperTable.model_validate(read_json(path.with_name(RECORD), DataError))
+
+    if path := foreign_file(out, {RECORD: read_record, PAGE: read_record}):
+        raise DataError(f"{path}: is there and was not written by clipmole reproduce; name another --out")
 
 
 def trained(plan: ExperimentPlan, progress: ProgressReporter) -> None:

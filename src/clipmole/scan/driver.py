@@ -135,9 +135,9 @@ def _bring_up(
     total = None if listings.images is None else max(0, listings.images - there)
     with contextlib.closing(steps):
         try:
-            rows = sum(1 for _ in progress.track(writer.written(steps), "scoring", total))
+            scored = sum(1 for _ in progress.track(writer.written(steps), "scoring", total))
             say_passed_over(passed_over, progress.say)
-            return rows
+            return scored
         except Stopped as error:
             writer.keep()
             kept = sum(each.rows for each in parts.done().values())

@@ -27,7 +27,8 @@ FACTS, CHECKSUM = "clipmole", "sha256"  # keys of the header's metadata
 def save_state(path: Path, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
     """Write a state in the place of an older one. Raises `CheckpointError`, and then the older one is still there."""
     on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    metadata = {FACTS: json.dumps(facts), CHECKSUM: checksum(on_cpu)}
+    text = json.dumps(facts)
+    metadata = {FACTS: text, CHECKSUM: checksum(on_cpu, text)}
     try:
         with replacing_files(path.parent) as folder:
             save_file(on_cpu, folder / path.name, metadata=metadata)
@@ -35,9 +36,9 @@ def save_state(path: Path, tensors: dict[str, Tensor], facts: dict[str, Any]) ->
         raise CheckpointError(f"{path}: cannot be written: {error}; free space") from error
 
 
-def checksum(tensors: dict[str, Tensor]) -> str:
-    """sha256 over the names and bits of tensors, whatever order they come in."""
-    digest = hashlib.sha256()
+def checksum(tensors: dict[str, Tensor], facts: str) -> str:
+    """sha256 over the facts as they are written, and the names and bits of tensors, whatever order they come in."""
+    digest = hashlib.sha256(facts.encode())
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         digest.update(tensor.contiguous().view(-1).view(torch.uint8).numpy().data)
@@ -53,9 +54,11 @@ def load_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
             metadata = file.metadata()
         facts: dict[str, Any] = parse_json(metadata[FACTS])
-        whole = CHECKSUM not in metadata or metadata[CHECKSUM] == checksum(tensors)  # older states have none
+        whole = CHECKSUM not in metadata or metadata[CHECKSUM] == checksum(
+            tensors, metadata[FACTS]
+        )  # older states have none
     except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path}: is damaged; delete it to begin the run anew") from error
     if not whole:
-        raise CheckpointError(f"{path}: is damaged: a tensor is not what was saved; delete it to begin the run anew")
+        raise CheckpointError(f"{path}: is damaged: it is not what was saved; delete it to begin the run anew")
     return tensors, facts

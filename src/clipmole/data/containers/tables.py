@@ -10,8 +10,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from clipmole.data.containers.filesystems import open_place, reading
-from clipmole.errors import DataError, ImageNotRead, ImageUnreadable, MissingDependency
+from clipmole.data.containers.filesystems import open_place, read_place, reading
+from clipmole.errors import DataError, ImageError, ImageNotRead, ImageUnreadable, MissingDependency
 from clipmole.plumbing.text import first_line
 
 TABLE = re.compile(r"\.parquet$", re.IGNORECASE)
@@ -105,7 +105,8 @@ def image_bytes(value: Any, source: str) -> bytes:
     if not path:
         raise ImageUnreadable(source, "holds no bytes of an image file")
     try:
-        with open_place(path) as file:
-            return file.read()
-    except Exception as error:  # of networks, archives and file systems
+        return read_place(str(path))
+    except ImageError as error:
+        raise ImageNotRead(source, f"{path} cannot be read: {error.reason}") from error
+    except Exception as error:  # a protocol that is not known
         raise ImageNotRead(source, f"{path} cannot be read: {first_line(error)}") from error
