@@ -4,17 +4,21 @@
 #                                   --build-arg EXTRAS=serve,openvino for --runtime openvino)
 #   docker run --rm -p 127.0.0.1:8000:8000 --read-only --tmpfs /tmp --cap-drop ALL --security-opt no-new-privileges \
 #     --memory 8g -e CLIPMOLE_TOKEN=... clipmole --allowed-host localhost
-FROM python:3.12-slim AS build
+FROM debian:bookworm-slim AS base
+RUN apt-get update && apt-get install -y --no-install-recommends ca-certificates python3 && rm -rf /var/lib/apt/lists/*
+
+FROM base AS build
+RUN apt-get update && apt-get install -y --no-install-recommends python3-venv
 WORKDIR /source
 COPY pyproject.toml README.md LICENSE constraints-cpu.txt ./
 COPY src ./src
 COPY weights ./weights
 ARG PIP_EXTRA_INDEX_URL=""
 ARG EXTRAS=serve
-RUN python -m venv /opt/clipmole \
+RUN python3 -m venv /opt/clipmole \
     && /opt/clipmole/bin/pip install --no-cache-dir -c constraints-cpu.txt ".[$EXTRAS]" ./weights/clip-vit-b-16
 
-FROM python:3.12-slim
+FROM base
 COPY --from=build /opt/clipmole /opt/clipmole
 RUN useradd --system --uid 10001 --no-create-home --home-dir /nonexistent --shell /usr/sbin/nologin clipmole
 ENV PATH=/opt/clipmole/bin:$PATH \
