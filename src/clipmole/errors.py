@@ -38,7 +38,7 @@ class MissingDependency(ClipmoleError, ImportError):
     """An optional library is not installed."""
 
     def __init__(self, library: str, extra: str) -> None:
-        super().__init__(f"{library} is not installed; it comes with: pip install 'clipmole[{extra}]'")
+        super().__init__(f"{library} is not installed; in clipmole's folder, run: pip install -e '.[{extra}]'")
 
 
 class ImageError(ClipmoleError):

@@ -526,7 +526,7 @@ def test_only_the_head_of_what_is_no_image_is_read(tmp_path: Path) -> None:
 def test_heic_without_its_plugin_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(formats, "HEIF_INSTALLED", False)
     heic = b"\0\0\0\x1cftypheic\0\0\0\0mif1heicmiaf" + bytes(40)
-    assert "pip install 'clipmole[heif]'" in refusal(ImageUnreadable, heic)
+    assert "pip install -e '.[heif]'" in refusal(ImageUnreadable, heic)
     monkeypatch.setattr(formats, "AVIF_SUPPORTED", False)
     assert "newer Pillow" in refusal(ImageUnreadable, b"\0\0\0\x1cftypmif1\0\0\0\0mif1avifmiaf" + bytes(40))
 

@@ -864,5 +864,5 @@ def test_without_pyarrow_one_line_names_the_extra_and_nothing_is_begun(arguments
     write_images(tmp_path / "images", 1)
     done = clipmole(*arguments, cwd=tmp_path, prepare=without_pyarrow)
     assert done.returncode == 2
-    assert done.stderr == b"clipmole: pyarrow is not installed; it comes with: pip install 'clipmole[scan]'\n"
+    assert done.stderr == b"clipmole: pyarrow is not installed; in clipmole's folder, run: pip install -e '.[scan]'\n"
     assert not (tmp_path / "out").exists()

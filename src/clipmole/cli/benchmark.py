@@ -75,14 +75,14 @@ def speed(
 def selftest(
     detector: Annotated[str, typer.Argument(metavar="{detector}", help="As for clipmole detect.")] = "default",
 ) -> None:
-    """Check that this machine computes the detector's logits as others do, by every runtime that is installed.
+    """Check that this machine computes the detector's scores as others do, by every runtime that is installed.
 
     Exit code 1 if one does not.
     """
     from clipmole.inference.selftest import self_test
 
     failed = False
-    typer.echo(f"{'runtime':<10}{'precision':<11}{'largest difference of a logit':<31}{'allowed':<9}")
+    typer.echo(f"{'runtime':<10}{'precision':<11}{'largest difference of a score':<31}{'allowed':<9}")
     for check in self_test(detector):
         found = "" if check.difference is None else f"{check.difference:.4f}"
         said = "agrees" if check.agrees else check.problem or "DIFFERS"

@@ -74,7 +74,7 @@ class RuntimeChoice(StrEnum):
 RuntimeOption = Annotated[
     RuntimeChoice | None,
     typer.Option(
-        help="What computes the logits; auto takes OpenVINO if it is installed. Default: torch, or as exported."
+        help="What computes the scores; auto takes OpenVINO if it is installed. Default: torch, or as exported."
     ),
 ]
 

@@ -127,7 +127,7 @@ class DetectionTable:
                     "people made them."
                 )
             remark(
-                "A likelihood, not a proof: new generators, edits and heavy compression mislead it. See MODEL_CARD.md."
+                "A likelihood, not a proof: new generators, edits and heavy compression mislead it. See docs/limits.md."
             )
         if self.caution:
             remark(self.caution)

@@ -172,7 +172,7 @@ def detector_info(name: str, scorer: ImageScorer, origin: TrainedOn | None = Non
     """What a report says of a scorer; `origin`: what it was trained on."""
     calibration = scorer.calibration
     if calibration is None:
-        note = "not calibrated: accuracies are at logit 0, and it gives no verdicts"
+        note = "not calibrated: accuracies are at score 0, and it gives no verdicts"
         return DetectorInfo(name=name, id=scorer.name, note=note, trained_on=origin)
     return DetectorInfo(
         name=name,

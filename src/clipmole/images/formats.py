@@ -92,13 +92,13 @@ def reader_of(found: str, name: str) -> Callable[[io.BytesIO], ImageFile.ImageFi
     """The class that reads a format: these few and no other, so no Ghostscript and no vector format."""
     if found == "AVIF":
         if not AVIF_SUPPORTED:
-            raise ImageUnreadable(name, "AVIF needs a newer Pillow; it comes with: pip install -U pillow")
+            raise ImageUnreadable(name, "AVIF needs a newer Pillow; run: pip install -U pillow")
         from PIL.AvifImagePlugin import AvifImageFile
 
         return AvifImageFile
     if found == "HEIC":
         if not HEIF_INSTALLED:
-            raise ImageUnreadable(name, "HEIC needs pillow-heif; it comes with: pip install 'clipmole[heif]'")
+            raise ImageUnreadable(name, "HEIC needs pillow-heif; in clipmole's folder, run: pip install -e '.[heif]'")
         import pillow_heif
 
         heif: Callable[[io.BytesIO], ImageFile.ImageFile] = pillow_heif.HeifImageFile

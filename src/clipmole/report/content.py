@@ -35,7 +35,7 @@ METRIC_NAMES = {
     "equal_error_rate": "equal error rate",
     "oracle_accuracy": "oracle accuracy (threshold searched on these very images: an upper bound, no result)",
     "alarm_accuracy": "accuracy at the threshold for AI-generated (no verdict counts as photograph)",
-    "raw_accuracy": "accuracy at logit 0 (before calibration)",
+    "raw_accuracy": "accuracy at score 0 (before calibration)",
     "real_accuracy": "accuracy on photographs",
     "fake_accuracy": "accuracy on generated",
     "calibration_error": "calibration error (ECE)",

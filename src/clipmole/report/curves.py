@@ -135,7 +135,7 @@ def score_histogram(content: Content, index: int, detector: str, name: str, cond
         every = [content.scored_images(detector, s, c).logits for s in content.sets for c in content.main]
         low, high = np.quantile(np.concatenate(every), [0.002, 0.998]).tolist()
         values = view.logits
-        axis = plots.even_axis("logit (not calibrated)", low, max(high, low + 1e-6), percent=False)
+        axis = plots.even_axis("score (not calibrated)", low, max(high, low + 1e-6), percent=False)
     values = np.clip(values, axis.low, axis.high)
     real, ai = values[view.labels == 0], values[view.labels == 1]
     up, down = (np.histogram(own, BINS, (axis.low, axis.high))[0] / max(len(own), 1) for own in (real, ai))

@@ -207,7 +207,7 @@ def headline(content: Content) -> list[PageBlock]:
         *([Fold("Every set", both(content.sets))] if many else []),
         "Equalised: both classes compressed again with qualities of one distribution, so that a compression that "
         "differs between the classes cannot give the label away. The equalised results are the ones that count. "
-        "Accuracy is at probability 0.5 (at logit 0 where a detector is not calibrated); a false alarm is a "
+        "Accuracy is at probability 0.5 (at score 0 where a detector is not calibrated); a false alarm is a "
         "photograph with the verdict AI-generated; uncertain is no verdict. A mean over sets is over those where "
         "the metric is defined; sets that share photographs draw them together in its interval.",
     ]
