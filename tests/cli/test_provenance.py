@@ -64,12 +64,17 @@ def test_json_holds_the_same_as_it_stands(described: Path) -> None:
 
 
 def test_the_other_commands_keep_their_names(described: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert run("show", str(described)) == run(str(described))
     assert "PNG text" in run("--rules")
     monkeypatch.chdir(described.parent)
     Path("trust-list").write_bytes(described.read_bytes())
     assert "get" in run("trust-list", "--help")
     assert run("./trust-list") == run(str(described))
+
+
+def test_a_file_or_the_rules() -> None:
+    for arguments in ([], ["a.png", "--rules"]):
+        result = CliRunner().invoke(app, ["provenance", *arguments])
+        assert (result.exit_code, "give a file, or --rules" in result.stderr) == (2, True)
 
 
 def test_what_is_no_image_is_one_line(tmp_path: Path) -> None:

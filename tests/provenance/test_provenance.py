@@ -473,7 +473,8 @@ def test_without_c2pa_python_the_rest_is_read_and_the_gap_named(sign: Any, monke
     found = read_provenance(data)
     assert [f.kind for f in found.findings] == ["generator"]
     assert found.not_checked == (
-        "content credentials (C2PA): c2pa-python is not installed; in clipmole's folder, run: pip install -e '.[provenance]'",
+        "content credentials (C2PA): c2pa-python is not installed; in clipmole's folder, run: "
+        "pip install -e '.[provenance]'",
     )
 
 

@@ -78,7 +78,8 @@ def test_a_path_whose_library_is_absent_is_left_out_and_said(monkeypatch: pytest
     monkeypatch.setattr("clipmole.speed.paths.find_spec", lambda name: None if name == "nncf" else object())
     chosen, missing = available([parse_path("openvino-int8"), parse_path("torch-float32"), parse_path(BASELINE)])
     assert [path.name for path in chosen] == ["torch-float32", BASELINE]
-    assert missing == {"openvino-int8": "nncf is not installed; in clipmole's folder, run: pip install -e '.[openvino]'"}
+    said = "nncf is not installed; in clipmole's folder, run: pip install -e '.[openvino]'"
+    assert missing == {"openvino-int8": said}
 
 
 def test_a_gpu_runs_the_paths_of_pytorch_only() -> None:

@@ -29,6 +29,21 @@ class Commands(TyperGroup):
             formatter.write_dl([(name, command.get_short_help_str(limit=1000)) for name, command in shown])
 
 
+INPUTS = "INPUTS"  # what the command is called that is meant where no other is named
+
+
+class CommandsOrInputs(Commands):
+    """A group that is a command too: `scan SOURCE ...` scans, unless the first word is one of the other commands."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        known = [name for name in self.commands if name != INPUTS]
+        return super().parse_args(ctx, args if args and args[0] in known else [INPUTS, *args])
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        name, command, rest = super().resolve_command(ctx, args)
+        return ("" if name == INPUTS else name), command, rest
+
+
 app = typer.Typer(
     name="clipmole",
     cls=Commands,

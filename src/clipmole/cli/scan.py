@@ -7,14 +7,15 @@ import re
 from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from clipmole.cli.options import (
+    INPUTS,
     BackboneName,
     BatchSize,
-    Commands,
+    CommandsOrInputs,
     DetectorName,
     DeviceName,
     PrecisionOption,
@@ -26,23 +27,8 @@ from clipmole.cli.options import (
 from clipmole.cli.render import long_work
 from clipmole.errors import MissingDependency
 
-SCAN = "SOURCES"  # what the command is called that is meant where no other is named
-
-
-class _ScanGroup(Commands):
-    """`clipmole scan SOURCE ...` scans, unless the first word is one of the other commands."""
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        known = [name for name in self.commands if name != SCAN]
-        return super().parse_args(ctx, args if args and args[0] in known else [SCAN, *args])
-
-    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        name, command, rest = super().resolve_command(ctx, args)
-        return ("" if name == SCAN else name), command, rest
-
-
 scan_app = typer.Typer(
-    cls=_ScanGroup, help="Score millions of images into a Parquet data set; continues where it stopped."
+    cls=CommandsOrInputs, help="Score millions of images into a Parquet data set; continues where it stopped."
 )
 app.add_typer(scan_app, name="scan")
 
@@ -65,7 +51,7 @@ def _workers(text: str) -> tuple[int, int]:
     return least, most
 
 
-@scan_app.command(SCAN)
+@scan_app.command(INPUTS)
 def scan(
     sources: Annotated[
         list[str] | None,
