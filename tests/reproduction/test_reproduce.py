@@ -14,9 +14,10 @@ from tiny import picture, tiny_backbone
 from typer.testing import CliRunner, Result
 
 from clipmole.cli import app
+from clipmole.data.sample import Sample
 from clipmole.evaluation.protocol import load_protocol
 from clipmole.models.backbone import save_tower
-from clipmole.reproduction.plan import Rates, paper_config, plan, plan_lines
+from clipmole.reproduction.plan import Rates, paper_config, paper_data_set, plan, plan_lines
 
 CLASSES = ("airplane", "bicycle")
 UNIVFD = {"progan/airplane": "progan", "stylegan/bedroom": "stylegan", "seeingdark": "sitd"}
@@ -130,7 +131,7 @@ def test_a_file_of_somebody_elses_is_not_replaced(root: Path, tiny: Path, tmp_pa
 
 def test_incomplete_data_stop_it_before_anything_is_done(root: Path, tiny: Path, tmp_path: Path) -> None:
     result = reproduce("--data", root, "--out", tmp_path / "new", "--backbone", tiny)
-    assert "29 of 29 data sets are not as published: progan/train: holds 24 images" in str(result.exception)
+    assert "27 of 29 data sets are not as published: progan/train: holds 24 images" in str(result.exception)
     assert not (tmp_path / "new").exists()
     empty = reproduce("--data", tmp_path, "--out", tmp_path / "new", "--backbone", tiny, "--incomplete")
     assert str(empty.exception).startswith("nothing to train on: progan/train: ")
@@ -167,8 +168,14 @@ def test_only_the_papers_presets_are_taken() -> None:
     assert "preset 'own-images': is none of the paper's, which are paper-vit-b-32" in str(result.exception)
 
 
-def test_every_set_says_how_many_images_its_owners_publish() -> None:
+def test_a_number_of_images_is_checked_where_one_is_published() -> None:
     univfd, genimage = (load_protocol(name).sets for name in ("univfd-19", "genimage-8"))
-    assert sum(each.images or 0 for each in genimage) == 100_000  # half of them the 50,000 of ImageNet's validation set
     assert {each.name: each.images for each in univfd}["progan"] == 8000
     assert all(each.images for each in univfd)
+    assert not any(each.images for each in genimage)  # no number was found that could be checked
+    samples = [Sample(path=Path(f"{i}.png"), label=i % 2, generator="", split="") for i in range(97)]
+    said = "holds 97 images (48 of them generated), and about 100 are published"
+    assert paper_data_set("a", 100, samples, "").problem == said
+    assert paper_data_set("a", 99, samples, "").problem == ""
+    assert paper_data_set("a", None, samples, "").problem == ""
+    assert paper_data_set("a", None, samples[::2], "").problem == "holds 49 images of one class only"
