@@ -176,6 +176,6 @@ def test_a_number_of_images_is_checked_where_one_is_published() -> None:
     samples = [Sample(path=Path(f"{i}.png"), label=i % 2, generator="", split="") for i in range(97)]
     said = "holds 97 images (48 of them generated), and about 100 are published"
     assert paper_data_set("a", 100, samples, "").problem == said
-    assert paper_data_set("a", 99, samples, "").problem == ""
+    assert paper_data_set("a", 98, samples, "").problem == ""
     assert paper_data_set("a", None, samples, "").problem == ""
     assert paper_data_set("a", None, samples[::2], "").problem == "holds 49 images of one class only"

@@ -37,7 +37,7 @@ def report_miss(
     loaded = detector_loader(detector, backbone, device, None, None, None)()
     record = report(loaded, file, truth.value, known_by, with_file=with_file)
     typer.echo(record.model_dump_json(indent=1, exclude_none=True))
-    if record.missed is False:
-        remark(f"The verdict is {record.detection.verdict}: no miss, and still worth knowing.")
+    if record.missed is False and record.detection.verdict is not None:
+        remark(f"The verdict is {record.detection.verdict.description!r}: no miss, and still worth knowing.")
     held = "the file itself" if with_file else "no pixels"
-    remark(f"It holds {held}, and neither the file's name nor its metadata. Paste it into the issue form for misses.")
+    remark(f"It holds {held}, and neither the file's name nor its metadata. Paste it into the form for wrong verdicts.")

@@ -50,4 +50,4 @@ def watch(
             writer.write(result)
             done += 1
             failed += isinstance(result, ImageError)
-    remark(f"{done} new images, {failed} of them could not be scored.")
+    remark(f"{done} new image{'s' * (done != 1)}, {failed} of them could not be scored.")

@@ -74,7 +74,7 @@ const JUDGMENTS = ["", "a photograph", "AI-generated", "a photograph that was ed
 function judgment(item, live) {
   const own = (item.human ??= { verdict: "", note: "" });
   if (!live) {
-    return !own.verdict && !own.note ? null : h("section", {}, h("h3", {}, "Judgment of a person"),
+    return !own.verdict && !own.note ? null : h("section", {}, h("h3", {}, "Judgement of a person"),
       own.verdict ? h("p", {}, capital(own.verdict), ".") : null, own.note ? h("p", { class: "note" }, own.note) : null);
   }
   const verdict = h("select", { change: () => { own.verdict = verdict.value; } },

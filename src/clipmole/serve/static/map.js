@@ -125,7 +125,7 @@ export class EvidenceMap {
         h("p", {}, `Looked at: ${many === 1 ? "one crop" : `${many} crops`} at the image's own size, ${much} of the image.`,
           many === 1 ? null : " Where crops overlap, the colour is their mean.",
           detection.whole_logit == null ? " What lies outside counts for nothing."
-            : ` The score has another part, which no map shows: the whole image, made small. It alone would be ${this.said({ logit: detection.whole_logit })}.`),
+            : ` The score has another part, which no map shows: the whole ${item.result.region ? "part" : "image"}, made small. It alone would be ${this.said({ logit: detection.whole_logit })}.`),
         this.undrawn,
         h("p", {}, this.evidence.caution)),
       h("details", {}, h("summary", {}, "For experts: other maps, and the numbers"),

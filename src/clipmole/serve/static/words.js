@@ -23,7 +23,7 @@ export function percent(probability) {
 /** The same with what it is the probability of: "18 % AI" cannot be read as "18 % photograph". */
 export const ofAI = (probability) => (percent(probability) === "–" ? "–" : `${percent(probability)} AI`);
 
-const share = (value) => `${Number((100 * value).toPrecision(3))} %`;
+const share = (value) => `${Number((100 * value).toPrecision(2))} %`;
 
 /** The share of the image's pixels that the detector looked at. */
 export const seen = ({ coverage, tiles }) =>
