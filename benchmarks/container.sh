@@ -20,7 +20,7 @@ if ! tool inspect --type image $base > "$folder/base.json" 2> /dev/null; then
   tool commit -q "$container" $base
   tool rm "$container"
 fi
-tool bud --isolation chroot --network host --pull-never -q -t clipmole "$@" .
+tool bud --format docker --isolation chroot --network host --pull-never -q -t clipmole "$@" .
 
 container=$(tool from --pull-never localhost/clipmole)
 root=$(tool mount "$container")

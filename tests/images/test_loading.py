@@ -709,7 +709,7 @@ def test_the_pixel_limit_is_looked_at_before_decoding(name: str, monkeypatch: py
     load_image(FILES[name], limits=ImageLimits(max_pixels=56 * 40))
     monkeypatch.setattr(ImageFile.ImageFile, "load", lambda _: pytest.fail("decoded"))
     message = refusal(ImageTooLarge, FILES[name], limits=ImageLimits(max_pixels=56 * 40 - 1))
-    assert message == "<bytes>: 56 x 40 pixels, over the limit of 2,239; crop it, or raise max_pixels"
+    assert message == "<bytes>: 56 x 40 pixels, over the limit of 2,239; crop it, or from Python raise max_pixels"
 
 
 def test_arrays_and_pil_images_have_the_same_pixel_limit() -> None:

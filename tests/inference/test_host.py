@@ -106,7 +106,7 @@ def test_weights_that_overflow_give_no_verdict(adapter: tuple[Path, Path], tmp_p
     save_file(tensors, large / "adapter.safetensors")
     for folder in (scaled, large):
         detector = Detector.from_pretrained(folder, backbone=adapter[1])
-        with pytest.raises(CheckpointError, match="gives a logit that is not a finite number"):
+        with pytest.raises(CheckpointError, match="gives a score that is not a finite number"):
             detector.detect(picture(0))
 
 

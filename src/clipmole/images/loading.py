@@ -335,14 +335,15 @@ def _check_pixels(size: tuple[int, int], name: str, limits: ImageLimits) -> None
     if size[0] * size[1] > limits.max_pixels:
         raise ImageTooLarge(
             name,
-            f"{size[0]} x {size[1]} pixels, over the limit of {limits.max_pixels:,}; crop it, or raise max_pixels",
+            f"{size[0]} x {size[1]} pixels, over the limit of {limits.max_pixels:,}; crop it, or from Python raise "
+            "max_pixels",
         )
     if min(size) < 1:
         raise ImageUnreadable(name, f"{size[0]} x {size[1]} pixels: nothing to see; check how it was made")
 
 
 def _too_many_bytes(size: int, name: str, limits: ImageLimits) -> ImageTooLarge:
-    return ImageTooLarge(name, f"{size:,} bytes, over the limit of {limits.max_bytes:,}; raise max_bytes")
+    return ImageTooLarge(name, f"{size:,} bytes, over the limit of {limits.max_bytes:,}; save a smaller copy")
 
 
 @contextlib.contextmanager

@@ -462,7 +462,7 @@ class Detector:
         """The logits. Raises `CheckpointError` if one is not finite, of which no verdict may be made."""
         if not np.isfinite(logits).all():
             raise CheckpointError(
-                f"{self.name}: gives a logit that is not a finite number: its weights are damaged or far too large; "
+                f"{self.name}: gives a score that is not a finite number: its weights are damaged or far too large; "
                 "fetch or train it again"
             )
         return logits
