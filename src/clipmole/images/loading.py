@@ -343,7 +343,8 @@ def _check_pixels(size: tuple[int, int], name: str, limits: ImageLimits) -> None
 
 
 def _too_many_bytes(size: int, name: str, limits: ImageLimits) -> ImageTooLarge:
-    return ImageTooLarge(name, f"{size:,} bytes, over the limit of {limits.max_bytes:,}; save a smaller copy")
+    cure = "save a smaller copy, or from Python raise max_bytes"
+    return ImageTooLarge(name, f"{size:,} bytes, over the limit of {limits.max_bytes:,}; {cure}")
 
 
 @contextlib.contextmanager
