@@ -29,9 +29,8 @@ mapfile -t variables < <(tool inspect --type image --format '{{range .OCIv1.Conf
 tried=$folder/tried
 mkdir -p "$tried" && mount --bind "$root" "$tried" && mount -o remount,bind,ro "$tried"
 mount -t tmpfs tmpfs "$tried/tmp" && mount -t proc proc "$tried/proc" && mount --bind /dev "$tried/dev"
-inside() {
-  env -i "${variables[@]}" chroot "$tried" setpriv --reuid "$user" --regid "$user" --clear-groups --bounding-set=-all --no-new-privs -- "$@"
-}
+rights=(--reuid "$user" --regid "$user" --clear-groups --bounding-set=-all --no-new-privs)
+inside() { env -i "${variables[@]}" chroot "$tried" setpriv "${rights[@]}" -- "$@"; }
 server=0
 finish() {
   [ $server = 0 ] || kill -KILL $server 2> /dev/null || true
@@ -47,7 +46,7 @@ for place, folders, _ in os.walk("/"):
 [ -z "$writable" ] || { echo "user $user can write to $writable" >&2; exit 1; }
 
 began=$(date +%s%N)
-inside $entry --allowed-host localhost 2> "$folder/server.log" &
+env -i "${variables[@]}" chroot "$tried" setpriv "${rights[@]}" -- $entry --allowed-host localhost 2> "$folder/server.log" &
 server=$!
 ask() { inside python3 -c "import http.client as h, sys
 c = h.HTTPConnection('127.0.0.1', 8000, timeout=60)
@@ -62,6 +61,6 @@ kill -TERM $server && wait $server && server=0 || { echo "the server did not end
 
 size() { du -sm "$1" | cut -f 1; }
 cat > benchmarks/results/container.md << END
-Unpacked the image has $(size "$root") MB: $(size "$root/opt/clipmole") of Python packages (PyTorch for the CPU $(size "$(echo "$root"/opt/clipmole/lib/python*/site-packages/torch)")), the rest Debian with $(inside python3 --version). The server was ready after $seconds s, as user $user, without capabilities, on a read-only file system. $(date +%F), $(nproc) cores$(sed -n 's/^model name.*: */ /p' /proc/cpuinfo | head -1), busy with other work.
+Unpacked the image has $(size "$root") MiB: $(size "$root/opt/clipmole") of Python packages (PyTorch for the CPU $(size "$(echo "$root"/opt/clipmole/lib/python*/site-packages/torch)")), the rest Debian with $(inside python3 --version). The server was ready after $seconds s, as user $user, without capabilities, on a read-only file system. $(date +%F), $(nproc) cores$(sed -n 's/^model name.*: */ /p' /proc/cpuinfo | head -1), busy with other work.
 END
 cat benchmarks/results/container.md

@@ -10,7 +10,7 @@ The public names are loaded when they are first used, so that importing clipmole
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 if TYPE_CHECKING:
     from clipmole.api import calibrate as calibrate

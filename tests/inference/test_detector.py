@@ -31,7 +31,9 @@ def test_path_bytes_image_and_array_give_the_same_logit(detector: Detector, tmp_
     sources = [tmp_path / "a.b.PNG", str(tmp_path / "a.b.PNG"), encoded(image), image, np.asarray(image)]
     logits = detector.score(sources)
     assert logits.dtype == np.float32
-    assert np.ptp(logits) == 0
+    alone = [float(detector.score([source])[0]) for source in sources]
+    assert len(set(alone)) == 1
+    assert logits == pytest.approx(alone, abs=1e-5)  # in one batch a BLAS may round by the row
     names = [detection.source for detection in detector.detect_batch(sources)]
     assert names == [str(tmp_path / "a.b.PNG"), str(tmp_path / "a.b.PNG"), "<bytes>", "<image>", "<array>"]
 
