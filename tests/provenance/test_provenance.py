@@ -465,6 +465,10 @@ def test_a_signer_is_trusted_by_the_list_that_holds_its_authority(sign: Any, tmp
         assert whole.trust_list == f"{name}.pem, sha256 {trust_list.sha256[:12]}"
         status[name] = whole.status, broken.status
     assert status == {"own": ("trusted", "broken"), "foreign": ("valid, signer not on the list", "broken")}
+    (image := tmp_path / "a.jpg").write_bytes(data)
+    command = ["provenance", str(image), "--json", "--trust-anchors", str(tmp_path / "own.pem")]
+    result = CliRunner().invoke(app, command)
+    assert json.loads(result.stdout)["credentials"]["status"] == "trusted", result.output
 
 
 def test_without_c2pa_python_the_rest_is_read_and_the_gap_named(sign: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from clipmole.cli.options import INPUTS, Commands, CommandsOrInputs, app, remark
+from clipmole.cli.options import INPUTS, Commands, CommandsOrInputs, TrustAnchors, app, remark
 from clipmole.cli.render import provenance_lines
 from clipmole.plumbing.text import escaped, printable
 
@@ -23,6 +23,7 @@ def provenance(
         bool, typer.Option("--all", help="Also print all metadata, as they stand in the file; they may hold anything.")
     ] = False,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    trust_anchors: TrustAnchors = None,
     rules: Annotated[
         bool, typer.Option("--rules", help="Print what generators leave in metadata and what it means, rule by rule.")
     ] = False,
@@ -41,9 +42,9 @@ def provenance(
         return
 
     from clipmole.provenance import read_everything
-    from clipmole.provenance.trust_list import kept_trust_list
+    from clipmole.provenance.trust_list import chosen_trust_list
 
-    found, texts = read_everything(str(file), trust_list=kept_trust_list())
+    found, texts = read_everything(str(file), trust_list=chosen_trust_list(trust_anchors))
     if json:
         from json import dumps
 
@@ -63,7 +64,7 @@ def get(
         str | None, typer.Option(help="Where to get it. Default: C2PA's published list of signers' authorities.")
     ] = None,
 ) -> None:
-    """Get a list of certificates and keep it in the cache, with its date and sha256, for `detect --provenance`.
+    """Get a list of certificates and keep it in the cache, with its date and sha256, for all that reads metadata.
 
     It is the only command that fetches one: nothing else does, and none is fetched again by itself.
     """
