@@ -11,6 +11,7 @@ import json
 from pathlib import Path
 
 from clipmole import Detector
+from clipmole.inference.runtime import logits_of
 from clipmole.inference.selftest import IMAGES, REFERENCES, made_crops
 from clipmole.models.adapter import PACKAGED, adapter_digest, find_adapter
 
@@ -19,7 +20,7 @@ def main() -> None:
     kept = {}
     for name in PACKAGED:
         detector = Detector.from_pretrained(name, runtime="torch")
-        logits = detector.runtime.logits(made_crops(detector.preprocess.crop_size), IMAGES)
+        logits = logits_of(detector.runtime.outputs(made_crops(detector.preprocess.crop_size), IMAGES))
         kept[adapter_digest(find_adapter(name)[1])] = [round(float(logit), 6) for logit in logits]
     target = Path(__file__).parent.parent / "src" / "clipmole" / REFERENCES
     target.write_text(json.dumps(kept, indent=2) + "\n", encoding="utf-8")

@@ -157,6 +157,11 @@ class MoLEConfig(Config):
         description="blocks whose class tokens the head reads as well, layer-normalised (as RINE, arXiv 2402.19091); "
         "all: every one but the last, which is always read",
     )
+    drawn: bool = Field(
+        False,
+        description="a second output of the head, above 0 for images that are drawn, painted or rendered, of which the "
+        "detector gives no verdict; it is fitted to a trained adapter",
+    )
     companion: Literal["aide", "ffit"] | None = Field(
         None,
         description="a second network, which reads the crop. aide: its smoothest and busiest patches; ffit: the "

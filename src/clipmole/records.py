@@ -68,7 +68,7 @@ class Detection(Record):
         coverage: share of the image's pixels that lie in at least one crop, in (0, 1]; None in records written before
             it was counted.
         reason: why the verdict is "uncertain" whatever the probability: there is nothing to see from which a detector
-            could tell. None: the verdict follows from the probability.
+            could tell, or the image looks drawn. None: the verdict follows from the probability.
     """
 
     source: str

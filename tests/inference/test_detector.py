@@ -11,9 +11,10 @@ from PIL import Image
 from tiny import CALIBRATION, PREPROCESS, encoded, picture, tiny_backbone, tiny_network
 
 from clipmole import Detector, Verdict
-from clipmole.config import PreprocessConfig
+from clipmole.config import MoLEConfig, PreprocessConfig
 from clipmole.errors import ConfigError, ImageError, ImageNotFound, ImageUnreadable
 from clipmole.images.crops import crop_windows, cut_crops
+from clipmole.inference.detector import LOOKS_DRAWN
 from clipmole.inference.runtime import batch_for
 from clipmole.models.adapter import save_adapter
 from clipmole.models.backbone import save_tower
@@ -64,6 +65,25 @@ def test_the_view_of_the_whole_has_its_weight_in_the_logit(detector: Detector) -
     images = [picture(i, 30 + 40 * i, 70) for i in range(4)]  # of several sizes, over several passes
     small = Detector(tiny_network(), preprocess, CALIBRATION, "tiny@0", batch_size=3)
     assert small.score(images) == pytest.approx([both.detect(each).logit for each in images], abs=1e-5)
+
+
+@pytest.mark.parametrize(("bias", "verdict"), [(1e6, Verdict.UNCERTAIN), (-1e6, None)])
+def test_what_looks_drawn_has_no_verdict(bias: float, verdict: Verdict | None) -> None:
+    """The second output speaks of the view of the whole, and changes no logit."""
+    network = tiny_network(config=MoLEConfig(drawn=True))
+    assert network.drawn is not None
+    with torch.no_grad():
+        network.drawn.bias.fill_(bias)
+    preprocess = PREPROCESS.model_copy(update={"whole_weight": 0.3})
+    pictures = [picture(seed, 100, 70) for seed in range(6)]
+    middle = float(np.median(Detector(tiny_network(), preprocess).score(pictures)))
+    calibration = CALIBRATION.model_copy(update={"intercept": -CALIBRATION.slope * middle})
+    plain = Detector(tiny_network(), preprocess, calibration).detect_batch(pictures)
+    found = Detector(network, preprocess, calibration, batch_size=4).detect_batch(pictures)
+    assert [each.logit for each in found] == pytest.approx([each.logit for each in plain], abs=1e-5)
+    assert len({each.verdict for each in plain}) > 1
+    assert [each.verdict for each in found] == [verdict or each.verdict for each in plain]
+    assert {each.reason for each in found} == {LOOKS_DRAWN if verdict else None}
 
 
 def test_tile_boxes_say_where_the_crops_lie(detector: Detector) -> None:

@@ -25,7 +25,7 @@ from clipmole.inference import pytorch
 from clipmole.inference.graph import GRAPH, GraphRuntime, convert, graph_cache, open_graph
 from clipmole.inference.pytorch import TorchRuntime, exact_precision, matmul_precision, product_error
 from clipmole.inference.quantize import quantise
-from clipmole.inference.runtime import name_suffix
+from clipmole.inference.runtime import logits_of, name_suffix
 from clipmole.models.network import MoLENetwork
 
 LIBRARIES = {"openvino": ["openvino"], "onnx": ["onnxruntime", "onnxscript"]}
@@ -81,12 +81,12 @@ def adapter(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 def test_pytorch_gives_the_networks_logits_in_any_batches(
     network: MoLENetwork, exact: NDArray[np.float32], batch_size: int
 ) -> None:
-    assert TorchRuntime(network).logits(crops(5), batch_size) == pytest.approx(exact, abs=1e-5)
+    assert TorchRuntime(network).outputs(crops(5), batch_size) == pytest.approx(exact, abs=1e-5)
 
 
 def test_bfloat16_is_near_and_says_so(network: MoLENetwork, exact: NDArray[np.float32]) -> None:
     runtime = TorchRuntime(network, precision="bfloat16")
-    difference = np.abs(runtime.logits(crops(5), 8) - exact).max()
+    difference = np.abs(runtime.outputs(crops(5), 8) - exact).max()
     assert 1e-6 < difference < 0.1 * np.abs(exact).max()
     assert name_suffix(runtime) == ", bfloat16"
     assert name_suffix(TorchRuntime(network)) == ""
@@ -98,8 +98,8 @@ def test_a_graph_gives_the_networks_logits_for_any_number_of_crops(
 ) -> None:
     graph = open_graph(graph_of(runtime), runtime, "float32")
     for count in (5, 1, 3):
-        assert graph.logits(crops(5)[:count], 2) == pytest.approx(exact[:count], abs=2e-5)
-    assert graph.logits(crops(5), 5).dtype == np.float32
+        assert graph.outputs(crops(5)[:count], 2) == pytest.approx(exact[:count], abs=2e-5)
+    assert graph.outputs(crops(5), 5).dtype == np.float32
     assert name_suffix(graph) == ""
 
 
@@ -121,7 +121,7 @@ def test_every_kind_of_adapter_is_in_the_graph(config: MoLEConfig, tmp_path: Pat
     convert(network, 32, "openvino", tmp_path)
     with torch.no_grad():
         expected = network(torch.from_numpy(crops(4))).numpy()
-    assert open_graph(tmp_path, "openvino", "float32").logits(crops(4), 4) == pytest.approx(expected, abs=5e-5)
+    assert open_graph(tmp_path, "openvino", "float32").outputs(crops(4), 4) == pytest.approx(expected, abs=5e-5)
 
 
 @pytest.mark.parametrize("runtime", ["openvino", "onnx"])
@@ -134,7 +134,7 @@ def test_int8_is_near_and_leaves_router_adapter_and_head_alone(
     graph = graph_of(runtime) / GRAPH[runtime]
     given = [crops(1, seed) for seed in range(8)]
     quantise(graph, runtime, 24, given, tmp_path / "int8" / GRAPH[runtime])
-    logits = open_graph(tmp_path / "int8", runtime, "int8").logits(crops(5), 5)
+    logits = open_graph(tmp_path / "int8", runtime, "int8").outputs(crops(5), 5)
     assert 1e-6 < np.abs(logits - exact).max() < 0.5 * np.abs(exact).max()
     products = 4 if runtime == "openvino" else 3  # qkv, out, fc1 and, but for ONNX Runtime, fc2 of each block
     assert quantised_weights(tmp_path / "int8" / GRAPH[runtime], runtime) == products * 2  # blocks
@@ -161,7 +161,7 @@ def test_openvino_takes_the_ranges_of_int8_while_it_runs_if_none_are_shown(
     pytest.importorskip("nncf", reason="needs nncf: pip install 'clipmole[openvino]'")
     (tmp_path / "int8").mkdir()
     quantise(graph_of("openvino") / "model.xml", "openvino", 24, (), tmp_path / "int8" / "model.xml")
-    logits = open_graph(tmp_path / "int8", "openvino", "int8").logits(crops(5), 5)
+    logits = open_graph(tmp_path / "int8", "openvino", "int8").outputs(crops(5), 5)
     assert 1e-6 < np.abs(logits - exact).max() < 0.1 * np.abs(exact).max()
 
 
@@ -251,7 +251,7 @@ def test_bfloat16_has_an_exact_twin(
         twin = reduced.exact()
         assert twin is not None
         assert twin.precision == "float32"
-        assert twin.logits(crops(5), 5) == pytest.approx(exact, abs=2e-5)
+        assert twin.outputs(crops(5), 5) == pytest.approx(exact, abs=2e-5)
         assert twin.exact() is None
 
 
@@ -305,10 +305,10 @@ def test_a_compiled_network_sees_few_sizes_of_batches(network: MoLENetwork) -> N
 @pytest.mark.slow
 def test_a_compiled_network_gives_the_same_logits() -> None:
     network = tiny_network(tiny_backbone(depth=1))
-    exact = TorchRuntime(network).logits(crops(5), 8)
+    exact = TorchRuntime(network).outputs(crops(5), 8)
     runtime = TorchRuntime(network, compiled=True)
     try:
-        logits = runtime.logits(crops(5), 8)
+        logits = runtime.outputs(crops(5), 8)
     except RuntimeError as error:
         pytest.skip(f"torch.compile needs a C++ compiler: {str(error).splitlines()[0]}")
     assert logits == pytest.approx(exact, abs=1e-4)
@@ -320,7 +320,7 @@ def test_a_compiled_network_gives_the_same_logits() -> None:
 def test_a_gpu_gives_the_same_logits(exact: NDArray[np.float32]) -> None:
     for precision, tolerance in (("float32", 1e-3), ("bfloat16", 0.5)):
         runtime = TorchRuntime(shallow_network(), "cuda", precision)  # type: ignore[arg-type]
-        assert runtime.logits(crops(5), 2) == pytest.approx(exact, abs=tolerance)
+        assert runtime.outputs(crops(5), 2) == pytest.approx(exact, abs=tolerance)
 
 
 def flip(path: Path, place: int) -> None:
@@ -419,3 +419,24 @@ def test_threads_share_the_precision_and_give_back_what_the_host_had_set() -> No
         assert torch.get_float32_matmul_precision() == "highest"
     finally:
         torch.set_float32_matmul_precision("highest")
+
+
+@pytest.mark.parametrize("runtime", ["torch", "openvino", "onnx"])
+def test_a_second_output_stands_behind_the_logit(runtime: str, tmp_path: Path) -> None:
+    """The logits are those of the network without it."""
+    one, two = shallow_network(), shallow_network(MoLEConfig(drawn=True))
+    two.load_state_dict(one.state_dict(), strict=False)
+    assert two.drawn is not None
+    torch.nn.init.normal_(two.drawn.weight)
+    with torch.no_grad():
+        expected = two(torch.from_numpy(crops(5))).numpy()
+        assert logits_of(expected) == pytest.approx(one(torch.from_numpy(crops(5))).numpy(), abs=1e-6)
+    assert expected.shape == (5, 2)
+    assert np.abs(expected[:, 1] - expected[:, 0]).min() > 1e-3
+    if runtime == "torch":
+        found = TorchRuntime(two).outputs(crops(5), 2)
+    else:
+        need(runtime)
+        convert(two, 32, runtime, tmp_path)  # type: ignore[arg-type]
+        found = open_graph(tmp_path, runtime, "float32").outputs(crops(5), 2)  # type: ignore[arg-type]
+    assert found == pytest.approx(expected, abs=5e-5)

@@ -269,13 +269,13 @@ def test_copies_are_scored_once_also_across_parts_and_runs(tmp_path: Path, image
 
     def load() -> Any:
         detector = tiny_detector()
-        inner = detector.runtime.logits
+        inner = detector.runtime.outputs
 
         def counted(crops: Any, batch_size: int) -> Any:
             scored.append(len(crops))
             return inner(crops, batch_size)
 
-        detector.runtime.logits = counted  # type: ignore[method-assign]
+        detector.runtime.outputs = counted  # type: ignore[method-assign]
         return detector
 
     rows = run(tmp_path / "scan", place, load=load, part_rows=2)

@@ -161,6 +161,7 @@ def test_the_directory_says_what_it_was_made_of_and_gives_no_verdicts(tower: Pat
 @pytest.mark.parametrize(
     ("two", "options", "kind", "message"),
     [
+        (MoLEConfig(drawn=True), {}, ConfigError, r"one and two: one has a second output \(mole.drawn\)"),
         (MoLEConfig(blocks=1), {}, ConfigError, r"one and two: adapt or read other blocks \(\(6, 7\), \(7,\)\)"),
         (MoLEConfig(router="image"), {}, ConfigError, "one and two: their routers differ"),
         (MoLEConfig(expert_ranks=(2, 4)), {"method": "average"}, ConfigError, "have 3 and 2 experts.*--method stack"),

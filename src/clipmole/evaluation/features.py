@@ -86,7 +86,7 @@ class FeatureExtractor:
     def rows(self, images: Sequence[NDArray[np.uint8]]) -> NDArray[np.float32]:
         """Images (H, W, 3) uint8 -> features (n, F), each the mean over the image's crops."""
         crops = [cut_crops(rgb, self.preprocess, max_tiles=self.preprocess.max_tiles).pixels for rgb in images]
-        found = self.runtime.logits(np.concatenate(crops), batch_for(self.runtime.device))
+        found = self.runtime.outputs(np.concatenate(crops), batch_for(self.runtime.device))
         ends = np.cumsum([len(each) for each in crops])[:-1]
         return np.stack([each.mean(axis=0) for each in np.split(found, ends)])
 

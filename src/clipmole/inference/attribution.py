@@ -71,7 +71,7 @@ def integrated_gradients(network: MoLENetwork, crops: Tensor) -> Tensor:
     for step in range(STEPS):
         with torch.enable_grad():
             point = torch.lerp(base, crops, (step + 0.5) / STEPS).requires_grad_(True)
-            (gradient,) = torch.autograd.grad(network(point / 255).sum(), point)
+            (gradient,) = torch.autograd.grad(network.suffix(network.prefix(point / 255)).sum(), point)
         total += gradient / STEPS
     shares = (total * (crops - base)).sum(1)[:, : rows * size, : columns * size]
     return shares.view(-1, rows, size, columns, size).sum((2, 4))

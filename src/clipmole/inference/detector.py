@@ -56,6 +56,7 @@ from clipmole.plumbing.prefetch import ahead, cores
 from clipmole.records import Detection, Verdict
 
 MOST_WORKERS = 8  # by default: each may hold a decoded image, 50 to 800 MB
+LOOKS_DRAWN = "it looks drawn, painted or rendered, and this detector can only judge photographs"
 RECHECK = 0.25  # of a logit: differences that bfloat16 makes are mostly smaller, see docs/performance.md
 
 
@@ -435,7 +436,7 @@ class Detector:
         """
         waiting: deque[Prepared | Other] = deque()  # not given out yet
         crops: list[NDArray[np.uint8]] = []  # of these, not scored yet
-        logits = np.zeros(0, dtype=np.float32)  # of these, scored
+        outputs = np.zeros((0, 1), dtype=np.float32)  # of these, scored
         for item in chain(prepared, [None]):
             if item is not None:
                 waiting.append(item)
@@ -445,42 +446,43 @@ class Detector:
             while sum(map(len, crops)) >= least:
                 batch, crops = _split(crops, self.batch_size)
                 with self.timings.of("network"):
-                    logits = np.concatenate([logits, self._logits(batch)])
-            while waiting and (not isinstance(waiting[0], Prepared) or len(waiting[0].crops) <= len(logits)):
+                    found = self._outputs(self.runtime, batch)
+                outputs = np.concatenate([outputs, found]) if len(outputs) else found
+            while waiting and (not isinstance(waiting[0], Prepared) or len(waiting[0].crops) <= len(outputs)):
                 first = waiting.popleft()
                 if not isinstance(first, Prepared):
                     yield first
                     continue
-                own, logits = logits[: len(first.crops)], logits[len(first.crops) :]
+                own, outputs = outputs[: len(first.crops)], outputs[len(first.crops) :]
                 yield self._detection(first, self._rechecked(first.crops.pixels, own), tiles)
 
-    def _logits(self, crops: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Crops (n, 3, S, S) uint8 -> logits (n,), in forward passes of at most `batch_size`."""
-        return self._finite(self.runtime.logits(crops, self.batch_size))
+    def _outputs(self, runtime: Runtime, crops: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Crops (n, 3, S, S) uint8 -> (n, 1) their logits or, with the second output, (n, 2).
 
-    def _finite(self, logits: NDArray[np.float32]) -> NDArray[np.float32]:
-        """The logits. Raises `CheckpointError` if one is not finite, of which no verdict may be made."""
-        if not np.isfinite(logits).all():
+        Raises `CheckpointError` if one is not finite, of which no verdict may be made.
+        """
+        outputs = runtime.outputs(crops, self.batch_size).reshape(len(crops), -1)
+        if not np.isfinite(outputs).all():
             raise CheckpointError(
                 f"{self.name}: gives a score that is not a finite number: its weights are damaged or far too large; "
                 "fetch or train it again"
             )
-        return logits
+        return outputs
 
     @cached_property
     def _exact(self) -> Runtime | None:
         """Scores in float32 where `runtime` computes in bfloat16; loaded at first need."""
         return self.runtime.exact()
 
-    def _rechecked(self, crops: NDArray[np.uint8], logits: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Logits (n,) of an image's crops; in float32 where bfloat16 may have moved its verdict."""
+    def _rechecked(self, crops: NDArray[np.uint8], outputs: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Outputs (n, 1 or 2) of an image's crops; in float32 where bfloat16 may have moved its verdict."""
         if self.calibration is None or self.precision != "bfloat16":
-            return logits
-        logit = self._pooled(logits)
-        if self.calibration.verdict(logit - RECHECK) == self.calibration.verdict(logit + RECHECK):
-            return logits
+            return outputs
+        logit, drawn = self._pooled(outputs[:, 0]), abs(float(outputs[-1, -1])) if outputs.shape[1] > 1 else np.inf
+        if drawn > RECHECK and self.calibration.verdict(logit - RECHECK) == self.calibration.verdict(logit + RECHECK):
+            return outputs
         with self.timings.of("network"):
-            return self._finite(self._exact.logits(crops, self.batch_size)) if self._exact else logits
+            return self._outputs(self._exact, crops) if self._exact else outputs
 
     def _pooled(self, logits: NDArray[np.float32]) -> float:
         """An image's logit: the mean over its crops, and its part of the view of the whole, which comes last."""
@@ -489,16 +491,19 @@ class Detector:
             return float(logits.mean(dtype=np.float64))
         return (1 - weight) * float(logits[:-1].mean(dtype=np.float64)) + weight * float(logits[-1])
 
-    def _detection(self, item: Prepared, logits: NDArray[np.float32], tiles: bool) -> Detection:
+    def _detection(self, item: Prepared, outputs: NDArray[np.float32], tiles: bool) -> Detection:
+        logits = outputs[:, 0]
         logit = self._pooled(logits)
         calibration, crops = self.calibration, item.crops
+        # The second output is of the view that comes last: that of the whole, where there is one.
+        reason = crops.no_content or (LOOKS_DRAWN if outputs.shape[1] > 1 and outputs[-1, -1] > 0 else None)
         own = logits[: len(crops.windows)]
         verdict = calibration.verdict(logit) if calibration else None
         return Detection(
             source=item.source,
             logit=logit,
             probability=calibration.probability(logit) if calibration else None,
-            verdict=Verdict.UNCERTAIN if verdict and crops.no_content else verdict,
+            verdict=Verdict.UNCERTAIN if verdict and reason else verdict,
             thresholds=calibration.thresholds if calibration else None,
             detector=self.name,
             width=crops.width,
@@ -508,5 +513,5 @@ class Detector:
             tile_boxes=crops.boxes if tiles else None,
             whole_logit=float(logits[-1]) if tiles and len(own) < len(logits) else None,
             coverage=crops.coverage,
-            reason=crops.no_content,
+            reason=reason,
         )

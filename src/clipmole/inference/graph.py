@@ -1,7 +1,7 @@
 """The network as a graph of OpenVINO or ONNX Runtime, with normalisation, tower, adapter and head inside.
 
 In: a network, or a folder that holds its graph. Out: graph files, or a `Runtime` that runs them on the CPU. The graph
-takes crops (n, 3, S, S) uint8 of any number n and of the size S it was traced with, and gives logits (n,). It
+takes crops (n, 3, S, S) uint8 of any number n and of the size S it was traced with, and gives what the network gives. It
 knows nothing of adapter directories or of whether a graph is right (`clipmole.inference.export` checks that).
 
 OpenVINO would choose bfloat16 by itself where the processor has it: the precision is always said.
@@ -190,8 +190,8 @@ class OpenVINORuntime:
     def __reduce__(self) -> tuple[type[OpenVINORuntime], tuple[Any, ...]]:
         return OpenVINORuntime, self.made_of  # in another process it is compiled again
 
-    def logits(self, crops: NDArray[np.uint8], batch_size: int) -> NDArray[np.float32]:
-        """Crops (n, 3, S, S) -> logits (n,), in forward passes of at most `batch_size` crops."""
+    def outputs(self, crops: NDArray[np.uint8], batch_size: int) -> NDArray[np.float32]:
+        """Crops (n, 3, S, S) -> logits (n,), or (n, 2), in forward passes of at most `batch_size` crops."""
         return _in_batches(crops, batch_size, lambda batch: self.request.infer([batch], share_inputs=True)[0])
 
     def exact(self) -> OpenVINORuntime | None:
@@ -229,8 +229,8 @@ class ONNXRuntime:
     def __reduce__(self) -> tuple[type[ONNXRuntime], tuple[Any, ...]]:
         return ONNXRuntime, self.made_of  # in another process it is opened again
 
-    def logits(self, crops: NDArray[np.uint8], batch_size: int) -> NDArray[np.float32]:
-        """Crops (n, 3, S, S) -> logits (n,), in forward passes of at most `batch_size` crops."""
+    def outputs(self, crops: NDArray[np.uint8], batch_size: int) -> NDArray[np.float32]:
+        """Crops (n, 3, S, S) -> logits (n,), or (n, 2), in forward passes of at most `batch_size` crops."""
         return _in_batches(crops, batch_size, lambda batch: self.session.run(None, {"crops": batch})[0])
 
     def exact(self) -> None:

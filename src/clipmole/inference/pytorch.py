@@ -133,8 +133,8 @@ class TorchRuntime:
             torch.cuda.Stream(self.device) if self.device.type == "cuda" else None  # type: ignore[no-untyped-call]
         )
 
-    def logits(self, crops: NDArray[np.uint8], batch_size: int) -> NDArray[np.float32]:
-        """Crops (n, 3, S, S) -> logits (n,), in forward passes of at most `batch_size` crops.
+    def outputs(self, crops: NDArray[np.uint8], batch_size: int) -> NDArray[np.float32]:
+        """Crops (n, 3, S, S) -> logits (n,), or (n, 2), in forward passes of at most `batch_size` crops.
 
         A process that was forked after a network was loaded computes on one thread.
         """

@@ -1,6 +1,6 @@
 """Execution paths: crops in, logits out, whatever multiplies the matrices.
 
-In: crops (n, 3, S, S) uint8. Out: logits (n,) float32. `pytorch` runs the network as it is; `graph` runs it as a graph
+In: crops (n, 3, S, S) uint8. Out: float32 what the network gives, logits (n,) or, with its second output, (n, 2). `pytorch` runs the network as it is; `graph` runs it as a graph
 of OpenVINO or ONNX Runtime with the adapter inside, and `quantise` makes that graph int8. The first two are a `Runtime`
 for the `Detector`, which knows no more of them. They know nothing of images, files of images or verdicts.
 """
@@ -23,7 +23,7 @@ PRECISIONS: tuple[str, ...] = get_args(Precision)
 
 
 class Runtime(Protocol):
-    """One way to compute logits.
+    """One way to compute what a network gives.
 
     Attributes:
         name: what computes.
@@ -35,13 +35,18 @@ class Runtime(Protocol):
     precision: Precision
     device: torch.device
 
-    def logits(self, crops: NDArray[np.uint8], batch_size: int) -> NDArray[np.float32]:
-        """Crops (n, 3, S, S), n >= 1 -> logits (n,), in forward passes of at most `batch_size` crops."""
+    def outputs(self, crops: NDArray[np.uint8], batch_size: int) -> NDArray[np.float32]:
+        """Crops (n, 3, S, S), n >= 1 -> logits (n,), or (n, 2), in forward passes of at most `batch_size` crops."""
         ...
 
     def exact(self) -> Runtime | None:
         """The same network in float32, of a runtime in bfloat16; None of others."""
         ...
+
+
+def logits_of(outputs: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The logits (n,) among what a runtime gives, (n,) or (n, 2)."""
+    return outputs.reshape(len(outputs), -1)[:, 0]
 
 
 def check_name(setting: str, given: str, known: Sequence[str]) -> None:

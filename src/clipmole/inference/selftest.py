@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from clipmole.errors import ClipmoleError, MissingDependency
 from clipmole.inference.detector import RECHECK, Detector
-from clipmole.inference.runtime import Precision, RuntimeName
+from clipmole.inference.runtime import Precision, RuntimeName, logits_of
 from clipmole.models.adapter import adapter_digest, find_adapter
 from clipmole.records import Record
 
@@ -87,7 +87,7 @@ def self_test(name: str = "default", *, precision: Precision | None = None) -> I
     crops = made_crops(detector.preprocess.crop_size)
     expected = reference_logits(adapter_digest(find_adapter(name)[1]))
     if expected is None:
-        expected = detector.runtime.logits(crops, IMAGES)
+        expected = logits_of(detector.runtime.outputs(crops, IMAGES))
     precisions: tuple[Precision, ...] = (precision,) if precision else ("float32", "bfloat16")
     for runtime in (each for each in get_args(RuntimeName) if each != "torch-compile"):
         for each in precisions:
@@ -96,7 +96,7 @@ def self_test(name: str = "default", *, precision: Precision | None = None) -> I
             tolerance = TOLERANCES[each]
             try:
                 path = Detector.from_pretrained(name, runtime=runtime, precision=each).runtime
-                found = path.logits(crops, IMAGES)
+                found = logits_of(path.outputs(crops, IMAGES))
             except MissingDependency:
                 continue
             except ClipmoleError as error:

@@ -1,6 +1,7 @@
 """Tower, adapter and head as one network: RGB crops in, logits out.
 
-In: crops (B, 3, H, W), uint8 0..255 or float 0..1. Out: logits (B,), positive towards AI-generated.
+In: crops (B, 3, H, W), uint8 0..255 or float 0..1. Out: logits (B,), positive towards AI-generated; with a second
+output (B, 2), the logit first, and then a number above 0 for what is drawn, painted or rendered, not photographed.
 It knows nothing of files, probabilities or verdicts.
 """
 
@@ -62,6 +63,7 @@ class MoLENetwork(nn.Module):
             self.companion = COMPANIONS[config.companion](features)
         self.head = nn.Linear(self.companion.width if self.companion else features, 1)
         nn.init.zeros_(self.head.bias)
+        self.drawn = nn.Linear(self.head.in_features, 1).requires_grad_(False) if config.drawn else None
         self.register_buffer("mean", torch.tensor(tower.config.mean, device="cpu").view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(tower.config.std, device="cpu").view(3, 1, 1), persistent=False)
 
@@ -90,11 +92,13 @@ class MoLENetwork(nn.Module):
         return min(self.config.block_indices(self.tower.config.depth), default=self.tower.config.depth)
 
     def adapter_parameters(self) -> dict[str, nn.Parameter]:
-        """What an adapter file holds, trained now or before: LoRAs, routers, companion, head, and a full tower."""
+        """What an adapter file holds, trained now or before: LoRAs, routers, companion, heads, and a full tower."""
         layers = tuple(f"tower.blocks.{block}.mlp." for block in self.config.block_indices(self.tower.config.depth))
 
         def ours(name: str) -> bool:
-            return name.startswith(("head.", "companion.")) or (name.startswith(layers) and ".mlp.mlp." not in name)
+            return name.startswith(("head.", "drawn.", "companion.")) or (
+                name.startswith(layers) and ".mlp.mlp." not in name
+            )
 
         return {name: p for name, p in self.named_parameters() if self.full_finetune or ours(name)}
 
@@ -148,7 +152,11 @@ class MoLENetwork(nn.Module):
         return rows_of_patch(self.tower.config.patch_size, self.tower.config.width) if self.companion else 0
 
     def forward(self, crops: Tensor) -> Tensor:
-        return self.logits(self.before(crops, 0), 0)
+        """Crops (B, 3, H, W) -> what a runtime computes: logits (B,), or (B, 2) with the second output behind them."""
+        features = self.features(self.before(crops, 0), 0)
+        if self.drawn is None:
+            return self.head(features).squeeze(-1)  # type: ignore[no-any-return]
+        return torch.cat([self.head(features), self.drawn(features)], dim=-1)
 
     def parted(self, tokens: Tensor, start: int) -> tuple[Tensor, list[Tensor]]:
         """Tokens (B, T + k, d) before block `start` -> the T tokens, and what they carry for `read`."""

@@ -157,7 +157,7 @@ def open_path(path: SpeedPath, shape: str, folder: Path, device: str = "cpu") ->
     else:
         compiled = path.runtime == "torch-compile"
         runtime = TorchRuntime(benchmark_network(shape, path.adapter), device, path.precision, compiled)
-    return lambda crops: runtime.logits(crops, len(crops))
+    return lambda crops: runtime.outputs(crops, len(crops))
 
 
 def graph_folder(path: SpeedPath, folder: Path) -> Path:

@@ -96,8 +96,6 @@ class Trainee(nn.Module):
 
     def forward(self, inputs: Tensor, patches: np.random.Generator | None = None) -> Tensor:
         start = self.network.first_adapted_block if self.start is None else self.start
-        if self.start is None and patches is None:
-            return self.network(inputs)  # type: ignore[no-any-return]
         tokens = inputs.float() if self.start is not None else self.network.before(inputs, start)
         if patches is None:
             return self.network.logits(tokens, start)

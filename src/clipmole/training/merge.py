@@ -163,6 +163,8 @@ def check_alike(parts: Sequence[Base], depth: int, method: MergeMethod) -> None:
         blocks = [each.mole.block_indices(depth) for each in (one, two)]
         if blocks[0] != blocks[1] or one.mole.head_blocks != two.mole.head_blocks:
             raise ConfigError(f"{pair}: adapt or read other blocks ({blocks[0]}, {blocks[1]}); they cannot be merged")
+        if one.mole.drawn != two.mole.drawn:
+            raise ConfigError(f"{pair}: one has a second output (mole.drawn) and the other has none")
         if method != "stack" and len(one.mole.expert_ranks) != len(two.mole.expert_ranks):
             counts = f"{len(one.mole.expert_ranks)} and {len(two.mole.expert_ranks)} experts"
             raise ConfigError(f"{pair}: have {counts}, which do not pair up; merge them with --method stack")
@@ -209,7 +211,7 @@ def layers_of(state: State) -> dict[str, State]:
 def mean_head(states: Sequence[State], weights: Sequence[float]) -> State:
     """The heads' weighted mean, which does not grow with the weights."""
     total = sum(weights)
-    names = [name for name in states[0] if name.startswith("head.")]
+    names = [name for name in states[0] if name.startswith(("head.", "drawn."))]
     return {n: sum(w / total * s[n] for w, s in zip(weights, states, strict=True)) for n in names}  # type: ignore[misc]
 
 
