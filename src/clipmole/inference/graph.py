@@ -1,8 +1,8 @@
 """The network as a graph of OpenVINO or ONNX Runtime, with normalisation, tower, adapter and head inside.
 
 In: a network, or a folder that holds its graph. Out: graph files, or a `Runtime` that runs them on the CPU. The graph
-takes crops (n, 3, S, S) uint8 of any number n and of the size S it was traced with, and gives what the network gives. It
-knows nothing of adapter directories or of whether a graph is right (`clipmole.inference.export` checks that).
+takes crops (n, 3, S, S) uint8 of any number n and of the size S it was traced with, and gives what the network gives.
+It knows nothing of adapter directories or of whether a graph is right (`clipmole.inference.export` checks that).
 
 OpenVINO would choose bfloat16 by itself where the processor has it: the precision is always said.
 """
