@@ -1,8 +1,9 @@
 """Execution paths: crops in, logits out, whatever multiplies the matrices.
 
-In: crops (n, 3, S, S) uint8. Out: float32 what the network gives, logits (n,) or, with its second output, (n, 2). `pytorch` runs the network as it is; `graph` runs it as a graph
-of OpenVINO or ONNX Runtime with the adapter inside, and `quantise` makes that graph int8. The first two are a `Runtime`
-for the `Detector`, which knows no more of them. They know nothing of images, files of images or verdicts.
+In: crops (n, 3, S, S) uint8. Out: float32 what the network gives, logits (n,) or, with its second output, (n, 2).
+`pytorch` runs the network as it is; `graph` runs it as a graph of OpenVINO or ONNX Runtime with the adapter inside, and
+`quantize` makes that graph int8. The first two are a `Runtime` for the `Detector`, which knows no more of them. They
+know nothing of images, files of images or verdicts.
 """
 
 from __future__ import annotations
