@@ -24,7 +24,8 @@ from scipy.stats import beta  # type: ignore[import-untyped]
 from clipmole import Detection, Detector
 from clipmole.calibration import Calibration, FalseAlarms
 from clipmole.images.discovery import find_images
-from clipmole.models.adapter import find_adapter
+from clipmole.inference.detector import LOOKS_DRAWN
+from clipmole.models.adapter import find_adapter, read_calibration
 from clipmole.plumbing.environment import environment
 
 NAME = "mole-vit-b-16"
@@ -49,7 +50,8 @@ def score(folders: list[str], note: str) -> None:
                     "kind": kind,
                     "probability": found.probability,
                     "verdict": found.verdict.value,
-                    "nothing_to_see": found.reason is not None,
+                    "looks_drawn": found.reason == LOOKS_DRAWN,
+                    "nothing_to_see": found.reason not in (None, LOOKS_DRAWN),
                 }
             )
     about = {"note": note, **environment()}
@@ -61,22 +63,27 @@ def tables() -> None:
     table = pq.read_table(FILE)
     about = json.loads(table.schema.metadata[b"about"])
     rows = table.to_pylist()
+    calibration = read_calibration(find_adapter(NAME)[1])
+    assert calibration is not None
+    threshold = calibration.thresholds.generated
     lines = [
         f"{about['note']} OpenVINO in bfloat16, {about['cpu']}, torch {about['torch']}, {about['date']}. "
         "`python benchmarks/not_photographs.py tables`",
         "",
-        "| made by people | number | called AI-generated | uncertain | nothing to tell from | called a photograph |",
-        "|---|--:|--:|--:|--:|--:|",
+        "| made by people | number | called AI-generated | uncertain | looks drawn | nothing to tell from "
+        "| called a photograph | probability alone above the threshold |",
+        "|---|--:|--:|--:|--:|--:|--:|--:|",
     ]
     for kind in dict.fromkeys(row["kind"] for row in rows):
         own = [row for row in rows if row["kind"] == kind]
         said = Counter(row["verdict"] for row in own)
         n, k = len(own), said["ai_generated"]
         low, high = beta.ppf(0.025, k, n - k + 1) if k else 0, beta.ppf(0.975, k + 1, n - k) if k < n else 1
-        nothing = sum(row["nothing_to_see"] for row in own)
+        drawn, nothing = (sum(row[key] for row in own) for key in ("looks_drawn", "nothing_to_see"))
+        alone = sum(row["probability"] > threshold for row in own)
         lines.append(
             f"| {kind} | {n} | {100 * k / n:.0f} % [{100 * low:.0f}, {100 * high:.0f}] "
-            f"| {100 * said['uncertain'] / n:.0f} % | {nothing} | {100 * said['real'] / n:.0f} % |"
+            f"| {100 * said['uncertain'] / n:.0f} % | {drawn} | {nothing} | {100 * said['real'] / n:.0f} % | {alone} |"
         )
     enter(rows)
     text = "\n".join(lines) + "\n"

@@ -3,7 +3,7 @@
     python benchmarks/score_tables.py
 
 In: `results/DETECTOR/scores.parquet`, which `recipes/mole-vit-b-16/score.py` wrote (sha256 of the file, label,
-split, generator, source, kind, group, condition, logit), and the packaged calibration. Out, in
+split, generator, source, kind, group, condition, logit, whether it looks drawn), and the packaged calibration. Out, in
 `results/DETECTOR`: `report.json` with every estimate and its interval, `table.md` by split and condition,
 `alarms.md` by kind of photograph.
 """
@@ -11,6 +11,8 @@ split, generator, source, kind, group, condition, logit), and the packaged calib
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +31,7 @@ NAMES = ("mole-vit-b-16", "embedded")
 RESULTS = Path(__file__).parent / "results"
 CONDITIONS = ("as stored", "equalised")
 KINDS = {"": ("photo", "drawn"), "_photo": ("photo",), "_drawn": ("drawn",)}  # of generated images, in parts of a split
+VERDICTS = ("false_alarm", "detected", "miss", "uncertain")  # shares of verdicts
 RESAMPLES = 1000
 
 
@@ -68,8 +71,31 @@ def sets_of(name: str, rows: list[dict[str, object]], calibration: Calibration) 
         logits = np.array([[[logit[c][row["sha256"]] for row in one] for c in conditions]], dtype=np.float64)
         table = ScoreTable(samples, np.array([split + part] * len(one)), (name,), tuple(conditions), logits)
         reports = report_table(table, {name: calibration}, RESAMPLES)[0]
+        drawn = {(row["condition"], row["sha256"]) for row in own if row.get("drawn")}
+        if drawn:
+            reports = with_verdicts(reports, table, drawn, calibration)
         found += [(each, balanced_ap(own, each.condition)) for each in reports]
     return found
+
+
+def with_verdicts(
+    reports: Sequence[SetReport], table: ScoreTable, drawn: set[tuple[object, object]], calibration: Calibration
+) -> list[SetReport]:
+    """The reports, whose shares of verdicts count what looks drawn as uncertain, as the detector does."""
+    thresholds = calibration.thresholds
+    between = calibration.logit((thresholds.real + thresholds.generated) / 2)
+    looks = np.array([[[(c, str(s.path)) in drawn for s in table.samples] for c in table.conditions]])
+    judged = replace(table, logits=np.where(looks, between, table.logits))
+    found = report_table(judged, {table.detectors[0]: calibration}, RESAMPLES)[0]
+    return [
+        old.model_copy(
+            update={
+                "estimates": old.estimates | {key: new.estimates[key] for key in VERDICTS},
+                "kinds": new.kinds,
+            }
+        )
+        for old, new in zip(reports, found, strict=True)
+    ]
 
 
 def by_split(sets: list[tuple[SetReport, float]]) -> str:

@@ -4,7 +4,7 @@
 
 In: an adapter, the list (`originals.csv`), that of the outside set, and a folder with their files, named by sha256.
 Out: `SCORES/scores.parquet` (a row an image and condition: sha256, label, split, generator, source, kind, group,
-condition, logit; no image), and in ADAPTER its `calibration.json`: probability and thresholds of the split
+condition, logit, and whether it looks drawn; no image), and in ADAPTER its `calibration.json`: probability and thresholds of the split
 `calibration`, over sources, and with them the false alarms on photographs of `test` by kind. A split and condition that
 was scored is left alone by a later run.
 """
@@ -24,9 +24,10 @@ from views import RGB, Listed, pixels, read_list
 from clipmole import Detector, ImageError
 from clipmole.calibration import Calibration, FalseAlarms, fit_calibration
 from clipmole.images.transforms import equalise
+from clipmole.inference.detector import LOOKS_DRAWN
 from clipmole.plumbing.prefetch import started_ahead
 from clipmole.plumbing.seeding import sample_rng
-from clipmole.records import Detection
+from clipmole.records import Detection, Verdict
 
 # What sets the thresholds and what is reported.
 RUNS = (
@@ -57,14 +58,14 @@ def prepared(image: Listed, condition: str) -> RGB | ImageError:
     return equalise(rgb, (65, 90), sample_rng(0, image.sha256)) if condition == "equalised" else rgb
 
 
-def logits(detector: Detector, images: list[Listed], condition: str) -> Iterator[tuple[Listed, float]]:
-    """The logit of every image that can be read."""
+def detections(detector: Detector, images: list[Listed], condition: str) -> Iterator[tuple[Listed, Detection]]:
+    """What the detector says of every image that can be read."""
     with ThreadPoolExecutor(2) as pool:
         futures = started_ahead(images, lambda image: pool.submit(prepared, image, condition), 8)
         found = detector.stream(future.result() for future in futures)
         for place, (image, result) in enumerate(zip(images, found, strict=True)):
             if isinstance(result, Detection):
-                yield image, result.logit
+                yield image, result
             else:
                 print(f"left out: {image.path.name}: {result}")
             if place % 100 == 99:
@@ -83,9 +84,10 @@ def score(detector: Detector, images: list[Listed], split: str, condition: str) 
             "kind": image.kind,
             "group": image.group,
             "condition": condition,
-            "logit": logit,
+            "logit": found.logit,
+            "drawn": found.reason == LOOKS_DRAWN,
         }
-        for image, logit in logits(detector, [each for each in images if each.split == split], condition)
+        for image, found in detections(detector, [each for each in images if each.split == split], condition)
     ]
     return pa.Table.from_pylist(rows)
 
@@ -108,9 +110,10 @@ def calibrated(scores: pa.Table) -> Calibration:
     for kind, name in KINDS.items():
         called = {}
         for each in conditions:
-            columns = (column("test", each, key) for key in ("label", "kind", "logit"))
-            own = np.array([logit for label, of, logit in zip(*columns, strict=True) if (int(label), of) == (0, kind)])
-            called[each] = own.size, int((found.probabilities(own) > found.thresholds.generated).sum())
+            columns = (column("test", each, key) for key in ("label", "kind", "logit", "drawn"))
+            own = [row for row in zip(*columns, strict=True) if (int(row[0]), row[1]) == (0, kind)]
+            verdicts = [found.verdict(float(logit)) for _, _, logit, drawn in own if not drawn]
+            called[each] = len(own), verdicts.count(Verdict.AI_GENERATED)
         photographs, most = max(called.values(), key=lambda each: each[1])
         if photographs:
             alarms.append(FalseAlarms(kind=name, photographs=photographs, called_generated=most))
