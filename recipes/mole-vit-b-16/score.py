@@ -4,9 +4,9 @@
 
 In: an adapter, the list (`originals.csv`), that of the outside set, and a folder with their files, named by sha256.
 Out: `SCORES/scores.parquet` (a row an image and condition: sha256, label, split, generator, source, kind, group,
-condition, logit, and whether it looks drawn; no image), and in ADAPTER its `calibration.json`: probability and thresholds of the split
-`calibration`, over sources, and with them the false alarms on photographs of `test` by kind. A split and condition that
-was scored is left alone by a later run.
+condition, logit, and whether it looks drawn; no image), and in ADAPTER its `calibration.json`: probability and
+thresholds of the split `calibration`, over sources, and with them the false alarms on photographs of `test` by kind. A
+split and condition that was scored is left alone by a later run.
 """
 
 from __future__ import annotations
