@@ -89,12 +89,13 @@ class DetectionTable:
                 f"{result.verdict.description:<20}",
                 fg={"ai_generated": "red", "real": "green"}.get(result.verdict.value, "yellow"),
             )
-            number = "" if self.labels_only else f"{of_ai(result.probability):>7}  "
+            said = "" if result.reason else of_ai(result.probability)  # which then means nothing
+            number = "" if self.labels_only else f"{said:>7}  "
             typer.echo(f"{styled}  {number}{seen}  {result.source}")
             self.uncertain = self.uncertain or result.verdict.value == "uncertain"
             self.generated = self.generated or result.verdict.value == "ai_generated"
         if result.reason is not None:
-            typer.echo(f"{'':<4}uncertain whatever the probability: {result.reason}")
+            typer.echo(f"{'':<4}no verdict: {result.reason}")
         if provenance is not None:
             self.caution = provenance.caution
             for line in provenance_lines(provenance):
