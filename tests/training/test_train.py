@@ -268,6 +268,9 @@ def test_the_tower_has_its_own_learning_rate_only_when_it_is_trained() -> None:
 def test_what_cannot_be_trained_is_refused_before_anything_is_written(manifest: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no data"):
         train(CONFIG, tmp_path / "run", backbone=tiny_backbone())
+    second = CONFIG.model_copy(update={"mole": MoLEConfig(drawn=True)})
+    with pytest.raises(ConfigError, match=r"mole\.drawn: is fitted to a detector after its training"):
+        train(second, tmp_path / "run", data=manifest, backbone=tiny_backbone())
     only_train = write_corpus(tmp_path / "only-train", {"train": 2})
     with pytest.raises(DataError, match="split 'val'"):
         train(CONFIG, tmp_path / "run", data=only_train, backbone=tiny_backbone())

@@ -22,7 +22,7 @@ from clipmole.config import PLACES, TrainConfig
 from clipmole.data import VARIANTS, DataSource, labels_of, windows
 from clipmole.data.sample import Sample
 from clipmole.data.training_set import TrainingData, training_data
-from clipmole.errors import CheckpointError, DataError
+from clipmole.errors import CheckpointError, ConfigError, DataError
 from clipmole.evaluation.estimates import report_table
 from clipmole.evaluation.recalibrate import calibrate, check_calibration_set, promises
 from clipmole.evaluation.records import DetectorInfo, EvaluationReport
@@ -194,6 +194,8 @@ def start(
     with torch_seeded(config.seed):
         if base is not None:
             return loaded, base.grow(loaded.tower, config.mole)
+        if config.mole.drawn:
+            raise ConfigError("mole.drawn: is fitted to a detector after its training, not trained with it; leave it out")
         if config.hypernetwork:
             return loaded, HyperDetNetwork(loaded.tower, config.mole)
         return loaded, MoLENetwork(loaded.tower, config.mole, config.full_finetune)
