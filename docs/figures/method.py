@@ -55,15 +55,14 @@ class Drawing:
             f'<polyline points="{path}" fill="none" stroke="{ink}" stroke-width="1.6"{dash} marker-end="url(#head)"/>'
         )
 
-    def svg(self) -> str:
+    def svg(self, title: str, width: int, height: int) -> str:
         """The whole file."""
         head = (
             '<marker id="head" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" markerHeight="7" orient="auto">'
             f'<path d="M0 0 L8 4 L0 8 z" fill="{self.colors["soft"]}"/></marker>'
         )
-        title = "MoLE: a frozen Vision Transformer whose deeper MLPs are adapted by a mixture of low-rank experts"
         return (
-            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
+            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" role="img" '
             f'font-family="system-ui, -apple-system, Segoe UI, Helvetica, Arial, sans-serif">\n<title>{title}</title>\n'
             f"<defs>{head}</defs>\n" + "\n".join(self.parts) + "\n</svg>\n"
         )
@@ -116,7 +115,8 @@ def figure(colors: dict[str, str]) -> str:
     d.arrow((598, 320), (640, 320))
     d.box(641, 290, 92, 60, "frozen", "residual", "stream", small=True)
     d.text(WIDTH / 2, 562, "y = MLP(x) + shared(x) + Σ gᵢ(x) · LoRAᵢ(x),  g = softmax(router(x))", "ink", 17)
-    return d.svg()
+    title = "MoLE: a frozen Vision Transformer whose deeper MLPs are adapted by a mixture of low-rank experts"
+    return d.svg(title, WIDTH, HEIGHT)
 
 
 def main() -> None:
