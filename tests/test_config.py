@@ -93,7 +93,7 @@ def test_an_error_of_a_toml_file_names_it(tmp_path: Path, content: bytes, reason
 
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     for path in (tmp_path / "none.toml", tmp_path):
-        with pytest.raises(ConfigError, match="cannot be read|is a directory") as error:
+        with pytest.raises(ConfigError, match=r"cannot be read|is a directory") as error:
             TrainConfig.from_toml(path)
         assert str(path) in str(error.value)
 

@@ -32,7 +32,7 @@ def described(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run(*arguments: str) -> str:
     result = CliRunner().invoke(app, ["provenance", *arguments])
-    assert result.exit_code == 0, result.stderr
+    assert result.exit_code == 0, result.output
     return result.stdout
 
 
@@ -74,7 +74,7 @@ def test_the_other_commands_keep_their_names(described: Path, monkeypatch: pytes
 def test_a_file_or_the_rules() -> None:
     for arguments in ([], ["a.png", "--rules"]):
         result = CliRunner().invoke(app, ["provenance", *arguments])
-        assert (result.exit_code, "give a file, or --rules" in result.stderr) == (2, True)
+        assert (result.exit_code, "give a file, or --rules" in result.output) == (2, True)
 
 
 def test_what_is_no_image_is_one_line(tmp_path: Path) -> None:

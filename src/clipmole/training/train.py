@@ -195,7 +195,9 @@ def start(
         if base is not None:
             return loaded, base.grow(loaded.tower, config.mole)
         if config.mole.drawn:
-            raise ConfigError("mole.drawn: is fitted to a detector after its training, not trained with it; leave it out")
+            raise ConfigError(
+                "mole.drawn: is fitted to a detector after its training, not trained with it; leave it out"
+            )
         if config.hypernetwork:
             return loaded, HyperDetNetwork(loaded.tower, config.mole)
         return loaded, MoLENetwork(loaded.tower, config.mole, config.full_finetune)
