@@ -56,7 +56,7 @@ from clipmole.plumbing.prefetch import ahead, cores
 from clipmole.records import Detection, Verdict
 
 MOST_WORKERS = 8  # by default: each may hold a decoded image, 50 to 800 MB
-LOOKS_DRAWN = "it looks drawn, painted or rendered, and this detector can only judge photographs"
+LOOKS_DRAWN = "the image looks drawn, painted or rendered, and this detector can only judge photographs"
 RECHECK = 0.25  # of a logit: differences that bfloat16 makes are mostly smaller, see docs/performance.md
 
 
