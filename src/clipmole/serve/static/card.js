@@ -131,7 +131,9 @@ export function card(item, act = null, view = {}) {
       h("button", { type: "button", click: () => act.save("json") }, "Save JSON"),
       h("button", { type: "button", click: () => window.print() }, "Print or PDF"),
       h("label", {}, keep, "with the image in the report")),
-    h("section", {}, h("h3", {}, "Where the score comes from"), map.element, other ? other.element : null),
+    detection.reason
+      ? h("details", {}, h("summary", {}, "Where the score comes from, which means nothing here"), map.element, other ? other.element : null)
+      : h("section", {}, h("h3", {}, "Where the score comes from"), map.element, other ? other.element : null),
     traces,
     metadata(provenance),
     judgment(item, Boolean(act)),
