@@ -1,8 +1,8 @@
-"""The library's own door: to train, evaluate, calibrate and compare detectors with one call each.
+"""The public functions that train, evaluate, calibrate and compare detectors with one call each.
 
-In: names of detectors, settings and data as a person gives them. Out: records, and what is written on the way:
-adapter directories, scores, reports. The command line calls the same functions. Each loads what it needs when it is
-called, so that importing this module imports neither torch nor pydantic.
+In: names of detectors, settings and data as a user gives them. Out: records; adapter directories, scores and reports
+are written on the way. The command line calls the same functions. Each imports what it needs when it is called, so
+importing this module imports neither torch nor pydantic.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ def train(
     Args:
         config: the settings, the name of a preset (`clipmole presets` lists them), or a TOML file.
         out: the adapter directory to write. An older one is replaced at the end, when the new one is complete.
-        extend: a detector to add an expert to, for a generator that it does not know. All that it has learnt stays as
-            it is, and its backbone and adapter take the place of those of `config`.
+        extend: a detector to add an expert to, for a generator that it does not know. What it has learnt stays as it
+            is, and its backbone and adapter replace those of `config`.
         data: labelled images with the splits train, val and, for verdicts, calibration: whatever `read_data` takes.
             None: the data that `config` names.
         cache_dir: where the outputs of the frozen blocks are kept. None: `$CLIPMOLE_CACHE`, or `~/.cache/clipmole`.
@@ -49,13 +49,13 @@ def train(
             then saved. `ProgressReporter(say=print)` prints the lines.
 
     Returns:
-        The trained detector. It gives verdicts if the data have a calibration split, else logits alone.
+        The trained detector. It gives verdicts if the data have a calibration split, else only logits.
 
     Raises:
         ConfigError: a setting is unknown, out of range, or contradicts another.
         DataError: the data are incomplete or cannot be read.
         WeightsError: the backbone cannot be found or does not fit.
-        CheckpointError: `out` is something else than an adapter directory.
+        CheckpointError: `out` exists and is not an adapter directory.
         MissingDependency: a library of the extra `train` is not installed.
 
     Examples:
@@ -104,17 +104,17 @@ def evaluate(
         data: whatever `read_data` takes, or the folder that holds the protocol's data sets.
         out: the folder for `scores.jsonl` and `report.html`, `.json`, `.csv` and `.md`.
         protocol: "manifest" (the splits of any labelled images), the name of another preset, or a TOML file.
-        splits: of a manifest, in place of the protocol's.
-        conditions: a preset or a TOML file, in place of the protocol's: how images are changed before scoring.
-        backbones: short name of a detector -> where its backbone comes from, if not from where the detector says.
+        splits: of a manifest, instead of the protocol's.
+        conditions: how images are changed before scoring: a preset or a TOML file, instead of the protocol's.
+        backbones: short name of a detector -> its backbone, instead of the one that the detector names.
         resamples: of the bootstrap that gives the 95 % intervals.
-        gallery: show the worst mistakes as thumbnails. Turn it off if the images may not be passed on.
+        gallery: show the worst mistakes as thumbnails. Turn it off if the images must not be passed on.
         workers: threads that decode and change images.
-        batch_size: most crops in one forward pass. None: 8 on a CPU, else 32.
+        batch_size: crops in one forward pass, at most. None: 8 on a CPU, else 32.
         device: "cpu", "cuda", ...
         precision: of the network's arithmetic.
         runtime: what computes clipmole's own detectors, such as "openvino". None: PyTorch, or an export's own.
-        command: printed in the report as the way to make it again.
+        command: the command that makes the report again, which it prints.
         progress: follows the images, and gets remarks, such as what had to be unpacked.
 
     Returns:
@@ -182,7 +182,7 @@ def calibrate(
 
     Args:
         detector: "default", "embedded", an adapter directory, or a hub id `owner/name`. It stays as it is.
-        data: labelled images, whatever `read_data` takes; with `real_only` a folder of photographs will do.
+        data: labelled images, whatever `read_data` takes; with `real_only` also a folder of photographs.
         out: the adapter directory to write.
         real_only: all images are photographs. Only the threshold above which an image is called AI-generated moves;
             `max_miss` and `method` then mean nothing.
@@ -190,9 +190,9 @@ def calibrate(
         max_false_alarm: highest share of photographs that may be called AI-generated, between 0 and 1.
         max_miss: highest share of generated images that may be called photographs, between 0 and 1.
         method: how the probability is fitted to the logits.
-        by_source: set thresholds over sources of photographs, so that they hold for a new one. None: where the data
+        by_source: set thresholds over sources of photographs, so that they hold for a new source. None: if the data
             name enough sources.
-        backbone: where the backbone comes from, if not from where the adapter says.
+        backbone: the backbone, instead of the one that the adapter names.
         device: "cpu", "cuda", ...
         progress: follows the images, and gets remarks, such as what had to be unpacked.
 
@@ -267,8 +267,8 @@ def compare(
         test_data: labelled images to report on. None: those of `data`.
         splits: the splits to report on.
         seeds: how many.
-        rates: learning rates, of which each configuration takes the best on val. (): each keeps its own.
-        backbone: in place of the backbones that the configurations name.
+        rates: learning rates, of which the best on val is taken for each configuration. (): each keeps its own.
+        backbone: instead of the backbones that the configurations name.
         resamples: of the bootstrap that gives the 95 % intervals.
         progress: follows steps and images, and gets one line of text an epoch.
 

@@ -1,18 +1,19 @@
-"""Logit -> probability -> verdict, fitted on a calibration split and never on anything that is reported.
+"""Logit -> probability -> verdict, fitted on a calibration split and never on images that are reported.
 
 In: logits and labels (1 = AI-generated), or logits of photographs alone. Out: a `Calibration`, which turns a logit
 into a probability and a verdict. It knows nothing of images or networks. Fitting a probability needs scikit-learn
 (`clipmole[train]`); using one, and thresholds from photographs alone, do not.
 
-The probability is meant for as many generated images as photographs: where generated images are rarer, so is
-a true alarm.
+The probability assumes as many generated images as photographs: where generated images are rarer, true alarms are
+rarer too.
 
 What the thresholds promise (class-conditional split conformal prediction; Vovk et al. 2005, section 4.5): take n
-calibration photographs and one more from the same source, exchangeable with them. Then the one more is called
-AI-generated with probability at most `max_false_alarm`; so for generated images, called real, and `max_miss`. Each
-holds within its class whatever the classes' shares, the detector and the distribution of its logits. It is an
-average over draws of the calibration images: what one draw gives may be more, and `rate_bound` says how much more.
-It is not a promise for one camera, generator or kind of edit, nor for images of another source.
+calibration photographs and a further one from the same source, exchangeable with them. Then the further one is called
+AI-generated with probability at most `max_false_alarm`; and a further generated image is called real with probability
+at most `max_miss`. Each holds within its class, whatever the classes' shares, the detector and the distribution of its
+logits. It is an average over draws of the calibration images: for a single draw the rate may be higher, and
+`rate_bound` says how much. It is not a promise for one camera, generator or kind of edit, nor for images of another
+source.
 
 To hold for photographs of a new source too, the threshold is set over sources: see `upper_threshold_by_source`.
 """
@@ -30,8 +31,8 @@ from pydantic import ConfigDict, Field, model_validator
 from clipmole.errors import ConfigError, DataError, MissingDependency
 from clipmole.records import Record, StoredRecord, Thresholds, Verdict
 
-# Log-odds by which a threshold stands clear of the image that it comes from: a logit repeats only to float
-# rounding from one batch, machine or number of crops to the next, which must not change that image's verdict.
+# Log-odds between a threshold and the image that it comes from: that image's logit changes by float rounding from
+# one batch, machine or number of crops to the next, which must not change its verdict.
 CLEARANCE = 1e-4
 
 SOURCES_NEEDED = 5  # sources of photographs from which a threshold is set over sources
@@ -48,7 +49,7 @@ def sigmoid(z: float) -> float:
 
 
 class FalseAlarms(Record):
-    """How many images made by people were called AI-generated, of sources with no image in training or calibration.
+    """How many images by people were called AI-generated, from sources with no image in training or calibration.
 
     Attributes:
         kind: of the images, for people: "stock photographs", "camera files", "digital paintings".
@@ -62,7 +63,7 @@ class FalseAlarms(Record):
 
     @property
     def often(self) -> bool:
-        """Whether so many were, a fifth or more, that the verdict says nothing of this kind of image."""
+        """Whether a fifth or more were, so that the verdict on this kind of image means nothing."""
         return self.called_generated >= self.photographs / 5
 
 
@@ -71,7 +72,8 @@ class Calibration(StoredRecord):
 
     Attributes:
         slope, intercept: of the sigmoid; slope > 0.
-        thresholds: AI-generated above `ai`, real below `real`, uncertain between and on both; real <= ai.
+        thresholds: AI-generated above `generated`, real below `real`, uncertain between and on both;
+            real <= generated.
         max_false_alarm: share of photographs that `thresholds.generated` was set to stay at or below.
         max_miss: share of generated images that `thresholds.real` was set to stay at or below.
         n_real, n_generated: images of each class it was fitted on; files call them `real` and `ai`.
@@ -79,10 +81,11 @@ class Calibration(StoredRecord):
         method: how the sigmoid was fitted: "platt", or "temperature", whose intercept is 0.
         n_sources: number of sources of photographs over which `thresholds.generated` was set, to hold for a new source
             too; 0: the photographs were taken for independent draws from one source.
-        own_photographs: number of unlabelled photographs that `thresholds.generated` was moved to afterwards, as
-            stored; 0: it was set on the `n_real` photographs like the rest.
-        false_alarms: measured afterwards, with these thresholds, on images that people made, of unknown sources; ():
-            not measured.
+        own_photographs: number of the user's photographs, as stored, on which `thresholds.generated` was set
+            afterwards;
+            0: it was set on the `n_real` photographs like the rest.
+        false_alarms: measured afterwards, with these thresholds, on images by people from new sources; (): not
+            measured.
     """
 
     model_config = ConfigDict(allow_inf_nan=False)
@@ -140,17 +143,17 @@ def _rank(n: int, rate: float) -> int:
 
 
 def images_needed(rate: float) -> int:
-    """The fewest images from which a threshold for an error rate can be told: 1 / rate - 1, rounded up."""
-    _rank(1, rate)  # refuses what is no rate
+    """The fewest images that give a threshold for an error rate: 1 / rate - 1, rounded up."""
+    _rank(1, rate)  # refuses anything that is not a rate
     return max(1, math.ceil((1 - 1e-9) / rate) - 1)
 
 
 def check_enough(images: int, rate: float, kind: str) -> None:
-    """Raise `DataError` if there are too few images of a kind to tell a threshold for an error rate."""
+    """Raise `DataError` if there are too few images of a kind for a threshold at an error rate."""
     needed = images_needed(rate)
     if images < needed:
         raise DataError(
-            f"calibration: {images} {kind} cannot bound a share of {rate:g}: it takes at least {needed}; "
+            f"calibration: {images} {kind} cannot bound a share of {rate:g}: at least {needed} are needed; "
             "give more images or allow a larger share"
         )
 
@@ -159,9 +162,9 @@ def upper_threshold(scores: ArrayLike, rate: float) -> float:
     """The score that a further, exchangeable one exceeds with probability at most `rate`, 0 < rate < 1.
 
     The k-th smallest of n scores with k = ceil((n + 1)(1 - rate)): split conformal prediction's quantile
-    (Vovk et al. 2005; Angelopoulos and Bates, arXiv 2107.07511, section 1). inf if n is too small to tell,
-    that is below 1 / rate - 1. The probability is over the n scores and the further one together; for scores
-    that do not tie it is (n + 1 - k) / (n + 1) exactly.
+    (Vovk et al. 2005; Angelopoulos and Bates, arXiv 2107.07511, section 1). inf if n is too small, that is below 1 /
+    rate - 1. The probability is over the n scores and the further one together; for scores that do not tie it is (n + 1
+    - k) / (n + 1) exactly.
     """
     ordered = np.sort(np.asarray(scores, dtype=np.float64))
     k = _rank(len(ordered), rate)
@@ -171,8 +174,8 @@ def upper_threshold(scores: ArrayLike, rate: float) -> float:
 def source_weights(sources: Sequence[str]) -> NDArray[np.float64]:
     """Weight (n,) of each image: n_s ** -0.5 for one of the n_s images of source s; the weights of all sum to 1.
 
-    So a source counts with the square root of its images: a large one does not rule, a small one does not mislead. The
-    power is this project's choice; 0 would weigh images alike, -1 sources.
+    So a source counts with the square root of its number of images: a large one does not dominate, and a small one does
+    not mislead. The power is this project's choice; 0 would weigh all images alike, -1 all sources.
     """
     _, of, counts = np.unique(np.asarray(sources, dtype=np.str_), return_inverse=True, return_counts=True)
     weights = (1 / np.sqrt(counts))[of].astype(np.float64)
@@ -196,8 +199,8 @@ def upper_threshold_by_source(
 ) -> float:
     """The score that at most the share `rate` of photographs exceeds, over new draws of sources such as these.
 
-    The sources are taken for a sample of sources. A draw takes as many sources with replacement, and of each as many of
-    its images with replacement (the two-stage bootstrap; Davison and Hinkley 1997, section 3.8); its (1 - rate)
+    The sources are taken as a random sample of sources. A draw takes as many sources with replacement, and of each as
+    many of its images with replacement (the two-stage bootstrap; Davison and Hinkley 1997, section 3.8); its (1 - rate)
     quantile is taken with the weights of `source_weights`. The threshold is the `confidence` quantile of these over all
     draws. It is about the mix of sources, not the worst of them; `leave_one_source_out` shows those.
 
@@ -215,7 +218,7 @@ def upper_threshold_by_source(
         draws: of the bootstrap.
         seed: of the draws.
     """
-    _rank(1, rate)  # refuses what is no rate
+    _rank(1, rate)  # refuses anything that is not a rate
     values, names = np.asarray(scores, dtype=np.float64), np.asarray(sources, dtype=np.str_)
     groups = [values[names == name] for name in np.unique(names)]
     rng = np.random.default_rng(seed)
@@ -286,7 +289,7 @@ def _logistic(
     model = LogisticRegression(
         C=np.inf, solver="newton-cholesky", tol=1e-10, max_iter=1000, fit_intercept=fit_intercept
     )
-    # A soft target t is t of a positive and 1 - t of a negative example.
+    # A soft target t counts as t of a positive and 1 - t of a negative example.
     model.fit(
         np.concatenate([x, x])[:, None],
         np.repeat([1, 0], len(x)),
@@ -331,7 +334,7 @@ FITS = {"platt": fit_platt, "temperature": fit_temperature}
 def _checked(
     logits: dict[str, ArrayLike], labels: Sequence[int]
 ) -> tuple[dict[str, NDArray[np.float64]], NDArray[np.int64]]:
-    """What `fit_calibration` takes, as arrays. Raises its `DataError` if they do not fit together."""
+    """The arguments of `fit_calibration` as arrays. Raises its `DataError` if they do not fit together."""
     given = np.asarray(labels)
     if given.ndim != 1 or not np.isin(given, (0, 1)).all():
         raise DataError("calibration: labels are 1 (AI-generated) and 0 (photograph)")
@@ -369,8 +372,8 @@ def fit_calibration(
     The band between the thresholds is "uncertain"; this module's docstring says what they promise. With several
     variants the promise holds in each of them.
 
-    With too few images of a class to tell (fewer than 1 / rate - 1) its threshold is one that no probability
-    passes: `thresholds.generated` 1 or `thresholds.real` 0.
+    With too few images of a class (fewer than 1 / rate - 1) its threshold is one that no probability passes:
+    `thresholds.generated` 1 or `thresholds.real` 0.
 
     Raises `DataError` if a class is missing, a label is neither 0 nor 1, a logit is not finite, or the logits
     do not rise with the label; `ConfigError` if a share is out of range.
@@ -391,7 +394,7 @@ def fit_calibration(
         photo_sources = [source for source, label in zip(sources, y.tolist(), strict=True) if label == 0]
         ai = max(upper_threshold_by_source(each[y == 0], photo_sources, max_false_alarm) for each in scores.values())
         real = min(weighted_quantile(each[y == 1], weights[y == 1], max_miss) for each in scores.values())
-    # Where the classes are further apart than the rates ask for, what lies between them is uncertain too.
+    # If the classes are further apart than the rates ask for, the gap between them is uncertain too.
     low, high = sorted((real, ai))
     return Calibration(
         slope=slope,

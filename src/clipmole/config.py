@@ -1,8 +1,8 @@
-"""Settings: what a tower, an adapter, the preprocessing, the augmentation and a training run are made of.
+"""Settings of a tower, an adapter, the preprocessing, the augmentation and a training run.
 
-In: a TOML file (of the user, or one that comes with the package, by its name) or a dict; an unknown key or a value
-out of range is a `ConfigError` that names it. Or keyword arguments, where the same is pydantic's `ValidationError`.
-Out: frozen pydantic models. This module knows nothing of torch, images or files' contents.
+In: a TOML file (the user's, or one that comes with the package, by its name) or a dict; an unknown key or a value
+out of range is a `ConfigError` that names it. With keyword arguments it is pydantic's `ValidationError`.
+Out: frozen pydantic models. This module knows nothing of torch, images or the content of other files.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from clipmole.errors import ConfigError
 from clipmole.plumbing.json_toml import read_toml
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)  # openai/CLIP, clip.py: _transform
-# Far above every network that there is; a damaged or hostile file asks for more, and for all of the memory.
+# Far above those of any existing network; a damaged or hostile file may ask for more, and exhaust the memory.
 MOST_CHANNELS, MOST_PIXELS, MOST_STEPS = 2**16, 2**14, 10**6
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
@@ -131,12 +131,13 @@ CLIP_TOWERS: dict[str, TowerConfig] = {
 class MoLEConfig(Config):
     """The adapter. No shared LoRA and no experts: a linear probe; shared only: plain LoRA; both: MoLE.
 
-    The paper gives neither ranks, scale, balance loss nor (for B/16 and L/14) the adapted blocks; the
+    The paper does not give the ranks, the scale, the balance loss and (for B/16 and L/14) the adapted blocks; the
     defaults are this project's choice. With them L/14 trains 240,385 parameters, the paper's 0.08 %.
     """
 
     blocks: tuple[int, ...] | int | None = Field(
-        None, description="indices of the adapted blocks; a number: the last so many; None: the last quarter"
+        None,
+        description="indices of the adapted blocks; a number: that many of the last blocks; None: the last quarter",
     )
     shared_rank: int = Field(4, ge=0, le=MOST_CHANNELS, description="rank of the shared LoRA; 0: none")
     expert_ranks: tuple[int, ...] = Field((2, 4, 8), description="ranks of the separate LoRAs; (): none")
@@ -144,7 +145,7 @@ class MoLEConfig(Config):
     router: Literal["softmax", "image", "local-global"] = Field(
         "softmax",
         description="gates of the experts. softmax: of each token; image: of the class token, the same for all tokens; "
-        "local-global: a sigmoid of each token times one of what the expert gives on average",
+        "local-global: a sigmoid of each token times a sigmoid of the expert's mean output",
     )
     top_k: int | None = Field(None, gt=0, description="experts kept, by the largest gates; None: all")
     renormalize: bool = Field(True, description="the gates that top_k leaves sum to 1 again")
@@ -164,11 +165,11 @@ class MoLEConfig(Config):
     )
     companion: Literal["aide", "ffit"] | None = Field(
         None,
-        description="a second network, which reads the crop. aide: its smoothest and busiest patches; ffit: the "
-        "magnitude of its Fourier transform",
+        description="a second network that reads the crop. aide: the smoothest and busiest patches of the crop; ffit: "
+        "the magnitude of its Fourier transform",
     )
     companion_weight: float = Field(
-        1.0, ge=0, description="weight of the companion's own loss: of the masked autoencoder of ffit"
+        1.0, ge=0, description="weight of the companion's own loss, that of ffit's masked autoencoder"
     )
     expert_groups: tuple[int, ...] = Field(
         (), description="numbers of experts that share a softmax, as merging adapters makes them; (): all of them"
@@ -186,17 +187,17 @@ class MoLEConfig(Config):
             if len(ranks) > 1000 or sum(ranks) > MOST_CHANNELS:
                 raise ValueError(f"{name}: more than 1000, or together more than {MOST_CHANNELS}")
         if self.companion_weight != 1 and self.companion != "ffit":
-            raise ValueError(f"companion_weight={self.companion_weight:g}: is of companion = 'ffit' alone")
+            raise ValueError(f"companion_weight={self.companion_weight:g}: only companion = 'ffit' has one")
         groups, experts = self.expert_groups or (len(self.expert_ranks),), len(self.expert_ranks)
         if any(size < 1 for size in self.expert_groups) or sum(groups) != experts:
-            raise ValueError(f"expert_groups={self.expert_groups}: are to divide the {experts} experts")
+            raise ValueError(f"expert_groups={self.expert_groups}: must divide the {experts} experts")
         if self.top_k is not None and self.top_k > min(groups):
             raise ValueError(f"top_k={self.top_k} is more than the {min(groups)} experts")
         if not self.renormalize and self.top_k is None:
             raise ValueError("renormalize=False: without top_k nothing is left out; set top_k")
         softmax_only = {"top_k": self.top_k, "router_noise": self.router_noise, "expert_groups": self.expert_groups}
         if self.router == "local-global" and (given := [name for name, value in softmax_only.items() if value]):
-            raise ValueError(f"router='local-global' has no softmax, which {given[0]} is about: leave it out")
+            raise ValueError(f"router='local-global' has no softmax, to which {given[0]} applies: leave it out")
         return self
 
     @property
@@ -206,7 +207,7 @@ class MoLEConfig(Config):
 
     @property
     def gated_ranks(self) -> tuple[int, ...]:
-        """Ranks of all separate LoRAs, in the order of their gates: the router's experts, then what was added."""
+        """Ranks of all separate LoRAs, in the order of their gates: the router's experts, then those added later."""
         return self.expert_ranks + self.extension_ranks
 
     def read_blocks(self, depth: int) -> tuple[int, ...]:
@@ -246,13 +247,13 @@ class MoLEConfig(Config):
 class PreprocessConfig(Config):
     """From an RGB image to native-resolution crops, and to a small view of the whole if one is asked for.
 
-    The crops are never resized: resizing destroys the traces that they are looked at for. The view of the whole shows
-    what no crop can: composition, light, things that do not fit together.
+    The crops are never resized: resizing destroys the traces that a detector looks for in them. The view of the whole
+    shows what no crop can: composition, light, things that do not fit together.
     """
 
     mode: Literal["center_crop", "tiles"] = "tiles"
     crop_size: int = Field(224, gt=0, le=MOST_PIXELS, description="side of a crop, pixels")
-    max_tiles: int = Field(9, gt=0, le=10_000, description="most crops of one image in mode 'tiles'")
+    max_tiles: int = Field(9, gt=0, le=10_000, description="crops of one image in mode 'tiles', at most")
     whole_weight: float = Field(
         0.0, ge=0, lt=1, description="weight of the view of the whole in an image's logit; the crops' mean has the rest"
     )
@@ -278,7 +279,7 @@ class AugmentConfig(Config):
         0.0,
         ge=0,
         le=1,
-        description="share of crops that start on the 8x8 grid of a JPEG file, where nothing resized it",
+        description="share of crops that start on the 8x8 grid of a JPEG file, unless the view was resized",
     )
     chain: tuple[float, ...] = Field(
         (),
@@ -287,7 +288,7 @@ class AugmentConfig(Config):
     )
     flip_probability: float = Field(0.5, ge=0, le=1)
     equalise_quality: tuple[int, int] | None = Field((65, 90), description="last step; None: off")
-    equalise_probability: float = Field(0.9, ge=0, le=1, description="the rest stays without the last JPEG")
+    equalise_probability: float = Field(0.9, ge=0, le=1, description="share of windows that get this last step")
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -308,7 +309,7 @@ class AugmentConfig(Config):
 
 # Settings of a run that say where its images and files are, not what is done with them.
 PLACES = ("data", "real", "fake", "unpack_to", "unpack_gib", "cache_gib")
-# Settings that came later: at their defaults they leave the digest of a run as it was, so that older runs are known.
+# Settings that were added later: their defaults do not change the digest of a run, so older runs are recognised.
 LATER = {
     "min_steps_per_epoch",
     "router",
@@ -343,7 +344,7 @@ class TrainConfig(Config):
         description="a preset, a hub id or a directory; several: their features side by side, for a head alone"
     )
     data: str | None = Field(None, description="a manifest, a folder, shards, hf:owner/name: see data.read_data")
-    real: tuple[str, ...] = Field((), description="folders of photographs, in place of data, with fake")
+    real: tuple[str, ...] = Field((), description="folders of photographs; with fake, instead of data")
     fake: tuple[str, ...] = Field((), description="folders of generated images")
     per_class: int | None = Field(
         None, gt=1, description="training images of each class of the layout, half of them photographs; None: all"
@@ -364,7 +365,7 @@ class TrainConfig(Config):
         None,
         gt=0,
         le=10_000,
-        description="views of an image whose frozen prefix is kept on disk; None: a new view an epoch",
+        description="views of an image whose tokens are kept on disk; None: a new view in each epoch",
     )
     cached_blocks: int | None = Field(
         None, ge=0, description="blocks whose output is kept; None: all before the first adapted one"
@@ -374,12 +375,12 @@ class TrainConfig(Config):
         description="what computes the tokens that are kept; auto: OpenVINO, which is faster, on a CPU where it is "
         "installed, else PyTorch",
     )
-    cache_gib: float = Field(20.0, gt=0, description="most that the folder of the prefix cache may hold, GiB")
+    cache_gib: float = Field(20.0, gt=0, description="largest size of the folder of the prefix cache, GiB")
     extension_rank: int = Field(
         4,
         ge=0,
         le=MOST_CHANNELS,
-        description="rank of what is added to a detector that is extended; 0: nothing is, and all of it is trained on",
+        description="rank of the expert that extending a detector adds; 0: none, and the whole adapter is trained",
     )
     kept_tokens: int = Field(
         0,
@@ -399,7 +400,10 @@ class TrainConfig(Config):
         None, ge=0, description="seed of the views, so that runs of several seeds share kept tokens; None: seed"
     )
     whole_share: float = Field(
-        0.0, ge=0, lt=1, description="share of an image's views that show the whole of it, small, and no native crop"
+        0.0,
+        ge=0,
+        lt=1,
+        description="share of an image's views that show the whole of it at small size instead of a native crop",
     )
     head_start: float | None = Field(
         None,
@@ -412,18 +416,18 @@ class TrainConfig(Config):
         None,
         gt=0,
         le=MOST_STEPS,
-        description="an epoch shows few images several times, in other views, until it has so many steps",
+        description="steps of an epoch, at least; few images are then shown several times, in different views",
     )
-    patience: int | None = Field(None, gt=0, description="stop after so many epochs without a better val AP")
+    patience: int | None = Field(None, gt=0, description="stop after this many epochs without a better val AP")
     batch_size: int = Field(32, gt=0, le=MOST_CHANNELS, description="images of an optimiser step, over all processes")
     accumulation: int = Field(
-        1, gt=0, le=MOST_CHANNELS, description="parts that a batch is computed in, one after the other"
+        1, gt=0, le=MOST_CHANNELS, description="parts in which a batch is computed, one after another"
     )
     clip_norm: float = Field(1.0, gt=0, description="the gradient is scaled down to this norm")
     learning_rate: float = Field(1e-3, gt=0, description="of the LoRAs, routers and head")
     head_learning_rate: float | None = Field(None, gt=0, description="of the head alone; None: learning_rate")
     tower_learning_rate: float = Field(1e-4, gt=0, description="of the tower, with full_finetune")
-    label_smoothing: float = Field(0.0, ge=0, lt=1, description="labels are 1 - s / 2 and s / 2 in place of 1 and 0")
+    label_smoothing: float = Field(0.0, ge=0, lt=1, description="labels are 1 - s / 2 and s / 2 instead of 1 and 0")
     patch_dropout: float = Field(
         0.0,
         ge=0,
@@ -445,7 +449,7 @@ class TrainConfig(Config):
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if bool(self.real) != bool(self.fake):
-            raise ValueError(f"real={self.real}, fake={self.fake}: give folders of both")
+            raise ValueError(f"real={self.real}, fake={self.fake}: give folders for both")
         if self.data is not None and self.real:
             raise ValueError(f"data={self.data!r} and real={self.real}: give data, or real and fake, not all of them")
         if self.full_finetune and self.mole.adapts:
@@ -457,13 +461,13 @@ class TrainConfig(Config):
             raise ValueError("hypernetwork: set mole.shared_rank to a multiple of 5, expert_ranks = [], and no alpha")
         if self.hypernetwork and (self.cached_views or self.kept_tokens):
             raise ValueError(
-                "hypernetwork: it sees noise in place of images, whose tokens are not kept: leave out "
+                "hypernetwork: it sees noise instead of images, and tokens of noise are not kept: leave out "
                 "cached_views and kept_tokens"
             )
         if bool(self.whole_share) != bool(self.preprocess.whole_weight):
             raise ValueError(
                 f"whole_share={self.whole_share:g}, preprocess.whole_weight={self.preprocess.whole_weight:g}: a "
-                "detector that looks at the whole learns from views of it: set both, or none"
+                "detector that looks at the whole needs such views in training: set both, or neither"
             )
         if self.head_start is not None and not (self.cached_views and self.mole.head_blocks):
             raise ValueError("head_start: reads kept tokens of the head blocks: set cached_views and mole.head_blocks")
@@ -486,7 +490,7 @@ class TrainConfig(Config):
         return self.seed if self.views_from is None else self.views_from
 
     def run_settings(self) -> dict[str, Any]:
-        """What a run's weights depend on, but for its backbone and images: values for JSON, by name."""
+        """The settings that a run's weights depend on, apart from its backbone and images: values for JSON, by name."""
 
         def used(config: Config, values: dict[str, Any]) -> dict[str, Any]:
             own = {key: getattr(config, key) for key in values}
@@ -510,7 +514,7 @@ def packaged_names(folder: str) -> tuple[str, ...]:
 
 
 def load_packaged(kind: type[AnyConfig], folder: str, name: str | Path) -> AnyConfig:
-    """What the preset `name` of a folder of the package holds, or else a TOML file of that path.
+    """The settings of the preset `name` in a folder of the package, or else of a TOML file with that path.
 
     Raises `ConfigError` if there is neither, or if it does not validate.
     """

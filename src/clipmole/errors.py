@@ -1,23 +1,23 @@
-"""Every error clipmole raises on purpose, in one tree.
+"""Every error that clipmole raises on purpose, in one tree.
 
     ClipmoleError
     ├── ConfigError          a setting that is unknown, out of range or contradicts another
-    │   └── TrainingDiverged     the loss is not finite any more: the learning rate is too high
+    │   └── TrainingDiverged     the loss is no longer finite: the learning rate is too high
     ├── MissingDependency    an optional library is not installed; the message names the extra
     ├── ImageError           one image cannot be scored; carries a stable `code`
     │   ├── ImageNotFound        "not_found"   no such file
     │   ├── ImageUnreadable      "unreadable"  empty, truncated, corrupt, or not an image
     │   ├── ImageTooLarge        "too_large"   more bytes or pixels than the limits allow
-    │   └── ImageNotRead         "not_read"    its bytes cannot be fetched: a network, a disk
+    │   └── ImageNotRead         "not_read"    a network or a disk failed to deliver its bytes
     ├── WeightsError         a backbone's weights
     │   ├── WeightsNotFound      not on disk, not in the cache, and no network to fetch them
     │   └── WeightsMismatch      missing, extra or misshapen tensors, or the wrong sha256
     ├── CheckpointError      an adapter directory: absent, unknown version, wrong backbone, damaged
     ├── DataError            a manifest or a data set: missing columns, labels, files
     ├── TrustListError       a list of certificates cannot be fetched
-    └── Stopped              somebody asked long work to stop; the message says what is kept and how to go on
+    └── Stopped              somebody asked long work to stop; the message says what is kept and how to continue
 
-A message is one line that names the thing and the cure, fit to be shown to a person as it is.
+A message is one line that names the thing and the cure, and can be shown to a user as it is.
 This module knows nothing of the others.
 """
 
@@ -31,7 +31,7 @@ class ConfigError(ClipmoleError, ValueError):
 
 
 class TrainingDiverged(ConfigError):
-    """The training loss is not finite any more."""
+    """The training loss is no longer finite."""
 
 
 class MissingDependency(ClipmoleError, ImportError):
@@ -76,7 +76,7 @@ class ImageTooLarge(ImageError):
 
 
 class ImageNotRead(ImageError):
-    """The file is there, and its bytes cannot be fetched: a network or a disk fails."""
+    """The file is there, but a network or a disk failed to deliver its bytes."""
 
     code = "not_read"
 
@@ -106,4 +106,4 @@ class TrustListError(ClipmoleError):
 
 
 class Stopped(ClipmoleError):
-    """Somebody asked long work to stop; the message says what is kept and how to go on."""
+    """Somebody asked long work to stop; the message says what is kept and how to continue."""

@@ -1,13 +1,14 @@
 """Metrics from labels and scores: pure functions `(y_true, y_score) -> float`, and their curves.
 
-`y_true` (n,) holds 1 for AI-generated and 0 for photographs; `y_score` (n,) rises with the belief that an
-image is AI-generated: logits or probabilities for ranking metrics, probabilities where it is said. A metric
-that is not defined (one class only, nothing at all) is nan, never 0 or 1. Raises `DataError` for any other
+`y_true` (n,) holds 1 for AI-generated and 0 for photographs; `y_score` (n,) is higher the more likely an
+image is AI-generated: logits or probabilities for ranking metrics, probabilities where it says so. A metric
+that is not defined (one class only, no images) is nan, never 0 or 1. Raises `DataError` for any other
 label, for a score that is not finite, and for vectors of different lengths. Curves are vectors for a plot, empty
 where they are not defined.
 
-Ranking metrics are written out here because a bootstrap calls them tens of thousands of times, of which
-scikit-learn's checks would be most; the tests hold them to its values. It knows nothing of images or detectors.
+Ranking metrics are written out here because a bootstrap calls them tens of thousands of times, and scikit-learn's
+checks would take most of the time; the tests compare them with scikit-learn's values. It knows nothing of images or
+detectors.
 """
 
 from __future__ import annotations
@@ -56,8 +57,8 @@ def _probabilities(y_true: ArrayLike, probability: ArrayLike) -> tuple[NDArray[n
 def roc_points(y_true: ArrayLike, y_score: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """False and true positive rates (m,) of the cuts "this score and above", both ascending from 0 to 1.
 
-    The first cut takes nothing, then one a distinct score: images that tie are taken together. As scikit-learn's
-    `roc_curve` with every point kept; empty without both classes.
+    The first cut takes nothing; then there is one for each distinct score, so images that tie are taken together. As
+    scikit-learn's `roc_curve` with every point kept; empty without both classes.
     """
     y, s = _arrays(y_true, y_score)
     if not 0 < y.sum() < len(y):
@@ -69,7 +70,7 @@ def roc_points(y_true: ArrayLike, y_score: ArrayLike) -> tuple[NDArray[np.float6
 def precision_recall_points(y_true: ArrayLike, y_score: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Recall (m,), ascending to 1, and precision (m,) of the cuts at each distinct score, highest first.
 
-    Only cuts that there are: without the point at recall 0 and precision 1 that scikit-learn adds. Between points
+    Only real cuts are there, without the point at recall 0 and precision 1 that scikit-learn adds. Between points
     the curve is a step, as `average_precision` sums it. Empty without both classes.
     """
     y, s = _arrays(y_true, y_score)
@@ -104,10 +105,10 @@ def auroc(y_true: ArrayLike, y_score: ArrayLike) -> float:
 def tpr_at_fpr(y_true: ArrayLike, y_score: ArrayLike, fpr: float) -> float:
     """Share of generated images found by the lowest cut that no more than the share `fpr` of photographs reach.
 
-    The conservative step: images that tie are all found or none is, and nothing is interpolated between cuts. So
-    it is 0 if the highest tie alone holds too many photographs, and with fewer than 1 / fpr photographs it is the
-    share above all of them. It is a property of the ranking: the cut is looked for on the images reported, and a
-    cut fixed beforehand finds fewer or alarms more often. nan without both classes.
+    The conservative step: of images that tie, all are found or none, and nothing is interpolated between cuts. So it
+    is 0 if the highest tie alone holds too many photographs, and with fewer than 1 / fpr photographs it is the share
+    above all of them. It is a property of the ranking: the cut is chosen on the images reported, and a cut fixed
+    beforehand finds fewer or raises more false alarms. nan without both classes.
     """
     if not 0 <= fpr < 1:
         raise ConfigError(f"fpr={fpr}: a share of photographs, from 0 to below 1")
@@ -119,7 +120,7 @@ def equal_error_rate(y_true: ArrayLike, y_score: ArrayLike) -> float:
     """The error rate where as large a share of photographs is above the cut as of generated images below it.
 
     Straight lines join neighbouring ROC points, as `auroc` does by counting ties half: along them FPR + TPR rises
-    strictly from 0 to 2, so that the place where it is 1 is one place. nan without both classes.
+    strictly from 0 to 2, so there is exactly one point where it is 1. nan without both classes.
     """
     false_positives, true_positives = roc_points(y_true, y_score)
     if not len(true_positives):
@@ -130,7 +131,7 @@ def equal_error_rate(y_true: ArrayLike, y_score: ArrayLike) -> float:
 def oracle_accuracy(y_true: ArrayLike, y_score: ArrayLike) -> float:
     """Accuracy at the best of all thresholds, searched on the very images that are reported.
 
-    An upper bound that no user reaches, for comparison with papers that search so (UnivFD's "best threshold"):
+    An upper bound that no user reaches, for comparison with papers that search in this way (UnivFD's "best threshold"):
     never a headline, and never without the word oracle beside it. At least the share of the larger class. nan
     without both classes.
     """

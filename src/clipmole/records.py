@@ -1,6 +1,6 @@
-"""What passes between the rooms: a labelled sample, a verdict, a detection.
+"""The records that folders exchange: a verdict, its thresholds, a detection.
 
-Frozen pydantic records that turn into JSON as they are. They know nothing of how they are made.
+They are frozen pydantic records that turn into JSON directly. They know nothing of how they are made.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ class Record(BaseModel):
 
 
 class StoredRecord(Record):
-    """Base of records with fields that files call by an older name, their alias.
+    """Base of records with fields that have an older name, the alias, in files.
 
     Files are written with the older name, so that every version of clipmole can read them; both names are read.
     """
@@ -34,7 +34,7 @@ class Verdict(StrEnum):
 
     @property
     def description(self) -> str:
-        """The verdict as a person should read it: a likelihood, never a proof."""
+        """The verdict in words for people: a likelihood, never a proof."""
         return {"real": "likely photograph", "uncertain": "uncertain", "ai_generated": "likely AI-generated"}[self]
 
 
@@ -52,21 +52,20 @@ class Detection(Record):
     """What a detector says of one image.
 
     Attributes:
-        source: the path as given, or "<bytes>", "<array>", "<image>". What a terminal would act on and bytes that are
-            not UTF-8 are escaped in a path; `clipmole.plumbing.text.unescaped` gives it back.
-        logit: mean of the tiles' logits, or a weighted mean of that and the logit of the view of the whole, where the
-            detector looks at one; positive towards AI-generated.
+        source: the path as given, or "<bytes>", "<array>", "<image>". In a path, characters that a terminal would act
+            on and bytes that are not UTF-8 are escaped; `clipmole.plumbing.text.unescaped` gives it back.
+        logit: mean of the tiles' logits; if the detector looks at a view of the whole, a weighted mean of that and the
+            view's logit. Positive values speak for AI-generated.
         probability: calibrated probability that the image is AI-generated, in [0, 1]; None if uncalibrated.
         verdict: None if the detector is not calibrated.
         thresholds: the probabilities that bound the verdicts; None if uncalibrated.
-        detector: name and digest of the detector that says it.
-        width, height: of the image after its orientation is applied, pixels.
+        detector: name and digest of the detector.
+        width, height: of the upright image, pixels.
         tiles: number of crops looked at.
         tile_logits: logit of each crop, in the order of `tile_boxes`; None unless asked for.
         tile_boxes: (left, top, right, bottom) of each crop, pixels; None unless asked for.
         whole_logit: logit of the view of the whole; None unless tiles were asked for, or if the detector has none.
-        coverage: share of the image's pixels that lie in at least one crop, in (0, 1]; None in records written before
-            it was counted.
+        coverage: share of the image's pixels that lie in at least one crop, in (0, 1]; None in older records.
         reason: why the verdict is "uncertain" whatever the probability: there is nothing to see from which a detector
             could tell, or the image looks drawn. None: the verdict follows from the probability.
     """

@@ -90,7 +90,7 @@ def stopped(arguments: list[str], begun: Path, number: signal.Signals, streams: 
     process.join(60)
     errors = (streams / "stderr").read_text()
     assert process.exitcode == 128 + number, errors
-    assert "clipmole: stopping: what is at hand is finished first" in errors
+    assert "clipmole: stopping after the current step" in errors
     assert "Traceback" not in errors
     last = errors.splitlines()[-1]
     assert last.startswith("clipmole: stopped")

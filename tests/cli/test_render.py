@@ -38,7 +38,7 @@ def test_uncertain_and_measured_false_alarms_are_explained(
     printed = capsys.readouterr()
     assert ("52 % AI" in printed.out) is not labels_only
     assert "Uncertain: the detector cannot tell. Find the original file" in printed.err
-    alarms = "Made by people, from sources it had never seen, and called AI-generated: 12 of 50 stock photographs."
+    alarms = "Its false alarms on images by people, from sources it had never seen: 12 of 50 stock photographs."
     assert alarms in printed.err
 
 
@@ -50,5 +50,5 @@ def test_kinds_that_are_often_called_generated_are_named_where_something_is(
     table.alarms = (FalseAlarms(kind="digital paintings", photographs=100, called_generated=69),)
     table.write(DETECTION.model_copy(update={"verdict": verdict}))
     table.close()
-    said = "Of digital paintings the verdict says nothing: the detector often calls them AI-generated when people made"
+    said = "Ignore the verdict on digital paintings: the detector often calls them AI-generated although people made"
     assert (said in capsys.readouterr().err) is (verdict is Verdict.AI_GENERATED)

@@ -162,7 +162,7 @@ def test_an_absent_manifest_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["m.csv", "m.parquet", "m.tar"])
 def test_a_pipe_is_refused_and_not_waited_for(name: str, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / name)
-    with pytest.raises(DataError, match=f"{name}: is a pipe or a device; save what it gives to a file first"):
+    with pytest.raises(DataError, match=f"{name}: is a pipe or a device; save its content to a file first"):
         read_data(tmp_path / name)
 
 

@@ -181,7 +181,7 @@ def test_photographs_alone_promise_nothing_of_generated_images(home: Path, photo
     result = recalibrate_on_photographs(home / "mine", paths, tmp_path / "new", backbone=home / "tiny")
     text = " ".join(recalibration_summary(result))
     bound = 100 * beta.ppf(0.95, 2, 39)  # k = ceil(41 * 0.95) = 39 of 40
-    promise = "of further ones like them at most 5.0 % are called AI-generated, on average over such sets of 40"
+    promise = "at most 5.0 % of further ones like them are called AI-generated, on average over such sets of 40"
     assert f"What 40 photographs buy: {promise}; 19 such sets in 20 keep it to {bound:.1f} %" in text
     assert "They say nothing of generated images" in text
     assert "generated images buy" not in text
@@ -242,13 +242,13 @@ def test_too_few_images_are_refused_before_any_is_looked_at(home: Path, manifest
     few = [sample for sample in read_manifest(manifest) if sample.split == "few"]
     unseen = [sample.model_copy(update={"path": tmp_path / "absent.png"}) for sample in few]
     for given, rates, message in (
-        (unseen, (0.05, 0.1), "10 photographs cannot bound a share of 0.05: it takes at least 19; give more images"),
-        (unseen, (0.1, 0.05), "10 generated images cannot bound a share of 0.05: it takes at least 19"),
-        (unseen[:10], (0.1, 0.1), "0 generated images cannot bound a share of 0.1: it takes at least 9"),
+        (unseen, (0.05, 0.1), "10 photographs cannot bound a share of 0.05: at least 19 are needed; give more images"),
+        (unseen, (0.1, 0.05), "10 generated images cannot bound a share of 0.05: at least 19 are needed"),
+        (unseen[:10], (0.1, 0.1), "0 generated images cannot bound a share of 0.1: at least 9 are needed"),
     ):
         with pytest.raises(DataError, match=message):
             recalibrate(home / "mine", given, tmp_path / "x", max_false_alarm=rates[0], max_miss=rates[1])
-    with pytest.raises(DataError, match=r"10 photographs cannot bound a share of 0\.02: it takes at least 49"):
+    with pytest.raises(DataError, match=r"10 photographs cannot bound a share of 0\.02: at least 49 are needed"):
         recalibrate_on_photographs(home / "mine", unseen[:10], tmp_path / "x", max_false_alarm=0.02)
     with pytest.raises(ConfigError, match="rate=5"):
         recalibrate_on_photographs(home / "mine", unseen[:10], tmp_path / "x", max_false_alarm=5)
@@ -357,7 +357,7 @@ def test_the_command_on_a_folder_of_photographs(home: Path, photos: Path, tmp_pa
         (["--data", "{photos}", "--real-only", "--false-alarm", "0.01"], "40 photographs cannot bound a share of 0.01"),
         (["--data", "{photos}"], "is in no known layout"),
         (["--data", "absent", "--real-only"], "absent: there is no such file or folder"),
-        (["--data", "{manifest}", "--split", "other"], "3 photographs cannot bound a share of 0.05: it takes at least"),
+        (["--data", "{manifest}", "--split", "other"], "3 photographs cannot bound a share of 0.05: at least"),
         (["--data", "{manifest}", "--real-only"], "37 of 74 images are labelled as generated"),
     ],
 )

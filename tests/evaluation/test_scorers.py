@@ -157,7 +157,7 @@ def test_what_a_detector_was_trained_on_stands_in_its_record(tmp_path: Path) -> 
     assert len(found.sources) == 31
     for text in ('{"data": {"generators": 3, "sources": []}}', '{"data": ', "[" * 100_000):
         record.write_text(text)
-        with pytest.raises(CheckpointError, match=r"train\.json: .*; take it away, and the detector's training counts"):
+        with pytest.raises(CheckpointError, match=r"train\.json: .*; delete it, and the detector's training counts"):
             trained_on(str(tmp_path / "adapter"))
 
 

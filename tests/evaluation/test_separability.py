@@ -172,7 +172,7 @@ def test_a_run_that_was_stopped_goes_on_and_leaves_out_what_cannot_be_read(
     samples = [*read_data(made[0])[:40], broken]
     digests = digests_of(samples)
     extractor = FeatureExtractor(tiny_backbone(), condition=AS_STORED)
-    with pytest.raises(Stopped, match="give the same command to go on"):
+    with pytest.raises(Stopped, match="give the same command to continue"):
         extractor.extract(samples, digests, tmp_path, ProgressReporter(stopping=lambda: True))
     looked, rows = [], FeatureExtractor.rows
     monkeypatch.setattr(

@@ -108,7 +108,7 @@ def test_int8_that_fails_with_fixed_ranges_takes_them_while_it_runs(
     )
     assert record.calibrated_on == 0
     assert outcomes == []
-    assert "with fixed ranges a logit differs; taking them while it runs instead" in said
+    assert "with fixed ranges a logit differs; measuring them while it runs instead" in said
     assert export.summary_lines(record)[0].startswith(f"{record.detector} for openvino in int8 (dynamic), checked on 8")
 
 

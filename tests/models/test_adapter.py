@@ -129,7 +129,10 @@ def test_a_folder_with_a_file_of_others_is_not_replaced(adapter_dir: Path, tmp_p
     theirs.mkdir()
     (theirs / "config.json").write_text('{"format_version": "of an application"}')
     backbone = tiny_backbone()
-    for folder, reason in {ours: "holds thesis.txt, which is not of an adapter", theirs: "config.json: "}.items():
+    for folder, reason in {
+        ours: "holds thesis.txt, which does not belong to an adapter",
+        theirs: "config.json: ",
+    }.items():
         before = {path.name: path.read_bytes() for path in folder.iterdir()}
         with pytest.raises(CheckpointError, match=reason):
             save_adapter(folder, tiny_network(backbone), backbone, PREPROCESS)

@@ -315,7 +315,7 @@ def test_openclip_head_width_and_what_it_cannot_be(tmp_path: Path) -> None:
     config.write_text(json.dumps({"model_cfg": {"vision_cfg": {"pool_type": "avg"}}}))
     refused(tmp_path, "pool_type in vision_cfg of open_clip_config.json is not supported")
     config.write_text(json.dumps({"model_cfg": {"vision_cfg": {"head_width": 80}}}))
-    refused(tmp_path, "its width 128 is no multiple of 80, the width of a head")
+    refused(tmp_path, "its width 128 is not a multiple of 80, the width of a head")
     config.write_text(json.dumps({"model_cfg": {"vision_cfg": {"head_width": 0}}}))
     refused(tmp_path, "the JSON beside it does not describe a tower: integer")
 
@@ -745,7 +745,7 @@ def test_names_that_lead_nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         "vit-b-23": f"vit-b-23: is not there; a backbone is one of {', '.join(PRESETS)}, a directory",
         tmp_path / "absent": "is not there",
         f"{tmp_path}/a/b": "is not there",
-        str(tmp_path / "file.bin"): "is a file; give the directory that it is in",
+        str(tmp_path / "file.bin"): "is a file; give its directory",
         str(tmp_path / "empty"): "holds no weights",
         "embedded": "embedded: its weights are not installed; install the package clipmole, or",
     }.items():
@@ -816,13 +816,13 @@ def test_what_cannot_be_saved(tmp_path: Path) -> None:
     with pytest.raises(WeightsMismatch, match=r"post_norm.weight is not finite as torch.float16"):
         save_tower(tower, tmp_path)
     add_mole(tower, MoLEConfig())
-    with pytest.raises(WeightsMismatch, match=r"blocks\.3\.mlp\..* is of an adapter; save the tower"):
+    with pytest.raises(WeightsMismatch, match=r"blocks\.3\.mlp\..* belongs to an adapter; save the tower"):
         save_tower(tower, tmp_path, dtype=torch.float32)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
     with pytest.raises(ClipmoleError, match="exists and is no directory"):
         save_tower(ViT(config), tmp_path / "config.json")
     (tmp_path / "thesis.txt").write_text("of others")
-    with pytest.raises(ClipmoleError, match=r"holds thesis\.txt, which is not of a backbone directory"):
+    with pytest.raises(ClipmoleError, match=r"holds thesis\.txt, which does not belong to a backbone directory"):
         save_tower(ViT(config), tmp_path)
 
 

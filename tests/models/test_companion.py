@@ -360,5 +360,5 @@ def test_nothing_is_drawn_where_weights_are_given(kind: str, tmp_path: Path) -> 
 def test_settings_that_it_cannot_have_are_refused(changes: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         TrainConfig(backbone="given", **changes)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="companion_weight=2: is of companion = 'ffit' alone"):
+    with pytest.raises(ValueError, match="companion_weight=2: only companion = 'ffit' has one"):
         MoLEConfig(companion="aide", companion_weight=2)

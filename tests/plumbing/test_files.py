@@ -57,8 +57,8 @@ def test_anything_else_is_refused_by_name(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
     for place, reason in {
-        foreign: "holds thesis.txt, which is not of a thing and would be lost",
-        folder: "holds model.d, which is not of a thing",
+        foreign: "holds thesis.txt, which does not belong to a thing and would be lost",
+        folder: "holds model.d, which does not belong to a thing",
         other: "is not a thing: sign says 'of another program'",
         unsigned: "is not a thing: it has no sign, and holds model.bin",
         tmp_path / "file": "exists and is no directory",

@@ -136,7 +136,7 @@ def test_leaving_does_not_wait_for_a_source_that_does_not_answer() -> None:
     began = time.monotonic()
     results.close()  # type: ignore[attr-defined]
     assert time.monotonic() - began < 5
-    assert len(threads()) == 1  # the one that the source keeps
+    assert len(threads()) == 1  # the one that waits for the source
     more.set()
     wait_until(lambda: not threads())
 

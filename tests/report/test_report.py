@@ -287,7 +287,7 @@ def test_the_verdict_says_who_is_better_and_what_could_not_be_shown(tmp_path: Pa
     report, table = made(tmp_path)
     best = max((d.name for d in report.detectors), key=lambda name: equalised_ap(report, name))
     assert page.text.count("no difference could be shown") >= 2
-    assert "an interval that holds 0 shows no difference" in page.text.lower()
+    assert "an interval that contains 0 shows no difference" in page.text.lower()
     flat = report.model_copy(
         update={"differences": tuple(d.model_copy(update={"estimate": estimate(0.0)}) for d in report.differences)}
     )
@@ -506,7 +506,9 @@ def test_a_full_disk_leaves_the_older_report_whole(
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(DataError, match="cannot be written: No space left on device; name another place or free space"):
+    with pytest.raises(
+        DataError, match="cannot be written: No space left on device; name another folder or free some space"
+    ):
         write_report(report.model_copy(update={"title": "newer"}), table, out)
     assert {name: (out / name).read_bytes() for name in FILES} == before
     assert sorted(os.listdir(out)) == sorted(FILES)

@@ -665,7 +665,7 @@ def test_a_damaged_file_of_a_scan_is_one_line_that_names_it(
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs pipes that have names")
 def test_pipes_are_refused_and_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "x.tar")
-    with pytest.raises(DataError, match=r"x\.tar: is a pipe or a device; save what it gives to a file first"):
+    with pytest.raises(DataError, match=r"x\.tar: is a pipe or a device; save its content to a file first"):
         run(tmp_path / "scan", tmp_path / "x.tar")
     with pytest.raises(DataError, match=r"x\.tar: is a pipe or a device; a scan reads its list several times"):
         run(tmp_path / "scan", list_file=str(tmp_path / "x.tar"))
@@ -678,7 +678,7 @@ def test_leftovers_of_programs_are_not_scanned_and_are_said_once(tmp_path: Path,
     said: list[str] = []
     assert len(run(tmp_path / "scan", folder, say=said.append)) == 8
     (line,) = said
-    assert line.startswith("passed over, since programs leave them beside images: 1 ._*, 1 __MACOSX")
+    assert line.startswith("skipped, since programs leave them beside images: 1 ._*, 1 __MACOSX")
     memory = fsspec.filesystem("memory")
     for name in ("a.png", "._a.png", "__MACOSX/a.png"):
         memory.pipe(f"/leftovers/{name}", encoded(picture(3)))

@@ -402,8 +402,8 @@ def test_the_command_compares_the_configurations_it_is_given(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "give --plan or two or more --config"),
-        (["--plan", "x.toml", "-c", "lora"], "give --plan or two or more --config"),
+        ([], "give either --plan or two or more --config"),
+        (["--plan", "x.toml", "-c", "lora"], "give either --plan or two or more --config"),
         (["-c", "lora"], "at least 2"),
         (["-c", "lora", "-c", "lora"], "each needs another name"),
         (["-c", "lora", "-c", "moel"], "neither a TOML file nor one of"),

@@ -145,7 +145,7 @@ def test_images_go_with_camex_alone_and_must_be_of_both_classes(
     names, tower, manifest = parts
     samples = read_data(manifest, "calibration")
     for method, given in (("camex", []), ("ties", samples)):
-        with pytest.raises(ConfigError, match="are for the method camex, which cannot do without them"):
+        with pytest.raises(ConfigError, match="are for the method camex, which needs them"):
             merge(names, tmp_path / "out", method, samples=given, backbone=tower)
     with pytest.raises(DataError, match="10 photographs and 0 generated images"):
         merge(names, tmp_path / "out", "camex", samples=[s for s in samples if not s.label], backbone=tower)

@@ -197,7 +197,7 @@ def test_with_rank_0_nothing_is_added_and_everything_is_trained_further(
         ({"preprocess": PREPROCESS.model_copy(update={"crop_size": 48})}, "preprocess: an extension keeps"),
         (
             {"mole": MoLEConfig(shared_rank=0, expert_ranks=()), "full_finetune": True, "cached_views": None},
-            "full_finetune: an extension leaves everything but itself frozen",
+            "full_finetune: an extension freezes everything else",
         ),
     ],
 )

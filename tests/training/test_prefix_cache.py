@@ -177,7 +177,7 @@ def test_the_least_lately_used_files_make_room(tmp_path: Path, samples: list[Sam
     build(tmp_path, samples, CONFIG.model_copy(update={**limited, "seed": 1}))
     assert set(old) < set(tmp_path.iterdir())
     _, said = build(tmp_path, samples, CONFIG.model_copy(update={**limited, "seed": 2}))
-    assert said[:2] == [f"prefix cache: {p.name}, the least lately used, is deleted to make room" for p in old]
+    assert said[:2] == [f"prefix cache: {p.name}, the least recently used, is deleted to make room" for p in old]
     assert len(list(tmp_path.iterdir())) == 4
 
 

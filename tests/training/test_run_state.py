@@ -87,7 +87,7 @@ def test_a_run_that_is_killed_at_random_moments_ends_as_if_it_had_not(
     process.join(60)
     log = out.with_name("killed.log").read_text()
     assert process.exitcode == 0, log
-    assert "goes on at epoch" in log
+    assert "continues at epoch" in log
     assert same(out, whole)
     assert not (run_folder(out) / "state.safetensors").exists()
 
@@ -104,7 +104,7 @@ def test_a_run_goes_on_in_the_middle_of_an_epoch(manifest: Path, whole: Path, tm
     train(
         CONFIG, tmp_path / "run", data=manifest, backbone=tiny_backbone(), progress=ProgressReporter(say=lines.append)
     )
-    assert any(line.startswith("goes on at epoch 2, step 3") for line in lines)
+    assert any(line.startswith("continues at epoch 2, step 3") for line in lines)
     assert same(tmp_path / "run", whole)
 
 
@@ -222,7 +222,7 @@ def test_a_run_whose_disk_fills_up_can_be_finished_once_there_is_room(
     assert (out / "adapter.safetensors").read_bytes() == older
     process = processes.start(longer, out, manifest)
     process.join(60)
-    assert "goes on at epoch 2, step 1" in out.with_name("run.log").read_text()
+    assert "continues at epoch 2, step 1" in out.with_name("run.log").read_text()
     train(longer, tmp_path / "undisturbed", data=manifest, backbone=tiny_backbone())
     assert same(out, tmp_path / "undisturbed")
 

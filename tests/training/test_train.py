@@ -90,7 +90,7 @@ def test_it_ends_with_an_honest_sentence_on_the_images_and_one_on_the_verdicts(m
     assert found is not None
     value, low, high = map(float, found.groups())
     assert 50 < low <= value <= high <= 100
-    assert photographs.startswith("What 24 photographs buy: of further ones like them at most 5.0 % are called AI-gen")
+    assert photographs.startswith("With 24 photographs, at most 5.0 % of further ones like them are called AI-generat")
     assert generated.startswith("What 24 generated images buy: ")
     card = (tmp_path / "run" / "README.md").read_text()
     assert all(f"- {line}" in card for line in (images, photographs, generated))
@@ -117,7 +117,7 @@ def test_too_few_images_to_calibrate_on_are_said_before_training_and_give_no_ver
     progress = ProgressReporter(say=lines.append)
     config = CONFIG.model_copy(update={"epochs": 1})
     detector = train(config, tmp_path / "run", data=few, backbone=tiny_backbone(), progress=progress)
-    reason = "calibration: 12 photographs cannot bound a share of 0.05: it takes at least 19"
+    reason = "calibration: 12 photographs cannot bound a share of 0.05: at least 19 are needed"
     first = next(line for line in lines if reason in line)
     assert first.startswith("there will be no verdicts: ")
     assert lines.index(first) < next(i for i, line in enumerate(lines) if line.startswith("epoch 1"))

@@ -1,9 +1,9 @@
 """The command line: parse, call, render.
 
-In: arguments. Out: data on stdout, progress and remarks on stderr. It knows no algorithm: every command calls the
-library. A command's function has a parameter for each option, because typer makes the command line from its signature.
+In: arguments. Out: data on stdout, progress and remarks on stderr. It contains no algorithm: every command calls the
+library. A command's function has a parameter for each option, because typer builds the command line from its signature.
 
-Exit codes: 0 fine, 1 some inputs failed (the others are done), 2 wrong usage or nothing could start.
+Exit codes: 0 success; 1 some inputs failed, the others are done; 2 wrong usage, or nothing could start.
 torch and everything that needs it is imported inside the commands, so that `--help` answers at once.
 """
 
@@ -59,7 +59,7 @@ def _options(
 
 
 class _Output(io.TextIOWrapper):
-    """stdout whose errors name it, and which writes what its encoding lacks as an escape."""
+    """stdout with errors that name it, and with escapes for characters that its encoding lacks."""
 
     def flush(self) -> None:
         try:
@@ -70,8 +70,8 @@ class _Output(io.TextIOWrapper):
 
 
 def main() -> None:
-    """Run the command line; an error of clipmole's or of the system's is one line on stderr and exit code 2."""
-    # Pillow remarks on odd but readable files; what matters is an ImageError.
+    """Run the command line. An error of clipmole or of the system becomes one line on stderr and exit code 2."""
+    # Pillow warns of odd but readable files; what matters is an ImageError.
     warnings.filterwarnings("ignore", category=UserWarning, module="PIL")
     switch_off()
     _set_up_streams()
@@ -79,7 +79,7 @@ def main() -> None:
         try:
             app()
         finally:
-            sys.stdout.flush()  # here an error can be told in one line; at the end of the process it cannot
+            sys.stdout.flush()  # here an error can be reported in one line; at the end of the process it cannot
     except ClipmoleError as error:
         remark(f"clipmole: {error}")
         sys.exit(2)
@@ -94,7 +94,7 @@ def main() -> None:
 
 
 def _set_up_streams() -> None:
-    """Give the process a stdout and a stderr that write any text; a closed one is like one that goes nowhere."""
+    """Give the process a stdout and a stderr that can write any text; if one is closed, its text is discarded."""
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
@@ -108,6 +108,6 @@ def _set_up_streams() -> None:
 
 
 def _drop_output() -> None:
-    """Let what still waits to be written to stdout go nowhere, so that the end of the process does not fail on it."""
+    """Discard what still waits to be written to stdout, so that the end of the process does not fail on it."""
     with contextlib.suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

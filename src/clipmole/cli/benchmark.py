@@ -1,4 +1,4 @@
-"""`clipmole benchmark`: how fast this machine computes logits, path by path."""
+"""`clipmole benchmark` and `selftest`: how fast this machine computes logits, path by path, and whether rightly."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def speed(
         str | None,
         typer.Option(help="Execution paths, separated by commas. Default: all whose libraries are installed."),
     ] = None,
-    seconds: Annotated[float, typer.Option(min=0, help="Seconds to measure a path in one turn.")] = 2.0,
+    seconds: Annotated[float, typer.Option(min=0, help="Seconds of one turn of a path.")] = 2.0,
     repeats: Annotated[int, typer.Option(min=1, help="How many turns each path takes.")] = 3,
     threads: Annotated[
         int | None, typer.Option(min=1, help="Threads of every path. Default: PyTorch's number.")
@@ -36,17 +36,17 @@ def speed(
     bare: Annotated[bool, typer.Option("--bare", help="Measure each path without the MoLE adapter as well.")] = False,
     quick: Annotated[bool, typer.Option("--quick", help="Take one short turn for each, at batches 1 and 8.")] = False,
 ) -> None:
-    """Every execution path side by side, beside transformers in float32; a table, and JSON as the last line.
+    """Measure every execution path against transformers in float32; prints a table, and JSON as the last line.
 
-    The weights are random, but for the embedded detector: this is about speed. Each path runs in a process of its own,
-    and all take turns. Keep the machine quiet meanwhile.
+    The weights are random, except those of the embedded detector, because only speed is measured. Each path runs in a
+    process of its own, and all take turns. Let nothing else run on the machine meanwhile.
     """
     try:
         sizes = [int(text) for text in (["1", "8"] if quick else batches.split(","))]
     except ValueError:
         sizes = []
     if not sizes or min(sizes) < 1:
-        raise typer.BadParameter(f"{batches!r}: whole numbers from 1 on, with commas", param_hint="--batches")
+        raise typer.BadParameter(f"{batches!r}: give whole numbers from 1, separated by commas", param_hint="--batches")
 
     from clipmole.speed import measure_speed, speed_table
     from clipmole.speed.paths import PATHS
@@ -77,7 +77,7 @@ def selftest(
 ) -> None:
     """Check that this machine computes the detector's scores as others do, by every runtime that is installed.
 
-    Exit code 1 if one does not.
+    The exit code is 1 if one differs.
     """
     from clipmole.inference.selftest import self_test
 
@@ -89,5 +89,5 @@ def selftest(
         typer.echo(f"{check.runtime:<10}{check.precision:<11}{found:<31}{check.tolerance:<9g}{said}")
         failed |= not check.agrees
     if failed:
-        remark("a verdict of the paths that differ may not be another machine's; take a path that agrees (--runtime)")
+        remark("runtimes that differ may give other verdicts than another machine; use one that agrees (--runtime)")
         raise typer.Exit(1)

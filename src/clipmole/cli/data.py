@@ -1,4 +1,4 @@
-"""`clipmole data check` and `pair`: what there is to know of labelled images; photographs made a training set."""
+"""`clipmole data check` and `pair`: audit labelled images; make a training set of photographs alone."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ def check(
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object that names every file.")] = False,
     seed: Annotated[int, typer.Option(min=0, help="Seed for the folds of the shortcut audit.")] = 0,
     unpack_to: Annotated[
-        Path | None, typer.Option(help="Folder to unpack images to that cannot be read in place.")
+        Path | None, typer.Option(help="Folder for unpacking images that cannot be read in place.")
     ] = None,
-    unpack_gib: Annotated[float, typer.Option(min=0.001, help="Unpack at most so many GiB.")] = 20.0,
+    unpack_gib: Annotated[float, typer.Option(min=0.001, help="Unpack at most this many GiB.")] = 20.0,
 ) -> None:
-    """Count, find unreadable and duplicate files, and see whether metadata alone give the classes away."""
+    """Count images, find unreadable and duplicate files, and test whether metadata alone give the classes away."""
     named = data_source(source, real, fake)
 
     from clipmole.data import Unpacking, read_data
@@ -53,19 +53,21 @@ class MixChoice(StrEnum):
 @data_app.command()
 def pair(
     photographs: Annotated[
-        str, typer.Argument(help="A folder of photographs, or labelled images, whose label 0 counts.")
+        str, typer.Argument(help="A folder of photographs, or labelled images, of which the photographs are used.")
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="The folder to write; a run that was stopped continues.")],
     split: Annotated[str | None, typer.Option(help="Use one split. Default: all.")] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Use at most so many photographs, drawn by name.")] = None,
-    mix: Annotated[
-        list[MixChoice] | None, typer.Option(help="Leave a share of the photograph in some twins; both may be given.")
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Use at most this many photographs, drawn at random.")
     ] = None,
-    window: Annotated[int, typer.Option(help="Largest side of a picture, pixels; a multiple of 8.")] = 512,
+    mix: Annotated[
+        list[MixChoice] | None, typer.Option(help="Keep a share of the photograph in some twins; both may be given.")
+    ] = None,
+    window: Annotated[int, typer.Option(help="Largest side of an image, pixels; a multiple of 8.")] = 512,
     steps: Annotated[int, typer.Option(min=1, help="Training steps of each of the four autoencoders.")] = 600,
     seed: Annotated[int, typer.Option(min=0, help="Seed of every draw.")] = 0,
 ) -> None:
-    """Make a training set of photographs alone: each with a twin that a small autoencoder has decoded."""
+    """Make a training set of photographs alone: each gets a twin that a small autoencoder has decoded."""
     from clipmole.data import CAMERA, Unpacking, limit_samples, read_data
     from clipmole.data.sample import Sample
     from clipmole.errors import ImageError

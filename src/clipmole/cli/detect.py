@@ -37,10 +37,10 @@ NO_IMAGES = "no images: give files, folders, patterns, - or --list"
 
 
 class _Metadata:
-    """Keeps what goes into the detector until its result comes out, to read its metadata then.
+    """Keeps each image that goes into the detector until its result comes out, and then reads its metadata.
 
     Args:
-        trust_anchors: a file of certificates of signers to trust; None: the list that the cache keeps, if any.
+        trust_anchors: a file of certificates of signers to trust; None: the list in the cache, if there is one.
     """
 
     def __init__(self, images: Iterable[ImageSource | ImageError], trust_anchors: str | None) -> None:
@@ -56,7 +56,7 @@ class _Metadata:
             yield image
 
     def next(self, result: Detection | ImageError) -> Provenance | None:
-        """The metadata of the image of the next result; None if it is not scored or not a file's bytes."""
+        """The metadata of the next result's image; None if it was not scored, or is neither a file nor its bytes."""
         from clipmole.provenance import read_provenance
 
         image = self.waiting.popleft()
@@ -105,12 +105,14 @@ def detect(
     ] = False,
     labels_only: Annotated[bool, typer.Option("--labels-only", help="Leave the percentages out of the table.")] = False,
     provenance: Annotated[
-        bool, typer.Option("--provenance", help="Also what the metadata say, apart from the score.")
+        bool, typer.Option("--provenance", help="Also show what the metadata say, apart from the score.")
     ] = False,
     trust_anchors: TrustAnchors = None,
     max_tiles: Annotated[
         int | None,
-        typer.Option(min=1, help="Most crops of one image. Default: the detector's, more in a large image."),
+        typer.Option(
+            min=1, help="Crops of one image, at most. Default: the detector's setting, more in a large image."
+        ),
     ] = None,
     region: Annotated[
         str | None, typer.Option(metavar="X,Y,W,H", help="Look at this part only; pixels of the upright image.")
@@ -134,7 +136,7 @@ def detect(
     if not inputs and list_file != "-":
         raise typer.BadParameter(NO_IMAGES)
     if inputs.count("-") + (list_file == "-") > 1:
-        raise typer.BadParameter("stdin can be read once only")
+        raise typer.BadParameter("stdin can be read only once")
 
     began = time.perf_counter()
     load = detector_loader(detector, backbone, device, precision, batch_size, runtime, workers)

@@ -1,4 +1,4 @@
-"""`clipmole evaluate` and `calibrate`: detectors and labelled images in, reports and thresholds out."""
+"""`clipmole evaluate` and `calibrate`. In: detectors and labelled images. Out: reports and thresholds."""
 
 from __future__ import annotations
 
@@ -52,15 +52,15 @@ def evaluate(
     protocol: Annotated[str, typer.Option(help="What to measure: a preset or a TOML file.")] = "manifest",
     split: Annotated[
         list[str] | None,
-        typer.Option(help="Split of a manifest to measure on, in place of the protocol's; several may be given."),
+        typer.Option(help="Split of a manifest to measure on, instead of the protocol's; several may be given."),
     ] = None,
     conditions: Annotated[
-        str | None, typer.Option(help="How images are changed: a preset or a TOML file. Default: the protocol's.")
+        str | None, typer.Option(help="How to change the images: a preset or a TOML file. Default: the protocol's.")
     ] = None,
     backbone: Annotated[
         list[str] | None,
         typer.Option(
-            help="Where backbones come from, if not from where the detectors say; NAME=BACKBONE for one of several."
+            help="Backbone, instead of the one that a detector names; NAME=BACKBONE for one of several detectors."
         ),
     ] = None,
     resamples: Annotated[
@@ -117,7 +117,7 @@ def calibrate(
     real: RealFolders = None,
     fake: FakeFolders = None,
     real_only: Annotated[
-        bool, typer.Option("--real-only", help="All images are photographs: only the threshold for AI-generated moves.")
+        bool, typer.Option("--real-only", help="All images are photographs; only the threshold for AI-generated moves.")
     ] = False,
     split: Annotated[str | None, typer.Option(help="Use one split. Default: all.")] = None,
     false_alarm: Annotated[float, typer.Option(help="Highest share of photographs called AI-generated.")] = 0.05,
@@ -131,7 +131,7 @@ def calibrate(
         bool | None,
         typer.Option(
             "--by-source/--by-image",
-            help="Thresholds that hold for a new source of photographs. Default: where the data name enough sources.",
+            help="Thresholds that hold for a new source of photographs. Default: if the data name enough sources.",
         ),
     ] = None,
     backbone: BackboneName = None,
@@ -139,7 +139,9 @@ def calibrate(
 ) -> None:
     """Set a detector's thresholds on your own images, and write a copy of it that uses them."""
     if real_only and (miss is not None or method is not None):
-        raise typer.BadParameter("--real-only keeps the probability and the misses as they are: no --miss, no --method")
+        raise typer.BadParameter(
+            "--real-only keeps the probability and the misses as they are; leave out --miss and --method"
+        )
     source = data_source(data, real, fake)
     if split is not None and real_only and data is not None and os.path.isdir(data):
         raise typer.BadParameter("--split needs a manifest; a folder of photographs has no splits")

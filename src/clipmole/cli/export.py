@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class GraphTarget(StrEnum):
-    """Who runs the graph."""
+    """The runtime of the graph."""
 
     OPENVINO = "openvino"
     ONNX = "onnx"
@@ -39,7 +39,7 @@ def export(
     calibrate_on: Annotated[
         list[str] | None,
         typer.Option(
-            help="Images, folders or patterns from which OpenVINO's int8 takes its ranges, which makes it faster."
+            help="Sample images (files, folders, patterns) that fix the ranges of OpenVINO's int8; it is then faster."
         ),
     ] = None,
     check_on: Annotated[
@@ -56,7 +56,7 @@ def export(
     `clipmole detect --detector DIR` and Detector.from_pretrained(DIR) then run the graph.
     """
     if bool(check_on) == bool(data):
-        raise typer.BadParameter("give images to check the graph on: --data (labelled) or --check-on, one of them")
+        raise typer.BadParameter("give images to check the graph on: either --data (labelled) or --check-on")
 
     from clipmole.data import labels_of, read_data, windows
     from clipmole.inference.export import export_detector, summary_lines
@@ -88,7 +88,7 @@ def export(
 
 
 def _images(paths: list[str] | None) -> Iterable[ImageSource]:
-    """What was named, one by one; the first that is not there is raised."""
+    """The named images, one by one. Raises the error of the first that is not there."""
     from clipmole.images.discovery import find_images
 
     for path in find_images(paths or []):

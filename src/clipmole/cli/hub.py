@@ -1,4 +1,4 @@
-"""`clipmole push` and `import-univfd`: adapter directories to and from elsewhere."""
+"""`clipmole push` and `import-univfd`: upload an adapter directory, and make one of UnivFD's published head."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From what somebody typed to single images: files, folders, patterns, list files, stdin."""
+"""From the arguments that a user typed to single images: files, folders, patterns, list files, stdin."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ def _stdin() -> io.FileIO:
 
 
 def listed_on_stdin() -> Iterator[str]:
-    """Paths on stdin, each as soon as it is there; separated by NUL if the first ones that arrive are, else lines.
+    """Paths on stdin, each as soon as it arrives; separated by NUL if the first ones are, else by line ends.
 
-    They are in the encoding that their first bytes tell, as in a list file. Raises `DataError` if it is not so.
+    The first bytes tell the encoding, as in a list file. Raises `DataError` if the rest is not in that encoding.
     """
     rest = separator = b""
     stdin, decoder = _stdin(), None
@@ -47,7 +47,7 @@ def listed_on_stdin() -> Iterator[str]:
 
 
 def sources(paths: Iterable[str], list_file: str | None = None) -> Iterator[ImageSource | ImageError]:
-    """What `find_images` finds, '-' replaced by the bytes on stdin; after it what the list names ('-': on stdin)."""
+    """The images that `find_images` finds, '-' replaced by the bytes on stdin, then those of the list ('-': stdin)."""
     from clipmole.images.discovery import find_images
 
     for path in find_images(paths, remark):

@@ -1,4 +1,4 @@
-"""The application that commands register with, and what several of them share: options and remarks."""
+"""The application that commands register with, and what several commands share: options and remarks."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class Commands(TyperGroup):
-    """A group of commands whose help shows the first sentence of each command whole, on as many lines as it takes."""
+    """A group of commands; its help shows the whole first sentence of each, on as many lines as it takes."""
 
     def format_commands(self, _context: typer.Context, formatter: Any) -> None:  # type: ignore[override]
         shown = [(name, command) for name, command in self.commands.items() if not command.hidden]
@@ -55,7 +55,7 @@ app = typer.Typer(
 
 
 data_app = typer.Typer(
-    cls=Commands, help="Look at labelled images before training or measuring on them.", no_args_is_help=True
+    cls=Commands, help="Check labelled images before training, or make a training set.", no_args_is_help=True
 )
 
 
@@ -104,9 +104,7 @@ DetectorName = Annotated[
 
 BackboneName = Annotated[
     str | None,
-    typer.Option(
-        help="Where to take the backbone from: a preset, a hub id or a directory. Default: as the adapter says."
-    ),
+    typer.Option(help="The backbone: a preset, a hub id or a directory. Default: the one that the adapter names."),
 ]
 
 
@@ -114,7 +112,7 @@ DeviceName = Annotated[str, typer.Option(help="Where to compute: cpu, cuda, ..."
 
 
 BatchSize = Annotated[
-    int | None, typer.Option(min=1, help="Most crops in one forward pass. Default: 8 on a CPU, else 32.")
+    int | None, typer.Option(min=1, help="Crops in one forward pass, at most. Default: 8 on a CPU, else 32.")
 ]
 
 
@@ -140,7 +138,7 @@ DataArgument = Annotated[
 
 
 RealFolders = Annotated[
-    list[Path] | None, typer.Option("--real", help="A folder of photographs, with --fake in place of --data.")
+    list[Path] | None, typer.Option("--real", help="A folder of photographs; with --fake, instead of --data.")
 ]
 
 
@@ -156,7 +154,7 @@ def detector_loader(
     runtime: RuntimeChoice | None,
     workers: int | None = None,
 ) -> Callable[[], Detector]:
-    """What loads the detector that the options name; it can be pickled."""
+    """A function, which can be pickled, that loads the detector named by the options."""
     from clipmole.inference.detector import Detector
     from clipmole.models.adapter import DEFAULT, default_detector, fallback_remark
 
@@ -177,13 +175,13 @@ def detector_loader(
 
 
 def data_source(data: str | None, real: list[Path] | None, fake: list[Path] | None) -> DataSource:
-    """What --data, or --real and --fake, name."""
+    """The data that --data, or --real and --fake, name."""
     if data is not None and (real or fake):
         raise typer.BadParameter("--data excludes --real and --fake")
     if data is not None:
         return data
     if not real or not fake:
-        raise typer.BadParameter("no images: give --data, or --real and --fake, which need each other")
+        raise typer.BadParameter("no images: give --data, or both --real and --fake")
 
     from clipmole.data import Folders
 
@@ -191,26 +189,26 @@ def data_source(data: str | None, real: list[Path] | None, fake: list[Path] | No
 
 
 def remark(line: str) -> None:
-    """A line for the person, on stderr; what a terminal would act on is replaced."""
+    """Print a line for the user on stderr; characters that a terminal would act on are replaced."""
     typer.echo(printable(line), err=True)
 
 
 def name_scorers(specs: Iterable[str], option: str = "--detector") -> dict[str, str]:
-    """Short name -> specification: NAME=SPEC, or a name made of the specification's last part."""
+    """Short name -> specification. A name is given as NAME=SPEC; otherwise it is the last part of the specification."""
     named: dict[str, str] = {}
     for spec in specs:
         name, equals, rest = spec.partition("=")
         if not equals:
             name, rest = spec.partition("#")[0].rstrip("/").rsplit("/", 1)[-1].removesuffix(".toml"), spec
         if not name or name in named:
-            reason = f"{spec}: each needs another name; give NAME={rest}"
+            reason = f"{spec}: each needs a name of its own; give NAME={rest}"
             raise typer.BadParameter(reason, param_hint=option)
         named[name] = rest
     return named
 
 
 def name_backbones(given: Iterable[str], specs: Mapping[str, str]) -> dict[str, str]:
-    """Detector's name -> backbone: of NAME=BACKBONE, or of one without a name, for all but the packaged ones."""
+    """Detector's name -> backbone: from NAME=BACKBONE, or from one without a name, for all but the packaged ones."""
     own: dict[str, str] = {}
     for text in given:
         name, equals, backbone = text.partition("=")
@@ -229,16 +227,16 @@ def name_backbones(given: Iterable[str], specs: Mapping[str, str]) -> dict[str, 
     return rest | {name: backbone for name, backbone in own.items() if name}
 
 
-def without_place(word: str) -> str:
-    """A word of a command as a report may show it: an absolute path, also after NAME=, is its last part."""
+def without_folder(word: str) -> str:
+    """A word of a command as a report may show it: of an absolute path, also after NAME=, only the last part."""
     name, equals, path = word.rpartition("=")
     return f"{name}{equals}{os.path.basename(path.rstrip('/'))}" if os.path.isabs(path) else word
 
 
 def command_line(context: typer.Context) -> str:
-    """The command that was given, without what was left at its default.
+    """The command that was given, without options that were left at their defaults.
 
-    An absolute path is its last part: a report is shown to others.
+    Only the last part of an absolute path is kept, because a report is shown to others.
     """
     parts = ["clipmole", context.info_name or ""]
     for parameter in context.command.params:
@@ -250,4 +248,4 @@ def command_line(context: typer.Context) -> str:
             continue
         for each in value if isinstance(value, list | tuple) else [value]:
             parts += [parameter.opts[0], str(getattr(each, "value", each))]
-    return shlex.join(map(without_place, parts))
+    return shlex.join(map(without_folder, parts))

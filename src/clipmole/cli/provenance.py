@@ -61,12 +61,12 @@ def provenance(
 @trust_list_app.command("get")
 def get(
     url: Annotated[
-        str | None, typer.Option(help="Where to get it. Default: C2PA's published list of signers' authorities.")
+        str | None, typer.Option(help="Where to get it. Default: C2PA's published list of certificate authorities.")
     ] = None,
 ) -> None:
     """Get a list of certificates and keep it in the cache, with its date and sha256, for all that reads metadata.
 
-    It is the only command that fetches one: nothing else does, and none is fetched again by itself.
+    No other command fetches a list, and none is ever fetched again by itself.
     """
     from clipmole.provenance.trust_list import URL, get_trust_list
 

@@ -18,7 +18,7 @@ from clipmole.plumbing.progress import ProgressReporter, duration
 from clipmole.plumbing.stopping import StopRequest, stop_signals
 from clipmole.plumbing.text import csv_cell, printable
 
-LINE_SECONDS = 30.0  # between two lines of progress where stderr is no terminal
+LINE_SECONDS = 30.0  # between two lines of progress if stderr is not a terminal
 
 if TYPE_CHECKING:  # pydantic takes a third of the time of --help
     from clipmole.calibration import FalseAlarms
@@ -28,51 +28,51 @@ if TYPE_CHECKING:  # pydantic takes a third of the time of --help
 
 UNCERTAIN = (
     "Uncertain: the detector cannot tell. Find the original file and who published it first, read its metadata "
-    "(--provenance), and count the verdict for neither side."
+    "(--provenance), and do not count the verdict for either side."
 )
 SEEN = "Seen: share of the image's pixels that were looked at in full size."
 
 
 def percent(probability: float) -> str:
-    """A probability as a person reads it, never rounded to certainty."""
+    """A probability for people, never rounded to certainty."""
     return f"{min(99, max(1, round(100 * probability)))} %"
 
 
 def share(part: float) -> str:
-    """A share in [0, 1] as a person reads it; a small one is not rounded to nothing."""
+    """A share in [0, 1] for people; a small one is not rounded to 0."""
     return f"{100 * part:.0f} %" if part >= 0.01 else f"{100 * part:.1f} %"
 
 
 def provenance_lines(provenance: Provenance) -> Iterator[str]:
-    """What the metadata say, a line a finding, and what could not be checked."""
+    """What the metadata say, one line for each finding, and what could not be checked."""
     for finding in provenance.findings:
         toward = "" if finding.points_to == "neither" else f" ({finding.strength}: {finding.points_to})"
         yield f"metadata: {finding.title}{toward}" + (f": {finding.detail}" if finding.detail else "")
     if not provenance.findings:
-        yield "metadata: nothing that says where it comes from, which proves nothing"
+        yield "metadata: nothing says where the image comes from, which proves nothing"
     for line in provenance.not_checked:
         yield f"metadata not checked: {line}"
 
 
 def of_ai(probability: float) -> str:
-    """The same with what it is the probability of: "18 % AI" cannot be read as "18 % photograph"."""
+    """The probability with its meaning: "18 % AI" cannot be read as "18 % photograph"."""
     return f"{percent(probability)} AI"
 
 
 class DetectionTable:
-    """Aligned rows for people, written as they come: verdict, probability, share of the image seen, image.
+    """Aligned rows for people, written as results come: verdict, probability, share of the image seen, image.
 
     Args:
-        labels_only: leave the probability out, and the thresholds below.
+        labels_only: leave out the probability, and the thresholds below the table.
     """
 
     def __init__(self, labels_only: bool = False) -> None:
         self.labels_only = labels_only
-        self.uncertain = self.generated = False  # one of the verdicts is
-        self.alarms: Sequence[FalseAlarms] = ()  # of the detector, measured on unknown sources
+        self.uncertain = self.generated = False  # whether a verdict says so
+        self.alarms: Sequence[FalseAlarms] = ()  # of the detector, measured on sources it had never seen
         self.thresholds: Thresholds | None = None
         self.detector = ""
-        self.caution = ""  # of the metadata, if they were asked for
+        self.caution = ""  # about the metadata, if they were asked for
 
     def write(self, result: Detection | ImageError, provenance: Provenance | None = None) -> None:
         if isinstance(result, ImageError):
@@ -106,7 +106,9 @@ class DetectionTable:
             return
         remark("")
         if self.thresholds is None:
-            remark(f"{self.detector} is not calibrated: a higher score means more likely AI-generated, no more.")
+            remark(
+                f"{self.detector} is not calibrated: a higher score means more likely AI-generated, and nothing else."
+            )
             remark(SEEN)
         else:
             if self.labels_only:
@@ -121,10 +123,10 @@ class DetectionTable:
                 remark(UNCERTAIN)
             if self.alarms:
                 counts = "; ".join(f"{a.called_generated} of {a.photographs} {a.kind}" for a in self.alarms)
-                remark(f"Made by people, from sources it had never seen, and called AI-generated: {counts}.")
+                remark(f"Its false alarms on images by people, from sources it had never seen: {counts}.")
             if self.generated and (kinds := [each.kind for each in self.alarms if each.often]):
                 remark(
-                    f"Of {', '.join(kinds)} the verdict says nothing: the detector often calls them AI-generated when "
+                    f"Ignore the verdict on {', '.join(kinds)}: the detector often calls them AI-generated although "
                     "people made them."
                 )
             remark(
@@ -135,7 +137,7 @@ class DetectionTable:
 
 
 class JSONLines:
-    """One JSON object a line; a failed input is {"source": ..., "error": {"code": ..., "message": ...}}."""
+    """One JSON object a line; for a failed input {"source": ..., "error": {"code": ..., "message": ...}}."""
 
     def write(self, result: Detection | ImageError, provenance: Provenance | None = None) -> None:
         import json
@@ -153,7 +155,7 @@ class JSONLines:
 
 
 class CSVRows:
-    """A header and one row an input; a failed input fills `error_code` and `error`."""
+    """A header and one row for each input; that of a failed input has `error_code` and `error`."""
 
     COLUMNS = (
         "source", "verdict", "probability", "logit", "tiles", "width", "height", "detector", "error_code", "error",
@@ -178,17 +180,17 @@ class CSVRows:
 
 
 def rate(per_second: float | None) -> str:
-    """How fast it goes, as a person reads it: "12.3/s", or "4.1 s each" where it is slow; "" if it is not known."""
+    """A rate for people: "12.3/s", or "4.1 s each" if it is slow; "" if it is not known."""
     if not per_second:
         return ""
     return f"{per_second:.1f}/s" if per_second >= 1 else f"{1 / per_second:.1f} s each"
 
 
 def with_progress(results: Iterable[Any], description: str, total: int | None = None) -> Iterator[Any]:
-    """Pass `results` on under a progress bar on stderr, which is gone in the end.
+    """Pass `results` on under a progress bar on stderr, which disappears at the end.
 
-    It shows how many are done, how many a second, and the time spent and remaining. Where stderr is no terminal, a line
-    every `LINE_SECONDS` says the same, so work that is over sooner prints none.
+    It shows how many are done, how many a second, and the time spent and remaining. If stderr is not a terminal, a line
+    every `LINE_SECONDS` says the same, so shorter work prints none.
     """
     if not sys.stderr.isatty():
         yield from _with_lines(results, description, total)
@@ -246,7 +248,7 @@ def _with_lines(results: Iterable[Any], description: str, total: int | None) -> 
 
 
 def progress_line(description: str, done: int, total: int | None, seconds: float) -> str:
-    """How far work is after so many seconds: "scoring: 1,200 of 5,000 done, 12.3/s, 5 min left"."""
+    """How far the work has got: "scoring: 1,200 of 5,000 done, 12.3/s, 5 min left"."""
     parts = [f"{description}: {done:,} of {total:,} done" if total is not None else f"{description}: {done:,} done"]
     if not done:
         return f"{parts[0]} after {duration(seconds)}"
@@ -261,9 +263,9 @@ TERMINAL = ProgressReporter(with_progress, remark)
 
 @contextlib.contextmanager
 def long_work() -> Iterator[ProgressReporter]:
-    """What a command gives to long work: progress on stderr, and Ctrl-C or SIGTERM as a request to stop.
+    """Progress on stderr for long work, and Ctrl-C or SIGTERM as a request to stop.
 
-    Work that stops on request ends the command with the signal's exit code; what it kept is said first.
+    Work that stops on request ends the command with the exit code of the signal, after a line that says what is kept.
     """
     with stop_signals() as stop:
 
@@ -278,7 +280,7 @@ def long_work() -> Iterator[ProgressReporter]:
 
 
 def _until(items: Iterable[Any], stop: StopRequest) -> Iterator[Any]:
-    """Items until somebody asks to stop; then `Stopped` is raised before the next one is begun."""
+    """Pass items on until somebody asks to stop; then raise `Stopped` before the next one."""
     iterator = iter(items)
     while True:
         if stop:

@@ -1,4 +1,4 @@
-"""`clipmole report-miss`: one image whose origin is known in, a small record to pass on out."""
+"""`clipmole report-miss`. In: one image whose origin is known. Out: a small record to pass on."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def report_miss(
     backbone: BackboneName = None,
     device: DeviceName = "cpu",
 ) -> None:
-    """Print a record of what the detector says of an image whose origin you know, for an issue; without its pixels."""
+    """Print a record, for an issue, of the scores of an image whose origin you know; without its pixels."""
     from clipmole.evaluation.misses import miss_report as report
 
     loaded = detector_loader(detector, backbone, device, None, None, None)()

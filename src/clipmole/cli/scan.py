@@ -1,4 +1,4 @@
-"""`clipmole scan`: many images in, a Parquet data set out; `clipmole scan report` and `groups`: of what came out."""
+"""`clipmole scan`: many images in, a Parquet data set out; `clipmole scan report` and `groups` read that data set."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ app.add_typer(scan_app, name="scan")
 
 
 class Engine(StrEnum):
-    """Who does the work."""
+    """What runs the scan."""
 
     LOCAL = "local"
     RAY = "ray"
@@ -67,7 +67,7 @@ def scan(
     detector: DetectorName = "default",
     backbone: BackboneName = None,
     engine: Annotated[
-        Engine, typer.Option(help="Who does the work: this process, or the workers of Ray.")
+        Engine, typer.Option(help="What runs the scan: this process, or the workers of Ray.")
     ] = Engine.LOCAL,
     address: Annotated[
         str | None,
@@ -83,7 +83,7 @@ def scan(
             help="Only files that were changed at this time or later.", formats=["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S"]
         ),
     ] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Stop after so many images.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Stop after this many images.")] = None,
     sample: Annotated[float | None, typer.Option(help="A share of the images, such as 0.01, drawn by --seed.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of --sample.")] = 0,
     where: Annotated[
@@ -93,19 +93,20 @@ def scan(
         ),
     ] = None,
     look_alikes: Annotated[
-        bool, typer.Option("--look-alikes", help="Keep what `clipmole scan groups` needs; decodes each image twice.")
+        bool,
+        typer.Option("--look-alikes", help="Keep what `clipmole scan groups` needs. This decodes each image twice."),
     ] = False,
     part_rows: Annotated[
-        int, typer.Option(min=1, help="Rows per part: no more than these are lost when a scan is killed.")
+        int, typer.Option(min=1, help="Rows per part; a scan that is killed loses no more than these.")
     ] = 1000,
     batch_size: BatchSize = None,
     device: DeviceName = "cpu",
     precision: PrecisionOption = None,
     runtime: RuntimeOption = None,
 ) -> None:
-    """Score millions of images into a Parquet data set; a scan that was stopped continues when it is given again.
+    """Score millions of images into a Parquet data set; a scan that was stopped continues if you give it again.
 
-    `clipmole scan report DIR` makes a page of what came out, `clipmole scan groups DIR` finds look-alikes.
+    `clipmole scan report DIR` makes a page of the results, `clipmole scan groups DIR` finds look-alikes.
     """
     if not sources and list_file is None:
         raise typer.BadParameter("no images: give folders, files, shards, tables, addresses or --list")
@@ -153,9 +154,9 @@ def report(
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="The page to write. Default: FOLDER/report.html.")
     ] = None,
-    gallery: Annotated[bool, typer.Option(help="Show images, which are read again from where they lie.")] = True,
+    gallery: Annotated[bool, typer.Option(help="Show images, which are read again from their sources.")] = True,
 ) -> None:
-    """Make a page of a scan: counts, scores, folders, formats, sizes, errors, and images."""
+    """Make a page of a scan: counts, scores, folders, formats, sizes, errors and images."""
     _needs_tables()
     from clipmole.scan.report import write_page
 
@@ -176,7 +177,7 @@ def groups(
 
 
 def _needs_tables() -> None:
-    """Raises `MissingDependency` where the library of the data set is not installed, before anything is begun."""
+    """Raise `MissingDependency` before the work begins, if the library that writes the data set is not installed."""
     try:
         import pyarrow  # noqa: F401
     except ImportError as error:

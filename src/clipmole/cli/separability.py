@@ -1,4 +1,4 @@
-"""`clipmole separability`: labelled images in, how many of each generator it takes to tell it apart out."""
+"""`clipmole separability`. In: labelled images. Out: how many images of each generator it takes to tell it apart."""
 
 from __future__ import annotations
 
@@ -40,15 +40,17 @@ def separability(
     generator: Annotated[
         list[str] | None, typer.Option(help="A generator; several may be given. Default: all with enough images.")
     ] = None,
-    least: Annotated[int, typer.Option(min=6, help="Images that a generator has at least.")] = 30,
-    per_generator: Annotated[int, typer.Option(min=6, help="Most images of a generator that are looked at.")] = 300,
-    photographs: Annotated[int, typer.Option(min=6, help="Most photographs that are looked at.")] = 1500,
+    least: Annotated[int, typer.Option(min=6, help="Leave out generators with fewer images.")] = 30,
+    per_generator: Annotated[int, typer.Option(min=6, help="Images of a generator to look at, at most.")] = 300,
+    photographs: Annotated[int, typer.Option(min=6, help="Photographs to look at, at most.")] = 1500,
     controls: Annotated[
-        int, typer.Option(min=0, help="Sources of photographs that take the place of a generator.")
+        int, typer.Option(min=0, help="Sources of photographs to treat like a generator, as controls.")
     ] = 3,
-    seeds: Annotated[int, typer.Option(min=1, max=1000, help="Draws of the images that a head is trained on.")] = 10,
-    max_tiles: Annotated[int, typer.Option(min=1, max=100, help="Crops of an image that are looked at.")] = 1,
-    level: Annotated[float, typer.Option(help="AUROC from which on a generator counts as told apart.")] = 0.9,
+    seeds: Annotated[
+        int, typer.Option(min=1, max=1000, help="How many times to draw the images that a head is trained on.")
+    ] = 10,
+    max_tiles: Annotated[int, typer.Option(min=1, max=100, help="Crops of an image to look at.")] = 1,
+    level: Annotated[float, typer.Option(help="AUROC from which a generator counts as told apart.")] = 0.9,
     seed: Annotated[int, typer.Option(min=0, help="Seed of every draw.")] = 0,
     device: DeviceName = "cpu",
     precision: Annotated[
@@ -61,7 +63,7 @@ def separability(
     from clipmole.data import Unpacking, read_data
     from clipmole.evaluation.separability import SeparabilityConfig
     from clipmole.evaluation.separability import separability as run
-    from clipmole.report.separability import check_separability_place, write_separability
+    from clipmole.report.separability import check_out_folder, write_separability
 
     given: dict[str, Any] = {
         "seeds": seeds,
@@ -77,7 +79,7 @@ def separability(
         "generators": tuple(generator or ()),
     }
     config = SeparabilityConfig.parse(given | {"level": level}, "options")
-    check_separability_place(out)
+    check_out_folder(out)
     with long_work() as progress:
         found = run(
             read_data(source, split, how=Unpacking(say=progress.say)),

@@ -1,4 +1,4 @@
-"""`clipmole serve`: a page and an HTTP API on a socket."""
+"""`clipmole serve`: a page and an HTTP API."""
 
 from __future__ import annotations
 
@@ -44,15 +44,15 @@ def serve(
     max_image_mib: Annotated[int, typer.Option(min=1, help="Largest image file, MiB.")] = 40,
     max_request_mib: Annotated[int, typer.Option(min=1, help="Largest request, MiB.")] = 128,
     max_megapixels: Annotated[int, typer.Option(min=1, help="Largest image, millions of pixels.")] = 64,
-    max_images: Annotated[int, typer.Option(min=1, help="Most images in one request.")] = 32,
+    max_images: Annotated[int, typer.Option(min=1, help="Images in one request, at most.")] = 32,
     max_requests: Annotated[
-        int, typer.Option(min=1, help="Most requests at one time; further ones are told to come back.")
+        int, typer.Option(min=1, help="Requests at one time, at most; further ones are told to come back.")
     ] = 64,
     max_queue: Annotated[
-        int, typer.Option(min=1, help="Most images that wait; further ones are told to come back.")
+        int, typer.Option(min=1, help="Images that wait, at most; further ones are told to come back.")
     ] = 128,
     shutdown_seconds: Annotated[
-        float, typer.Option(min=1, help="Seconds to finish what was accepted, after a stop signal.")
+        float, typer.Option(min=1, help="Seconds to finish accepted requests after a stop signal.")
     ] = 60,
     token_file: Annotated[
         Path | None, typer.Option(help=f"A file with the token that clients must send. Or ${TOKEN_VARIABLE}.")
@@ -68,7 +68,7 @@ def serve(
         bool, typer.Option("--open", help="Open the page in the browser as soon as the server is ready.")
     ] = False,
 ) -> None:
-    """Serve the page and the HTTP API: drop an image, or post one and get JSON."""
+    """Serve a page on which to drop images, and an HTTP API that takes images and returns JSON."""
     try:
         import fastapi  # noqa: F401
         import prometheus_client  # noqa: F401
@@ -116,7 +116,7 @@ def serve(
 
 
 def _open_page(address: str) -> None:
-    """Open the page without making the server wait: a browser in the terminal returns only when it is closed."""
+    """Open the page in a thread, because a browser in the terminal returns only when it is closed."""
     import threading
     import webbrowser
 
@@ -128,19 +128,19 @@ def _open_page(address: str) -> None:
 
 
 def read_token(file: Path | None) -> str | None:
-    """The token in the file, or in the environment; None if neither names one. Raises `ConfigError`."""
+    """The token in the file, or in the environment; None if there is none. Raises `ConfigError` for a bad one."""
     if file is None:
-        token, place = os.environ.get(TOKEN_VARIABLE), f"${TOKEN_VARIABLE}"
+        token, where = os.environ.get(TOKEN_VARIABLE), f"${TOKEN_VARIABLE}"
         if token is None:
             return None
     else:
-        place = str(file)
+        where = str(file)
         try:
             with file.open("rb") as opened:  # which may be a pipe
                 token = opened.read(MOST_TOKEN_BYTES).decode()
         except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"{place}: cannot be read: {getattr(error, 'strerror', 'not text')}") from error
+            raise ConfigError(f"{where}: cannot be read: {getattr(error, 'strerror', 'not text')}") from error
     token = token.strip()
     if len(token) < TOKEN_CHARACTERS or not token.isascii() or not token.isprintable() or " " in token:
-        raise ConfigError(f"{place}: a token has {TOKEN_CHARACTERS} ASCII characters or more and no blank")
+        raise ConfigError(f"{where}: a token has at least {TOKEN_CHARACTERS} ASCII characters and no spaces")
     return token

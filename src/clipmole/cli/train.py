@@ -1,4 +1,4 @@
-"""`clipmole train`, `merge`, `presets` and `compare`: labelled images in, adapters and tables out."""
+"""`clipmole train`, `merge`, `presets` and `compare`. In: labelled images. Out: adapters and tables."""
 
 from __future__ import annotations
 
@@ -28,9 +28,7 @@ def train(
     out: Annotated[Path, typer.Option("--out", "-o", help="The adapter directory to write.")],
     extend: Annotated[
         str | None,
-        typer.Option(
-            help="A detector to add an expert to, for a new generator; all that it has learnt stays as it is."
-        ),
+        typer.Option(help="A detector to add an expert to, for a new generator; what it has learnt stays as it is."),
     ] = None,
     config: Annotated[
         str, typer.Option("--config", "-c", help="A preset (see clipmole presets) or a TOML file.")
@@ -45,20 +43,24 @@ def train(
         bool, typer.Option("--skip-unreadable", help="Leave out images that cannot be read, and list them.")
     ] = False,
     unpack_to: Annotated[
-        str | None, typer.Option(help="Folder to unpack images to that cannot be read in place.")
+        str | None, typer.Option(help="Folder for unpacking images that cannot be read in place.")
     ] = None,
     unpack_gib: Annotated[
-        float | None, typer.Option(min=0.001, help="Unpack at most so many GiB. Default: 20.")
+        float | None, typer.Option(min=0.001, help="Unpack at most this many GiB. Default: 20.")
     ] = None,
     backbone: Annotated[
-        str | None, typer.Option(help="Backbone, in place of the one that the config or --extend names.")
+        str | None, typer.Option(help="Backbone, instead of the one that the config or --extend names.")
     ] = None,
-    epochs: Annotated[int | None, typer.Option(min=1, help="Epochs, in place of those that the config names.")] = None,
+    epochs: Annotated[
+        int | None, typer.Option(min=1, help="Epochs, instead of the number that the config names.")
+    ] = None,
     setting: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Any setting, such as learning_rate=1e-3; none: no value."),
+        typer.Option(
+            "--set", metavar="KEY=VALUE", help="Any setting, such as learning_rate=1e-3; KEY=none for no value."
+        ),
     ] = None,
-    seed: Annotated[int | None, typer.Option(help="Seed, in place of the one that the config names.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed, instead of the one that the config names.")] = None,
     cache_dir: Annotated[
         Path | None, typer.Option(help="Folder of the prefix cache. Default: $CLIPMOLE_CACHE or ~/.cache/clipmole.")
     ] = None,
@@ -117,17 +119,15 @@ def merge(
     method: Annotated[
         MergeMethod,
         typer.Option(
-            help="stack keeps all, at the sum of the ranks; others keep the ranks of the parts; camex learns on --data."
+            help="stack keeps everything, with the sum of the ranks; the others keep the ranks; camex learns on --data."
         ),
     ] = MergeMethod.STACK,
     weight: Annotated[
         list[float] | None,
-        typer.Option(help="Weight of each detector, in their order. Default: one over their number, which is a mean."),
+        typer.Option(help="Weight of each detector, in their order. Default: all the same, which gives the mean."),
     ] = None,
-    density: Annotated[float, typer.Option(help="Share of the entries that are kept, for ties.")] = 0.2,
-    data: Annotated[
-        str | None, typer.Option(help="Labelled images that camex learns on, as of --data of train.")
-    ] = None,
+    density: Annotated[float, typer.Option(help="For ties: share of the entries to keep.")] = 0.2,
+    data: Annotated[str | None, typer.Option(help="For camex: labelled images to learn on, as for train.")] = None,
     split: Annotated[str | None, typer.Option(help="Split of --data. Default: calibration.")] = None,
     backbone: BackboneName = None,
 ) -> None:
@@ -151,14 +151,14 @@ def merge(
             progress=progress,
         )
     remark(found.summary)
-    remark(f"set its thresholds: clipmole calibrate --detector {out} ...")
+    remark(f"set its thresholds with: clipmole calibrate {out} ...")
     typer.echo(str(out))
 
 
 @app.command()
 def presets(
     name: Annotated[
-        str | None, typer.Argument(help="Print this preset, to read it or to begin a file with it.")
+        str | None, typer.Argument(help="Print this preset, to read it or to start a file with it.")
     ] = None,
 ) -> None:
     """List the training presets, or print one."""
@@ -185,29 +185,31 @@ def compare(
         typer.Option(
             "--config",
             "-c",
-            help="Two or more presets or TOML files, in place of --plan; NAME=FILE gives one a name.",
+            help="Two or more presets or TOML files, instead of --plan; NAME=FILE gives one a name.",
         ),
     ] = None,
     test_data: Annotated[
         Path | None, typer.Option(help="Labelled images to report on. Default: those of --data.")
     ] = None,
     split: Annotated[
-        list[str] | None, typer.Option(help="Split to report on, in place of the plan's. Default with --config: test.")
+        list[str] | None, typer.Option(help="Split to report on, instead of the plan's. Default with --config: test.")
     ] = None,
     seeds: Annotated[
         int | None,
-        typer.Option(min=1, max=1000, help="How many seeds, in place of the plan's. Default with --config: 3."),
+        typer.Option(min=1, max=1000, help="How many seeds, instead of the plan's. Default with --config: 3."),
     ] = None,
     rate: Annotated[
         list[float] | None,
-        typer.Option(help="Learning rate to choose from on val, in place of the plan's; several may be given."),
+        typer.Option(
+            help="Learning rate to try, instead of the plan's; several may be given, and val chooses among them."
+        ),
     ] = None,
     runs: Annotated[
         Path | None,
         typer.Option(help="The folder of trained runs; several comparisons may share it. Default: OUT/runs."),
     ] = None,
     backbone: Annotated[
-        str | None, typer.Option(help="Backbone, in place of those that the configurations name.")
+        str | None, typer.Option(help="Backbone, instead of those that the configurations name.")
     ] = None,
     resamples: Annotated[
         int, typer.Option(min=1, max=10**6, help="How many bootstrap resamples give the intervals.")
@@ -215,7 +217,7 @@ def compare(
 ) -> None:
     """Train several configurations over several seeds on the same data, and compare them."""
     if (plan is None) == (not config):
-        raise typer.BadParameter("give --plan or two or more --config")
+        raise typer.BadParameter("give either --plan or two or more --config")
 
     from clipmole.training.comparison_plan import load_plan, plan_of
 

@@ -1,4 +1,4 @@
-"""`clipmole watch`: new images of a folder, a JSON line each, until it is stopped."""
+"""`clipmole watch`: a JSON line for each new image of a folder, until it is stopped."""
 
 from __future__ import annotations
 
@@ -30,19 +30,19 @@ def watch(
     existing: Annotated[bool, typer.Option("--existing", help="Also score the images that are there now.")] = False,
     interval: Annotated[float, typer.Option(min=0.01, help="Seconds between two looks.")] = 1.0,
     settle: Annotated[
-        float, typer.Option(min=0, help="A file is read when it has not changed for so many seconds.")
+        float, typer.Option(min=0, help="Read a file when it has not changed for this many seconds.")
     ] = 2.0,
     batch_size: BatchSize = None,
     device: DeviceName = "cpu",
     precision: PrecisionOption = None,
     runtime: RuntimeOption = None,
 ) -> None:
-    """Score each new image of a folder once it is whole, and print it as a JSON line, until Ctrl-C or SIGTERM."""
+    """Score each new image of a folder once it is complete, and print a JSON line, until Ctrl-C or SIGTERM."""
     from clipmole.images.watching import new_images
 
     writer, done, failed = JSONLines(), 0, 0
     with stop_signals() as stop:
-        # Before the detector is loaded: what comes meanwhile is new, and a folder that is not there is said at once.
+        # Before the detector is loaded: files that come meanwhile are new, and a missing folder is reported at once.
         paths = new_images(folder, interval=interval, settle=settle, existing=existing, stopping=lambda: bool(stop))
         loaded = detector_loader(detector, backbone, device, precision, batch_size, runtime)()
         remark(f"watching {folder}; Ctrl-C ends it")

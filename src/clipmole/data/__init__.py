@@ -69,7 +69,7 @@ __all__ = [
 ]
 
 DataSource = str | Path | Folders
-"""What `read_data` takes: the argument `--data`, or what `--real` and `--fake` name."""
+"""What `read_data` takes: the argument `--data`, or the folders of `--real` and `--fake`."""
 
 EXPECTED = (
     f"expected a manifest (.csv, .parquet), shards (.tar), a data set (hf:owner/name, or a folder that save_to_disk "
@@ -88,15 +88,15 @@ def read_data(
             files with `*` or `{000..012}`; the address of a tar file; or `hf:` and what `datasets.load_dataset`
             takes. `hf:` and local tar files take options behind a question mark, as `huggingface.Query` says.
         split: that must hold images; None: all.
-        unsplit: the split of images for which the source names none.
-        how: where and how much to unpack of a source that cannot be read in place; None: as `Unpacking` is.
+        unsplit: the split for images for which the source names none.
+        how: where and how much to unpack of a source that cannot be read in place; None: the defaults of `Unpacking`.
 
     Returns:
         The samples in a fixed order, each with its path, label (1 = AI-generated), generator and split. No image
         is opened.
 
     Raises:
-        DataError: there is no such source, nothing is in `split`, or a row or a folder is not as it should be.
+        DataError: there is no such source, `split` is empty, or a row or a folder is not as it should be.
         MissingDependency: a library of the extra `data` is not installed.
 
     Examples:
@@ -109,7 +109,7 @@ def read_data(
     """
     try:
         samples = _read(source, unsplit, how or Unpacking())
-    except ImageError as error:  # of a container: no part of it passes for the whole
+    except ImageError as error:  # of a container: a part of it is not taken for the whole
         raise DataError(str(error)) from error
     if split is None:
         return samples
@@ -140,7 +140,7 @@ def _read_files(text: str, unsplit: str, how: Unpacking) -> list[Sample]:
     name, query = (text, None) if Path(text).exists() else read_query(text)
     files = [name] if query is None else expand(name)
     if odd := next((file for file in files if is_odd_file(Path(file))), None):
-        raise DataError(f"{odd}: is a pipe or a device; save what it gives to a file first")
+        raise DataError(f"{odd}: is a pipe or a device; save its content to a file first")
     if files and all(TAR.search(file) for file in files):
         if query and query.model_fields_set - {"ai", "take"}:
             raise ConfigError(f"{text}: shards take the options ai and take")
@@ -158,7 +158,7 @@ def _read_folder(folder: Path, unsplit: str, how: Unpacking) -> list[Sample]:
     """A folder that `datasets` saved, of tar or Parquet files, or in a layout of images."""
     if is_saved(folder):
         return read_dataset(str(folder), read_query("")[1], unsplit, how)
-    if holds_images(folder):  # whatever archives they came in may lie beside them
+    if holds_images(folder):  # the archives that they came in may lie beside them
         return read_folder(folder, unsplit, how.say)
     below = sorted(str(file) for pattern in ("*", "*/*") for file in folder.glob(pattern))
     files = [file for file in below if not leftover_in(file, str(folder))]

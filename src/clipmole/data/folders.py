@@ -1,4 +1,4 @@
-"""Folders of images -> samples: CNNSpot's, UnivFD's and GenImage's layouts, or photographs and generated ones apart.
+"""Folders of images -> samples: CNNSpot's, UnivFD's and GenImage's layouts, or a folder for each class.
 
 In: a folder, or folders of each class. Out: samples sorted by path; label, generator, split and category come from
 the folders' names. It opens no image.
@@ -94,8 +94,8 @@ def read_folder(path: str | Path, unsplit: str = "test", say: Say = silent) -> l
 def read_folders(folders: Folders, unsplit: str = "test", say: Say = silent) -> list[Sample]:
     """Samples of folders of photographs and of generated images, however deep the images lie in them.
 
-    A generated image's generator is the folder below the given one that it lies in, the given one itself where
-    there is none. Where all folders at the top of a given one are called train, val, test and the like, those are
+    The generator of an image is the folder, below the given one, in which it lies; without such a folder, the given
+    one. Where all folders at the top of a given one are called train, val, test and the like, those are
     the splits; else the split is `unsplit`.
 
     `say` is told what was passed over. Raises `DataError` if a folder is not there, holds no images or cannot be
@@ -127,7 +127,7 @@ def read_folders(folders: Folders, unsplit: str = "test", say: Say = silent) -> 
                     )
                 )
     if not folders.real or not folders.fake:
-        raise DataError("two folders: give photographs with --real and generated images with --fake, both")
+        raise DataError("two folders: give photographs with --real and generated images with --fake")
     return samples
 
 

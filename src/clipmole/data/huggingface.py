@@ -1,8 +1,8 @@
 """Data sets of the Hugging Face library `datasets` -> samples: saved to a folder, of local files, or of the hub.
 
 In: a data set's name, and which columns hold what. Out: samples. The library keeps images in Arrow files on the disk;
-those are read in place, at random. What is streamed is unpacked. Images are never decoded here, so their bytes stay
-the stored ones.
+those are read in place, at random. Streamed images are unpacked. Images are never decoded here, so the bytes are
+those that were stored.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def read_dataset(name: str, query: Query, unsplit: str, how: Unpacking) -> list[
             identity = "\n".join(
                 ["hf", name, str(split), query.model_dump_json(), str(getattr(part, "_fingerprint", ""))]
             )
-            found = unpack(f"{name} ({split})", identity, _held(name, split, part, columns, query), how)
+            found = unpack(f"{name} ({split})", identity, _rows_of(name, split, part, columns, query), how)
         else:
             found = []
             facts = part.select_columns([columns[key] for key in ("label", "generator", "group") if key in columns])
@@ -59,7 +59,7 @@ def read_dataset(name: str, query: Query, unsplit: str, how: Unpacking) -> list[
 
 
 def _columns(name: str, part: Any, query: Query) -> dict[str, str]:
-    """What -> its column. Images are set to stay undecoded."""
+    """Role -> its column. Images are set to stay undecoded."""
     features = part.features or {}
     image = image_column(name, part, query)
     if query.label not in features:
@@ -99,7 +99,7 @@ def _in_place(part: Any, column: str) -> list[ArrowRow | Path] | None:
     return locations
 
 
-def _held(
+def _rows_of(
     name: str, split: str, part: Any, columns: Mapping[str, str], query: Query
 ) -> Iterator[tuple[bytes, dict[str, Any]]]:
     """Bytes and fields of a data set's rows, one after the other."""

@@ -1,8 +1,7 @@
-"""How sources write labels and splits -> how they are written here.
+"""Labels and splits as sources write them -> as they are written here.
 
-In: a label as a table or a shard holds it, the name of a split, shard or table. Out: 1 = AI-generated, 0 =
-photograph; train, val, calibration, test. It never guesses: a label that it does not know is an error that names the
-cure.
+In: a label of a table or a shard, the name of a split, shard or table. Out: 1 = AI-generated, 0 =
+photograph; train, val, calibration, test. It never guesses: an unknown label is an error that names the cure.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ SPLITS = {
     "train": "train", "val": "val", "valid": "val", "validation": "val", "dev": "val",
     "calibration": "calibration", "test": "test",
 }  # fmt: skip
-"""What folders, shards and tables call a split -> what it is called here."""
+"""The name of a split in folders, shards and tables -> its name here."""
 
 REAL = frozenset({"0", "real", "photo", "photograph", "nature", "natural", "human", "authentic", "camera", "0_real"})
 AI = frozenset({"1", "fake", "ai", "ai-generated", "ai_generated", "generated", "synthetic", "artificial", "1_fake"})
@@ -28,7 +27,7 @@ def read_label(value: object, where: str, ai: Collection[str] = ()) -> int:
 
     Args:
         value: a number, or a word in any case.
-        where: what to call its place in an error.
+        where: its position, for the message of an error.
         ai: the values that mean AI-generated, any other is a photograph; (): the usual words.
 
     Raises `DataError` for any other value, for nothing, and for True and False, whose meaning is the source's own.

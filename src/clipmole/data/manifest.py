@@ -23,7 +23,7 @@ from clipmole.data.unpack import Unpacking, unpack
 from clipmole.errors import DataError
 
 NEEDED = ("path", "label")
-OPTIONAL = ("generator", "split")  # not empty where there is such a column
+OPTIONAL = ("generator", "split")  # not empty if there is such a column
 FREE = (IGNORE, "group", "source", "kind", "category")
 IMAGE = "image"
 
@@ -36,7 +36,7 @@ def read_manifest(path: str | Path, unsplit: str = "test") -> list[Sample]:
 
     Raises `DataError` naming the file and the line: unreadable, no rows, a missing column, an empty field, a
     label other than 0 and 1, or a path that is on two lines, which would count an image twice or show a
-    test image in training. Whether the images exist is found out when they are read.
+    test image in training. Whether the images exist is only checked when they are read.
     """
     manifest = Path(path)
     samples: list[Sample] = []

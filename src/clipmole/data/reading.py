@@ -26,7 +26,7 @@ T = TypeVar("T")
 
 
 class Look(Record):
-    """What one look at a sample's file found.
+    """The result of reading a sample's file once.
 
     Attributes:
         sha256: of its bytes, hexadecimal; "" if they cannot be read.
@@ -60,7 +60,7 @@ def look(sample: Sample) -> Look:
 
 
 def look_once(sample: Sample) -> Look:
-    """`look`, once in this process for a file that stays as it is: a comparison trains many runs on the same images."""
+    """`look`, once in this process for an unchanged file, because a comparison trains many runs on the same images."""
     try:
         stat = (sample.path if sample.inside is None else sample.inside.file).stat()
     except OSError:

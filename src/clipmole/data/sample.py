@@ -1,4 +1,4 @@
-"""One labelled image of a data set, and where its bytes lie.
+"""One labelled image of a data set, and where its bytes are stored.
 
 Frozen records. They know nothing of how data sets are laid out or read.
 """
@@ -53,7 +53,7 @@ class Sample(Record):
         source: collection that it was taken from; "": not known.
         kind: of a photograph, such as "camera-file", "stock" or "scan"; "": not known.
         category: the class folder of the layout that it lies in, such as "progan/airplane"; "": there is none.
-        inside: where its bytes are, if it is no file of its own.
+        inside: where its bytes are, if it is not a file of its own.
     """
 
     path: Path

@@ -46,13 +46,13 @@ def take_split(samples: Sequence[Sample], split: str) -> list[Sample]:
 
 
 def source_hash(source: str) -> str:
-    """What a training record says of a source: the first twelve hexadecimal digits of its name's sha256."""
+    """The name of a source in a training record: the first twelve hexadecimal digits of its name's sha256."""
     return hashlib.sha256(source.encode(errors="surrogateescape")).hexdigest()[:12]
 
 
 def draw_order(sample: Sample, seed: int) -> tuple[bytes, str]:
-    """A key by which samples are in the order of a draw; it depends on the seed and the file's name alone, and on its
-    folder where names are the same."""
+    """A key that sorts samples into the order of a draw; it depends on the seed and the file's name only, and on its
+    folder if names are the same."""
     name = f"{seed}\0{sample.path.name}".encode(errors="surrogateescape")
     return hashlib.sha256(name).digest(), sample.path.as_posix()
 
@@ -76,7 +76,7 @@ def limit_samples(samples: Sequence[Sample], limit: int | None, seed: int = 0) -
 
 
 def sample_bytes(sample: Sample) -> bytes:
-    """The bytes of the sample's image file as they were stored, wherever they lie. Raises `DataError`."""
+    """The stored bytes of the sample's image, wherever they lie. Raises `DataError`."""
     place = sample.inside
     try:
         if isinstance(place, ArrowRow):
@@ -149,9 +149,9 @@ def lines_digest(lines: Iterable[str]) -> str:
 def windows(samples: Iterable[Sample], condition: Condition | Variant, seed: int = 0) -> Iterator[RGB]:
     """The samples' pixels under a condition, or under a standard one by its name, one after the other.
 
-    What a condition draws for a sample depends on `seed` and its file's content alone. So every detector that is
-    compared sees the same pixels, wherever the files lie, and names that differ between the classes (all
-    photographs `photo.jpg`, all generated images `output.png`) do not become qualities that do.
+    A condition's draws for a sample depend only on `seed` and the file's content. So all detectors see the same pixels,
+    wherever the files lie, and file names that differ between the classes (all photographs `photo.jpg`, all generated
+    images `output.png`) do not lead to qualities that differ.
     """
     if not isinstance(condition, Condition):
         standard = {each.name: each for each in load_conditions("default")}

@@ -35,7 +35,7 @@ def read_shards(
     """Samples of shards, in their order.
 
     Args:
-        source: what to call them all.
+        source: their name in messages.
         shards: paths and addresses of tar files.
         unsplit: the split where neither the sample nor the shard's name (`train-0001.tar`) gives one, and where all
             would be train.
@@ -62,7 +62,7 @@ def read_shards(
 
 
 def _stamp(shard: str) -> str:
-    """What changes when a local shard does."""
+    """A value that changes when a local shard changes."""
     if is_address(shard):
         return ""
     status = Path(shard).stat()

@@ -24,8 +24,8 @@ CALIBRATED = 20  # images of each class that calibration takes if they are in th
 def draw_splits(samples: Sequence[Sample], digests: Mapping[Sample, str], seed: int) -> list[Sample]:
     """The samples with a split each: eight tenths train, one val, one calibration, in the same order.
 
-    Where a tenth of a class has fewer than `CALIBRATED` images, calibration takes two or three tenths if that is enough
-    of them: with too few no verdict can be given. Groups stay whole, and so do files of the same content; classes and
+    If a tenth of a class has fewer than `CALIBRATED` images, calibration takes two or three tenths if that is enough:
+    with too few, no verdict can be given. Groups stay whole, and so do files of the same content; classes and
     generators are spread evenly over the splits as far as groups allow. By scikit-learn's `StratifiedGroupKFold` on the
     samples in the order of their digests.
 

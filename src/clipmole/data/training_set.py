@@ -1,4 +1,4 @@
-"""A training configuration -> the images that it trains on, picks the epoch by, and calibrates with.
+"""A training configuration -> the images for training, for picking the epoch, and for calibration.
 
 In: the source and the draws that `TrainConfig` names. Out: three lists of samples whose images can all be read, and
 the record of how they were chosen. It knows nothing of networks or loops.
@@ -48,7 +48,7 @@ class TrainingData:
 
 
 def source_of(config: TrainConfig) -> DataSource:
-    """What the configuration names. Raises `ConfigError` if that is nothing."""
+    """The data that the configuration names. Raises `ConfigError` if it names none."""
     if config.real or config.fake:
         return Folders(real=tuple(map(Path, config.real)), fake=tuple(map(Path, config.fake)))
     if config.data is None:
@@ -60,7 +60,7 @@ def source_of(config: TrainConfig) -> DataSource:
 
 
 def without_folders(named: DataSource) -> str:
-    """What a record may say of a source: adapters are shared, so the folders of the images are left out."""
+    """A source as a record may show it: without the folders of the images, because adapters are shared."""
     if isinstance(named, Folders):
         real, fake = (tuple(Path(folder.name) for folder in side) for side in (named.real, named.fake))
         return str(Folders(real=real, fake=fake))
@@ -94,7 +94,7 @@ def training_data(
     samples = [sample for sample in samples if drawn or sample.split in ("train", "val", "calibration")]
     record: dict[str, Any] = {"source": without_folders(named), "seed": config.seed}
     looks: dict[Sample, Look] = {}
-    if drawn:  # contents first: files of one content must not come apart
+    if drawn:  # contents first: identical files must not be divided
         samples = _readable(samples, named, config, record, looks, progress)
         samples, looks = _with_splits(samples, looks, config.seed)
         counts = Counter(sample.split for sample in samples)
@@ -125,7 +125,7 @@ def training_data(
         "generators": sorted({sample.generator for sample in parts["train"] if sample.label}),
     }
     sources = {sample.source for sample in parts["train"] if sample.label == 0}
-    if "" not in sources:  # else some are not known, and none could be called new
+    if "" not in sources:  # else some are unknown, and no source could be called new
         record["sources"] = sorted(map(source_hash, sources))
     _record_draws(record, digests, class_counts(parts["train"]), config.per_class, drawn, progress.say)
     return TrainingData(parts["train"], parts["val"], parts["calibration"], lines, record)

@@ -1,7 +1,7 @@
 """Images inside tables, archives and streams -> files with their original bytes, in one folder of bounded size.
 
-In: bytes with what is known of them, from a source that cannot be read at random. Out: samples whose images are
-files. What is unpacked once is read again from the folder's own list, without the source. Bytes are written as they
+In: bytes and their fields, from a source that cannot be read at random. Out: samples whose images are
+files. A source that was unpacked once is read again from the folder's own list. Bytes are written as they
 are, never decoded. It knows nothing of where they come from.
 """
 
@@ -54,8 +54,8 @@ def unpack(source: str, identity: str, images: Iterable[tuple[bytes, dict[str, A
 
     Args:
         source: what to call it in messages.
-        identity: whatever tells this source's content from another's; a source that was unpacked whole under it
-            before is taken from the folder.
+        identity: a text that identifies this source's content; if it was completely unpacked under this identity
+            before, it is taken from the folder.
         images: read once, and not at all where the folder is whole.
 
     A run that was stopped starts over and writes only what is missing. Raises `DataError` if the limit would be
@@ -84,13 +84,13 @@ def unpack(source: str, identity: str, images: Iterable[tuple[bytes, dict[str, A
                     "take the first images only: ?take=..."
                 )
             name = f"{len(rows):08d}-{hashlib.sha256(data).hexdigest()[:16]}{_extension(data)}"
-            if not (folder / name).is_file():  # a name stands for its content, and appears when that is whole
+            if not (folder / name).is_file():  # a name stands for its content, and appears when that is complete
                 _write(folder / name, data)
             rows.append({"path": name, **fields})
         _write(index, "".join(json.dumps(row) + "\n" for row in rows).encode())
     except OSError as error:
         raise DataError(
-            f"{folder}: cannot be written: {error.strerror}; free space, or name another: --unpack-to"
+            f"{folder}: cannot be written: {error.strerror}; free some space, or name another folder: --unpack-to"
         ) from error
     how.say(f"{source}: {len(rows)} images, {total / GIB:.2f} GiB")
     return _listed(index)
@@ -111,7 +111,7 @@ def _write(path: Path, data: bytes) -> None:
 
 
 def _extension(data: bytes) -> str:
-    """The ending that the bytes' format has; ".bin" for what is no image, which is found out when it is read."""
+    """The ending of the bytes' format; ".bin" if they are not an image, which is noticed when they are read."""
     try:
         with Image.open(io.BytesIO(data)) as image:
             ending = {"JPEG": ".jpg", "MPO": ".jpg", "TIFF": ".tif"}.get(image.format or "", f".{image.format}".lower())

@@ -1,11 +1,12 @@
 """Which images a bootstrap draws, and the interval of an estimate over its draws.
 
-In: what keeps its size (the class or the generator of each image), and the groups that are drawn whole. Out: indices,
-one vector a resample; intervals. It knows nothing of what is measured on them.
+In: the strata that keep their size (the class or the generator of each image), and the groups that are drawn whole.
+    Out:
+indices, one vector for each resample; intervals. It knows nothing of what is measured on them.
 
-Images of one scene or prompt are not independent: drawn one by one, they would make an interval narrower than it
-is. So whole groups are drawn, the cluster bootstrap (Davison and Hinkley 1997, section 3.8; Field and Welsh 2007).
-A resample then holds as many groups as the data, and about as many images.
+Images of one scene or prompt are not independent: drawn one by one, they would make an interval too narrow. So whole
+groups are drawn, the cluster bootstrap (Davison and Hinkley 1997, section 3.8; Field and Welsh 2007). A resample then
+holds as many groups as the data, and about as many images.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from clipmole.plumbing.seeding import sample_rng
 
 @dataclass(frozen=True)
 class _Stratum:
-    """The groups that stand in for one another.
+    """The groups that can replace one another in a draw.
 
     Attributes:
         members: indices of the images, those of a group side by side.
@@ -53,7 +54,7 @@ def group_codes(groups: Sequence[str]) -> NDArray[np.int64]:
 
 
 def _joined(strata: NDArray[np.int64], codes: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Strata (n,) where those that share a group are one, called by the smallest of them."""
+    """Strata (n,) in which those that share a group are joined, numbered by the smallest of them."""
     while True:
         lowest = np.full(codes.max() + 1, np.iinfo(np.int64).max)
         np.minimum.at(lowest, codes, strata)
@@ -77,9 +78,9 @@ def bootstrap_indices(
     Args:
         strata: (n,) the images whose number of groups is kept, such as those of a class. Strata that share a group
             are drawn as one, since its images stay together.
-        groups: (n,) as `Sample.group`; None: no two images belong together, and every stratum keeps its size.
-        names: (n,) of the images. A stratum's draws depend on `seed` and these alone, so two sets with the same
-            photographs draw the same ones together; None: on `seed` and the stratum's place.
+        groups: (n,) as in `Sample.group`; None: no two images belong together, and every stratum keeps its size.
+        names: (n,) of the images. A stratum's draws depend only on `seed` and these, so two sets with the same
+            photographs draw the same ones together; None: they depend on `seed` and the stratum's position.
     """
     if resamples < 1:
         raise ConfigError(f"resamples={resamples}: at least one is needed")

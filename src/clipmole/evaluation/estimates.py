@@ -1,11 +1,11 @@
 """Labels and logits -> estimates with intervals, and paired differences between detectors.
 
 In: samples and logits of one set, or a whole `ScoreTable`. Out: `SetReport` and `Difference` records. It knows
-nothing of images or of how logits are made, and it never searches a threshold on what it reports (but for
+nothing of images or of how logits are made, and it never searches a threshold on the images that it reports (except
 `oracle_accuracy`, which says so).
 
-A metric is measured on a set and on each of its resamples. All detectors see the same resamples, so a difference of
-two is a difference resample by resample; so it is with sets that share their photographs, and with means over sets.
+A metric is measured on a set and on each of its resamples. All detectors see the same resamples, so a difference of two
+is a difference resample by resample; the same holds for sets that share their photographs, and for means over sets.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class Replicates:
 
 
 def mean_replicates(estimates: Sequence[Replicates]) -> Replicates:
-    """The mean of those that are defined on the data; in each resample of those that are defined there."""
+    """The mean of those that are defined on the data; in each resample, the mean of those that are defined there."""
     own = [estimate for estimate in estimates if not np.isnan(estimate.value)]
     if not own:
         return Replicates(float("nan"), np.zeros(0))
@@ -78,7 +78,7 @@ def mean_replicates(estimates: Sequence[Replicates]) -> Replicates:
 
 @dataclass(frozen=True)
 class SetReplicates:
-    """What is measured of one detector on one set under one condition; as `SetReport`."""
+    """The estimates of one detector on one set under one condition, with their resamples; as in `SetReport`."""
 
     estimates: dict[str, Replicates]
     generators: dict[str, dict[str, Replicates]]
@@ -150,9 +150,9 @@ def verdict_metrics(calibration: Calibration) -> dict[str, metrics.Metric]:
 def scored_metrics(
     scores: NDArray[np.float64], calibration: Calibration | None
 ) -> dict[str, tuple[metrics.Metric, NDArray[np.float64]]]:
-    """Name -> a metric and what it is of: the logits (n,), or their calibrated probabilities.
+    """Name -> a metric and its scores: the logits (n,), or their calibrated probabilities.
 
-    `raw_accuracy` is at logit 0, a probability of 0.5 for a network with a sigmoid, as the papers take it. Without a
+    `raw_accuracy` is at logit 0, a probability of 0.5 for a network with a sigmoid, as papers compute it. Without a
     calibration `accuracy` and the metrics like it are at logit 0 too.
     """
     at_zero = partial(metrics.accuracy, threshold=0.0)
@@ -180,8 +180,8 @@ def estimate_set(
 ) -> SetReplicates:
     """Estimates from logits `scores` (n,) of `samples`, on the data and on resamples of them.
 
-    The estimates resample groups within each class, the generators' and their mean within each generator too: the
-    generators are those that were chosen, only their images are a sample.
+    The estimates resample groups within each class; those of generators, and their mean, also within each generator:
+    the generators are fixed, and only their images are a sample.
 
     Args:
         only: names of the metrics to compute, and none by generator; None: all.
@@ -228,7 +228,7 @@ def estimate_set(
 
 
 def report_set(detector: str, name: str, condition: str, samples: Sequence[Sample], found: SetReplicates) -> SetReport:
-    """The record of what was measured on `samples`."""
+    """The record of the estimates on `samples`."""
     labels = labels_of(samples)
     return SetReport(
         detector=detector,
@@ -300,7 +300,8 @@ def estimate_origins(
 def estimate_kinds(
     samples: Sequence[Sample], scores: NDArray[np.float64], calibration: Calibration | None, resamples: int, seed: int
 ) -> tuple[KindEstimate, ...]:
-    """What a calibration says of logits (n,) of photographs, by kind; () where no kind is known."""
+    """The shares of photographs called AI-generated and uncertain, by kind, from logits (n,); () if no kind is
+    known."""
     kinds = np.array([sample.kind if sample.label == 0 else "" for sample in samples])
     if calibration is None or not kinds.astype(bool).any():
         return ()
@@ -317,12 +318,12 @@ def estimate_kinds(
 
 
 def sample_names(samples: Sequence[Sample]) -> list[str]:
-    """What the images' bootstrap draws depend on: the same wherever the data lie."""
+    """The names that the images' bootstrap draws depend on: the same wherever the data lie."""
     return ["/".join(sample.path.parts[-3:]) for sample in samples]
 
 
 def mean_over_sets(found: Sequence[SetReplicates]) -> SetReplicates:
-    """The mean of each metric over the sets where it is defined, as the papers give it over a benchmark."""
+    """The mean of each metric over the sets where it is defined, as papers report it for a benchmark."""
 
     def means(parts: Sequence[Mapping[str, Replicates]]) -> dict[str, Replicates]:
         keys = dict.fromkeys(key for part in parts for key in part)
@@ -358,7 +359,7 @@ def report_table(
 ) -> tuple[tuple[SetReport, ...], tuple[Difference, ...]]:
     """Estimates of every detector, set and condition, and the paired differences of each two detectors.
 
-    The conditions of `MAIN` get every metric, the differences, and what is told by origin and kind; the others (of a
+    The conditions of `MAIN` get every metric, the differences, and the estimates by origin and kind; the others (of a
     robustness curve) get the metrics of `QUICK`. Of several sets the means over them come last, under the name
     `ALL_SETS`.
 

@@ -1,7 +1,7 @@
 """Scorers and labelled images -> logits under every condition -> estimates with intervals.
 
 In: scorers, named sets of samples, conditions. Out: a `ScoreTable` and an `EvaluationReport`. All scorers see the same
-pixels: an image is decoded and perturbed once for those that lack its scores. It knows nothing of training or of pages.
+pixels: an image is decoded and perturbed once for all that lack its scores. It knows nothing of training or of pages.
 No threshold is chosen here: verdicts use those of each detector's calibration. Only metrics that say so in their names,
 such as `oracle_accuracy`, search a threshold on the images that they report.
 """
@@ -33,12 +33,12 @@ from clipmole.plumbing.progress import SILENT, ProgressReporter
 from clipmole.plumbing.seeding import sample_rng
 from clipmole.plumbing.text import escaped
 
-READY_BYTES = 256 * 2**20  # decoded pixels, all conditions together, that lie ready for the scorers
-CHUNK_BYTES = READY_BYTES  # of those that are scored at once; one more image may go beyond either
+READY_BYTES = 256 * 2**20  # decoded pixels, of all conditions together, that wait for the scorers
+CHUNK_BYTES = READY_BYTES  # of those that are scored at once; a further image may exceed either limit
 CHUNK_IMAGES = 32  # most that are scored at once
-KEPT_SECONDS = 20.0  # of scoring, about: so often scores are put on the disk, so a kill costs no more
+KEPT_SECONDS = 20.0  # of scoring, about, between two writes of the scores to the disk; a kill costs no more
 
-Pixels = list[RGB] | str  # an image under each condition, or the reason why there is none
+Pixels = list[RGB] | str  # an image under each condition, or the reason why it cannot be read
 
 
 def perturbed(sample: Sample, conditions: Sequence[Condition], seed: int) -> list[RGB]:
@@ -52,7 +52,7 @@ def prepared(
 ) -> Generator[tuple[Sample, Pixels], None, None]:
     """Images with their pixels under each condition (or why there are none), in order.
 
-    `workers` threads decode and perturb ahead of the reader, as many images as `READY_BYTES` holds.
+    `workers` threads decode and perturb ahead of the reader, as many images as fit in `READY_BYTES`.
     """
 
     def prepare(sample: Sample) -> tuple[Sample, Pixels]:
@@ -95,13 +95,13 @@ def score_sets(
 ) -> tuple[ScoreTable, dict[str, str]]:
     """Score every image of every set under every condition with every scorer, and keep the scores in `file`.
 
-    Scores are on the disk after about `KEPT_SECONDS` of scoring, or after one image by one scorer where that takes
-    longer. A run that was stopped or killed goes on where it was: what is in `file` is not scored again, and detectors
-    or images that are added later are scored alone. An image of several sets is scored once. One that cannot be read
-    is recorded with the reason and left out of the table.
+    Scores are on the disk after about `KEPT_SECONDS` of scoring, or after one image by one scorer if that takes
+    longer. A run that was stopped or killed continues where it was: scores in `file` are not computed again, so only
+    detectors or images that are added later are scored. An image in several sets is scored once. One that cannot be
+    read is recorded with the reason and left out of the table.
 
     Args:
-        scorers: short name -> scorer. Scorers of the same `ImageScorer.name` are one, and scored once.
+        scorers: short name -> scorer. Scorers with the same `ImageScorer.name` count as one, which scores once.
         file: JSON lines; see `scores`. One that was begun with other conditions or another seed is refused.
         workers: threads that decode and perturb.
         progress: follows the images as their scores are kept.
@@ -113,7 +113,7 @@ def score_sets(
     """
     samples = {str(sample.path): sample for members in sets.values() for sample in members}
     if not samples or not scorers or not conditions:
-        raise DataError("evaluation: nothing to do: needs images, detectors and conditions")
+        raise DataError("evaluation: nothing to do: it needs images, detectors and conditions")
     what: dict[str, Any] = {"conditions": [each.model_dump(mode="json") for each in conditions], "seed": seed}
     different = {scorer.name: scorer for scorer in scorers.values()}
     with ScoreFile(file, what) as scores:
@@ -142,12 +142,12 @@ def score_images(
 ) -> Iterator[Sample]:
     """Score images in chunks and put their scores into `scores`; yields each image once its scores are on the disk.
 
-    A chunk is as long as `KEPT_SECONDS` allow at the speed of the one before, `CHUNK_IMAGES` at most; the first one
-    is one image.
+    The length of a chunk follows from `KEPT_SECONDS` and the speed of the one before, at most `CHUNK_IMAGES`; the
+    first chunk is one image.
 
     Args:
         scorers: what identifies a scorer -> scorer.
-        conditions: how many there are, each an array of the image's pixels.
+        conditions: number of conditions; each gives an array of the image's pixels.
         stopping: asked after each scorer; then `Stopped` is raised.
     """
     length = 1
@@ -169,7 +169,7 @@ def score_images(
 
 
 def detector_info(name: str, scorer: ImageScorer, origin: TrainedOn | None = None) -> DetectorInfo:
-    """What a report says of a scorer; `origin`: what it was trained on."""
+    """A scorer as a report describes it; `origin`: what it was trained on."""
     calibration = scorer.calibration
     if calibration is None:
         note = "not calibrated: accuracies are at score 0, and it gives no verdicts"
@@ -197,7 +197,7 @@ def evaluate(
     progress: ProgressReporter = SILENT,
     origins: Mapping[str, TrainedOn | None] | None = None,
 ) -> tuple[EvaluationReport, ScoreTable]:
-    """Score everything once, or go on with `file`, and report it.
+    """Score everything once, or continue with `file`, and report it.
 
     It has many parameters because it is `score_sets` and `report_table` in one call, with those of both.
 
@@ -264,14 +264,14 @@ def run_protocol(
         splits: of a manifest, instead of the protocol's.
         how: of the data that have to be unpacked.
         conditions: a preset or a file, instead of the protocol's.
-        backbones: short name -> where its backbone comes from, if not from where the detector says.
-        command: printed in the report as the way to make it again.
+        backbones: short name -> its backbone, instead of the one that the detector names.
+        command: the command that makes the report again, which it prints.
 
     Returns:
         The report, the scores that it was made from, and the conditions: what `write_report` takes.
 
-    Data sets that are not there are named in the report, and the others are measured. Raises `DataError` if none
-    is there, and what `evaluate` and `load_scorer` raise.
+    Data sets that are not there are named in the report, and the others are measured. Raises `DataError` if there is
+    none, and the errors of `evaluate` and `load_scorer`.
     """
     sets, missing = find_sets(protocol, data, splits, how)
     if not sets:

@@ -1,10 +1,10 @@
-"""Images -> what a linear head reads of a frozen backbone, computed once an image and kept in a file.
+"""Images -> the features of a frozen backbone for linear heads, computed once for each image and kept in a file.
 
-In: samples, a backbone and the condition under which they are looked at. Out: features (n, F). It knows nothing of
+In: samples, a backbone and the condition under which it sees them. Out: features (n, F). It knows nothing of
 labels, heads or figures.
 
-A linear head on the mean of an image's crops gives the mean of its logits of the crops, so an image needs one row. It
-is kept under its content, so that a run that was stopped, or one with more images, looks at none twice.
+A linear head on the mean of an image's crops gives the mean of its logits on the crops, so an image needs one row.
+The row is kept by the digest of the content, so a run that was stopped, or one with more images, computes none twice.
 """
 
 from __future__ import annotations
@@ -39,20 +39,20 @@ ROWS_FILE = "features-{}.f16"
 
 
 class FeatureNetwork(MoLENetwork):
-    """Crops (B, 3, H, W) -> what the head of a linear probe reads (B, F), in the place of its logits."""
+    """Crops (B, 3, H, W) -> the features (B, F) that the head of a linear probe reads, instead of its logits."""
 
     def forward(self, crops: Tensor) -> Tensor:
         return self.features(self.embed(crops), 0)
 
 
 class FeatureExtractor:
-    """A frozen backbone and how it looks at an image.
+    """A frozen backbone with its preprocessing.
 
     Args:
         backbone: its tower is used as it is.
-        head_blocks: blocks whose class tokens are read beside the feature, as `MoLEConfig.head_blocks`.
+        head_blocks: blocks whose class tokens are read besides the feature, as in `MoLEConfig.head_blocks`.
         max_tiles: crops of an image, whose features are averaged; 1: the crop in the middle.
-        condition: how images are changed before; the draws are `seed`'s.
+        condition: how images are changed first; `seed` determines the draws.
         device, precision: of the forward passes.
     """
 
@@ -96,10 +96,10 @@ class FeatureExtractor:
         """Features (n, F) of all samples, kept in `folder`; rows of images that cannot be read are nan.
 
         Args:
-            digests: sha256 of each sample's file. What is kept for a content is not computed again.
+            digests: sha256 of each sample's file. Features that are kept for a digest are not computed again.
 
         Returns the features, and path -> reason for images that cannot be read. Raises `DataError` if they cannot be
-        written; `Stopped`, with what is done kept, once `progress` asks to stop.
+        written; `Stopped`, once `progress` asks to stop, with the finished features kept.
         """
         keys = [f"{sha} {each.ignore_bottom_px}" for sha, each in zip(digests, samples, strict=True)]
         failed: dict[str, str] = {}
@@ -119,10 +119,14 @@ class FeatureExtractor:
                     if readable:
                         kept.add(list(readable), self.rows(list(readable.values())))
                     if progress.stopping():
-                        raise Stopped(f"stopped; what was seen is kept in {folder}: give the same command to go on")
+                        raise Stopped(
+                            f"stopped; the features so far are kept in {folder}: give the same command to continue"
+                        )
             return kept.read(keys), failed
         except OSError as error:
-            raise DataError(f"{folder}: cannot be written: {error.strerror}; name another --out, free space") from error
+            raise DataError(
+                f"{folder}: cannot be written: {error.strerror}; name another --out, or free some space"
+            ) from error
 
 
 class KeptRows:
@@ -131,7 +135,7 @@ class KeptRows:
     What does not fit its line, and all after it, is dropped, to be computed again.
 
     Args:
-        path: of the rows; the keys stand beside it, under the ending .txt.
+        path: of the rows; the keys are beside it, in a file with the ending .txt.
         width: values of a row.
 
     Attributes:

@@ -1,6 +1,6 @@
-"""An image whose origin somebody knows, and a detector -> a small record of what the detector says of it.
+"""An image whose origin is known, and a detector -> a small record of the detector's scores.
 
-In: a file, the truth, a detector. Out: a `MissReport` that can be passed on: the file's sha256 and measures, the
+In: a file, the truth, a detector. Out: a `MissReport` that can be passed on: the file's sha256 and size, the
 scores, the thresholds and the detector, without the file's name and, unless asked for, its metadata and pixels.
 """
 
@@ -21,17 +21,17 @@ VERDICTS = {"generated": Verdict.AI_GENERATED, "photograph": Verdict.REAL}
 
 
 class MissReport(Record):
-    """What a detector says of one image whose origin is known.
+    """The scores of one image whose origin is known.
 
     Attributes:
-        version: of this form.
+        version: of this format.
         clipmole: version that wrote it.
         truth: what the image is.
         known_by: how that is known, and which generator or camera made it, in the reporter's words.
         sha256, bytes: of the file.
         format: by the file's first bytes, such as "JPEG".
         detection: logit, probability, thresholds, and each crop's logit and box; its source is "<bytes>".
-        missed: whether the verdict is the other one; an `uncertain` one is not, and None without a calibration.
+        missed: whether the verdict is the opposite of the truth (`uncertain` is not); None without a calibration.
         file: the file itself, base64; None unless it was asked for.
     """
 

@@ -1,8 +1,8 @@
-"""What is measured on what: the protocols of published benchmarks, and any manifest.
+"""Protocols of published benchmarks, or of any manifest: which images are evaluated, and how.
 
-In: a preset of `protocols/*.toml` or a TOML file of the same form, and the folder where the data sets lie. Out:
-the samples of every set that is there, a line for each that is not, and the results that others published. It
-knows nothing of detectors or metrics, and it never downloads: data sets come from their owners, by their terms.
+In: a preset of `protocols/*.toml` or a TOML file of the same form, and the folder that holds the data sets. Out:
+the samples of every set that is there, one line for each that is not, and the results that others published. It
+knows nothing of detectors or metrics, and it never downloads: data sets come from their owners, on their terms.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from clipmole.evaluation.records import PublishedResult
 
 
 class Owner(Config):
-    """Who publishes data sets, and how they lie once unpacked.
+    """The owner of data sets, and their layout once unpacked.
 
     Attributes:
         publishes: where to get them, and on what terms if they are not open.
-        layout: below `folder`, or of `photographs` and `folder` where those lie apart.
-        below: folders below the data folder in which to look, in this order; "" is the data folder.
+        layout: below `folder`, or of `photographs` and `folder` if these are separate.
+        below: folders below the data folder to search, in this order; "" is the data folder.
     """
 
     publishes: str
@@ -40,9 +40,9 @@ class DataSet(Config):
     """One set of images.
 
     Attributes:
-        name: what reports call it; the generator of its generated images.
-        folders: names that its folder goes by, its owners' first; the first that exists is read.
-        photographs: folder of its photographs where they lie apart from the generated images.
+        name: as in reports; also the generator of its generated images.
+        folders: possible names of its folder, the owner's first; the first that exists is read.
+        photographs: folder of its photographs, if it is separate from the generated images.
         owner: key of the protocol's `owners`.
         split: part of the folder that is read; None: all.
         images: about how many images of both classes its owners publish; None: not stated.
@@ -57,7 +57,7 @@ class DataSet(Config):
 
 
 class Protocol(Config):
-    """What is measured on what.
+    """Which images are evaluated, and how.
 
     Attributes:
         title: of the report.
@@ -65,10 +65,10 @@ class Protocol(Config):
         sets, owners: the data sets; none: the data is one manifest or folder, of which `splits` are the sets.
         splits: of the manifest, where there are no sets.
         crop: "center_crop" as the published results were measured, or each detector's own.
-        limit: most images of each class and generator of a set; None: all.
-        seed: of the limit and of whatever conditions draw.
+        limit: images of each class and generator of a set, at most; None: all.
+        seed: of the limit and of the draws of conditions.
         conditions: preset or file for `conditions.load_conditions`.
-        benchmark: name of the published results to stand beside; "": there are none.
+        benchmark: name of the published results to show beside; "": there are none.
     """
 
     title: str
@@ -85,9 +85,7 @@ class Protocol(Config):
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if bool(self.sets) == bool(self.splits):
-            raise ValueError(
-                f"sets={len(self.sets)}, splits={self.splits}: give the sets or the splits, one of the two"
-            )
+            raise ValueError(f"sets={len(self.sets)}, splits={self.splits}: give either the sets or the splits")
         names = self.splits or tuple(each.name for each in self.sets)
         for name in names:
             if names.count(name) > 1:
@@ -110,12 +108,12 @@ def find_sets(
 
     Args:
         root: the folder with the data sets; of a protocol without sets, whatever `read_data` takes.
-        splits: of a manifest, in place of the protocol's own.
+        splits: of a manifest, instead of the protocol's own.
         how: of the data that have to be unpacked.
 
-    A set needs photographs and generated images. The line on one that is not there, or that lies otherwise than
-    it should, says so, what is expected, and where its owners publish it. Raises `DataError` if `root` is not
-    there, or if it is no data set where it should be one; `ConfigError` for `splits` of a protocol with sets.
+    A set needs photographs and generated images. The line on one that is missing, or that has another layout, says so,
+    what is expected, and where its owners publish it. Raises `DataError` if `root` is not there, or is not a data set
+    where it should be one; `ConfigError` for `splits` of a protocol with sets.
     """
     if protocol.sets and (isinstance(root, Folders) or not Path(root).exists()):
         raise DataError(f"{root}: there is no such file or folder; give the folder that holds the data sets")
@@ -169,7 +167,7 @@ def _place(folders: Sequence[str], owner: Owner, root: Path) -> Path:
 
 
 def _lacks(samples: Sequence[Sample]) -> str:
-    """What a set lacks to be measured; "" if nothing."""
+    """What a set lacks to be evaluated; "" if nothing."""
     n_generated = sum(sample.label for sample in samples)
     if not samples:
         return "no images"

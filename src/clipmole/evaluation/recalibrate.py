@@ -54,14 +54,14 @@ class VerdictShares(Record):
 
 
 class Recalibration(Record):
-    """What calibrating a detector again changed.
+    """The changes made by calibrating a detector again.
 
     Attributes:
         detector: the one that was calibrated, by name and digest.
         old: its calibration; None if it had none.
         new: the calibration of the copy.
         n_real, n_generated: images of each class that `new` was set on now; n_generated = 0 for photographs alone.
-        before, after: what either calibration says of these images; None if there was none.
+        before, after: the shares of these images by the old and the new calibration; None if there was none.
         failed: photographs that could not be read, each with its reason.
         left_out: source -> share of its photographs above the threshold that the other sources give, equalised; empty
             unless `new` was set over sources.
@@ -91,10 +91,10 @@ def score_variants(
 
 
 def calibration_sources(samples: Sequence[Sample]) -> list[str] | None:
-    """Source of each sample, by which thresholds are set; None where that cannot be.
+    """Source of each sample, for thresholds set over sources; None if that is not possible.
 
-    Every photograph must name a source, `SOURCES_NEEDED` of them in all. A generated image that names none counts by
-    its generator.
+    Every photograph must name a source, and there must be at least `SOURCES_NEEDED`. For a generated image that names
+    none, its generator counts as its source.
     """
     photographs = {sample.source for sample in samples if sample.label == 0}
     if "" in photographs or len(photographs) < SOURCES_NEEDED:
@@ -115,7 +115,7 @@ def left_out_shares(
 def check_calibration_set(
     samples: Sequence[Sample], max_false_alarm: float = MAX_FALSE_ALARM, max_miss: float = MAX_MISS
 ) -> None:
-    """Raise `DataError` if there are too few images of a class to tell a threshold."""
+    """Raise `DataError` if there are too few images of a class for a threshold."""
     labels = labels_of(samples)
     check_enough(int((labels == 0).sum()), max_false_alarm, "photographs")
     check_enough(int((labels == 1).sum()), max_miss, "generated images")
@@ -153,7 +153,7 @@ def recalibrate(
 ) -> Recalibration:
     """Calibrate a detector on labelled images, and write a copy of it with that calibration.
 
-    It has many parameters because it is `clipmole.calibrate` for samples that are read already.
+    It has many parameters because it is `clipmole.calibrate` for samples that have been read.
 
     Args:
         name: "default", a packaged detector, an adapter directory, or a hub id `owner/name`; it is left as it is.
@@ -167,7 +167,7 @@ def recalibrate(
         seed: of the equalised variant.
         progress: follows the samples of a variant.
 
-    Raises `DataError` if there are too few images of a class to tell a threshold, before any is looked at;
+    Raises `DataError` if there are too few images of a class for a threshold, before any is scored;
     the first `ImageError`; and as `fit_calibration`, `Detector.from_pretrained` and `with_calibration` do.
     """
     labels = labels_of(samples)
@@ -198,11 +198,11 @@ def recalibrate_on_photographs(
     device: str = "cpu",
     progress: ProgressReporter = SILENT,
 ) -> Recalibration:
-    """Move a detector's threshold for AI-generated to photographs alone, and write a copy of it with that.
+    """Set a detector's threshold for AI-generated on photographs alone, and write a copy of the detector with it.
 
     Args:
-        photographs: files or samples, all of them photographs. They are looked at as they are stored, as
-            detection will look at others like them. One that cannot be read is left out and named in the result.
+        photographs: files or samples, all of them photographs. They are scored as stored, like the images that will be
+            judged later. One that cannot be read is left out and named in the result.
 
     The rest as `recalibrate`. Raises `DataError` if the detector has no calibration whose probability could be
     kept, if a sample is labelled as generated, or if there are too few.
@@ -234,7 +234,7 @@ def recalibrate_on_photographs(
 
 
 def _to_copy(name: str | Path, out: str | Path, backbone: str | Path | None, device: str) -> tuple[Path, Detector]:
-    """The adapter directory of a detector and the detector itself, once it is sure that a copy may be written."""
+    """The adapter directory of a detector and the detector itself, after checking that a copy may be written."""
     _, folder = find_adapter(name)
     check_copy(folder, out)
     if backbone is not None and SIBLINGS.get(read_config(folder).backbone.id) == backbone:
@@ -287,16 +287,16 @@ def _percent(share: float) -> str:
 
 
 def _promise(n: int, rate: float, kind: str, verdict: str) -> str:
-    """What a threshold from n images of a kind says of further ones, computed for this n and rate."""
+    """The promise of a threshold from n images of a kind for further ones, computed for this n and rate."""
     return (
-        f"What {n} {kind} buy: of further ones like them at most {_percent(rate)} are called {verdict}, on average "
+        f"With {n} {kind}, at most {_percent(rate)} of further ones like them are called {verdict}, on average "
         f"over such sets of {n}; 19 such sets in 20 keep it to {_percent(rate_bound(n, rate))} "
         f"(ten times as many images: to {_percent(rate_bound(10 * n, rate))})."
     )
 
 
 def promises(calibration: Calibration, left_out: Mapping[str, float]) -> list[str]:
-    """What the thresholds of a calibration say of further images, a sentence or two an item.
+    """The promises of a calibration's thresholds for further images, a sentence or two each.
 
     Args:
         left_out: as in `Recalibration`.
@@ -326,7 +326,7 @@ def promises(calibration: Calibration, left_out: Mapping[str, float]) -> list[st
 
 
 def recalibration_summary(result: Recalibration) -> list[str]:
-    """What changed and what it promises, a sentence or two an item, for a person and for a model card."""
+    """The changes and the promises, a sentence or two each, for people and for a model card."""
     old, new, before, after = result.old, result.new, result.before, result.after
     labelled = result.n_generated > 0
     variants = " and ".join(new.variants) if labelled else "as stored"
@@ -344,7 +344,7 @@ def recalibration_summary(result: Recalibration) -> list[str]:
         f"{result.detector}, calibrated again on {given}, {variants}.",
         f"AI-generated above a probability of {new.thresholds.generated:.3f}, "
         f"photograph below {new.thresholds.real:.3f}, uncertain between{was}.",
-        f"{shares}. The new thresholds were set on these very images, which flatters them.",
+        f"{shares}. The new thresholds were set on these very images, so these shares look better than they are.",
         *promises(new, result.left_out),
     ]
     if labelled:

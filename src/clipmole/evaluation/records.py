@@ -1,6 +1,6 @@
-"""What an evaluation or a comparison found: estimates with intervals, and the recipe that makes them again.
+"""The results of an evaluation or a comparison: estimates with intervals, and how to make them again.
 
-Frozen pydantic records that turn into JSON as they are. Where a field has been renamed, JSON is written with the
+They are frozen pydantic records that turn into JSON directly. If a field has been renamed, JSON is written with the
 older name and both are read (`StoredRecord`). They know nothing of how they are made or shown.
 """
 
@@ -28,7 +28,7 @@ class Estimate(Record):
 
 
 class TrainedOn(Record):
-    """What a detector was trained on, as its `train.json` says.
+    """The generators and sources in a detector's training, from its `train.json`.
 
     Attributes:
         generators: of its generated images.
@@ -64,7 +64,7 @@ ALL_SETS = "mean over sets"
 
 
 class OriginEstimate(Record):
-    """The AUROC of some images of a set, by whether the detector was trained on where they come from.
+    """The AUROC of a part of a set: images from known or new sources and generators.
 
     Attributes:
         known_source: whether it was trained on photographs of these photographs' sources.
@@ -80,7 +80,7 @@ class OriginEstimate(Record):
 
 
 class KindEstimate(Record):
-    """What a detector says of the photographs of one kind in a set.
+    """A detector's verdicts on the photographs of one kind in a set.
 
     Attributes:
         kind: as the manifest's column says.
@@ -96,14 +96,14 @@ class KindEstimate(Record):
 
 
 class SetReport(StoredRecord):
-    """What was measured of one detector on one set of images under one condition.
+    """The estimates of one detector on one set of images under one condition.
 
     Attributes:
         detector: name of the detector.
         set: name of the set of images, such as "test_unseen"; `ALL_SETS` for the means over several of them.
         condition: "as stored", "equalised", or a perturbation such as "JPEG 50".
         n_real, n_generated: images of each class; JSON: `real`, `ai`.
-        groups: how many independent groups they are: images that share a scene or a prompt are one.
+        groups: number of independent groups; images that share a scene or a prompt are one group.
         estimates: name of a metric -> its estimate; names as in `metrics`; JSON: `figures`.
         generators: generator -> estimates of its images against all photographs of the set.
         means: name -> mean over generators, as papers report it (mAP, mean accuracy).
@@ -147,8 +147,8 @@ class PublishedResult(Record):
         metric: "mean_ap" or "mean_accuracy" over its sets; of one set a name of `metrics`.
         value: in percent, or as a share up to 1.
         note: the caveat, or where it was published.
-        set: the set that it is of; "": the mean over all.
-        condition: the condition of ours that comes next to a published perturbation; "": none.
+        set: the set; "": the mean over all.
+        condition: our condition that is closest to a published perturbation; "": none.
     """
 
     benchmark: str
@@ -165,7 +165,7 @@ class PublishedResult(Record):
 
 
 class EvaluationReport(Record):
-    """What an evaluation found, and the recipe that makes it again.
+    """The results of an evaluation, and how to make them again.
 
     Attributes:
         title: of the protocol.
@@ -234,10 +234,10 @@ class Comparison(Record):
 
 
 class SeparabilityPoint(Record):
-    """How well heads that were trained on `n` images of a set tell it from what it is compared with.
+    """How well heads that were trained on `n` images of a set tell it from others.
 
     Attributes:
-        auroc: on images that were held apart, mean over the seeds, with its interval over their groups.
+        auroc: on held-out images, mean over the seeds, with its interval over their groups.
         seeds: AUROC of each seed.
     """
 
@@ -247,14 +247,14 @@ class SeparabilityPoint(Record):
 
 
 class SeparabilityCurve(Record):
-    """How many images of a set it takes until a head tells it from others.
+    """How many images of a set a head needs to tell it from others.
 
     Attributes:
-        name: a generator; of a control the source of the photographs.
+        name: a generator, or the source of the photographs of a control.
         against: "photographs" or "other generators".
         points: by rising n.
-        better_than_chance: the smallest n from which on every interval lies above 0.5; None: none of those tried.
-        separable: the smallest n from which on every AUROC is at least the level; None: none of those tried.
+        better_than_chance: the smallest n from which every interval lies above 0.5; None: none of those tried.
+        separable: the smallest n from which every AUROC is at least the level; None: none of those tried.
     """
 
     name: str
@@ -265,15 +265,15 @@ class SeparabilityCurve(Record):
 
 
 class SeparabilitySet(Record):
-    """Images that are told from others: those of a generator, photographs, or the photographs of one source.
+    """A set of images to be told from others: those of a generator, photographs, or the photographs of one source.
 
     Attributes:
         name: "photographs", a generator, or a source.
         control: whether it is the photographs of one source, which no generator made.
-        images: how many; `trained` of them may be trained on, the others are held apart.
+        images: how many; `trained` of them may be trained on, the others are held out.
         sources: collections that they come from; 0: not known.
-        held_by: what is never on both sides: "source", or "group" (and files of the same content).
-        units: how many of these there are.
+        held_by: what is never divided between training and test: "source", or "group" (and identical files).
+        groups: number of these sources or groups; JSON: `units`.
     """
 
     name: str

@@ -1,15 +1,17 @@
-"""Whatever gives an image a score: clipmole's detectors, Hugging Face classifiers, functions of your own.
+"""Everything that can score images: clipmole's detectors, Hugging Face classifiers, functions of your own.
 
-In: how somebody names it. Out: an `ImageScorer`, which an evaluation asks for logits. It knows nothing of labels.
+In: its name, as a user writes it. Out: an `ImageScorer`, which an evaluation asks for logits. It knows nothing of
+    labels.
 
     default, embedded, DIR, owner/name  a clipmole detector
     univfd:fc_weights.pth             UnivFD's published head on CLIP ViT-L/14
     hf:owner/name#fake                an image classifier of the Hugging Face Hub (or hf:DIR#fake): the class that
                                       means AI-generated; several: #fake,deepfake
-    python:module:function            a function: list of RGB arrays (H, W, 3) uint8 -> scores (n,), which rise with
-                                      the belief that an image is AI-generated
+    python:module:function            a function: list of RGB arrays (H, W, 3) uint8 -> scores (n,), which are higher
+    the
+                                      more likely an image is AI-generated
 
-A scorer's name says what gives its logits, down to the weights: scores that were kept under a name are used again.
+A scorer's name identifies it down to the weights: scores that were kept under a name are used again.
 """
 
 from __future__ import annotations
@@ -47,7 +49,7 @@ class ImageScorer(Protocol):
 
     @property
     def name(self) -> str:
-        """What identifies it: two scorers of one name give the same logits."""
+        """Its identity: two scorers of one name give the same logits."""
         ...
 
     @property
@@ -56,7 +58,7 @@ class ImageScorer(Protocol):
         ...
 
     def score(self, images: Iterable[Any], /) -> NDArray[np.float32]:
-        """Logits (n,) of n RGB arrays, positive or higher towards AI-generated."""
+        """Logits (n,) of n RGB arrays; the higher, the more likely AI-generated."""
         ...
 
 
@@ -89,7 +91,7 @@ class HuggingFaceScorer:
                 reason = None if local else why_unreachable("https://huggingface.co")
                 if local or reason:
                     raise WeightsNotFound(
-                        f"{model}: no image classifier that can be loaded here: {reason or error}"
+                        f"{model}: not an image classifier that can be loaded here: {reason or error}"
                     ) from error
                 parts.append(loader.from_pretrained(model))
         self.processor, self.network = parts[0], parts[1].eval()
@@ -108,7 +110,8 @@ class HuggingFaceScorer:
         """Logits (n,) of n RGB arrays."""
         parts = []
         for batch in _batches(images, self.batch_size):
-            # Channels are last; if that is not said, an image of three rows is taken for one of three channels.
+            # Channels are last; this must be stated, or an image of three rows would be taken for one of three
+            # channels.
             pixels = self.processor(images=batch, return_tensors="pt", input_data_format="channels_last")
             logits = self.network(**pixels.to(self.device)).logits.float()
             odds = logits[:, self.generated].logsumexp(1) - logits[:, self.real].logsumexp(1)
@@ -185,7 +188,7 @@ def load_scorer(
 
 
 def trained_on(spec: str) -> TrainedOn | None:
-    """What the detector that `spec` names was trained on; None if that is not recorded.
+    """The training data of the detector that `spec` names; None if that is not recorded.
 
     Raises `CheckpointError` if its `train.json` is damaged.
     """
@@ -195,7 +198,7 @@ def trained_on(spec: str) -> TrainedOn | None:
     path = folder / TRAIN
     if not path.is_file():
         return None
-    cure = "take it away, and the detector's training counts as not known"
+    cure = "delete it, and the detector's training counts as unknown"
     record = read_json(path, CheckpointError, cure)
     steps = [record, *record.get("history", [])] if isinstance(record, dict) else []  # of an extended one, all before
     data = [step["data"] for step in steps if isinstance(step, dict) and isinstance(step.get("data"), dict)]
@@ -212,7 +215,7 @@ def trained_on(spec: str) -> TrainedOn | None:
 
 
 def with_center_crop(scorer: ImageScorer) -> ImageScorer:
-    """The same scorer looking at one centre crop, if it is a clipmole detector; others are left as they are."""
+    """The same scorer with one centre crop, if it is a clipmole detector; other scorers are returned unchanged."""
     if not isinstance(scorer, Detector) or scorer.preprocess.mode == "center_crop":
         return scorer
     cropped = copy(scorer)

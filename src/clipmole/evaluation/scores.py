@@ -1,11 +1,11 @@
 """Every logit of an evaluation: a table in memory, and a file that survives a kill.
 
-In: logits as they are made. Out: a `ScoreTable`. It knows nothing of detectors, metrics or reports.
+In: logits as they are computed. Out: a `ScoreTable`. It knows nothing of detectors, metrics or reports.
 
-The file holds one JSON object a line: first what it was evaluated under (conditions, seed), then an image a line with
-its logits by detector, or the reason why it could not be read. A line is whole or it does not count, so a run that
-was killed goes on after its last whole line. A detector that is added later gets lines of its own, and an image
-that stands in several sets is there once.
+The file holds one JSON object a line: first the settings (conditions, seed), then a line for each image with
+its logits by detector, or the reason why it could not be read. Incomplete lines do not count, so a run that
+was killed continues after its last complete line. A detector that is added later gets lines of its own, and an image
+in several sets is there once.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from clipmole.data.sample import Sample
 from clipmole.errors import DataError
 from clipmole.plumbing.json_toml import parse_json
 
-Logits = dict[str, list[float]]  # what identifies a detector -> logits, one a condition
+Logits = dict[str, list[float]]  # identity of a detector -> logits, one for each condition
 
 
 @dataclass(frozen=True)
@@ -47,12 +47,12 @@ class ScoreTable:
 
 
 class ScoreFile:
-    """The scores of one evaluation in a file, appended to and read again.
+    """The scores of one evaluation in a file, which can be continued.
 
     Args:
-        path: of the file; it is made if it is not there.
-        what: under what was evaluated, as JSON, with the list of `conditions`: a file that was begun for something
-            else is refused.
+        path: of the file; it is created if it is not there.
+        what: the settings of the evaluation, as JSON, with the list of `conditions`: a file with other settings
+            is refused.
 
     Attributes:
         done: path of an image -> its logits so far, or the reason why there are none.
@@ -73,10 +73,12 @@ class ScoreFile:
             if not whole:
                 self._append([head])
         except OSError as error:
-            raise DataError(f"{path}: cannot be written: {error.strerror}; name another place or free space") from error
+            raise DataError(
+                f"{path}: cannot be written: {error.strerror}; name another folder or free some space"
+            ) from error
 
     def _read(self, head: str) -> int:
-        """Take in the whole lines; returns how many bytes they are."""
+        """Read the complete lines; returns their size in bytes."""
         whole = 0
         with self.path.open("rb") as file:
             for number, line in enumerate(file):
@@ -101,7 +103,7 @@ class ScoreFile:
         return whole
 
     def _checked(self, row: Any) -> tuple[str, Logits | str]:
-        """Path and result of a row. Raises `ValueError`, `KeyError` or `TypeError` if it has another form."""
+        """Path and result of a row. Raises `ValueError`, `KeyError` or `TypeError` if its form is wrong."""
         path, result = row["path"], row["error"] if "error" in row else row["logits"]
         if isinstance(path, str) and isinstance(result, str):
             return path, result
@@ -121,7 +123,7 @@ class ScoreFile:
         return [] if isinstance(found, str) else [detector for detector in detectors if detector not in found]
 
     def append(self, rows: Iterable[tuple[str, Logits | str]]) -> None:
-        """Write rows, an image's path and what there is of it, and have them on the disk before it returns."""
+        """Write rows, each an image's path and its result, and return when they are on the disk."""
         lines = []
         for path, result in rows:
             self._take(path, result)
@@ -131,7 +133,7 @@ class ScoreFile:
             self._append(lines)
         except OSError as error:
             raise DataError(
-                f"{self.path}: cannot be written: {error.strerror}; what is written stays: free space and run it again"
+                f"{self.path}: cannot be written: {error.strerror}; the rest is kept: free some space and run it again"
             ) from error
 
     def _append(self, lines: Sequence[str]) -> None:
@@ -153,7 +155,7 @@ class ScoreFile:
         """The scores of `sets` in their order, and path -> reason for the images that could not be read.
 
         Args:
-            detectors: name in the table -> what identifies it in the file.
+            detectors: name in the table -> identity in the file.
         """
         samples: list[Sample] = []
         names: list[str] = []

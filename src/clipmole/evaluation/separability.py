@@ -1,18 +1,18 @@
-"""How many images of a generator it takes until a detector tells it apart, and how far a detector of one transfers.
+"""How many images of a generator a detector needs to tell it apart, and how well a detector of one finds others.
 
 In: labelled images and a frozen backbone. Out: a `Separability` record. It knows nothing of pages.
 
-After "Are Images Indistinguishable to Humans Also Indistinguishable to Classifiers?" (You et al. 2024), which trains
-classifiers between a generator and photographs, and between generators. The protocol is this project's:
+The questions are those of "Are Images Indistinguishable to Humans Also Indistinguishable to Classifiers?" (You et al.
+2024), which trains classifiers between a generator and photographs, and between generators. The protocol is this
+project's own:
 
-- An image is looked at once, by a frozen backbone, after all have been encoded alike. Heads on these features are
+- A frozen backbone looks at each image once, after all have been re-encoded alike. Heads on these features are
   linear, so all of them are solved in the images' Gram matrix.
-- A third of the sources of photographs is held apart, and of each generator a third of its sources, or of its groups
-  where it has too few sources. Nothing of a source or group that is tested on was trained on.
-- A head sees n images of a generator, drawn by the seed, and all photographs that are not held apart. Both classes
-  weigh the same.
-- Control: the photographs of one source take the place of a generator. A head finds that source too, by what it shows
-  and how it was taken; what a generator's curve says is what lies above these.
+- A third of the sources of photographs is held out, and of each generator a third of its sources, or of its groups
+  if it has too few sources. No source or group is on both sides.
+- A head sees n images of a generator, drawn by the seed, and all training photographs. Both classes weigh the same.
+- Control: the photographs of one source are treated like a generator. A head can recognise a source too, by its
+  subjects and its cameras; only what a generator's curve reaches beyond these says something about the generator.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ from clipmole.plumbing.progress import SILENT, ProgressReporter
 from clipmole.plumbing.seeding import sample_rng
 
 PHOTOGRAPHS, OTHERS = "photographs", "other generators"
-FEWEST_SOURCES = 6  # with fewer a third is too few to stand for all
-FEWEST = 4  # images that are trained on, or held apart, of a set at least
+FEWEST_SOURCES = 6  # with fewer, a third is too few to represent all
+FEWEST = 4  # training images, or held-out images, of a set, at least
 MEMORY = 20_000  # images: their Gram matrix takes 3.2 GB
 
 
@@ -77,11 +77,11 @@ class SeparabilityConfig(Config):
 
 @dataclass(frozen=True)
 class ImageSet:
-    """Rows of the features that are one set, and how they are divided.
+    """Rows of the features that belong to one set, and their division.
 
     Attributes:
-        train, test: rows that may be trained on, and those held apart.
-        units: number of each row's unit, of all rows of all sets: a source or group that is never divided.
+        train, test: rows for training, and those held out.
+        units: for all rows of all sets, the number of the row's source or group, which is never divided.
     """
 
     name: str
@@ -112,11 +112,11 @@ class ImageSet:
 
 
 def choose(samples: Sequence[Sample], config: SeparabilityConfig) -> tuple[list[Sample], list[str]]:
-    """The images that are looked at, drawn by the seed: photographs evenly over their sources, each generator's, and
-    photographs of the largest sources up to `least`, for controls.
+    """Draw the images to look at: photographs evenly over their sources, each generator's, and photographs of the
+    largest sources up to `least`, for controls.
 
-    Returns the images and, of each, the set that it belongs to: `PHOTOGRAPHS`, a generator, or "" where it is there for
-    a control alone. Raises `DataError` if there is no photograph or no generator to look at.
+    Returns the images and the set of each: `PHOTOGRAPHS`, a generator, or "" if it is only there for a control. Raises
+    `DataError` if there is no photograph or no generator to look at.
     """
 
     drawn = sorted(samples, key=lambda sample: draw_order(sample, config.seed))
@@ -151,7 +151,7 @@ def choose(samples: Sequence[Sample], config: SeparabilityConfig) -> tuple[list[
 def divide(
     samples: Sequence[Sample], names: Sequence[str], digests: Sequence[str], config: SeparabilityConfig
 ) -> tuple[list[ImageSet], list[ImageSet]]:
-    """Photographs and generators, then controls: each divided into what may be trained on and what is held apart.
+    """Photographs and generators, then controls: each divided into training images and held-out images.
 
     Args:
         names: the set of each sample, as `choose` gives it.
@@ -193,7 +193,7 @@ def divide(
 
 
 def _names_sources(samples: Sequence[Sample]) -> bool:
-    """Whether all images name their source, and there are enough of them to hold some apart."""
+    """Whether all images name their source, and there are enough sources to hold some out."""
     sources = {sample.source for sample in samples}
     return "" not in sources and len(sources) >= FEWEST_SOURCES
 
@@ -201,12 +201,12 @@ def _names_sources(samples: Sequence[Sample]) -> bool:
 def held_apart(
     rows: NDArray[np.int64], units: NDArray[np.int64], config: SeparabilityConfig, name: str, taken: dict[int, bool]
 ) -> NDArray[np.int64]:
-    """The rows of a set that are held apart: whole units in the order of a draw, as long as they fit in the share.
+    """The rows of a set that are held out: whole units in the order of a draw, as long as they fit in the share.
 
-    A unit takes at most a third of it, if there are smaller ones, so that no one source stands for all.
+    If there are smaller units, one unit takes at most a third of it, so that no single source represents all.
 
     Args:
-        taken: unit -> whether it is held apart, for those that another set has decided on; it is added to.
+        taken: unit -> whether it is held out, as already decided for another set; new decisions are added.
     """
     own = units[rows]
     sizes = {unit: int((own == unit).sum()) for unit in np.unique(own).tolist()}
@@ -233,7 +233,7 @@ class Heads:
 
         min over w, b of  sum_i c_i (w . x_i + b - t_i)^2 + ridge |w|^2,   t_i = 1 or -1, sum_i c_i = 1
 
-    It is least squares' discriminant, whose direction is Fisher's where the ridge is 0.
+    It is the discriminant of least squares; its direction is Fisher's if the ridge is 0.
 
     Args:
         features: (n, F); centred by the mean of the rows `origin`, and scaled to a mean squared length of 1 there.
@@ -359,7 +359,7 @@ def draw_rows(own: ImageSet, n: int, seed: int, config: SeparabilityConfig) -> N
 
 
 def _from(points: Sequence[SeparabilityPoint], holds: Sequence[bool]) -> int | None:
-    """The smallest n from which on it holds for all points."""
+    """The smallest n from which the condition holds for all points."""
     last = next((i for i in range(len(points), 0, -1) if not holds[i - 1]), 0)
     return points[last].n if last < len(points) else None
 
@@ -394,12 +394,12 @@ def separability(
     """How many images of each generator it takes to tell it from photographs, and from other generators.
 
     Args:
-        samples: labelled images; splits mean nothing here. Sources and groups are never divided.
-        backbone: as `load_backbone` takes it. One that was trained on generated images flatters the figures.
-        out: the folder that keeps the features; a run that was stopped goes on with them.
+        samples: labelled images; their splits are ignored. Sources and groups are never divided.
+        backbone: as `load_backbone` takes it. If it was trained on generated images, the figures look too good.
+        out: the folder that keeps the features; a run that was stopped continues with them.
         config: the protocol's settings.
         device, precision: of the forward passes.
-        command: printed in the report as the way to make it again.
+        command: the command that makes the report again, which it prints.
         progress: follows the images.
 
     Raises `DataError` if there are too few images, or a set cannot be divided; `WeightsError` for the backbone.

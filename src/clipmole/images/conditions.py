@@ -3,9 +3,9 @@
 In: a preset of `conditions/*.toml` or a TOML file of the same form; then an RGB image and a Generator. Out: the
 image (H, W, 3) uint8 as that condition leaves it. "as stored" (no step) and "equalised" (JPEG of a drawn
 quality) are conditions like all others. The steps are the functions of `augment`, the ones that training uses.
-It knows nothing of labels, files of images or detectors.
+It knows nothing of labels, image files or detectors.
 
-A number of a step is one value, or a pair [low, high] from which each image draws its own, evenly.
+A number in a step is one value, or a pair [low, high] between which each image draws its own, uniformly.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ class Resize(Config):
 
 
 class Square(Config):
-    """Resize to `side` x `side` pixels, whatever the shape was."""
+    """Resize to `side` x `side` pixels, whatever the shape is."""
 
     op: Literal["square"] = "square"
     side: int = Field(gt=0, le=4096)
@@ -116,8 +116,8 @@ class Crop(Config):
     """Keep `share` of each side.
 
     Attributes:
-        place: "drawn" moves the window that a detector's centre crop sees; "centre" does not.
-        resize_back: enlarge the rest to the size that the image had.
+        place: "drawn": the window is at a random position; "centre": in the middle, where a detector's centre crop is.
+        resize_back: enlarge the window to the size of the image.
     """
 
     op: Literal["crop"] = "crop"
@@ -132,7 +132,7 @@ class Crop(Config):
 
 
 class Web(Config):
-    """So many random steps of what happens to images on the web, as training draws them (`transforms.web_step`)."""
+    """A number of random steps of what happens to images on the web, as training draws them (`transforms.web_step`)."""
 
     op: Literal["web"] = "web"
     steps: int = Field(gt=0, le=100)
@@ -162,7 +162,7 @@ class LocalContrast(Config):
 
 
 class Spectrum(Config):
-    """High frequencies drawn towards the spectrum of natural images, by `strength` of the way."""
+    """Move the high frequencies towards the spectrum of natural images, by the share `strength` of the difference."""
 
     op: Literal["spectrum"] = "spectrum"
     strength: Share
@@ -178,14 +178,14 @@ Step = Annotated[
 
 
 class Condition(Config):
-    """One way in which every image is treated before it is scored.
+    """One way to process every image before it is scored.
 
     Attributes:
-        name: what reports call it, such as "JPEG 50".
-        steps: what is done, in this order; none leaves the image as stored.
-        family: the curve that it is a point of, named by its axis, such as "JPEG quality"; "": of none.
-        strength: its place on that axis.
-        applied: share of the images that are treated, drawn an image; the others stay as stored.
+        name: as reports show it, such as "JPEG 50".
+        steps: the processing, in this order; no steps leave the image as stored.
+        family: the curve to which it belongs, named by its axis, such as "JPEG quality"; "": none.
+        strength: its position on that axis.
+        applied: share of the images that are processed, drawn for each image; the others stay as stored.
         note: a caveat to print under the tables.
     """
 
@@ -205,9 +205,9 @@ def apply(condition: Condition, rgb: RGB, rng: np.random.Generator) -> RGB:
     """`rgb` (H, W, 3) uint8 under `condition`, (H', W', 3) uint8; the input is left alone.
 
     Args:
-        rng: all that is random is drawn from it. `seeding.sample_rng(seed, file_sha256)`, made afresh for every
-            image and condition, gives all detectors the same pixels in any order; and since conditions of one
-            image start from the same draws, the points of a curve differ by their strength and not by luck.
+        rng: source of everything random. `seeding.sample_rng(seed, file_sha256)`, made afresh for every image and
+            condition, gives all detectors the same pixels in any order; and since all conditions of an image start with
+            the same draws, the points of a curve differ by their strength and not by chance.
     """
     if condition.applied < 1 and rng.random() >= condition.applied:
         return rgb
@@ -217,7 +217,7 @@ def apply(condition: Condition, rgb: RGB, rng: np.random.Generator) -> RGB:
 
 
 def load_conditions(name: str | Path) -> tuple[Condition, ...]:
-    """Conditions of a preset or of a TOML file, after "as stored" and "equalised", which no report does without.
+    """Conditions of a preset or of a TOML file, after "as stored" and "equalised", which every report has.
 
     Raises `ConfigError` if there is neither, if the file does not validate, or if two conditions share a name or
     a point of a curve.
@@ -233,5 +233,5 @@ def load_conditions(name: str | Path) -> tuple[Condition, ...]:
     ):
         twice = sorted({key for key in keys if keys.count(key) > 1})
         if twice:
-            raise ConfigError(f"conditions {str(name)!r}: the {label} {twice[0]!r} stands twice; each needs its own")
+            raise ConfigError(f"conditions {str(name)!r}: the {label} {twice[0]!r} is there twice; each needs its own")
     return conditions

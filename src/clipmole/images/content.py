@@ -1,10 +1,10 @@
-"""Crops -> whether there is anything in them from which a detector could tell.
+"""Crops -> whether they show anything by which a detector could judge.
 
 In: the crops of one image. Out: a reason in words, or None. It knows nothing of files, models or verdicts.
 
-A detector gives a firm probability to whatever it is shown, a black rectangle and a page of text included. Photographs
-and generated pictures are full of shades and textures; in a page of text or a line drawing nearly every block of 8 x 8
-pixels is either even, or holds two tones and a sharp edge between them. So blocks are counted that are neither.
+A detector gives a firm probability to any image, even to a black rectangle or a page of text. Photographs and generated
+images are full of shades and textures; in a page of text or a line drawing nearly every block of 8 x 8 pixels is either
+even, or holds two tones with a sharp edge between them. So the blocks that are neither are counted.
 """
 
 from __future__ import annotations
@@ -13,19 +13,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 BLOCK = 8  # pixels; also that of JPEG, whose errors stay within a block
-EVEN = 5  # of 255: a block whose brightness varies by less shows nothing
-SHARP = 64  # of 255: a block of two tones varies by at least so much
+EVEN = 5  # of 255: a block whose brightness varies by less counts as even
+SHARP = 64  # of 255: a block of two tones varies by at least this much
 BETWEEN = 0.4  # and fewer of its pixels than this share lie between the two tones
-LEAST = 0.02  # share of blocks with shades or texture that makes an image one to tell from
+LEAST = 0.02  # share of blocks with shades or texture from which an image can be judged
 SMALL = 1 / 4  # of a crop's pixels: an image with fewer is mostly its own mirror image
 
 
 def no_content(crops: NDArray[np.uint8], seen: int) -> str | None:
-    """Why nothing can be told from the crops of an image, a clause for people; None: there is something to see.
+    """Why an image cannot be judged by its crops, as a clause for people; None: it can be.
 
     Args:
         crops: (n, 3, S, S) uint8.
-        seen: pixels of the image that lie in them.
+        seen: number of pixels of the image that lie in the crops.
     """
     size = crops.shape[-1]
     if seen < SMALL * size**2:
@@ -41,7 +41,7 @@ def no_content(crops: NDArray[np.uint8], seen: int) -> str | None:
 
 
 def _blocks(crops: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], NDArray[np.float64]]:
-    """Of each block its range of brightness, and the share of its pixels in the middle half of that range."""
+    """For each block, its range of brightness, and the share of its pixels in the middle half of that range."""
     wide = crops.astype(np.uint16)
     luma = ((wide[:, 0] + 2 * wide[:, 1] + wide[:, 2]) >> 2).astype(np.uint8)
     side = max(1, luma.shape[-1] // BLOCK) * BLOCK

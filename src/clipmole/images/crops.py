@@ -1,26 +1,26 @@
-"""RGB image -> what a detector looks at: native-resolution crops, where they lie, and a view of the whole.
+"""RGB image -> what a detector looks at: native-resolution crops, their boxes, and a view of the whole.
 
-In: an RGB `PIL.Image.Image` or array and a `PreprocessConfig`. Out: `Crops`, the pixels of the crops with their places.
-The crops are not resized or interpolated, since that destroys the traces that are looked for. Normalisation belongs to
-the tower, combining the logits to the detector. This module knows nothing of files or models.
+In: an RGB `PIL.Image.Image` or array and a `PreprocessConfig`. Out: `Crops`, the pixels of the crops with their boxes.
+The crops are not resized or interpolated, because that destroys the traces that the detector looks for. Normalisation
+belongs to the tower, combining the logits to the detector. This module knows nothing of files or models.
 
-`center_crop` is UnivFD's protocol (arXiv 2302.10174): the middle S x S, placed exactly as torchvision's
-CenterCrop places it. An image that is smaller is mirrored at its borders; torchvision would add black, an
+`center_crop` is UnivFD's protocol (arXiv 2302.10174): the middle S x S, at exactly the position of torchvision's
+CenterCrop. An image that is smaller is mirrored at its borders; torchvision would add black, an
 edge that no camera made and that training, which mirrors too (`transforms.random_crop`), has never shown.
 
 `tiles` is a grid of such crops:
-- never more rows and columns than are needed to cover the image; one alone up to `SINGLE` crop sizes;
-- at most `max_tiles` of them, from corner to corner, as long as no pixel is then further than a crop size from one.
+- never more rows and columns than are needed to cover the image; only one up to `SINGLE` crop sizes;
+- at most `max_tiles` of them, from corner to corner, as long as no pixel is then further than a crop size from a crop.
   The grid follows the image's shape: 3 x 3 for a photo, 1 x 9 for a panorama;
 - in larger images the crops lie in the middles of the cells of a grid, so none of them at the border, and their number
   grows with the square root of the area, up to `GROWTH` times `max_tiles`;
-- (left, top) rounded down to the JPEG grid, so every crop sees the blocks of a file in the same phase. At
-  most 7 pixels at the right and the lower edge stay unseen for that. (A file with an EXIF orientation is
-  turned first; its blocks may start elsewhere, but still alike for every crop.)
+- (left, top) rounded down to the JPEG grid, so every crop sees the blocks of a file in the same phase. For that,
+  up to 7 pixels at the right and the lower edge stay unseen. (A file with an EXIF orientation is turned first; its
+  blocks may start elsewhere, but at the same offset in every crop.)
 - a grid of one crop is the centre crop: for images of benchmark size both modes give the same numbers.
 
 With `whole_weight` above 0 there is one more view: the middle square of the image (or of the region), resized to S x S
-as `shrink` does it.
+by `shrink`.
 
 Memory: one crop at a time; the image is never copied.
 """
@@ -41,9 +41,9 @@ from clipmole.images.content import no_content
 from clipmole.images.transforms import JPEG_BLOCK, pad_to, shrink
 
 Box = tuple[int, int, int, int]
-SINGLE = 8 / 7  # an axis of up to so many crops gets one of them: 256 for 224, the benchmarks' size
-GROWTH = 4  # times `max_tiles`: most crops of a large image
-GROWN = 7  # crop sizes: the number grows from images of so many squared
+SINGLE = 8 / 7  # an axis of up to this many crops gets only one: 256 pixels for 224, the size of the benchmarks
+GROWTH = 4  # times `max_tiles`: crops of a large image, at most
+GROWN = 7  # crop sizes: the number grows from images of this many squared
 
 
 @dataclass(frozen=True)
@@ -52,11 +52,11 @@ class Crops:
 
     Attributes:
         pixels: (n, 3, S, S) uint8, C-contiguous; (n + 1, 3, S, S) with the view of the whole, which comes last.
-        windows: (left, top, right, bottom) of what each crop shows, pixels of the image. They reach beyond its borders
-            where it was mirrored.
+        windows: (left, top, right, bottom) of the area that each crop shows, pixels of the image. They reach beyond its
+            borders where it was mirrored.
         boxes: the part of each window that lies within the image, or within the region that was asked for.
         width, height: of the image, pixels.
-        no_content: why nothing can be told from these crops, a clause for people; None: there is something to see.
+        no_content: why the image cannot be judged by these crops, a clause for people; None: it can be.
     """
 
     pixels: NDArray[np.uint8]
@@ -67,7 +67,7 @@ class Crops:
     no_content: str | None = None
 
     def __len__(self) -> int:
-        """Views in `pixels`, that of the whole included."""
+        """Number of views in `pixels`, including that of the whole."""
         return len(self.pixels)
 
     @property
@@ -86,7 +86,7 @@ def cut_crops(
     """Cut the crops that `crop_windows` places.
 
     Args:
-        image: an RGB image or an array (H, W, 3) uint8 of any strides: what `load_pixels` gives.
+        image: an RGB image or an array (H, W, 3) uint8 of any strides, as from `load_pixels`.
         config: mode, size and number of the crops.
         max_tiles, region: as in `crop_windows`.
 
@@ -150,7 +150,8 @@ def crop_windows(
     Args:
         width, height: of the image, pixels.
         config: mode, size and number of the crops.
-        max_tiles: most crops, instead of the number that `config.max_tiles` and the size of the image give.
+        max_tiles: largest number of crops, instead of the one that follows from `config.max_tiles` and the image's
+            size.
         region: (left, top, right, bottom) of the part of the image to look at; None: all of it.
 
     Raises `ValueError` if `region` is empty or reaches beyond the image.
@@ -173,7 +174,7 @@ def crop_windows(
 
 
 def most_crops(config: PreprocessConfig) -> int:
-    """Views that an image of any size has at most, where nobody asks for more crops."""
+    """The largest number of views that an image of any size has, unless more crops are asked for."""
     return (1 if config.mode == "center_crop" else GROWTH * config.max_tiles) + (config.whole_weight > 0)
 
 
@@ -193,7 +194,7 @@ def _middle(length: int, size: int) -> int:
 
 
 def _needed(length: int, size: int) -> int:
-    """Crops that cover `length` >= `size` pixels; one if little more than one would be seen twice."""
+    """Number of crops that cover `length` >= `size` pixels; one up to `SINGLE` crop sizes."""
     return 1 if length <= size * SINGLE else -(-length // size)
 
 
@@ -210,21 +211,21 @@ def _grid(width: int, height: int, config: PreprocessConfig, max_tiles: int | No
 
 
 def _from_corner_to_corner(length: int, size: int, count: int) -> float:
-    """The farthest that a pixel lies from the nearest of `count` crops, the outer ones at the borders."""
+    """The largest distance of a pixel from the nearest of `count` crops, with the outer ones at the borders."""
     return (length - size) / 2 if count == 1 else max(0.0, (length - count * size) / (count - 1) / 2)
 
 
 def _in_cells(length: int, size: int, count: int) -> float:
-    """The farthest that a pixel lies from the nearest of `count` crops, each in the middle of its cell."""
+    """The largest distance of a pixel from the nearest of `count` crops, each in the middle of its cell."""
     return max(0.0, (length / count - size) / 2)
 
 
 def _nearest(
     width: int, height: int, size: int, most: int, farthest: Callable[[int, int, int], float]
 ) -> tuple[int, int, float]:
-    """(rows, columns) with rows * columns <= most whose farthest pixel is nearest to a crop, and its distance.
+    """(rows, columns) with rows * columns <= most that minimise the largest distance of a pixel from a crop; and it.
 
-    Of grids that are equal in that, the one whose rows and columns together leave less; it has more crops.
+    Among grids with the same distance, the one with the smaller sum of both axes' distances, which has more crops.
     """
     best, choice = (math.inf, math.inf), (1, 1)
     for rows in range(1, min(_needed(height, size), most) + 1):
@@ -236,7 +237,7 @@ def _nearest(
 
 
 def _spread(start: int, length: int, size: int, count: int, inside: bool) -> list[int]:
-    """Where `count` crops start in `length` pixels from `start` on, evenly spread, on the JPEG grid; no two alike."""
+    """Starts of `count` crops in `length` pixels from `start`, evenly spread, on the JPEG grid, all different."""
     room = length - size
     if count == 1:
         offsets = [_middle(length, size)]

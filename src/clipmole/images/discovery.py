@@ -1,7 +1,7 @@
-"""Paths of images as somebody gives them -> paths of single images.
+"""Paths of images as a user gives them -> paths of single images.
 
-In: files, folders, patterns. Out: single files in a fixed order, and what is not there or cannot be searched. It opens
-none of them.
+In: files, folders, patterns. Out: single files in a fixed order, and errors for paths that are not there or cannot be
+searched. It opens none of them.
 """
 
 from __future__ import annotations
@@ -20,11 +20,14 @@ from clipmole.plumbing.text import escaped
 LEFTOVERS = ("__MACOSX", ".ipynb_checkpoints", "@eaDir")  # of archivers, notebooks and network drives: previews, copies
 NAME_IT = "; give one by its name to have it scored"
 _PARTS = re.compile(r"[/\\]")
-RESOURCE_FORK = "._"  # begins the name of what macOS keeps of a file where the disk cannot: no image
+RESOURCE_FORK = (
+    "._"  # begins the names of files in which macOS keeps attributes that the disk cannot hold; they are not images
+)
 
 
 def leftover(name: str) -> str | None:
-    """Which kind of leftover a file or folder of this name is, that a program put beside images; None: it is none."""
+    """The kind of leftover, put beside images by a program, that a file or folder of this name is; None: it is not
+    one."""
     return f"{RESOURCE_FORK}*" if name.startswith(RESOURCE_FORK) else name if name in LEFTOVERS else None
 
 
@@ -38,14 +41,14 @@ def find_images(paths: Iterable[str], say: Say = silent) -> Iterator[str | Image
     """Paths of single images: files as given, folders searched in depth, patterns expanded, in sorted order.
 
     In folders only files with a known image extension (any case) count; files given by name always do. Leftovers of
-    programs are passed over. Folders that are links are searched, unless they lead to what is searched anyway.
+    programs are skipped. Folders that are links are searched, unless they lead to a folder that is searched anyway.
 
     Args:
-        say: is told once, in the end, what was passed over.
+        say: is told once, at the end, what was skipped.
 
     Yields:
-        Paths; an `ImageNotFound` for what matches nothing, and for a folder that may not be searched; an `ImageNotRead`
-        for one that cannot be, since it or its disk has gone.
+        Paths; an `ImageNotFound` for a pattern that matches nothing, and for a folder that may not be searched; an
+        `ImageNotRead` for one that cannot be, because it or its disk is gone.
     """
     passed_over: Counter[str] = Counter()
     yield from _found(paths, passed_over)

@@ -1,12 +1,12 @@
-"""JPEG bytes -> RGB array by simplejpeg (extra `fast`): the same pixels as Pillow's, in about two thirds of the time.
+"""JPEG bytes -> RGB array with simplejpeg (extra `fast`): the same pixels as Pillow's, in about two thirds of the time.
 
-In: the bytes of a JPEG file. Out: its pixels as stored, or None where Pillow has to read it. It knows nothing of
+In: the bytes of a JPEG file. Out: its pixels as stored, or None if Pillow has to read it. It knows nothing of
 orientations, limits or errors.
 
-Both libraries are libjpeg-turbo inside, but not always of one version, and a decoder may be built to round
-otherwise. So the two are compared once in a process, on small images of every kind that is decoded here, and
+Both libraries use libjpeg-turbo, but not always the same version, and a decoder may be built to round
+differently. So the two are compared once in a process, on small images of every kind that is decoded here, and
 simplejpeg is used only if all pixels are equal. It is asked to be strict: any warning gives None, so
-Pillow alone says which files are damaged. The whole image is decoded, never a part or a reduced one.
+only Pillow decides which files are damaged. The whole image is decoded, never a part or a reduced one.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from PIL import Image
 def decode(data: bytes, width: int, height: int) -> NDArray[np.uint8] | None:
     """RGB pixels (height, width, 3) uint8 of a JPEG file; None: not installed, not the same pixels, or not this file.
 
-    `width` and `height` are what Pillow read in its header. Safe from many threads, which run at the same time.
+    `width` and `height` are those that Pillow read in its header. Safe to call from several threads at once.
     """
     library = matching_simplejpeg()
     return None if library is None else _decoded(library, data, width, height)
@@ -58,7 +58,7 @@ _KINDS: tuple[dict[str, int | bool], ...] = tuple(
 
 
 def _same(library: types.ModuleType, options: dict[str, int | bool]) -> bool:
-    """Whether both decode a picture of noise and edges alike; its sides are no multiples of a block's."""
+    """Whether both decode an image of noise and edges alike; its sides are not multiples of a block's."""
     picture = np.random.default_rng(0).integers(0, 256, (77, 91, 3), dtype=np.uint8)
     picture[20:60, 10:50] = (200, 30, 90)
     file = io.BytesIO()

@@ -1,7 +1,7 @@
-"""The first bytes of a file -> its format, what reads it, and whether the file is whole.
+"""The first bytes of a file -> its format, its reader, and whether the file is complete.
 
-In: bytes. Out: names of formats, Pillow's readers, and errors for files that are cut or damaged where Pillow would say
-nothing. It knows nothing of limits, of pixels or of what an image is turned into.
+In: bytes. Out: names of formats, Pillow's readers, and errors for files that are cut or damaged without Pillow
+noticing. It knows nothing of limits, of pixels or of how an image is converted.
 """
 
 from __future__ import annotations
@@ -60,18 +60,18 @@ _READERS: dict[str, Callable[[io.BytesIO], ImageFile.ImageFile]] = {
     "BMP": BmpImageFile,
 }
 _HEIC_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1"}
-HEAD = 64  # bytes that tell the format
+HEAD = 64  # bytes from which the format is told
 ORIENTATION = 0x0112  # EXIF and TIFF tag
-MAX_PROFILE = 2**20  # bytes that are looked through for an orientation
+MAX_PROFILE = 2**20  # bytes that are searched for an orientation
 
 
 def has_image_extension(name: str) -> bool:
-    """Whether a file's name or path ends as an image's does."""
+    """Whether a file's name or path has the ending of an image."""
     return os.path.splitext(name)[1].lower() in IMAGE_EXTENSIONS
 
 
 def image_format(data: bytes) -> str | None:
-    """The format whose signature a file's first bytes carry, such as "JPEG"; None: none that is read."""
+    """The format, such as "JPEG", whose signature a file begins with; None: no format that clipmole reads."""
     head = data[:HEAD]
     for signature, found in _SIGNATURES:
         if head.startswith(signature):
@@ -89,7 +89,7 @@ def image_format(data: bytes) -> str | None:
 
 
 def reader_of(found: str, name: str) -> Callable[[io.BytesIO], ImageFile.ImageFile]:
-    """The class that reads a format: these few and no other, so no Ghostscript and no vector format."""
+    """The class that reads a format. Only these few are used, so no Ghostscript and no vector formats."""
     if found == "AVIF":
         if not AVIF_SUPPORTED:
             raise ImageUnreadable(name, "AVIF needs a newer Pillow; run: pip install -U pillow")
@@ -107,11 +107,11 @@ def reader_of(found: str, name: str) -> Callable[[io.BytesIO], ImageFile.ImageFi
 
 
 def check_whole(data: bytes, image: ImageFile.ImageFile, scan: int, name: str) -> None:
-    """Raise if a file's bytes end early or are damaged in a way that Pillow would not see, or would read wrongly.
+    """Raise if a file ends early or is damaged in a way that Pillow would not notice, or would read wrongly.
 
     Args:
-        image: what the format's reader opened of them; not decoded yet.
-        scan: offset that the reader has come to.
+        image: the file as the format's reader opened it; not decoded yet.
+        scan: offset that the reader has reached.
     """
     if isinstance(image, JpegImageFile):
         check_jpeg(data, scan, name)
@@ -126,9 +126,9 @@ def check_whole(data: bytes, image: ImageFile.ImageFile, scan: int, name: str) -
 
 
 def without_metadata(data: bytes) -> tuple[bytes, dict[str, bytes]]:
-    """The chunks of a PNG that pixels are made of, as a file; and its EXIF and XMP, for the orientation.
+    """A PNG reduced to the chunks that hold its pixels, as a file; and its EXIF and XMP, for the orientation.
 
-    So no profile or text, whatever its size or damage, decides whether the pixels can be read. Raises unless every
+    So a profile or text, however large or damaged, cannot keep the pixels from being read. Raises unless every
     chunk is there, down to IEND, and those of the pixels have the right checksums, which Pillow does not compare.
     """
     view, at, kind = memoryview(data), 8, b""
@@ -153,7 +153,7 @@ def _orienting(kind: bytes, content: memoryview) -> dict[str, bytes]:
     keyword = bytes(content[:80]).partition(b"\0")[0]
     text = bytes(content[len(keyword) + 1 :])
     if kind == b"iTXt" and keyword == b"XML:com.adobe.xmp":
-        packet = text[2:].split(b"\0", 2)[-1]  # behind a flag, a method, a language and the translated keyword
+        packet = text[2:].split(b"\0", 2)[-1]  # after a flag, a method, a language and the translated keyword
         return {"xmp": _inflated(packet) if text[:1] == b"\1" else packet}
     if kind != b"iTXt" and keyword in (b"Raw profile type exif", b"Raw profile type APP1"):  # ImageMagick's, in digits
         with contextlib.suppress(ValueError):
@@ -163,7 +163,7 @@ def _orienting(kind: bytes, content: memoryview) -> dict[str, bytes]:
 
 
 def _inflated(packed: bytes) -> bytes:
-    """What zlib packed, cut to `MAX_PROFILE` bytes; none if it is damaged."""
+    """The data unpacked by zlib, cut to `MAX_PROFILE` bytes; empty if they are damaged."""
     try:
         return zlib.decompressobj().decompress(packed, MAX_PROFILE)
     except zlib.error:
@@ -171,7 +171,8 @@ def _inflated(packed: bytes) -> bytes:
 
 
 def _prepare_tiff(image: TiffImageFile, name: str) -> None:
-    """Refuse what Pillow would read wrongly, and make room for the pixels, which Pillow then need not check."""
+    """Refuse a TIFF that Pillow would read wrongly, and allocate its pixels, so that Pillow does not check their
+    number."""
     orientation = image.tag_v2.get(ORIENTATION)
     size = image.size[::-1] if orientation in (5, 6, 7, 8) else image.size  # as stored
     bits, photometric = image.tag_v2.get(258), image.tag_v2.get(262)

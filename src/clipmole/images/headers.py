@@ -1,4 +1,4 @@
-"""Headers of TIFF and JPEG files -> what is refused by name before a pixel is decoded, and what no decoder here reads.
+"""Headers of TIFF and JPEG files -> which files are refused before decoding, and which no decoder here can read.
 
 In: a file's bytes. Out: nothing, an `ImageError`, or the reason why a whole file is not decoded. It decodes no pixels
 and knows nothing of limits on size.
@@ -18,7 +18,9 @@ from PIL.TiffImagePlugin import ImageFileDirectory_v2
 from clipmole.errors import ImageTooLarge, ImageUnreadable
 
 SCANS = 100  # of a progressive JPEG; encoders write about 10. Each one costs a pass over all pixels
-TILE = 2**24  # pixels of a tile of a TIFF that any image may have; else it must not be larger than 4 times the image
+TILE = (
+    2**24
+)  # pixels of a TIFF's tile that are always allowed; a larger tile may have at most 4 times the image's pixels
 PREVIEW_OF_RAW = "a camera's raw file, which holds only a preview as pixels; develop it, and export a JPEG or a TIFF"
 FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # markers of a JPEG frame: ITU-T T.81, table B.1
 _RAW_SIGNATURES = (b"IIU\0", b"IIRO", b"IIRS", b"MMOR", b"FUJIFILMCCD-RAW", b"FOVb", b"\0MRM")
@@ -31,7 +33,7 @@ _TILE_WIDTH, _TILE_HEIGHT, _SUB_DIRECTORIES, _SAMPLE_FORMAT, _DNG_VERSION = 322,
 
 
 def known_as(head: bytes) -> str | None:
-    """What a file is that begins with `head` and is no image that is read, in words; None: nothing that is known."""
+    """In words, what a file is that begins with `head` and cannot be read as an image; None: unknown."""
     if head.startswith(_LFS):
         return "a Git LFS pointer, not the image itself; fetch it with: git lfs pull"
     if head.startswith(_RAW_SIGNATURES) or head[4:12] == b"ftypcrx ":
@@ -40,24 +42,26 @@ def known_as(head: bytes) -> str | None:
 
 
 def check_header(data: bytes, found: str, name: str) -> None:
-    """Raise `ImageError` if a file would be decoded to wrong pixels, or into far more memory than its size tells."""
+    """Raise `ImageError` if a file would be decoded to wrong pixels, or into far more memory than its size suggests."""
     if found == "PNG" and data[12:16] == b"CgBI":
         raise ImageUnreadable(name, "a PNG in the form of iOS applications is not supported; export it as plain PNG")
     if found == "TIFF":
-        with contextlib.suppress(*_BROKEN):  # the decoder says what is damaged
+        with contextlib.suppress(*_BROKEN):  # the decoder reports the damage
             _check_tiff(data, name)
 
 
 def unsupported(data: bytes, found: str, error: BaseException) -> str | None:
-    """Why a decoder refuses a file that may well be whole: a kind that it does not read; None: the file is damaged.
+    """Why a decoder refuses a file that may be intact: a kind that it cannot read; None: the file is damaged.
 
     Args:
-        error: what the decoder raised.
+        error: the error that the decoder raised.
     """
     with contextlib.suppress(*_BROKEN):
         if found == "JPEG":
             return _unsupported_jpeg(data)
-        if found == "TIFF" and isinstance(error, KeyError | SyntaxError):  # what Pillow raises for a kind it lacks
+        if found == "TIFF" and isinstance(
+            error, KeyError | SyntaxError
+        ):  # Pillow raises these for a kind that it cannot read
             tags = next(_directories(data))
             if max(_numbers(tags, _STRIPS) or _numbers(tags, _TILES)) >= len(data):
                 return None  # it was cut
@@ -76,7 +80,7 @@ def jpeg_segments(data: bytes) -> Iterator[tuple[int, int, int]]:
     at = 2
     while at + 4 <= len(data) and data[at] == 0xFF:
         marker = data[at + 1]
-        if marker == 0xFF:  # a byte that fills up
+        if marker == 0xFF:  # a fill byte
             at += 1
             continue
         if marker in (0xD9, 0xDA):  # the end, or pixels
@@ -90,10 +94,10 @@ def jpeg_segments(data: bytes) -> Iterator[tuple[int, int, int]]:
 
 
 def check_jpeg(data: bytes, scan: int, name: str) -> None:
-    """Raise if no end-of-image marker follows `scan`, the offset where entropy-coded data begin, or too many scans do.
+    """Raise if after `scan`, where entropy-coded data begin, there is no end-of-image marker, or too many scans.
 
-    libjpeg makes pixels of whatever stands there; a download that reserved its space and stopped leaves
-    zeros. Inside entropy-coded data 0xFF is always followed by 0 or a restart marker, so FF D9 is the end.
+    libjpeg makes pixels of any bytes; a download that reserved its space and stopped leaves zeros. Inside entropy-coded
+    data 0xFF is always followed by 0 or a restart marker, so FF D9 is the end.
     """
     end = data.find(b"\xff\xd9", scan)
     if end < 0:
@@ -147,7 +151,7 @@ def _directories(data: bytes) -> Iterator[ImageFileDirectory_v2]:
 
 
 def _numbers(tags: ImageFileDirectory_v2, tag: int, *default: int) -> tuple[int, ...]:
-    """The whole numbers of a tag; `default` where it is not there."""
+    """The integers of a tag; `default` if the tag is not there."""
     value: Any = tags.get(tag, default)
     return tuple(int(each) for each in value) if isinstance(value, tuple) else (int(value),)
 
@@ -175,7 +179,7 @@ def _check_tiff(data: bytes, name: str) -> None:
 
 
 def _is_raw(data: bytes, first: ImageFileDirectory_v2, below: Iterator[ImageFileDirectory_v2]) -> bool:
-    """Whether a TIFF's pixels are a sensor's, or what is read of it is a preview of those (DNG, NEF, CR2, ARW, ...)."""
+    """Whether a TIFF holds a sensor's raw pixels, or only a preview of them can be read (DNG, NEF, CR2, ARW, ...)."""
     if _DNG_VERSION in first or data[8:10] == b"CR" or _numbers(first, _PHOTOMETRIC, 0)[0] in _SENSOR:
         return True
     if _SUB_DIRECTORIES not in first:

@@ -1,29 +1,29 @@
 """A file, its bytes, a PIL image or an array -> one whole, upright RGB image.
 
-In: anything in `ImageSource`. Out: a decoded `PIL.Image.Image` of mode "RGB". Whatever is wrong with the
+In: anything in `ImageSource`. Out: a decoded `PIL.Image.Image` of mode "RGB". Any problem with the
 content is an `ImageNotFound`, `ImageUnreadable` or `ImageTooLarge` of one line; nothing is repaired, resized
 or guessed. It knows nothing of crops, tensors or models.
 
 What the pixels are:
-- Values as stored. ICC profiles are not applied: a colour transform would rewrite the low bits that are the
+- The values as stored. ICC profiles are not applied: a colour transform would rewrite the low bits that are the
   evidence, and the published detectors were trained without it.
 - The EXIF orientation is applied, for PIL images too: `Image.open(path)` and `path` give the same pixels. A
   PIL image without the tag is taken as it is. An EXIF block that cannot be parsed counts as no orientation.
-- Animated files give their first frame (a PIL image: the frame it stands at).
-- Transparency is composited over white, the page a viewer shows it on. Dropping alpha instead would bring up
-  colours that nobody sees, often black. Opaque pixels keep their exact values.
+- Animated files give their first frame (a PIL image: its current frame).
+- Transparency is composited over white, as on the page of a viewer. Dropping alpha instead would show hidden
+  colours, often black. Opaque pixels keep their exact values.
 - 16-bit channels keep their upper 8 bits (v >> 8), in files and arrays alike. Pillow's own conversion of
   16-bit grey clips at 255, which is almost all white.
 
 What cannot be seen: only PNG (and deflated TIFF) carries checksums, and those are compared. libjpeg fills in
 damaged entropy-coded data with a warning that Pillow does not pass on, so bytes changed in the middle of a
-JPEG are found only where they break its structure; so it is with WebP, AVIF, GIF, BMP and other TIFF. A file
-that was cut is refused in every format, a JPEG whose tail was never written too, and it stays so in a process
+JPEG are noticed only if they break its structure; the same holds for WebP, AVIF, GIF, BMP and other TIFF. A file
+that was cut is refused in every format, as is a JPEG whose tail was never written, even in a process
 where somebody has set `ImageFile.LOAD_TRUNCATED_IMAGES`. The limits bound memory, not the time to decode.
 
 Memory: the file and one decoded image (Pillow holds RGB in 4 bytes a pixel); two if it has to be turned or
-converted, or is a progressive JPEG; three for 16-bit grey; four for WebP, whose decoder keeps its own. Safe from many
-threads: no global of Pillow is set, and none but WebP's reader obeys `Image.MAX_IMAGE_PIXELS`.
+converted, or is a progressive JPEG; three for 16-bit grey; four for WebP, whose decoder keeps its own. Safe to use from
+many threads: no global of Pillow is set, and only WebP's reader obeys `Image.MAX_IMAGE_PIXELS`.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ ImageSource = str | os.PathLike[str] | bytes | Image.Image | NDArray[Any]
 
 @dataclass(frozen=True)
 class ImageLimits:
-    """What one image may measure, checked before anything of that size is read or decoded.
+    """Limits on one image, checked before anything of that size is read or decoded.
 
     Attributes:
         max_bytes: of the file. The default, 1 GiB, admits an uncompressed 30,000 x 6,000 image with alpha.
@@ -77,7 +77,7 @@ class ImageLimits:
 
 DEFAULT_LIMITS = ImageLimits()
 
-_TURNS = {  # EXIF 2.32, table 5: how the stored image is turned to stand upright
+_TURNS = {  # EXIF 2.32, table 5: how to turn the stored image upright
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -98,14 +98,14 @@ _TURNED: defaultdict[int, Callable[[NDArray[np.uint8]], NDArray[np.uint8]]] = de
         8: lambda pixels: pixels.swapaxes(0, 1)[::-1],
     },
 )
-"""The same of arrays (H, W, 3): views."""
+"""The same for arrays (H, W, 3), as views."""
 
 
 _XMP_ORIENTATION = re.compile(rb"""tiff:Orientation(?:\s*=\s*["']|>)\s*([1-8])""")
 
 
 def source_name(source: ImageSource) -> str:
-    """What to call `source` in a message or a table: the path, `escaped`, or "<bytes>", "<array>" or "<image>"."""
+    """The name of `source` in a message or a table: the path, `escaped`, or "<bytes>", "<array>" or "<image>"."""
     if isinstance(source, str | os.PathLike):
         return escaped(os.fsdecode(source)) or "''"
     if isinstance(source, bytes):
@@ -119,15 +119,15 @@ def load_image(source: ImageSource, *, name: str | None = None, limits: ImageLim
     Args:
         source: a path, the bytes of a file, a PIL image, or an array: uint8 or uint16 (16-bit values, >> 8)
             of shape (H, W), (H, W, 1), (H, W, 3) RGB or (H, W, 4) RGBA.
-        name: what to call it in messages, `escaped` if others chose it; None: `source_name(source)`.
+        name: for messages, `escaped` if others chose it; None: `source_name(source)`.
         limits: the largest file and image to admit.
 
     Returns:
-        The image. A PIL image that is RGB and upright already comes back itself, not a copy.
+        The image. A PIL image that is already RGB and upright is returned itself, not copied.
 
     Raises:
         ImageNotFound: there is no such file, or it may not be read.
-        ImageUnreadable: empty, truncated, damaged, or not an image of a format that is read.
+        ImageUnreadable: empty, truncated, damaged, or not an image of a supported format.
         ImageTooLarge: over `limits`.
         TypeError: `source` is none of the above kinds.
     """
@@ -158,10 +158,10 @@ def load_image(source: ImageSource, *, name: str | None = None, limits: ImageLim
 def load_pixels(
     source: ImageSource, *, name: str | None = None, limits: ImageLimits = DEFAULT_LIMITS
 ) -> Image.Image | NDArray[np.uint8]:
-    """What `load_image` gives, or the same pixels as an array (H, W, 3) uint8 where that takes less time.
+    """The image of `load_image`, or the same pixels as an array (H, W, 3) uint8 if that is faster.
 
-    That is an RGB JPEG where `clipmole[fast]` is installed; the array may be a turned view. Arguments and errors are
-    those of `load_image`.
+    It is faster for an RGB JPEG if `clipmole[fast]` is installed; the array may be a rotated view. Arguments and errors
+    are those of `load_image`.
     """
     if not isinstance(source, str | os.PathLike | bytes):
         return load_image(source, name=name, limits=limits)
@@ -172,7 +172,7 @@ def load_pixels(
 
 
 def _jpeg_pixels(data: bytes, name: str, limits: ImageLimits) -> NDArray[np.uint8] | None:
-    """Upright pixels of an RGB JPEG; None if Pillow has to decode it. What its header shows is refused as ever."""
+    """Upright pixels of an RGB JPEG; None if Pillow has to decode it. Its header is checked as always."""
     if len(data) > limits.max_bytes:
         raise _too_many_bytes(len(data), name, limits)
     with _decoding(name, "JPEG", data), _Stream(data) as stream:
@@ -184,9 +184,9 @@ def _jpeg_pixels(data: bytes, name: str, limits: ImageLimits) -> NDArray[np.uint
 
 
 def _read(path: str | os.PathLike[str], name: str, limits: ImageLimits) -> bytes:
-    """The bytes of a regular file; only its head if that is not an image's, which `_decode` then refuses."""
+    """The bytes of a regular file; only its head if it is not an image's, so that `_decode` refuses it."""
 
-    def without_waiting(file: str, flags: int) -> int:  # a FIFO must not hang
+    def without_waiting(file: str, flags: int) -> int:  # a FIFO must not block
         return os.open(file, flags | getattr(os, "O_NONBLOCK", 0))
 
     try:
@@ -208,8 +208,8 @@ def _read(path: str | os.PathLike[str], name: str, limits: ImageLimits) -> bytes
         raise ImageNotFound(name, f"no such file; {cure}") from error
     except OSError as error:
         raise ImageNotFound(name, f"cannot be read: {error.strerror}") from error
-    except ValueError as error:  # a NUL, or characters that the file system cannot name
-        raise ImageNotFound(name, "no file can have such a name; check the path") from error
+    except ValueError as error:  # a NUL, or characters that the file system does not allow
+        raise ImageNotFound(name, "no file can have this name; check the path") from error
 
 
 class _Stream(io.BytesIO):
@@ -229,7 +229,7 @@ class _Stream(io.BytesIO):
 
 
 def _admitted(data: bytes, name: str, limits: ImageLimits) -> str:
-    """The format of a file's bytes. Raises if they are none, too many, or not an image's."""
+    """The format of a file's bytes. Raises if there are none or too many, or if they are not an image's."""
     if not data:
         raise ImageUnreadable(name, "is empty (0 bytes); fetch or export it again")
     if len(data) > limits.max_bytes:
@@ -286,19 +286,19 @@ def _from_array(array: NDArray[Any], name: str, limits: ImageLimits) -> Image.Im
 
 def _orientation(image: Image.Image) -> int:
     """The orientation in EXIF or, without one there, in XMP: 1..8; 1 if there is none or it cannot be parsed."""
-    with contextlib.suppress(Exception):  # hostile EXIF fails in many ways, and the pixels are whole without it
+    with contextlib.suppress(Exception):  # hostile EXIF fails in many ways, and the pixels do not need it
         value = image.getexif().get(ORIENTATION)
         if isinstance(value, int):
             return value
     packet = image.info.get("XML:com.adobe.xmp") or b""
-    if not packet and not isinstance(image, TiffImageFile):  # Pillow has turned that by itself
+    if not packet and not isinstance(image, TiffImageFile):  # Pillow has already turned it
         packet = image.info.get("xmp") or b""
     stated = _XMP_ORIENTATION.search(packet.encode(errors="replace") if isinstance(packet, str) else packet)
     return int(stated[1]) if stated else 1
 
 
 def _xmp_of_tiff(image: TiffImageFile) -> dict[str, bytes]:
-    """The XMP packet of a TIFF whose tags state no orientation, taken away from Pillow, which reads few forms of it."""
+    """The XMP packet of a TIFF whose tags state no orientation; it is removed, because Pillow reads few forms of it."""
     packet = image.info.pop("xmp", None)
     return {"XML:com.adobe.xmp": packet} if packet and ORIENTATION not in image.tag_v2 else {}
 
@@ -349,7 +349,7 @@ def _too_many_bytes(size: int, name: str, limits: ImageLimits) -> ImageTooLarge:
 
 @contextlib.contextmanager
 def _decoding(name: str, what: str, data: bytes = b"") -> Iterator[None]:
-    """Turn whatever a decoder of `what` raises into an `ImageError`; `data` is the file, if it is one."""
+    """Turn any error of a decoder of `what` into an `ImageError`; `data` is the file, if there is one."""
     try:
         yield
     except ImageError:
@@ -366,7 +366,7 @@ def _decoding(name: str, what: str, data: bytes = b"") -> Iterator[None]:
 def read_file(
     source: str | os.PathLike[str] | bytes, name: str | None = None, limits: ImageLimits = DEFAULT_LIMITS
 ) -> tuple[bytes, str]:
-    """A file's bytes and its format, for those who read metadata.
+    """A file's bytes and its format, for reading metadata.
 
     Raises `ImageError` as `load_image` does, but not for damaged content.
     """
@@ -376,7 +376,7 @@ def read_file(
 
 
 def open_file(data: bytes, found: str) -> ImageFile.ImageFile | None:
-    """A file of format `found` opened but not decoded; None if its header cannot be read."""
+    """A file of the format `found`, opened but not decoded; None if its header cannot be read."""
     try:
         return reader_of(found, "image")(io.BytesIO(data))
     except Exception:  # hostile headers fail in many ways

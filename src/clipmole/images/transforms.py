@@ -1,7 +1,7 @@
-"""Blur, JPEG, WebP, resize, noise, crop: the functions that train, equalise and perturb.
+"""Blur, JPEG, WebP, resize, noise, crop: the transforms of training, equalising and perturbing.
 
 In: an RGB image (H, W, 3) uint8 and, where something is drawn, a numpy Generator. Out: RGB uint8.
-It knows nothing of labels: whatever is drawn, is drawn alike for photographs and generated images.
+It knows nothing of labels: all random draws are alike for photographs and generated images.
 
 Blur and resize need OpenCV (`clipmole[train]`); JPEG, WebP, noise and crops do not.
 """
@@ -54,7 +54,7 @@ def webp(rgb: RGB, quality: int) -> RGB:
 def blur(rgb: RGB, sigma: float, kernel: int = 0) -> RGB:
     """Gaussian blur, `sigma` in pixels; 0 changes nothing.
 
-    `kernel` is the side of the window at which the Gaussian is cut, odd; 0: as wide as `sigma` asks for.
+    `kernel` is the side of the window to which the Gaussian is cut, odd; 0: as wide as `sigma` needs.
     """
     if sigma < 0.05:  # the kernel is a delta in uint8
         return rgb
@@ -76,7 +76,7 @@ def resize(rgb: RGB, scale: float) -> RGB:
 
 
 def resize_by_any(rgb: RGB, size: int, rng: np.random.Generator) -> RGB:
-    """Resize to `size` x `size` as `resize_to` does it, or with one of Pillow's filters: programs differ in theirs."""
+    """Resize to `size` x `size` with `resize_to` or one of Pillow's filters, since programs use different ones."""
     if rng.random() < 0.6:
         return resize_to(rgb, size, size)
     chosen = FILTERS[int(rng.integers(len(FILTERS)))]
@@ -99,7 +99,7 @@ def pad_to(rgb: RGB, size: int) -> RGB:
 
 
 def random_crop(rgb: RGB, size: int, rng: np.random.Generator, grid: int = 1) -> RGB:
-    """A `size` x `size` window at a uniformly drawn place; smaller images are mirrored at the borders first.
+    """A `size` x `size` window at a uniformly drawn position; smaller images are mirrored at the borders first.
 
     Its corner lies at multiples of `grid` pixels.
     """
@@ -110,7 +110,7 @@ def random_crop(rgb: RGB, size: int, rng: np.random.Generator, grid: int = 1) ->
 
 
 def crop_share(rgb: RGB, share: float, rng: np.random.Generator | None = None) -> RGB:
-    """A window of `share` (0..1] of each side, at a uniformly drawn place; in the middle without `rng`."""
+    """A window of `share` (0..1] of each side, at a uniformly drawn position; in the middle without `rng`."""
     height, width = (max(1, round(side * share)) for side in rgb.shape[:2])
     down, right = rgb.shape[0] - height, rgb.shape[1] - width
     top = down // 2 if rng is None else int(rng.integers(down + 1))
@@ -121,7 +121,7 @@ def crop_share(rgb: RGB, share: float, rng: np.random.Generator | None = None) -
 def equalise(rgb: RGB, quality: tuple[int, int], rng: np.random.Generator) -> RGB:
     """Re-encode as JPEG with a quality drawn uniformly from `quality`, both ends included.
 
-    Applied to both classes alike it takes away what the files' own JPEG qualities say about the label.
+    Applied to both classes alike, it removes what the files' own JPEG qualities say about the label.
     """
     return jpeg(rgb, int(rng.integers(quality[0], quality[1] + 1)))
 
@@ -138,9 +138,9 @@ def tone(rgb: RGB, gamma: float, contrast: float) -> RGB:
 
 
 def camera(rgb: RGB, sigma: float, rng: np.random.Generator) -> RGB:
-    """What a camera would make of the scene: one colour a pixel, noise, the two others interpolated, sharpened.
+    """The scene as a camera would record it: one colour a pixel, noise, the two other colours interpolated, sharpened.
 
-    Values are taken to be linear light to the power 1 / 2.2; of linear light, sampled in a Bayer pattern, the noise has
+    Values are taken as linear light to the power 1 / 2.2. The linear light is sampled in a Bayer pattern; the noise has
     the standard deviation `sigma` (of values 0..255) at full white and falls with the square root of the light.
     """
     linear = (rgb / np.float32(255)) ** 2.2
@@ -161,13 +161,14 @@ def local_contrast(rgb: RGB, limit: float) -> RGB:
     return cv2.cvtColor(lab, cv2.COLOR_LAB2RGB)  # type: ignore[no-any-return]
 
 
-SPECTRUM_FROM = 0.1  # cycles a pixel: higher frequencies are changed, those that show the scene are left alone
+SPECTRUM_FROM = 0.1  # cycles a pixel: higher frequencies are changed; lower ones, which show the scene, are left alone
 
 
 def match_spectrum(rgb: RGB, strength: float) -> RGB:
-    """Draw the amplitudes of the high frequencies towards those of natural images, 1 / frequency (Field 1987).
+    """Move the amplitudes of the high frequencies towards those of natural images, 1 / frequency (Field 1987).
 
-    The mean amplitude of each ring of frequencies is multiplied by (wanted / own) ** `strength`, by 1/2 to 2 at most.
+    The mean amplitude of each ring of frequencies is multiplied by (wanted / own) ** `strength`, limited to between 1/2
+    and 2.
     """
     values = rgb.astype(np.float32)
     spectrum = np.fft.rfft2(values, axes=(0, 1))
@@ -217,14 +218,14 @@ def augment(
     re-encoding. What is drawn does not depend on the label.
 
     Args:
-        drawn: receives what was done before the re-encoding, for a network that is asked for it: "resize_scale",
-            "blur_sigma", "jpeg_quality" (100 if not compressed) and "noise_sigma".
+        drawn: receives the parameters before the re-encoding, for a network that learns to predict them:
+            "resize_scale", "blur_sigma", "jpeg_quality" (100 if not compressed) and "noise_sigma".
     """
 
     def happens(probability: float) -> bool:
         return bool(rng.random() < probability)
 
-    # What is cut off at the end moves the crop against the 8x8 grids of the chain's JPEGs.
+    # Cutting pixels off at the end moves the crop against the 8x8 grids of the chain's JPEGs.
     margin = 2 * JPEG_BLOCK if config.chain else 0
     size, scale, blur_sigma, quality, noise_sigma = crop_size + margin, 1.0, 0.0, 100, 0.0
     if happens(config.resize_probability):
@@ -262,7 +263,7 @@ def augment_whole(rgb: RGB, crop_size: int, config: AugmentConfig, rng: np.rando
     """One random training view (crop_size, crop_size, 3) of the whole of a window, small.
 
     A square of most of the shorter side, at a size at which the web shows images, goes through the chain of the web's
-    steps, the flip and the re-encoding, and is then made small as `shrink` makes it.
+    steps, the flip and the re-encoding, and is then made small by `shrink`.
     """
     side = max(1, int(min(rgb.shape[:2]) * rng.uniform(*WHOLE_SHARE)))
     square = random_crop(rgb, side, rng)

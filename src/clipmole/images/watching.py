@@ -1,6 +1,6 @@
-"""A folder that others write into -> paths of its new images, each once it is whole.
+"""A folder that others write into -> paths of its new images, each once it is complete.
 
-In: a folder. Out: paths, as long as nobody asks to stop. It opens none of them. It looks at intervals and so needs no
+In: a folder. Out: paths, until somebody asks to stop. It opens none of them. It looks at intervals, so it needs no
 service of the system, works on network drives, and sees every change however it was made.
 """
 
@@ -27,19 +27,19 @@ def new_images(
     existing: bool = False,
     stopping: Callable[[], bool] = never,
 ) -> Iterator[str]:
-    """Paths of the images that come into a folder, or into one below it, from this call on.
+    """Paths of the images that arrive in a folder, or in one below it, from this call on.
 
-    A file is whole when neither its size nor its time has changed for `settle` seconds; one without content is not. A
-    file that changes afterwards comes out again. Names that begin with a dot, which programs give to what they have
-    not finished, leftovers as `find_images` knows them, and links to folders are left alone.
+    A file is complete when neither its size nor its time has changed for `settle` seconds; an empty file is not. A
+    file that changes afterwards is given again. Names that begin with a dot, which programs use for unfinished files,
+    leftovers as in `find_images`, and links to folders are ignored.
 
     Args:
         interval: seconds between two looks.
         settle: seconds without a change.
-        existing: also what is there at the start.
+        existing: also give the images that are there at the start.
         stopping: asked before each look and after each path; the iterator ends once it is true.
 
-    Raises `DataError` if the folder is not there, also once it is gone.
+    Raises `DataError` if the folder is not there, or disappears.
     """
     there = images_in(folder)
     return _changes(folder, {} if existing else there, interval, settle, stopping)
@@ -48,7 +48,7 @@ def new_images(
 def _changes(
     folder: str, seen: dict[str, Signature], interval: float, settle: float, stopping: Callable[[], bool]
 ) -> Iterator[str]:
-    """The paths, given what was there before."""
+    """The paths of changed files, given those that were there before."""
     changed: dict[str, tuple[Signature, float]] = {}
     while not stopping():
         there = images_in(folder)
@@ -71,7 +71,8 @@ def _changes(
 
 
 def images_in(folder: str) -> dict[str, Signature]:
-    """Path -> signature of each file with the ending of an image, in depth. Raises `DataError` without the folder."""
+    """Path -> signature of each file with an image's ending, in all folders below. Raises `DataError` without the
+    folder."""
     if not os.path.isdir(folder):
         raise DataError(f"{escaped(folder)}: there is no such folder to watch")
     found: dict[str, Signature] = {}

@@ -1,11 +1,11 @@
-"""Which patches of a crop the logit comes from, and which expert took which patch.
+"""Which patches of a crop the logit comes from, and which expert has the largest gate at each patch.
 
 In: a detector network and crops (n, 3, S, S), values 0..255. Out: attributions (n, rows, columns) in logit units,
 positive towards AI-generated, and the router's gates. It knows nothing of files, tiles or calibrations, and leaves
 the network as it was; but while it runs, no other thread may use the network.
 
-Which method says something true of a detector was measured on validation images, not assumed: `METHODS` begins with
-the one that is used, and benchmarks/evidence_map.py compares it with the others.
+The method was chosen by measurements on validation images: `METHODS` begins with the one that is used, and
+benchmarks/evidence_map.py compares it with the others.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from clipmole.models.network import MoLENetwork
 
-BLUR_SIGMA = 8.0  # pixels: nothing is left of what cameras and generators do at a pixel's scale
+BLUR_SIGMA = 8.0  # pixels: this removes the traces that cameras and generators leave at the scale of a pixel
 STEPS = 4  # points between the blurred crop and the crop
 
 
@@ -35,7 +35,7 @@ def blurred(crops: Tensor, sigma: float = BLUR_SIGMA) -> Tensor:
 
 
 def attributed_block(network: MoLENetwork) -> int:
-    """The block at whose input tokens are attributed: the first adapted one, the last one if none is adapted."""
+    """The block whose input tokens are attributed: the first adapted one; the last one if none is adapted."""
     depth: int = network.tower.config.depth
     return min(network.config.block_indices(depth), default=depth - 1)
 
@@ -78,10 +78,10 @@ def integrated_gradients(network: MoLENetwork, crops: Tensor) -> Tensor:
 
 
 def last_attention(network: MoLENetwork, crops: Tensor) -> Tensor:
-    """What each patch hands to the class token in the last block's attention, along the gradient of the logit there.
+    """The contribution of each patch to the class token in the last block's attention, along the gradient of the logit.
 
-    The attention's output is a sum over tokens of weight times value, so this splits it exactly. What the head reads of
-    earlier blocks has no part in it.
+    The attention's output is a sum over tokens of weight times value, so this splits it exactly. It ignores what the
+    head reads of earlier blocks.
     """
     tower, depth = network.tower, network.tower.config.depth
     block: Any = tower.blocks[-1]

@@ -1,7 +1,7 @@
 """Detector: the one way from an image to a logit, a probability and a verdict.
 
-In: image sources (path, bytes, PIL image, array). Out: logits or `Detection` records. Every door goes through
-here: command line, validation, evaluation. It knows nothing of how results are shown.
+In: image sources (path, bytes, PIL image, array). Out: logits or `Detection` records. Everything goes through here:
+    command line, server, scans, validation, evaluation. It knows nothing of how results are shown.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ from clipmole.records import Detection, Verdict
 
 MOST_WORKERS = 8  # by default: each may hold a decoded image, 50 to 800 MB
 LOOKS_DRAWN = "the image looks drawn, painted or rendered, and this detector can only judge photographs"
-RECHECK = 0.25  # of a logit: differences that bfloat16 makes are mostly smaller, see docs/performance.md
+RECHECK = 0.25  # of a logit: the differences due to bfloat16 are mostly smaller, see docs/performance.md
 
 
 Other = TypeVar("Other")
@@ -65,7 +65,7 @@ Other = TypeVar("Other")
 
 @dataclass(frozen=True)
 class Prepared:
-    """One decoded image: what to call it, and its crops."""
+    """One decoded image: its name, and its crops."""
 
     source: str
     crops: Crops
@@ -89,7 +89,7 @@ class Timings:
                 setattr(self, part, getattr(self, part) + time.perf_counter() - began)
 
     def __reduce__(self) -> tuple[type[Timings], tuple[()]]:
-        return Timings, ()  # a copy of a detector, in another process perhaps, counts its own
+        return Timings, ()  # a copy of a detector, perhaps in another process, counts its own
 
 
 def crop_count(item: object) -> int:
@@ -98,7 +98,7 @@ def crop_count(item: object) -> int:
 
 
 def each_image(images: Iterable[ImageSource | ImageError] | ImageSource) -> Iterable[ImageSource | ImageError]:
-    """The images, of which one alone may stand for a list: a path, bytes, an array of two or three axes."""
+    """The images; a single path, bytes, or array of two or three axes counts as a list of one."""
     if isinstance(images, np.ndarray):
         return [images] if images.ndim < 4 else list(images)
     return [images] if isinstance(images, str | bytes | os.PathLike | Image.Image) else images
@@ -117,7 +117,7 @@ def _split(crops: list[NDArray[np.uint8]], count: int) -> tuple[NDArray[np.uint8
 
 
 class _Parts(NamedTuple):
-    """What a detector is made of; `name` says nothing yet of the arithmetic."""
+    """The parts of a detector; `name` does not yet mention the arithmetic."""
 
     network: MoLENetwork | None
     preprocess: PreprocessConfig
@@ -127,7 +127,7 @@ class _Parts(NamedTuple):
 
 
 def _exported(folder: Path, precision: str | None, runtime: str | None) -> _Parts:
-    """A detector that is a graph, as `clipmole export` wrote it; it runs as it was checked or not at all."""
+    """A detector that is a graph written by `clipmole export`; it runs as it was checked, or not at all."""
     export = open_export(folder)
     made = export.record
     for what, asked, given in (("runtime", runtime, made.runtime), ("precision", precision, made.precision)):
@@ -139,21 +139,21 @@ def _exported(folder: Path, precision: str | None, runtime: str | None) -> _Part
 class Detector:
     """Scores images with one network, one preprocessing and, if there is one, one calibration.
 
-    It has many parameters because every part and setting can be chosen by itself; all but two have defaults.
+    It has many parameters because every part and setting can be chosen separately; all but two have defaults.
 
     Args:
         network: the detector network; None if `runtime` needs none.
         preprocess: how an image becomes crops; an image's logit is the mean over its crops, or a weighted mean of that
             and the logit of the view of the whole.
         calibration: None gives logits without probabilities and verdicts.
-        name: what detections call this detector.
+        name: the name of this detector in detections.
         device: "cpu", "cuda", ...
-        precision: arithmetic of the network; bfloat16 is faster and differs in the third digit. So that it hardly
-            ever changes a verdict, an image with a logit within `RECHECK` of a threshold is scored again in float32.
-        batch_size: most crops in one forward pass; None: 8 on a CPU, 32 elsewhere. Logits do not depend on it beyond
-            float rounding.
+        precision: arithmetic of the network; bfloat16 is faster and differs in the third digit. An image with a logit
+            within `RECHECK` of a threshold is scored again in float32, so bfloat16 hardly ever changes a verdict.
+        batch_size: crops in one forward pass, at most; None: 8 on a CPU, 32 elsewhere. Logits do not depend on it
+            beyond float rounding.
         workers: threads that decode and cut images ahead of the network; 0: none; None: one a core, at most
-            `MOST_WORKERS`. They change no number.
+            `MOST_WORKERS`. They do not change any number.
         runtime: what computes the logits; None: PyTorch, by `network`, `device` and `precision`.
     """
 
@@ -189,7 +189,9 @@ class Detector:
     def network(self) -> MoLENetwork:
         """The network in PyTorch. Raises `ConfigError` for a detector that is a graph only."""
         if self._network is None:
-            raise ConfigError(f"{self.name}: is a graph without a network; for this take the detector it came from")
+            raise ConfigError(
+                f"{self.name}: is a graph without a network; for this use the detector that it was made from"
+            )
         return self._network
 
     @classmethod
@@ -208,12 +210,12 @@ class Detector:
     ) -> Self:
         """Load a detector with its backbone, preprocessing and calibration.
 
-        It has many parameters because it is the one way in for every kind of detector and runtime; none is needed.
+        It has many parameters because it loads every kind of detector for every runtime; all have defaults.
 
         Args:
             name: "default" (the best that is installed) or another packaged detector, without a download;
                 an adapter directory; a directory that `clipmole export` wrote; or a hub id `owner/name`.
-            backbone: where to take the backbone from, if not from where the adapter says.
+            backbone: the backbone, instead of the one that the adapter names.
             revision: of the adapter on the hub.
             cache_dir: of the hub's files; None: the Hugging Face cache.
             device, batch_size, workers: as in `Detector`.
@@ -223,12 +225,12 @@ class Detector:
                 export, else "torch".
 
         Returns:
-            The detector; its name says so where the arithmetic is not float32.
+            The detector; its name says so if the arithmetic is not float32.
 
         Raises:
             CheckpointError: there is no such adapter or export, or it is damaged.
             WeightsError: the backbone cannot be found or does not fit.
-            ConfigError: options contradict each other, or what an export was made with.
+            ConfigError: options contradict each other, or those that an export was made with.
             MissingDependency: the runtime's library is not installed.
 
         Examples:
@@ -249,7 +251,7 @@ class Detector:
             parts = _exported(Path(name), precision, runtime)
         elif runtime in ("openvino", "onnx"):
             if device != "cpu":
-                raise ConfigError(f"device={device}: runtime {runtime} computes on the cpu; leave one of the two out")
+                raise ConfigError(f"device={device}: runtime {runtime} computes on the cpu; leave out one of the two")
             label, folder = find_adapter(name, revision, cache_dir)
             config, digest = read_config(folder), adapter_digest(folder)
             graph = cached_graph(
@@ -368,26 +370,26 @@ class Detector:
         max_tiles: int | None = None,
         region: Box | None = None,
     ) -> Iterator[Detection | ImageError]:
-        """One result an image, in order, an `ImageError` standing for an image that cannot be scored.
+        """One result for each image, in order; an `ImageError` for an image that cannot be scored.
 
-        An `ImageError` among `images` (an input that was not even found) comes out at its place. `workers` threads
-        decode ahead of the network; they also draw from `images`, one at a time. Forward passes are filled across
-        images, unless `images` keeps them waiting: then what is there is scored. Holds the crops of about two
-        batches and a decoded image a worker, however many images there are. Closing it early ends the threads.
+        An `ImageError` among `images` (an input that was not even found) is given out at its position. `workers`
+        threads decode ahead of the network; they also draw from `images`, one at a time. A forward pass may hold crops
+        of several images; if `images` is slow, it does not wait for more. It holds the crops of about two batches and
+        one decoded image for each worker, however many images there are. Closing it early ends the threads.
 
         Args:
             images: as `detect` takes them, or errors.
             tiles: also say each crop's logit and box.
             max_tiles: most crops of an image; None: what the preprocessing says, and more in a large image.
-            region: (left, top, right, bottom), pixels of the upright image: the only part to look at. An image in
-                which it does not lie is an `ImageUnreadable`. None: the whole image.
+            region: (left, top, right, bottom), pixels of the upright image: the only part to look at. An image that
+                does not contain it gives an `ImageUnreadable`. None: the whole image.
 
         Yields:
             A `Detection` or an `ImageError` for each image.
 
         Raises:
             ConfigError: `max_tiles` is under 1.
-            ClipmoleError: the detector itself fails; the error of a single image is given out, not raised.
+            ClipmoleError: the detector itself fails; the error of a single image is given out instead of raised.
 
         Examples:
             >>> from clipmole import Detector
@@ -429,10 +431,10 @@ class Detector:
         return Prepared(source_name(source), crops)
 
     def finish(self, prepared: Iterable[Prepared | Other | None], tiles: bool = False) -> Iterator[Detection | Other]:
-        """Results of what is prepared, in order: the second half of `stream`, for callers that decode elsewhere.
+        """Results of prepared images, in order: the second half of `stream`, for callers that decode elsewhere.
 
-        None among `prepared` says that nothing more is coming for now. Anything else that is not prepared, such as an
-        `ImageError`, comes out at its place as it is.
+        None among `prepared` says that nothing more is coming for now. Anything else, such as an `ImageError`, is given
+        out unchanged at its position.
         """
         waiting: deque[Prepared | Other] = deque()  # not given out yet
         crops: list[NDArray[np.uint8]] = []  # of these, not scored yet
@@ -471,7 +473,7 @@ class Detector:
 
     @cached_property
     def _exact(self) -> Runtime | None:
-        """Scores in float32 where `runtime` computes in bfloat16; loaded at first need."""
+        """Computes in float32 if `runtime` computes in bfloat16; loaded when it is first needed."""
         return self.runtime.exact()
 
     def _rechecked(self, crops: NDArray[np.uint8], outputs: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -485,7 +487,8 @@ class Detector:
             return self._outputs(self._exact, crops) if self._exact else outputs
 
     def _pooled(self, logits: NDArray[np.float32]) -> float:
-        """An image's logit: the mean over its crops, and its part of the view of the whole, which comes last."""
+        """An image's logit: the mean over its crops, weighted with the logit of the view of the whole, which comes
+        last."""
         weight = self.preprocess.whole_weight
         if not weight:
             return float(logits.mean(dtype=np.float64))

@@ -4,7 +4,7 @@ In: a detector and an image source. Out: an `Evidence` record that turns into JS
 drawn, and nothing of metadata (`provenance`).
 
 What a map does not prove: it describes the detector, not the image. A bright patch is one that this network's
-logit leans on; it need not be generated, and a generated patch need not be bright. Measured with
+logit depends on; it need not be generated, and a generated patch need not be bright. Measured with
 benchmarks/evidence_map.py.
 """
 
@@ -34,7 +34,7 @@ class BlockRouting(Record):
         block: index of the block in the tower, from 0.
         mean_gates: mean gate of each expert over the patches: those of the router, which sum to 1 under a softmax of
             all experts, then those of extensions, each between 0 and 1.
-        experts: of each patch (rows, columns) the expert with the largest gate, from 0.
+        experts: for each patch (rows, columns), the index of the expert with the largest gate.
     """
 
     block: int = Field(ge=0)
@@ -48,8 +48,8 @@ class TileEvidence(Record):
     Attributes:
         box: (left, top, right, bottom) within the image, pixels.
         logit: of this crop alone, positive towards AI-generated.
-        grid_box: (left, top, right, bottom) of the grid of patches, pixels of the image; where the image is smaller
-            than a crop it was mirrored, and the grid reaches beyond its borders.
+        grid_box: (left, top, right, bottom) of the grid of patches, pixels of the image; an image smaller than a crop
+            was mirrored, and its grid reaches beyond its borders.
         attribution: logit units by patch (rows, columns), positive towards AI-generated; None unless asked for.
         routing: one entry an adapted block with experts; () unless asked for, or if the detector has none.
     """
@@ -66,9 +66,11 @@ class Evidence(Record):
 
     Attributes:
         source, detector, width, height, logit: as in `Detection`.
-        tiles: the crops. The image's logit is the mean of theirs, or has a part of it beside the view of the whole.
+        tiles: the crops. The image's logit is the mean of theirs, or a weighted mean of that and the logit of the view
+            of the whole.
         patch_size: side of a patch, pixels; None if the detector runs on a graph without its network.
-        expert_ranks: rank of each expert, in the order of the gates, extensions last; () if it has none, or likewise.
+        expert_ranks: rank of each expert, in the order of the gates, extensions last; () if it has none, or if the
+            detector runs on a graph.
         method: how `attribution` was computed; None unless asked for.
         caution: what a map does not prove.
     """
@@ -86,7 +88,7 @@ class Evidence(Record):
 
 
 def explain(detector: Detector, source: ImageSource, tokens: bool = False) -> Evidence:
-    """The logit of an image by tile; with `tokens` also by patch, and which expert took which patch.
+    """The logit of an image by tile; with `tokens` also by patch, and the expert with the largest gate at each patch.
 
     The logits are the detector's own; attributions are computed in float32 whatever its precision. It works on a
     detector with or without a calibration or adapted blocks. Not to be called while another thread uses the
@@ -123,11 +125,11 @@ def explain(detector: Detector, source: ImageSource, tokens: bool = False) -> Ev
 
 
 def explain_crops(detector: Detector, detection: Detection, crops: Crops | None = None) -> Evidence:
-    """What `explain` says of an image that is scored already.
+    """The evidence of `explain` for an image that has already been scored.
 
     Args:
-        detection: with the logit and the place of each crop.
-        crops: the crops themselves, for evidence by patch; None: by tile alone.
+        detection: with the logit and the box of each crop.
+        crops: the crops themselves, for evidence by patch; None: only by tile.
     """
     assert detection.tile_logits is not None
     assert detection.tile_boxes is not None
@@ -157,7 +159,7 @@ def explain_crops(detector: Detector, detection: Detection, crops: Crops | None 
 
 
 def network_of(detector: Detector) -> MoLENetwork | None:
-    """The detector's network in PyTorch; None if it runs on a graph alone, of which no gradients can be had."""
+    """The detector's network in PyTorch; None if it runs only as a graph, which has no gradients."""
     try:
         return detector.network
     except ConfigError:

@@ -33,11 +33,11 @@ from clipmole.plumbing.progress import SILENT, ProgressReporter
 from clipmole.plumbing.text import first_line
 from clipmole.records import Verdict
 
-CALIBRATION_CROPS = 256  # at most; one of each image, as far as it goes
+CALIBRATION_CROPS = 256  # at most; one of each image
 
 
 class ExportRefused(CheckpointError):
-    """A graph that is not near enough to its detector; nothing was written.
+    """A graph differs too much from its detector; nothing was written.
 
     Attributes:
         check: what was measured.
@@ -50,7 +50,7 @@ class ExportRefused(CheckpointError):
 
 @dataclass(frozen=True)
 class Limits:
-    """What a graph may change at most.
+    """The largest changes that a graph may make.
 
     Attributes:
         average_precision: difference, either way.
@@ -75,7 +75,7 @@ LIMITS: dict[Precision, Limits] = {
 def compare_logits(
     exact: ArrayLike, given: ArrayLike, labels: Sequence[int] | None, calibration: Calibration | None
 ) -> Check:
-    """What changes from the logits in float32 (n,) to those of a graph (n,).
+    """The changes between the logits in float32 (n,) and those of a graph (n,).
 
     Args:
         labels: (n,), 1 = AI-generated; None: not known.
@@ -97,7 +97,7 @@ def compare_logits(
         images=len(a),
         labelled=len(labels) if labels is not None else 0,
         spread=float(a.std()),
-        # A graph may give what is no number, which no comparison may let pass.
+        # A graph may give NaN, which must not pass any comparison.
         max_difference=float(difference.max()) if np.isfinite(b).all() else float("inf"),
         mean_difference=float(difference.mean()) if np.isfinite(b).all() else float("inf"),
         average_precision=(average_precision(labels, a), average_precision(labels, np.nan_to_num(b)))
@@ -110,7 +110,7 @@ def compare_logits(
 
 
 def failures(check: Check, precision: Precision) -> list[str]:
-    """Why a graph is not near enough to its detector; [] if it is."""
+    """Why a graph differs too much from its detector; [] if it does not."""
     limits = LIMITS[precision]
     found = []
     if not check.max_difference <= limits.difference * check.spread:
@@ -130,9 +130,9 @@ def failures(check: Check, precision: Precision) -> list[str]:
 
 
 def check_export_folder(directory: str | Path) -> Path:
-    """A place where an export may be written: absent, empty, or an export and nothing else.
+    """A folder where an export may be written: absent, empty, or an export and nothing else.
 
-    Raises `CheckpointError` for any other place, and where nothing can be written; nothing is touched.
+    Raises `CheckpointError` for any other folder, and if nothing can be written there; nothing is changed.
     """
     target = Path(directory)
     files: dict[str, Callable[[Path], object] | None] = {
@@ -147,7 +147,7 @@ def check_export_folder(directory: str | Path) -> Path:
 
 
 def calibration_crops(images: Iterable[ImageSource], detector: Detector) -> list[NDArray[np.uint8]]:
-    """One crop (1, 3, S, S) of each image, from each place of the grid in turn. Raises the first `ImageError`."""
+    """One crop (1, 3, S, S) of each image, from each position of the grid in turn. Raises the first `ImageError`."""
     found: list[NDArray[np.uint8]] = []
     for source in images:
         if len(found) == CALIBRATION_CROPS:
@@ -176,16 +176,16 @@ def export_detector(
 
     Args:
         name: "default", a packaged detector, an adapter directory, or a hub id `owner/name`.
-        images: gives the images to check on, the same ones each time.
+        images: returns the images to check on, the same ones each time.
         labels: of these images, 1 = AI-generated; None: not known.
-        calibrate_on: images that show OpenVINO's int8 the ranges of activations; best none of those to check on. If
-            the graph then fails its check, or without such images, the ranges are taken while it runs: slower, and
-            nearer to float32.
+        calibrate_on: sample images that fix the ranges of activations for OpenVINO's int8; preferably not those to
+            check on. Without them, or if the graph then fails its check, the ranges are measured while it runs:
+            slower, and closer to float32.
         backbone: as in `Detector.from_pretrained`.
-        progress: follows the images that are scored, and is told what is being done. Once it asks to stop, `Stopped`
+        progress: follows the images that are scored, and gets a remark on each step. Once it asks to stop, `Stopped`
             may be raised; then nothing is written.
 
-    Raises `ExportRefused` if the graph is not near enough to the detector, as `LIMITS` says; the first `ImageError`;
+    Raises `ExportRefused` if the graph differs from the detector by more than `LIMITS`; the first `ImageError`;
     `MissingDependency`; and as `Detector.from_pretrained` does.
     """
     if runtime == "onnx" and precision == "bfloat16":
@@ -215,7 +215,7 @@ def export_detector(
                 if not why:
                     break
                 if shown:
-                    progress.say(f"with fixed ranges {why}; taking them while it runs instead")
+                    progress.say(f"with fixed ranges {why}; measuring them while it runs instead")
             if why:
                 raise ExportRefused(f"{called}: not exported: {why} (on {check.images} images)", check)
             record = Export(
@@ -247,7 +247,7 @@ def _make(
         graph = convert(exact.network, exact.preprocess.crop_size, runtime, folder)
         if precision == "int8":
             quantise(graph, runtime, exact.network.tower.config.width, crops)
-    except RuntimeError as error:  # what the libraries raise where a disk is full
+    except RuntimeError as error:  # raised by the libraries when a disk is full
         raise OSError(f"the graph cannot be made or written: {first_line(error)}") from error
     for file in sorted(folder.glob("int8-*")):
         file.replace(folder / file.name.removeprefix("int8-"))
@@ -265,7 +265,7 @@ def _arithmetic(record: Export) -> str:
 
 
 def summary_lines(record: Export) -> list[str]:
-    """What an export is and how its check came out, as lines for people."""
+    """A description of an export and the result of its check, as lines for people."""
     check = record.check
     lines = [
         f"{record.detector} for {record.runtime} in {_arithmetic(record)}, checked on {check.images} images "

@@ -1,6 +1,6 @@
 """The directory that `clipmole export` writes, and how it is read.
 
-    export.json       what it came from, what runs it, how it was checked
+    export.json       its detector, its runtime, and the result of the check
     model.xml, .bin   the graph for OpenVINO; or model.onnx for ONNX Runtime
     config.json       the adapter's configuration: preprocessing, backbone, MoLE
     calibration.json  as the adapter's; absent if it is not calibrated
@@ -56,13 +56,14 @@ class Check(Record):
 
 
 class Export(Record):
-    """What `export.json` holds.
+    """The content of `export.json`.
 
     Attributes:
         detector: name and digest of the detector it came from, as detections show it.
         digest: sha256 of that detector, whole.
         graph_sha256: of each file of the graph.
-        calibrated_on: crops that showed int8 the ranges of activations; 0: they are taken while it runs.
+        calibrated_on: number of crops that fixed the ranges of activations for int8; 0: they are measured while it
+            runs.
         made_with: versions of clipmole and the libraries.
     """
 

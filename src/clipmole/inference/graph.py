@@ -4,7 +4,7 @@ In: a network, or a folder that holds its graph. Out: graph files, or a `Runtime
 takes crops (n, 3, S, S) uint8 of any number n and of the size S it was traced with, and gives what the network gives.
 It knows nothing of adapter directories or of whether a graph is right (`clipmole.inference.export` checks that).
 
-OpenVINO would choose bfloat16 by itself where the processor has it: the precision is always said.
+OpenVINO would choose bfloat16 by itself if the processor has it, so the precision is always stated.
 """
 
 from __future__ import annotations
@@ -54,14 +54,14 @@ def library(runtime: GraphRuntime) -> Any:
                 return openvino
             import onnxruntime
 
-            onnxruntime.disable_telemetry_events()  # where the host has imported it before
+            onnxruntime.disable_telemetry_events()  # in case the host imported it before
             return onnxruntime
     except ImportError as error:
         raise MissingDependency(runtime if runtime == "openvino" else "onnxruntime", runtime) from error
 
 
 def installed(runtime: GraphRuntime) -> bool:
-    """Whether the library that runs a graph is there."""
+    """Whether the library that runs a graph is installed."""
     return find_spec("openvino" if runtime == "openvino" else "onnxruntime") is not None
 
 
@@ -101,9 +101,9 @@ class _Prefix(nn.Module):
 def openvino_prefix(
     network: MoLENetwork, stop: int, crop_size: int, precision: Precision
 ) -> Callable[[torch.Tensor], torch.Tensor]:
-    """`network.before(crops, stop, range(stop))` as OpenVINO runs it on the CPU.
+    """`network.before(crops, stop, range(stop))`, run by OpenVINO on the CPU.
 
-    The function that it returns takes crops (B, 3, S, S) uint8 and gives tokens (B, T + stop, d). Raises
+    The returned function takes crops (B, 3, S, S) uint8 and gives tokens (B, T + stop, d). Raises
     `MissingDependency` if OpenVINO is not installed.
     """
     openvino = library("openvino")
@@ -133,7 +133,7 @@ def _save_onnx(network: MoLENetwork, example: torch.Tensor, target: Path) -> Non
     shapes = ({0: torch.export.Dim("batch")},)
     logger = logging.getLogger("torch.onnx._internal.exporter")
     level = logger.level
-    logger.setLevel(logging.ERROR)  # it remarks on torchvision, which has no part in this
+    logger.setLevel(logging.ERROR)  # it warns about torchvision, which is not used here
     try:
         with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
             torch.onnx.export(
@@ -157,9 +157,9 @@ class OpenVINORuntime:
 
     Args:
         graph: the .xml file.
-        precision: int8 says that the graph is quantised; the rest of it is computed in bfloat16 where the processor
-            has that, else in float32.
-        compiled: folder where OpenVINO keeps what it compiled for this processor; None: nowhere.
+        precision: int8 means that the graph is quantised; the rest of it is computed in bfloat16 if the processor has
+            that, else in float32.
+        compiled: folder in which OpenVINO keeps the graph that it compiled for this processor; None: it is not kept.
     """
 
     name: RuntimeName = "openvino"
@@ -234,7 +234,7 @@ class ONNXRuntime:
         return _in_batches(crops, batch_size, lambda batch: self.session.run(None, {"crops": batch})[0])
 
     def exact(self) -> None:
-        """None: it does not compute in bfloat16."""
+        """None, because it does not compute in bfloat16."""
 
 
 def _in_batches(
@@ -263,7 +263,7 @@ def cached_graph(
     """The graph of a detector, converted at first use and kept under `$CLIPMOLE_CACHE`.
 
     Args:
-        load: gives the network, and is only called if there is no graph yet.
+        load: returns the network, and is only called if there is no graph yet.
         digest: of the detector, all of its weights.
     """
     if precision == "int8":
@@ -271,21 +271,21 @@ def cached_graph(
     what = f"{digest} {crop_size} {runtime} {library(runtime).__version__} {torch.__version__}"
     folder = graph_cache() / hashlib.sha256(what.encode()).hexdigest()[:32]
     with _alone(folder):
-        if not is_sealed(folder):  # not there yet, or not what was written: then it is made again
+        if not is_sealed(folder):  # not there yet, or changed since it was written: it is made again
             try:
                 with replacing_folder(folder) as new:
                     convert(load(), crop_size, runtime, new)
                     seal(new)
             except OSError as error:
                 raise CheckpointError(
-                    f"{folder}: cannot be written: {error}; set CLIPMOLE_CACHE to another place"
+                    f"{folder}: cannot be written: {error}; set CLIPMOLE_CACHE to another folder"
                 ) from error
     return open_graph(folder, runtime, precision, folder / "compiled")
 
 
 @contextmanager
 def _compiled_here(folder: Path) -> Iterator[None]:
-    """OpenVINO's folder of compiled graphs to one process at a time; emptied if it is not what was written."""
+    """OpenVINO's folder of compiled graphs, for one process at a time; emptied if it was changed since."""
     with _alone(folder):
         if not is_sealed(folder):
             shutil.rmtree(folder, ignore_errors=True)
@@ -298,9 +298,9 @@ def _compiled_here(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
-    """Other processes wait meanwhile: nobody converts the same, or reads what OpenVINO has compiled by half.
+    """Make other processes wait, so that none converts the same graph or reads a half-compiled one.
 
-    Where the file system has no locks, or may not be written, they do not.
+    If the file system has no locks, or cannot be written, they do not wait.
     """
     with suppress(OSError):
         folder.parent.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,7 @@
-"""A detector that is called as an image-classification pipeline of transformers is: image in, labels with scores out.
+"""A detector with the interface of a transformers image-classification pipeline: image in, labels with scores out.
 
-In: what such a pipeline takes, except addresses: nothing is fetched. Out: lists of {"label", "score"}. It needs no
-transformers; code that was written for one of its pipelines takes this one.
+In: what such a pipeline takes, except URLs: nothing is fetched. Out: lists of {"label", "score"}. It does not need
+transformers; code that was written for one of its pipelines can use this one.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ SINGLE = (str, os.PathLike, bytes, Image.Image, np.ndarray)
 
 
 class ImageClassificationPipeline:
-    """Calls as transformers' `ImageClassificationPipeline`, task "image-classification".
+    """Called like transformers' `ImageClassificationPipeline`, task "image-classification".
 
-    The labels are "ai_generated" and "real", their scores the calibrated probability of being AI-generated and what is
-    left of 1; of a detector that is not calibrated, the sigmoid of its logit. The label with the higher score is no
-    verdict: those have thresholds, and `uncertain` between them, which `Detector.detect` gives.
+    The labels are "ai_generated" and "real"; their scores are the calibrated probability of being AI-generated (for a
+    detector that is not calibrated, the sigmoid of its logit) and 1 minus that. The label with the higher score is not
+    a verdict: verdicts have thresholds, with `uncertain` between them, and come from `Detector.detect`.
 
     Attributes:
         task: "image-classification".
-        detector: the one that scores.
+        detector: the detector that scores.
 
     Args:
         model: a detector, or what `Detector.from_pretrained` takes.
-        device: "cpu", "cuda", ...; of a detector that is given, its own counts.
+        device: "cpu", "cuda", ...; ignored if a detector is given.
 
     Examples:
         >>> from clipmole import ImageClassificationPipeline
@@ -52,15 +52,15 @@ class ImageClassificationPipeline:
         self.detector = model if isinstance(model, Detector) else Detector.from_pretrained(model, device=device)
 
     def __call__(self, inputs: ImageSource | Iterable[ImageSource], *, top_k: int = 5) -> Any:
-        """Labels with their scores, highest first, of one image or of many.
+        """Labels with their scores, highest first, for one image or for many.
 
         Args:
             inputs: an image (path, PIL image, bytes of a file, array), a list or tuple of images, or another iterable.
             top_k: how many labels at most.
 
         Returns:
-            Of one image a list of {"label": str, "score": float}; of a list or tuple a list of these; of another
-            iterable an iterator of these, which draws images as it goes.
+            For one image a list of {"label": str, "score": float}; for a list or tuple a list of these; for another
+            iterable an iterator of these, which takes images one by one.
 
         Raises:
             ImageError: an image cannot be scored.

@@ -1,11 +1,11 @@
 """The network in PyTorch: float32 in the fastest arithmetic that is float32, bfloat16 by autocast, compiled or not.
 
-In: a network and a device. Out: a `Runtime`. On a GPU the crops of the next batch travel while this one computes.
+In: a network and a device. Out: a `Runtime`. On a GPU the crops of the next batch are copied while this one computes.
 It knows nothing of graphs of other libraries.
 
 float32 on a CPU: PyTorch multiplies by MKL, which is slow on processors of other makers. Its precision "medium" lets
-oneDNN multiply instead. What that means depends on the processor: with AMX, oneDNN then rounds to bfloat16; without,
-it stays float32. So it is tried once, and used only where the product is as near to the true one as float32 is.
+oneDNN multiply instead. What that means depends on the processor: with AMX, oneDNN then rounds to bfloat16; without, it
+stays float32. So it is tried once, and used only if the product is as exact as float32's.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ EXACT = 2e-6
 
 
 class _Process:
-    """What threads of this process share of PyTorch's global state; `lock` guards the rest."""
+    """The part of PyTorch's global state that threads share; `lock` protects it."""
 
     def __init__(self) -> None:
         self.lock = threading.Condition()
         self.users = 0  # threads in `matmul_precision`
         self.wanted = self.before = ""  # the precision they want, and the one that the host had set
         self.computed = False  # a network was loaded: OpenMP may have started its threads
-        self.forked = False  # and then the process was forked: they are gone, and who waits for them waits forever
+        self.forked = False  # and then the process was forked: the threads are gone, and waiting for them never ends
 
 
 _PROCESS = _Process()
@@ -59,8 +59,8 @@ if hasattr(os, "register_at_fork"):
 def matmul_precision(name: str) -> Iterator[None]:
     """PyTorch's arithmetic of float32 matrix products, for as long as the context lasts.
 
-    The setting is global. So the first thread to come sets it, and the last one to leave restores what the host had
-    set; a thread that wants another one waits for those before it.
+    The setting is global. So the first thread sets it, and the last one restores the host's setting; a thread that
+    wants another setting waits for those before it.
     """
     state = _PROCESS
     with state.lock:
@@ -96,7 +96,7 @@ def exact_precision() -> str:
 
 
 def usable(device: str) -> torch.device:
-    """The device of this name. Raises `ConfigError` if nothing can be computed there."""
+    """The device of this name. Raises `ConfigError` if it cannot be used."""
     try:
         return torch.zeros(0, device=device).device
     except (RuntimeError, AssertionError) as error:
@@ -110,7 +110,7 @@ class TorchRuntime:
         network: in eval mode; it is moved to `device`.
         device: "cpu", "cuda", ...
         precision: float32, or bfloat16 by autocast.
-        compiled: let torch.compile fuse what lies between the matrix products; on a GPU as a CUDA graph. It takes
+        compiled: let torch.compile fuse the operations between the matrix products; on a GPU as a CUDA graph. It takes
             half a minute for each number of crops, so numbers are rounded up to a power of two.
     """
 
@@ -119,7 +119,7 @@ class TorchRuntime:
     ) -> None:
         check_name("precision", precision, PRECISIONS)
         if precision == "int8":
-            raise ConfigError("precision=int8: is for exported graphs: clipmole export --int8")
+            raise ConfigError("precision=int8: only exported graphs have it: clipmole export --int8")
         self.device = usable(device)
         try:
             self.network = network.to(self.device).eval()
@@ -167,7 +167,7 @@ class TorchRuntime:
         return torch.cat([batch, batch[-1:].expand(missing, *batch.shape[1:])]) if missing else batch
 
     def on_device(self, batch: Tensor) -> Tensor:
-        """The batch on the device; where there are streams, under way on one of its own."""
+        """The batch on the device; if there are streams, it is being copied on one of its own."""
         if self.copies is None:
             return batch.to(self.device)
         with torch.cuda.stream(self.copies):

@@ -1,7 +1,7 @@
 """A graph in float32 -> the same graph in int8, by the libraries of OpenVINO and ONNX Runtime.
 
-In: a graph's file, and for fixed ranges crops that show them. Out: another file. It knows nothing of networks, or of
-whether the outcome is near enough (`clipmole.inference.export` checks that).
+In: a graph's file, and, for fixed ranges, sample crops. Out: another file. It knows nothing of networks, and does not
+check the result (`clipmole.inference.export` does).
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ def quantise(
 ) -> Path:
     """Write an int8 version of a graph, beside it or to `target`.
 
-    In int8 are the frozen matrix products of the tower, which do nearly all of the work. Those with a side shorter
-    than a token is wide (`width`) keep their precision: routers, LoRAs, head, CLIP's projection; so does the patch
-    embedding, which sees the traces first. ONNX Runtime, which has one range for all activations of a batch, also
+    The frozen matrix products of the tower, which do nearly all of the work, become int8. Products with a side shorter
+    than the width of a token (`width`) keep their precision: routers, LoRAs, head, CLIP's projection; so does the
+    patch embedding, which sees the traces first. ONNX Runtime, which has one range for all activations of a batch, also
     keeps the second product of each MLP: its input, after the activation, has few large values and makes most of the
     error (docs/performance.md).
 
     Args:
-        crops: each (1, 3, S, S) uint8, that show OpenVINO the ranges of the activations, which are then fixed
-            (static). Without them ranges are taken while it runs (dynamic): slower, nearer to float32. ONNX Runtime
+        crops: samples (1, 3, S, S) uint8 from which OpenVINO takes the ranges of the activations, which are then fixed
+            (static). Without them ranges are measured while it runs (dynamic): slower, closer to float32. ONNX Runtime
             is always dynamic.
 
     Raises `MissingDependency`.
@@ -107,7 +107,7 @@ def _quantise_onnx(graph: Path, width: int, target: Path) -> None:
     kept += [f"{name}_MatMul" for name in kept]  # what the quantiser calls a Gemm that it has taken apart
     root = logging.getLogger()
     level = root.level
-    root.setLevel(logging.ERROR)  # it advises a pre-processing that fails on a dynamic batch
+    root.setLevel(logging.ERROR)  # it recommends a pre-processing that fails on a dynamic batch
     try:
         quantize_dynamic(
             graph,

@@ -1,9 +1,9 @@
-"""Execution paths: crops in, logits out, whatever multiplies the matrices.
+"""Execution paths: crops in, logits out, with PyTorch, OpenVINO or ONNX Runtime.
 
 In: crops (n, 3, S, S) uint8. Out: float32 what the network gives, logits (n,) or, with its second output, (n, 2).
 `pytorch` runs the network as it is; `graph` runs it as a graph of OpenVINO or ONNX Runtime with the adapter inside, and
-`quantize` makes that graph int8. The first two are a `Runtime` for the `Detector`, which knows no more of them. They
-know nothing of images, files of images or verdicts.
+`quantize` makes that graph int8. The first two give the `Detector` a
+`Runtime`, and it knows nothing else of them. They know nothing of images, image files or verdicts.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ class Runtime(Protocol):
     """One way to compute what a network gives.
 
     Attributes:
-        name: what computes.
-        precision: of the matrix products. float32: equal to the network in float32 but for the order of additions.
+        name: "torch", "openvino", ...
+        precision: of the matrix products. float32: equal to the network in float32, except for the order of additions.
         device: where.
     """
 
@@ -41,7 +41,7 @@ class Runtime(Protocol):
         ...
 
     def exact(self) -> Runtime | None:
-        """The same network in float32, of a runtime in bfloat16; None of others."""
+        """The same network in float32 if this runtime is in bfloat16; None otherwise."""
         ...
 
 
@@ -51,20 +51,20 @@ def logits_of(outputs: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def check_name(setting: str, given: str, known: Sequence[str]) -> None:
-    """Raises `ConfigError` that lists what there is, unless `given` is one of `known`."""
+    """Raise a `ConfigError` that lists the known names, unless `given` is one of `known`."""
     if given not in known:
         raise ConfigError(f"{setting}={given!r}: there is none; give one of {', '.join(known)}")
 
 
 def batch_for(device: str | torch.device, asked: int | None = None) -> int:
-    """Most crops of a forward pass: what is asked for, else 8 on a CPU, where more do not pay (docs/performance.md)."""
+    """Crops of a forward pass: as asked for, else 8 on a CPU, where more do not pay off (docs/performance.md)."""
     if asked is not None:
         return asked
     return 8 if str(device).startswith("cpu") else 32
 
 
 def name_suffix(runtime: Runtime) -> str:
-    """What a detector's name says of its arithmetic: "" where it is float32."""
+    """The suffix of a detector's name for its arithmetic: "" if it is float32."""
     if runtime.precision == "float32":
         return ""
     return f", {runtime.precision}" if runtime.name == "torch" else f", {runtime.name} {runtime.precision}"

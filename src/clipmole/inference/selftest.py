@@ -1,9 +1,9 @@
-"""Does this machine compute what others compute? Made images through every path, beside kept logits.
+"""Checks that this machine computes the same logits as others: synthetic images through every path, and stored logits.
 
-In: the name of a detector. Out: for every runtime and precision that is installed, how far its logits lie from the kept
-ones, which PyTorch gave in float32 on another machine. It knows nothing of files of images or of verdicts.
+In: the name of a detector. Out: for every installed runtime and precision, how far its logits lie from the stored ones,
+which PyTorch computed in float32 on another machine. It knows nothing of image files or of verdicts.
 
-The images are integers modulo 256, so that they are the same bytes on every machine and with every library.
+The images are made of integers modulo 256, so they are the same bytes on every machine and with every library.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ from clipmole.records import Record
 
 REFERENCES = "inference/reference_logits.json"  # {digest of the adapter: [logits in float32]}
 IMAGES = 6
-# float32 differs in the order of additions alone; bfloat16 by less than what makes the detector look again in float32.
+# float32 differs only in the order of additions; bfloat16 by less than the distance at which images are rescored.
 TOLERANCES: dict[Precision, float] = {"float32": 0.01, "bfloat16": RECHECK, "int8": RECHECK}
 
 
 class PathCheck(Record):
-    """One execution path beside the kept logits.
+    """One execution path, compared with the stored logits.
 
     Attributes:
         runtime, precision: the path.
-        difference: the largest distance of its logits from the kept ones; None if the path cannot be taken.
-        tolerance: the largest that is expected of this precision.
-        problem: why the path cannot be taken; None if it was.
+        difference: the largest distance of its logits from the stored ones; None if the path cannot run.
+        tolerance: the largest distance that is expected of this precision.
+        problem: why the path cannot run; None if it ran.
     """
 
     runtime: str
@@ -46,7 +46,7 @@ class PathCheck(Record):
 
     @property
     def agrees(self) -> bool:
-        """Whether the path was taken and lies within its tolerance."""
+        """Whether the path ran and is within its tolerance."""
         return self.difference is not None and self.difference <= self.tolerance
 
 
@@ -64,7 +64,7 @@ def made_crops(size: int) -> NDArray[np.uint8]:
 
 
 def reference_logits(digest: str) -> NDArray[np.float32] | None:
-    """The kept logits (n,) of the adapter with this digest; None if none are kept."""
+    """The stored logits (n,) of the adapter with this digest; None if there are none."""
     kept = json.loads((resources.files("clipmole") / REFERENCES).read_text(encoding="utf-8"))
     return np.array(kept[digest], dtype=np.float32) if digest in kept else None
 
@@ -73,12 +73,12 @@ def self_test(name: str = "default", *, precision: Precision | None = None) -> I
     """Check every execution path of a detector, PyTorch in float32 first.
 
     Args:
-        name: as in `Detector.from_pretrained`. A detector that does not come with the package has no kept logits: its
+        name: as in `Detector.from_pretrained`. A detector that does not come with the package has no stored logits: its
             paths are compared with PyTorch in float32 on this machine.
         precision: one precision alone; None: float32 and bfloat16.
 
     Yields:
-        One `PathCheck` a path. A path whose library is not installed is left out.
+        One `PathCheck` for each path. Paths whose library is not installed are left out.
 
     Raises:
         ClipmoleError: the detector cannot be loaded.

@@ -9,8 +9,8 @@
     local.json           where the backbone's directory was when it was trained, a hint: never uploaded
     replay.safetensors   tokens of training images to be replayed when it is extended: never uploaded; mostly absent
 
-A directory is written beside its place and renamed, so nobody ever reads a half-written one. No
-pickle is read, but for UnivFD's published head, and that without code execution. It knows nothing of images
+A directory is written under another name and renamed, so nobody ever reads a half-written one. No
+pickle is read, except UnivFD's published head, and that without code execution. It knows nothing of images
 or verdicts.
 """
 
@@ -43,7 +43,7 @@ from clipmole.plumbing.text import first_line
 FORMAT_VERSION = 1
 DEFAULT = "default"
 # Detectors that come with clipmole, best first -> the backbones they need.
-# Backbone of an adapter -> the same network in other arithmetic, on which it may be used if that is asked for.
+# Backbone of an adapter -> the same network in other arithmetic, on which it may be used on request.
 SIBLINGS = {"clip-vit-b-16-int8": "vit-b-16"}  # int8 with scales -> the float32 weights that it was rounded from
 PACKAGED = {"mole-vit-b-16": "clip-vit-b-16-int8", "embedded": "embedded"}
 CONFIG, ADAPTER, CALIBRATION, TRAIN, PAGE, CARD, LOCAL, REPLAY = (
@@ -61,7 +61,7 @@ RECALIBRATED = "## Calibrated again"  # the heading of the model card's section 
 
 
 class BackboneReference(Config):
-    """Which tower an adapter belongs to; `sha256` is of the weights (`backbone.tower_sha256`)."""
+    """The tower that an adapter belongs to; `sha256` is that of the weights (`backbone.tower_sha256`)."""
 
     id: str
     revision: str | None = None
@@ -69,7 +69,7 @@ class BackboneReference(Config):
 
 
 class AdapterConfig(Config):
-    """What `config.json` of an adapter directory holds."""
+    """The content of `config.json` in an adapter directory."""
 
     format_version: int = FORMAT_VERSION
     backbone: BackboneReference
@@ -83,7 +83,7 @@ class Adapter:
     """A loaded adapter directory.
 
     Attributes:
-        name: a name of the detector for people: "embedded", the hub id, or the directory's name.
+        name: the detector's name for people: "embedded", the hub id, or the directory's name.
         digest: sha256 over `config.json`, `adapter.safetensors` and `calibration.json`.
         network: in eval mode, float32.
     """
@@ -96,9 +96,9 @@ class Adapter:
 
 
 def check_target(directory: str | Path) -> Path:
-    """A place where an adapter directory may be written: absent, empty, or an adapter directory and nothing else.
+    """A folder where an adapter directory may be written: absent, empty, or an adapter directory and nothing else.
 
-    Raises `CheckpointError` for any other place, and where nothing can be written; nothing is touched.
+    Raises `CheckpointError` for any other folder, and if nothing can be written there; nothing is changed.
     """
     target = Path(directory)
     files: dict[str, Callable[[Path], object] | None] = {
@@ -130,7 +130,7 @@ def save_adapter(
 ) -> None:
     """Write an adapter directory, replacing an older one as a whole.
 
-    It has many parameters because almost each is a file of the directory.
+    It has many parameters because nearly every one is a file of the directory.
 
     Args:
         dtype: of the stored tensors; loading turns them into float32.
@@ -158,17 +158,17 @@ def save_adapter(
         save_file(tensors, folder / ADAPTER)
         if tokens is not None:
             save_file({"tokens": tokens.contiguous()}, folder / REPLAY)
-            (folder / REPLAY).chmod(0o600)  # of the owner's images, and for the owner alone
+            (folder / REPLAY).chmod(0o600)  # made of the owner's images, so only for the owner
         for name, text in texts.items():
             if text is not None:
                 (folder / name).write_text(text.rstrip() + "\n", encoding="utf-8")
-        # safetensors writes for the owner alone; others may read what they may read of the configuration.
+        # safetensors writes for the owner alone; give the file the permissions of the configuration.
         (folder / ADAPTER).chmod((folder / CONFIG).stat().st_mode)
 
 
 @contextmanager
 def _replacing(target: Path) -> Iterator[Path]:
-    """A directory to be filled, that stands in the place of `target` at the end as a whole or not at all."""
+    """A directory to be filled, which replaces `target` at the end as a whole or not at all."""
     try:
         with replacing_folder(target) as folder:
             yield folder
@@ -179,11 +179,11 @@ def _replacing(target: Path) -> Iterator[Path]:
 def with_calibration(source: Path, directory: str | Path, calibration: Calibration, remarks: Sequence[str]) -> None:
     """Write a copy of the adapter directory `source` with another calibration, replacing an older copy as a whole.
 
-    The weights and settings are copied byte for byte. The model card gets `remarks` as a last section, in the
-    place of one from an earlier calibration: what the card says above of verdicts no longer holds.
+    The weights and settings are copied byte for byte. The model card gets `remarks` as its last section, instead of one
+    from an earlier calibration, because what the card says about verdicts above it no longer holds.
 
-    Raises `CheckpointError` if `source` is no adapter directory, if `directory` is `source` or something else that
-    is not an adapter directory, or cannot be written.
+    Raises `CheckpointError` if `source` is not an adapter directory, or if `directory` is `source`, exists and is
+    not an adapter directory, or cannot be written.
     """
     read_config(source)
     target = check_copy(source, directory)
@@ -191,7 +191,7 @@ def with_calibration(source: Path, directory: str | Path, calibration: Calibrati
     with _replacing(target) as folder:
         for name in (CONFIG, ADAPTER, TRAIN, LOCAL, REPLAY):
             if (source / name).is_file():
-                shutil.copyfile(source / name, folder / name)  # the content: files of the hub's cache are links
+                shutil.copyfile(source / name, folder / name)  # the content, since files in the hub's cache are links
         (folder / CALIBRATION).write_text(calibration.model_dump_json(indent=2) + "\n", encoding="utf-8")
         card = (source / CARD).read_text(encoding="utf-8") if (source / CARD).is_file() else ""
         section = [RECALIBRATED, "", "This replaces what is said above of probabilities and thresholds.", ""]
@@ -201,10 +201,10 @@ def with_calibration(source: Path, directory: str | Path, calibration: Calibrati
 
 
 def check_copy(source: Path, directory: str | Path) -> Path:
-    """A place where a copy of the adapter directory `source` may be written; never `source` itself."""
+    """A folder where a copy of the adapter directory `source` may be written; never `source` itself."""
     target = check_target(directory)
     if target.resolve() == source.resolve():
-        raise CheckpointError(f"{target}: is the detector itself, which stays as it is; name another place")
+        raise CheckpointError(f"{target}: is the detector itself, which stays as it is; name another folder")
     return target
 
 
@@ -214,7 +214,7 @@ def default_detector() -> str:
 
 
 def fallback_remark() -> str | None:
-    """A line for a person where the best packaged detector cannot be used; None where it can."""
+    """A line for the user if the best packaged detector cannot be used; None if it can."""
     best, used = next(iter(PACKAGED)), default_detector()
     if used == best:
         return None
@@ -282,7 +282,7 @@ def read_calibration(folder: Path) -> Calibration | None:
 
 
 def read_tensors(path: Path, expected: dict[str, torch.nn.Parameter]) -> dict[str, torch.Tensor]:
-    """Tensors of an adapter file in float32, which must be exactly those of `expected`, all finite."""
+    """Tensors of an adapter file in float32; they must be exactly those in `expected`, all finite."""
     if is_odd_file(path):
         raise CheckpointError(f"{path}: is a pipe or a device, not a file; fetch or train the adapter again")
     try:
@@ -302,23 +302,23 @@ def read_tensors(path: Path, expected: dict[str, torch.nn.Parameter]) -> dict[st
             raise CheckpointError(f"{path}: {name} is {given}, not {needed}; it does not fit its {CONFIG}")
         if not tensors[name].is_floating_point():
             raise CheckpointError(f"{path}: {name} holds {tensors[name].dtype}, not floating-point weights")
-        tensors[name] = tensors[name].to(torch.float32, copy=True)  # aligned, which its sums depend on
+        tensors[name] = tensors[name].to(torch.float32, copy=True)  # aligned, because the order of sums depends on it
         if not tensors[name].isfinite().all():
             raise CheckpointError(f"{path}: {name} holds values that are not finite; train the adapter again")
     return tensors
 
 
 def read_kept_tokens(folder: Path) -> torch.Tensor | None:
-    """The tokens (n, T, d) that an adapter directory keeps to be replayed; None if it keeps none."""
+    """The tokens (n, T, d) that an adapter directory keeps for replay; None if it keeps none."""
     path = folder / REPLAY
     if not path.is_file():
         return None
     try:
         tokens = load_file(path)["tokens"]
     except (OSError, SafetensorError, KeyError) as error:
-        raise CheckpointError(f"{path}: cannot be read: {error}; take it away, and nothing is replayed") from error
+        raise CheckpointError(f"{path}: cannot be read: {error}; delete it to extend without replay") from error
     if tokens.dim() != 3 or tokens.dtype != torch.bfloat16 or not tokens.isfinite().all():
-        raise CheckpointError(f"{path}: holds no tokens; take it away, and nothing is replayed")
+        raise CheckpointError(f"{path}: holds no tokens; delete it to extend without replay")
     return tokens
 
 
@@ -334,10 +334,10 @@ def backbone_for(
 
     Args:
         label: the detector, for messages.
-        backbone: where to take it from, if not from where its id says; or the backbone itself.
-        siblings: one of `SIBLINGS`, named as `backbone`, will do as well.
+        backbone: the name of a backbone, instead of the one in its configuration; or the backbone itself.
+        siblings: also accept one of `SIBLINGS`, if `backbone` names it.
 
-    Raises `CheckpointError` if its weights are others, or `WeightsError`, with one line that names the thing.
+    Raises `CheckpointError` if its weights are different ones, or `WeightsError`, in one line that names the thing.
     """
     if isinstance(backbone, Backbone):
         loaded: Backbone | None = backbone
@@ -350,7 +350,7 @@ def backbone_for(
         if backbone is None and wanted.id not in PRESETS and not HUB_ID.fullmatch(wanted.id):
             raise CheckpointError(
                 f"{label}: was made for the backbone directory {wanted.id!r} "
-                f"(weights sha256 {wanted.sha256[:12]}...); give its place with backbone= or --backbone"
+                f"(weights sha256 {wanted.sha256[:12]}...); give its path with backbone= or --backbone"
             ) from error
         raise
     related = siblings and backbone is not None and SIBLINGS.get(wanted.id) == loaded.id
@@ -373,12 +373,12 @@ def load_adapter(
 
     Args:
         name: "default", a packaged detector, an adapter directory, or a hub id `owner/name`.
-        backbone: where to take the backbone from, if not from where its id says; same weights all the same, or those
-            in `SIBLINGS`. What the adapter is worth on a sibling was not measured: its name says so, and it gives
-            logits without probabilities and verdicts.
+        backbone: the backbone, instead of the one that its id names. It must have the same weights, or be in
+            `SIBLINGS`. How good the adapter is on a sibling was not measured: its name says so, and it gives logits
+            without probabilities and verdicts.
         revision: of the adapter on the hub.
 
-    Raises `CheckpointError`, or `WeightsError` for the backbone, with one line that names the thing.
+    Raises `CheckpointError`, or `WeightsError` for the backbone, in one line that names the thing.
     """
     label, folder = find_adapter(name, revision, cache_dir)
     config = read_config(folder)

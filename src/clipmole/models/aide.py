@@ -1,12 +1,12 @@
-"""AIDE: experts for an image's smoothest and busiest patches, beside a tower that sees what the image shows.
+"""AIDE: experts for an image's smoothest and busiest patches, beside a tower that sees the image's content.
 
-In: the tower's feature and crops. Out: one vector of both for the head. It is a `Companion`.
+In: the tower's feature and crops. Out: one vector, made of both, for the head. It is a `Companion`.
 
 Source: Yan et al. 2025, "A Sanity Check for AI-generated Image Detection", arXiv 2406.19435, and its public code: the
 score of a patch, the two lowest and two highest, SRM's filters, an expert for each kind, the mean of the four vectors,
 the semantic branch's projection, two layers at the end. There the experts are two ResNet-50 on patches enlarged to 256
-pixels, the semantic branch is a ConvNeXt-XXL, and its projection is left out of training by a slip. Experts of this
-size on patches as they are, SRM without borders, and the asinh behind it are this project's choice, and everything is
+pixels, the semantic branch is a ConvNeXt-XXL, and its projection is left out of training by mistake. Experts of this
+size on patches as they are, SRM without borders, and the asinh after it are this project's choice, and everything is
 trained.
 """
 
@@ -30,7 +30,7 @@ def band_weights(size: int = WINDOW, bands: int = BANDS) -> Tensor:
     Both borders belong to a band, as in the published code.
     """
     i = torch.arange(size)
-    diagonal = (i + i[:, None]) * bands  # bands of 2 size each, in whole numbers
+    diagonal = (i + i[:, None]) * bands  # bands of 2 size each, in integers
     weights = torch.zeros(size, size)
     for n in range(bands):
         mask = ((2 * size * n <= diagonal) & (diagonal <= 2 * size * (n + 1))).float()

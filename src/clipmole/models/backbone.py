@@ -1,10 +1,10 @@
-"""Where the tower's weights come from: a preset, a hub id or a directory.
+"""Loads the tower's weights from a preset, a hub id or a directory.
 
 In: a name. Out: a frozen `ViT` with the id, the revision and the sha256 that tie an adapter to it. It knows
-neither images nor adapters; `weight_layouts` knows what files call their tensors, and `hub` the network.
+nothing of images or adapters; `weight_layouts` knows how files name their tensors, and `hub` fetches files.
 
-Weights are read from safetensors, or from .bin, .pt and .pth files of plain tensors; no file is ever given the
-chance to run code. A safetensors file may hold matrices in int8 with a scale per output channel (`int8_matrices`).
+Weights are read from safetensors, or from .bin, .pt and .pth files of plain tensors; no file can run code. A
+safetensors file may hold matrices in int8 with a scale per output channel (`int8_matrices`).
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Backbone:
     """A tower and where it comes from.
 
     Attributes:
-        tower: float32, in eval mode, nothing in it requires a gradient.
+        tower: float32, in eval mode, with no parameter that requires a gradient.
         id: preset name or hub id; the bare name of a directory.
         revision: commit on the hub; None for a directory.
         sha256: `tower_sha256` of the tower.
@@ -64,9 +64,10 @@ class Preset:
     """Pinned weights: on the hub, or (hub_id None) in a package of weights, or in this one.
 
     Attributes:
-        file_sha256: of the whole weight file, checked at each load; None: none is published.
+        file_sha256: of the whole weight file, checked whenever it is loaded; None: none is published.
         package: the package of weights that holds them; it is not imported.
-        tower_sha256: `tower_sha256` of what the pinned file holds, which then need not be computed at each load.
+        tower_sha256: `tower_sha256` of the pinned file's weights, so that it need not be computed whenever it is
+            loaded.
     """
 
     hub_id: str | None = None
@@ -100,17 +101,17 @@ def load_backbone(name: str | Path, *, revision: str | None = None, cache_dir: P
     """Load a frozen tower.
 
     Args:
-        name: a preset of `PRESETS`; else a directory, if there is one; else a hub id "owner/name". Several of them,
-            joined by +, are one tower with all their features.
+        name: a preset of `PRESETS`; else a directory, if there is one; else a hub id "owner/name". Several, joined
+            by +, make one tower with all their features.
         revision: commit, branch or tag of a hub id. A preset is pinned, and a directory has none.
         cache_dir: where hub files are kept; None: huggingface_hub's cache.
 
-    A directory holds one weight file and, but for OpenAI's own state dict, the config.json (or OpenCLIP's
-    open_clip_config.json) that belongs to it. Pixels are to be normalised as its preprocessor_config.json says,
+    A directory holds one weight file and, except for OpenAI's own state dict, the config.json (or OpenCLIP's
+    open_clip_config.json) that belongs to it. Pixels are normalised as its preprocessor_config.json says,
     else as is usual for the family: `tower.config.mean` and `std`.
 
     Raises:
-        WeightsNotFound: no such name, no such file, or not in the cache and no network.
+        WeightsNotFound: there is no such name or file, or it is not in the cache and there is no network.
         WeightsMismatch: weights that are damaged, do not fit, or are not plain tensors.
     """
     if isinstance(name, str) and JOINT in name and not Path(name).is_dir():
@@ -124,7 +125,7 @@ def load_backbone(name: str | Path, *, revision: str | None = None, cache_dir: P
 
 
 def concatenated(parts: Sequence[Backbone]) -> Backbone:
-    """Several backbones as one, whose features stand side by side; its sha256 is of theirs in their order."""
+    """Several backbones as one, with their features side by side; its sha256 is made of theirs in their order."""
     digest = hashlib.sha256("\n".join(part.sha256 for part in parts).encode()).hexdigest()
     tower = Concatenated([part.tower for part in parts]).eval().requires_grad_(False)
     return Backbone(tower, JOINT.join(part.id for part in parts), None, digest)
@@ -133,7 +134,7 @@ def concatenated(parts: Sequence[Backbone]) -> Backbone:
 def find_weights(
     name: str | Path, preset: Preset | None, revision: str | None, cache_dir: Path | None
 ) -> tuple[Path, str, str | None]:
-    """The weight file, its configuration files beside it; the id; the commit. Arguments as `load_backbone`'s."""
+    """The weight file, with its configuration files beside it; the id; the commit. Arguments as in `load_backbone`."""
     folder = packaged_weights(preset) if preset and preset.hub_id is None else Path(name)
     if revision is not None and (preset or folder.is_dir()) and revision != (preset and preset.revision):
         raise WeightsNotFound(f"{name}: cannot be had at revision {revision!r}; only a hub id has revisions")
@@ -152,14 +153,14 @@ def find_weights(
         optional = [CONFIG, OPEN_CLIP, PREPROCESSOR]
         folder = hub_files(name, [SAFETENSORS + PICKLES], optional=optional, revision=revision, cache_dir=cache_dir)
         return weight_file(folder, name), name, folder.name
-    reason = "is a file; give the directory that it is in" if folder.is_file() else "is not there"
+    reason = "is a file; give its directory" if folder.is_file() else "is not there"
     raise WeightsNotFound(
         f"{name}: {reason}; a backbone is one of {', '.join(PRESETS)}, a directory, or a hub id owner/name"
     )
 
 
 def packaged_weights(preset: Preset) -> Path:
-    """The folder of weights that come in a package, found without importing it; it may not be there."""
+    """The folder of weights in a package, found without importing it; it may not exist."""
     if preset.package is None:
         return PACKAGED_DETECTORS / "embedded" / "backbone"
     spec = find_spec(preset.package)
@@ -168,13 +169,13 @@ def packaged_weights(preset: Preset) -> Path:
 
 
 def is_installed(name: str) -> bool:
-    """Whether the weights of a preset lie in a package of this installation."""
+    """Whether a package with the weights of a preset is installed."""
     preset = PRESETS.get(name)
     return preset is not None and preset.hub_id is None and packaged_weights(preset).is_dir()
 
 
 def weight_file(folder: Path, source: str) -> Path:
-    """The weight file of a folder: safetensors first, usual names first, else the only one."""
+    """The weight file of a folder: safetensors before others, usual names before others, else the only one."""
     for usual, patterns in ((SAFETENSORS, ["*.safetensors"]), (PICKLES, ["*.bin", "*.pt", "*.pth"])):
         found = sorted(path for pattern in patterns for path in folder.glob(pattern))
         named = [folder / name for name in usual if folder / name in found]
@@ -191,7 +192,7 @@ def read_tower(path: Path, source: str, file_sha256: str | None = None) -> ViT:
 
     Args:
         source: how messages name the file.
-        file_sha256: what the whole file's sha256 must be; None: anything.
+        file_sha256: the sha256 that the whole file must have; None: any.
     """
     if file_sha256 is not None:
         with path.open("rb") as file:
@@ -214,7 +215,7 @@ def read_tower(path: Path, source: str, file_sha256: str | None = None) -> ViT:
 
 
 def _settings(path: Path) -> Json | None:
-    """The JSON object that a configuration file holds; None if there is no such file."""
+    """The JSON object in a configuration file; None if there is no such file."""
     if not path.exists():
         return None
     values = read_json(path, WeightsMismatch)
@@ -235,7 +236,7 @@ def open_weights(path: Path, source: str) -> Iterator[tuple[dict[str, Shape], Ca
     try:
         handle = safe_open(path, framework="pt")
     except (SafetensorError, OSError) as error:
-        raise WeightsMismatch(f"{source}: is damaged or no safetensors file ({first_line(error)})") from error
+        raise WeightsMismatch(f"{source}: is damaged or not a safetensors file ({first_line(error)})") from error
     with handle as file:
         kinds = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
         shapes = {name: tuple(kind.get_shape()) for name, kind in kinds.items()}
@@ -274,7 +275,7 @@ def dequantized(matrix: Tensor, scale: Tensor, source: str) -> Tensor:
 
 
 def read_pickle(path: Path, source: str) -> dict[str, Tensor]:
-    """Tensors of a file of torch.save, read without running what it may hold; mapped from disk if it can be.
+    """Tensors of a file of torch.save, read without running any code in it; mapped from disk if possible.
 
     Raises `WeightsMismatch` for a TorchScript archive, for anything but tensors, and for a damaged file.
     """
@@ -284,7 +285,7 @@ def read_pickle(path: Path, source: str) -> dict[str, Tensor]:
             with zipfile.ZipFile(path) as archive:
                 script = any(name.endswith("/constants.pkl") for name in archive.namelist())
         state = None if script else torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
-    except Exception as error:  # pickle, zip and torch each raise their own
+    except Exception as error:  # pickle, zip and torch each raise errors of their own
         raise WeightsMismatch(
             f"{source}: is damaged, or holds more than plain tensors and is not run; fetch it again, or save its "
             "state dict as safetensors where you trust it"
@@ -323,7 +324,7 @@ def all_finite(tensor: Tensor) -> bool:
 
 
 def tower_sha256(tower: ViT) -> str:
-    """Digest of the weights, the same whatever file they came from.
+    """Digest of the weights, independent of the file that they came from.
 
     sha256 over the parameters in the order of their names: name, shape, then float32 little-endian bytes.
     """
@@ -341,7 +342,7 @@ def save_tower(tower: ViT, directory: str | Path, dtype: torch.dtype = torch.flo
     An older backbone directory is replaced as a whole.
 
     Args:
-        dtype: of the stored weights. The tower that is read from float16 is a rounded one, with its own sha256.
+        dtype: of the stored weights. Weights that are read back from float16 are rounded and have another sha256.
 
     Raises:
         WeightsMismatch: the tower has an adapter in it, or a weight that `dtype` cannot hold.
@@ -350,7 +351,7 @@ def save_tower(tower: ViT, directory: str | Path, dtype: torch.dtype = torch.flo
     state = {name: tensor.detach().to("cpu", dtype).contiguous() for name, tensor in tower.state_dict().items()}
     with torch.device("meta"):
         bare = ViT(tower.config).state_dict()
-    reasons = [f"{name} is of an adapter; save the tower without it" for name in state if name not in bare]
+    reasons = [f"{name} belongs to an adapter; save the tower without it" for name in state if name not in bare]
     reasons += [f"{name} is not finite as {dtype}" for name, tensor in state.items() if not all_finite(tensor)]
     if reasons:
         raise WeightsMismatch(f"{directory}: not saved: {reasons[0]}")
@@ -363,7 +364,7 @@ def save_tower(tower: ViT, directory: str | Path, dtype: torch.dtype = torch.flo
         with replacing_folder(target) as folder:
             save_file(state, folder / SAFETENSORS[0], metadata={"format": "pt"})
             (folder / CONFIG).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
-            # safetensors writes for the owner alone; others may read what they may read of the configuration.
+            # safetensors writes for the owner alone; give the file the permissions of the configuration.
             (folder / SAFETENSORS[0]).chmod((folder / CONFIG).stat().st_mode)
     except (OSError, SafetensorError) as error:
         raise WeightsError(f"{directory}: cannot be written: {first_line(error)}") from error

@@ -1,12 +1,12 @@
 """FFiT: a transformer on the magnitude of a crop's Fourier transform, and a gate between it and the tower.
 
-In: the tower's feature and crops. Out: one vector of both for the head. It is a `Companion`, whose own loss is that of
-a masked autoencoder on the magnitude.
+In: the tower's feature and crops. Out: one vector, made of both, for the head. It is a `Companion`, whose own loss
+is that of a masked autoencoder on the magnitude.
 
 Source: Dong, Bhagavatula, Zhou, Kumar 2024, "Towards More Accurate Fake Detection on Images Generated from Advanced
-Generative and Neural Rendering Models", arXiv 2411.08642: a masked autoencoder on the magnitude, a loss that heeds its
-symmetry, a ratio of masking that changes, a gated multimodal unit. No code is public; all sizes, the frequencies, how
-masks are drawn, and that the masked autoencoder is trained together with the detector are this project's choice.
+Generative and Neural Rendering Models", arXiv 2411.08642: a masked autoencoder on the magnitude, a loss that respects
+its symmetry, a changing masking ratio, a gated multimodal unit. No code is public; all sizes, the frequencies, the
+drawing of masks, and training the masked autoencoder together with the detector are this project's choices.
 """
 
 from __future__ import annotations
@@ -25,16 +25,17 @@ FREQUENCIES = 224  # of an axis, from -1/2 to 1/2 cycles a pixel
 ENCODER = TowerConfig(image_size=FREQUENCIES, patch_size=16, width=192, depth=6, heads=3, mlp_width=768)
 DECODER_BLOCKS = 2
 MASK_RATIO = (0.5, 0.9)
-LOG_MEAN, LOG_STD = 7.0, 1.4  # of the logarithms in photographs, about
+LOG_MEAN, LOG_STD = 7.0, 1.4  # of the logarithms in photographs, approximately
 
 
 def log_magnitude(crops: Tensor, frequencies: int = FREQUENCIES) -> Tensor:
-    """log(1 + |F|) of the levels of each colour channel, less their mean, where frequencies lie half a step beside 0.
+    """log(1 + |F|) of the levels of each colour channel minus their mean, at frequencies shifted by half a step.
 
     F(u, v) = K / S sum_xy (x - mean)_xy exp(-2 pi i (u x + v y)) at u, v = (k + 1/2) / K cycles a pixel,
-    k = -K/2 ... K/2 - 1. So the mirror |F(u, v)| = |F(-u, -v)| is a turn of the whole array by 180 degrees, patch onto
-    patch. The usual frequencies k / K lack +1/2: a patch's first row and column would have their mirror in a patch next
-    to its own. Products of matrices, since graphs of OpenVINO and ONNX have no complex numbers.
+    k = -K/2 ... K/2 - 1. So the symmetry |F(u, v)| = |F(-u, -v)| is a rotation of the whole array by 180 degrees, which
+    maps patches onto patches. The usual frequencies k / K lack +1/2: the first row and column of a patch would have
+    their mirror image in a neighbouring patch. It is computed by matrix products, since graphs of OpenVINO and ONNX
+    have no complex numbers.
 
     Args:
         crops: (B, 3, S, S) of 0..1.
@@ -62,7 +63,7 @@ def draw_masks(count: int, grid: int, ratio: float) -> Tensor:
 
     Args:
         grid: patches of an axis, even, so that no patch is its own mirror.
-        ratio: of the pairs, the share that is hidden; at least one is, and one is not.
+        ratio: share of the pairs that is hidden; at least one pair is, and at least one is not.
     """
     pairs = grid**2 // 2
     hidden = min(max(round(ratio * pairs), 1), pairs - 1)
@@ -95,9 +96,9 @@ class GatedMultimodalUnit(nn.Module):
 class FFiT(Companion):
     """h = GMU(mean of the encoder's tokens, the tower's feature), the encoder a ViT on patches of `log_magnitude`.
 
-    Of two patches that mirror each other the encoder reads one, since the other holds nothing else. In training a share
-    of the patches, drawn from `MASK_RATIO` in each pass, is hidden, always with their mirrors; a decoder predicts them
-    from the rest, and the mean squared error, each pair once, is the companion's own loss.
+    Of two patches that mirror each other the encoder reads one, since the other holds the same values. In training a
+    share of the patches, drawn from `MASK_RATIO` in each pass, is hidden, always with their mirrors; a decoder predicts
+    them from the rest, and the mean squared error, each pair once, is the companion's own loss.
 
     Args:
         features: channels of the tower's feature.
@@ -128,7 +129,7 @@ class FFiT(Companion):
         return torch.cat([embedded[:, :1], embedded[:, 1 + ENCODER.grid**2 // 2 :]], dim=1)
 
     def encode(self, tokens: Tensor) -> Tensor:
-        """Embedded tokens (B, 1 + n, d) of any n patches -> what becomes of the patches (B, n, d)."""
+        """Embedded tokens (B, 1 + n, d) of any n patches -> the encoded patches (B, n, d)."""
         return self.encoder.post_norm(self.encoder.run_blocks(tokens))[:, 1:]  # type: ignore[no-any-return]
 
     def reconstruction_loss(self, spectrum: Tensor, tokens: Tensor) -> Tensor:
@@ -148,7 +149,7 @@ class FFiT(Companion):
         return (errors * hidden).sum(dim=1) / hidden.sum(dim=1)
 
     def reconstruct(self, tokens: Tensor, hidden: Tensor) -> Tensor:
-        """The patches of the lower half (B, N, 3 P^2) as they are guessed from those that are not `hidden` (B, N).
+        """The patches of the lower half (B, N, 3 P^2), predicted from those that are not `hidden` (B, N).
 
         As many are hidden in each row of the batch.
         """

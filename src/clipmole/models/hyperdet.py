@@ -1,12 +1,12 @@
-"""HyperDet: a hypernetwork that writes LoRAs for different views of the noise in an image, and their exact merger.
+"""HyperDet: a hypernetwork that generates LoRAs for different views of the noise in an image, merged exactly.
 
-In: crops, as for every network. Out: logits; in evaluation those of an ordinary `MoLENetwork` with a shared LoRA, which
-is all that an adapter directory holds. The hypernetwork lives in training alone.
+In: crops, as for every network. Out: logits; in evaluation those of an ordinary `MoLENetwork` with a shared LoRA, and
+an adapter directory holds nothing else. The hypernetwork exists only in training.
 
 Source: Cao et al. 2024, "HyperDet: Generalizable Detection of Synthesized Images by Generating and Merging A Mixture of
 Hyper LoRAs", arXiv 2410.06044: SRM's filters in five groups, a hypernetwork that generates a LoRA from the embedding of
-each group, their merger, a loss that balances the image against its noise. No code is public; all sizes, where LoRAs
-stand, the noise image, and how it is balanced are this project's choice.
+each group, their merging, a loss that balances the image against its noise. No code is public; all sizes, the positions
+of the LoRAs, the noise image and its balance are this project's choices.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class HyperNetwork(nn.Module):
 
 
 class _Plain(nn.Module):
-    """The network as it is in evaluation, whatever its mode."""
+    """The network as in evaluation, whatever its mode."""
 
     def __init__(self, network: MoLENetwork) -> None:
         super().__init__()
@@ -70,12 +70,12 @@ class _Plain(nn.Module):
 
 
 class HyperDetNetwork(MoLENetwork):
-    """A `MoLENetwork` with a shared LoRA of rank 5 r, which a hypernetwork of five LoRAs of rank r writes.
+    """A `MoLENetwork` with a shared LoRA of rank 5 r, which a hypernetwork generates as five LoRAs of rank r.
 
     In evaluation the update of a block is the mean of the five: W = 1/5 sum_k B_k A_k, exactly, since stacked
-    A = [A_1; ...; A_5] and B = [B_1, ..., B_5] / 5. In training each pass draws one group k, of which alone the LoRA is
-    used, and shows each image as it is with probability `IMAGE_SHARE`, else as the group's noise (`srm_residuals`): in
-    expectation the loss is that share of the image's, and the rest of its noise's.
+    A = [A_1; ...; A_5] and B = [B_1, ..., B_5] / 5. In training each pass draws one group k and uses only its LoRA. It
+    shows each image as it is with probability `IMAGE_SHARE`, else as the group's noise (`srm_residuals`), so the
+    expected loss is the weighted sum of the image's loss and its noise's.
 
     Args:
         tower: a ViT; its MLPs are wrapped in place.
@@ -113,7 +113,7 @@ class HyperDetNetwork(MoLENetwork):
         return self.with_lora(torch.where(image, pixels, srm_residuals(crops, group, TRUNCATION)), group)
 
     def with_lora(self, pixels: Tensor, group: int) -> Tensor:
-        """Crops (B, 3, H, W) of 0..1 -> logits (B,) by the LoRA of one group alone."""
+        """Crops (B, 3, H, W) of 0..1 -> logits (B,) with the LoRA of one group only."""
         own = slice(group * self.rank, (group + 1) * self.rank)
         matrices: dict[str, Tensor] = {}
         names = {id(layer): name for name, layer in self.named_modules() if isinstance(layer, MoLE)}

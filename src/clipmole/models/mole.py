@@ -1,7 +1,7 @@
 """The method: a mixture of low-rank experts (MoLE) around the frozen MLP of a block.
 
 In: tokens after the block's second LayerNorm (B, T, d). Out: the same shape, for the residual stream.
-It knows nothing of towers, heads or files beyond `add_mole`, which puts it into a tower's blocks.
+It knows nothing of heads or files, and of towers only `add_mole`, which puts it into a tower's blocks.
 
 Source: Liu, Wang, Kang, Wang, "Mixture of Low-rank Experts for Transferable AI-Generated Image Detection",
 arXiv 2404.04883. What the paper leaves open (ranks, scale, top-k, balance loss) is this project's choice, and so is
@@ -26,13 +26,14 @@ class Router(nn.Module):
 
     - softmax: g = softmax(W x), of each token (MoLE, arXiv 2404.04883).
     - image: g = softmax(W x_0) with x_0 the class token, so that an image has one set of gates, and its experts fold
-      into one matrix (`MoLE.folded`). Gates of an image are MLoRE's (arXiv 2403.17749), which pools all tokens instead.
+      into one matrix (`MoLE.folded`). Gates for an image come from MLoRE (arXiv 2403.17749), which pools all tokens
+      instead.
     - local-global: g_i = sigmoid(W x)_i sigmoid(w_i . mean over tokens of expert_i(x)) (MoLE for text-to-image,
-      arXiv 2410.23332): no softmax, so closing one expert raises no other, and gates need not sum to 1.
+      arXiv 2410.23332): no softmax, so closing one expert does not raise the others, and gates need not sum to 1.
 
-    A softmax is over each of `config.expert_groups`. With `top_k` all but the k largest gates of a group are 0; the
-    rest sums to 1 if `renormalize`, and else stays as it was, as in MLoRE. In training Gaussian noise of standard
-    deviation `router_noise` is added to W x, drawn by PyTorch's generator on the CPU.
+    Each of `config.expert_groups` has its own softmax. With `top_k` all but the k largest gates of a group are 0; with
+    `renormalize` the rest sum to 1, otherwise they keep their values, as in MLoRE. In training, Gaussian noise of
+    standard deviation `router_noise` is added to W x, drawn by PyTorch's generator on the CPU.
 
     Args:
         width: channels of a token, d.
@@ -52,8 +53,8 @@ class Router(nn.Module):
         """Tokens (..., T, d) -> gates (..., T, E), in float32 (float64 for float64 tokens).
 
         Args:
-            x: of `image`, the class token first.
-            pooled: w_i . mean over tokens of expert_i(x), (..., 1, E); of `local-global` alone.
+            x: for `image`, the class token comes first.
+            pooled: w_i . mean over tokens of expert_i(x), (..., 1, E); only for `local-global`.
         """
         logits = (x[..., :1, :] if self.kind == "image" else x) @ self.weight.T
         if self.training and self.noise:
@@ -78,10 +79,10 @@ class Router(nn.Module):
 class Extension(nn.Module):
     """h(x) s B A x with h = sigmoid(w . x + b), of each token: a separate LoRA that was added to a trained layer.
 
-    `lora_B` starts at 0 and h near 0, whatever the token. Where h is 0, so is the outcome, exactly.
-    It has 2 r d + d + 1 parameters. After "Low-rank mixture-of-experts for continual medical image segmentation"
-    (arXiv 2406.13583), which adds experts for new data and freezes the rest; that each has a gate of its own, which
-    leaves the old gates alone, is this project's.
+    `lora_B` starts at 0 and h near 0, for every token. Where h is 0, the result is exactly 0.
+    It has 2 r d + d + 1 parameters. It follows "Low-rank mixture-of-experts for continual medical image segmentation"
+    (arXiv 2406.13583), which adds experts for new data and freezes the rest; giving each a gate of its own, so that
+    the old gates do not change, is this project's choice.
 
     Args:
         width: channels of a token, d.
@@ -104,7 +105,7 @@ class Extension(nn.Module):
         return torch.sigmoid(logits.to(torch.promote_types(logits.dtype, torch.float32)))
 
     def forward(self, x: Tensor, gate: Tensor) -> Tensor:
-        """Tokens (..., d) and their gates (..., 1) -> what is added to the layer's output, (..., d)."""
+        """Tokens (..., d) and their gates (..., 1) -> the term that is added to the layer's output, (..., d)."""
         h = x @ self.lora_A.T
         return (h * (self.scaling * gate).to(h.dtype)) @ self.lora_B.T
 
@@ -115,7 +116,7 @@ class MoLE(nn.Module):
     The shared LoRA and the experts are stacked: `lora_A` (R, d) and `lora_B` (d, R) with R the sum of the ranks, the
     shared LoRA's rows first. Then h = x A^T, each column times its gate (1 for shared), y = MLP(x) + h B^T: two matrix
     products, no loop over experts and no data-dependent shape. `lora_B` starts at 0, so at the start
-    y = MLP(x) bit for bit. Extensions come after, so that what was trained before them is computed as it was.
+    y = MLP(x) bit for bit. Extensions are added last, so that everything trained before them is computed as before.
 
     Args:
         mlp: the MLP of the block, left as it is.
@@ -123,8 +124,8 @@ class MoLE(nn.Module):
         config: ranks, alpha and router; at least one LoRA.
 
     Attributes:
-        keep_gates: set it to have each forward pass leave its gates (..., E), attached to the graph, in `gates`:
-            the router's, then those of the extensions.
+        keep_gates: if set, each forward pass stores its gates (..., E), attached to the graph, in `gates`: the
+            router's, then those of the extensions.
     """
 
     column_gate: Tensor
@@ -154,7 +155,7 @@ class MoLE(nn.Module):
 
     @property
     def needs_all_tokens(self) -> bool:
-        """Whether one token's outcome depends on all of them, or on noise that is to be drawn once for all."""
+        """Whether the output of one token depends on all of them, or on noise that must be drawn once for all."""
         router = self.router
         return router is not None and (router.kind == "local-global" or (self.training and router.noise > 0))
 
@@ -176,19 +177,20 @@ class MoLE(nn.Module):
         return y  # type: ignore[no-any-return]
 
     def route(self, x: Tensor) -> Tensor:
-        """Tokens (..., T, d) -> all gates (..., T, E), of a layer that has any: the router's, then the extensions'."""
+        """Tokens (..., T, d) -> all gates (..., T, E) of a layer that has any: the router's, then the extensions'."""
         gates = [] if self.router is None else [self.router(x, self._pooled(x @ self.lora_A.T))]
         gates += [extension.gate(x) for extension in self.extensions]  # type: ignore[operator]
         return torch.cat(gates, dim=-1)
 
     def folded(self, x: Tensor) -> Tensor:
-        """What `forward` gives for tokens (B, T, d) of images, by one matrix M of (d, d) an image: y = MLP(x) + x M^T.
+        """The result of `forward` for tokens (B, T, d) of images, with one matrix M (d, d) an image: y = MLP(x) + x
+        M^T.
 
-        M = B diag(g s) A, as MLoRE folds its paths (arXiv 2403.17749). It needs gates that all tokens of an image
-        share: the router `image`, or no experts; and no extensions, whose gates are of each token.
+        M = B diag(g s) A, as MLoRE folds its paths (arXiv 2403.17749). All tokens of an image must share their gates,
+        so it needs the router `image`, or no experts; and no extensions, which have a gate for each token.
         """
         if self.extensions or (self.router is not None and self.router.kind != "image"):
-            raise ValueError("folded: gates differ from token to token; it takes router = 'image' and no extensions")
+            raise ValueError("folded: gates differ from token to token; it needs router = 'image' and no extensions")
         gates = () if self.router is None else (self.router(x[:, :1]),)
         weight = self._column_weight(*gates).to(self.lora_B.dtype).expand(len(x), 1, -1)
         return self.mlp(x) + x @ ((self.lora_B * weight) @ self.lora_A).mT  # type: ignore[no-any-return]
@@ -223,9 +225,9 @@ def add_mole(tower: ViT, config: MoLEConfig) -> tuple[MoLE, ...]:
 
 
 def balance_loss(gates: Tensor) -> Tensor:
-    """E sum_i m_i^2 / (sum_i m_i)^2 with m_i the mean gate of expert i: 1 if all are used alike, E if one takes all.
+    """E sum_i m_i^2 / (sum_i m_i)^2 with m_i the mean gate of expert i: 1 if all are used equally, E if one takes all.
 
-    It is 1 + CV^2, the squared coefficient of variation of Shazeer et al. (arXiv 1701.06538), so it asks nothing of
+    It is 1 + CV^2, the squared coefficient of variation of Shazeer et al. (arXiv 1701.06538), so it does not depend on
     the size of gates that do not sum to 1.
 
     Args:

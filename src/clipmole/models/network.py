@@ -29,15 +29,15 @@ class MoLENetwork(nn.Module):
     """logit = w . feature(tower(normalise(crop))) + b; label 1 is AI-generated.
 
     With head blocks the head also reads the class tokens after these blocks, each normalised to mean 0 and
-    variance 1 over its channels: what earlier blocks see of a crop is worth more for generators that training did not
-    have (RINE, Koutlis and Papadopoulos 2024, arXiv 2402.19091). With `config.companion` a second network reads the
-    crop itself, and the head reads what that makes of the crop and of the feature. Tokens then carry both:
-    "(B, T + k, d)" is T tokens and, after them, the crop in rows (`companion.to_rows`), if there is a companion, and
-    the class tokens of the head blocks that are behind.
+    variance 1 over its channels: the features of earlier blocks help most with generators that were not in training
+    (RINE, Koutlis and Papadopoulos 2024, arXiv 2402.19091). With `config.companion` a second network reads the crop
+    itself, and the head reads what that computes from the crop and the feature. Tokens then carry both: "(B, T + k, d)"
+    is T tokens and, after them, the crop in rows (`companion.to_rows`), if there is a companion, and the class tokens
+    of the head blocks that are behind.
 
     With no experts and no shared LoRA it is UnivFD's linear probe (arXiv 2302.10174); with the shared LoRA
     only, plain LoRA; with both, MoLE (arXiv 2404.04883). The tower is frozen, unless `full_finetune`. Extensions are
-    separate LoRAs that came later, for generators that appeared since.
+    separate LoRAs that were added later, for new generators.
 
     Args:
         tower: a ViT; its MLPs are wrapped in place.
@@ -59,7 +59,7 @@ class MoLENetwork(nn.Module):
         self.companion: Companion | None = None
         if config.companion is not None:
             if tower.config.depth == 0:
-                raise ConfigError(f"mole.companion = {config.companion}: stands beside one backbone, not several")
+                raise ConfigError(f"mole.companion = {config.companion}: needs a single backbone, not several")
             self.companion = COMPANIONS[config.companion](features)
         self.head = nn.Linear(self.companion.width if self.companion else features, 1)
         nn.init.zeros_(self.head.bias)
@@ -75,9 +75,9 @@ class MoLENetwork(nn.Module):
         read: Callable[[dict[str, nn.Parameter]], dict[str, Tensor]],
         **options: bool,
     ) -> MoLENetwork:
-        """A network in eval mode with the weights that `read` gives, given the parameters that are trained.
+        """A network in eval mode with the weights that `read` returns for the parameters that are trained.
 
-        None is drawn at random before: a library leaves the random numbers of its host alone.
+        No weight is drawn at random first: a library does not touch the random numbers of its host.
         """
         with torch.device("meta"):
             network = cls(tower, config, **options)
@@ -103,7 +103,7 @@ class MoLENetwork(nn.Module):
         return {name: p for name, p in self.named_parameters() if self.full_finetune or ours(name)}
 
     def trained_parameters(self) -> dict[str, nn.Parameter]:
-        """What training changes: those of `adapter_parameters` that are not frozen."""
+        """The parameters that training changes: those of `adapter_parameters` that are not frozen."""
         return {name: p for name, p in self.named_parameters() if p.requires_grad}
 
     def train_last_extension_alone(self) -> None:
@@ -159,7 +159,7 @@ class MoLENetwork(nn.Module):
         return torch.cat([self.head(features), self.drawn(features)], dim=-1)
 
     def parted(self, tokens: Tensor, start: int) -> tuple[Tensor, list[Tensor]]:
-        """Tokens (B, T + k, d) before block `start` -> the T tokens, and what they carry for `read`."""
+        """Tokens (B, T + k, d) before block `start` -> the T tokens, and the rows that they carry for `read`."""
         stop = tokens.shape[1] - self.carried(start)
         own = 1 + (stop - 1) // (1 + self.crop_rows)
         crop = [tokens[:, own:stop]] if self.companion else []
@@ -172,7 +172,7 @@ class MoLENetwork(nn.Module):
     def features(self, tokens: Tensor, start: int, kept: Sequence[int] | None = None) -> Tensor:
         """Tokens (B, T + k, d) before block `start` -> what the head reads (B, F).
 
-        Of the last block only what becomes of the class token is computed, since nothing else is read of it.
+        In the last block only the class token is computed, since nothing else of it is read.
         """
         last = self.tower.config.depth - 1
         tokens, read = self.parted(tokens, start)

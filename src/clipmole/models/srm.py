@@ -1,4 +1,4 @@
-"""The 30 linear filters of the spatial rich model (SRM): what is left of an image once its content is predicted away.
+"""The 30 linear filters of the spatial rich model (SRM): what remains of an image after its content is predicted.
 
 In: crops. Out: residuals, or the kernels. Fridrich and Kodovsky 2012, "Rich models for steganalysis of digital images",
 section II: residuals of first, second and third order along lines, and of edge and square kernels of 3x3 and 5x5. The
@@ -42,7 +42,7 @@ def srm_residuals(crops: Tensor, group: int, truncation: float) -> Tensor:
 
     Args:
         crops: (B, 3, H, W), uint8 0..255 or float 0..1; mirrored at the borders.
-        truncation: what is cut off, in levels of 0..255; it becomes 1.
+        truncation: where residuals are cut off, in levels of 0..255; this value becomes 1.
 
     Returns:
         (B, 3, H, W) float32, 0..1.

@@ -1,4 +1,4 @@
-"""UnivFD's published linear head on CLIP ViT-L/14: the case "no experts".
+"""UnivFD's published linear head on CLIP ViT-L/14: the case without experts.
 
 In: the published file. Out: a network, or an adapter directory like any other. It knows nothing of images.
 """
@@ -24,8 +24,8 @@ def univfd_network(head: str | Path, backbone: str | Path = "vit-l-14") -> tuple
     """UnivFD's published linear head (arXiv 2302.10174) on CLIP ViT-L/14: no experts, no shared LoRA.
 
     Args:
-        head: `fc_weights.pth` of WisconsinAIVision/UniversalFakeDetect, known by its sha256.
-        backbone: where CLIP ViT-L/14 comes from.
+        head: `fc_weights.pth` of WisconsinAIVision/UniversalFakeDetect, identified by its sha256.
+        backbone: the name of CLIP ViT-L/14, or a directory that holds it.
     """
     path = Path(head)
     try:
@@ -50,7 +50,7 @@ def univfd_network(head: str | Path, backbone: str | Path = "vit-l-14") -> tuple
 def import_univfd(head: str | Path, directory: str | Path, backbone: str | Path = "vit-l-14") -> None:
     """Turn UnivFD's published head into an adapter directory, with a centre crop and without a calibration.
 
-    Arguments as `univfd_network`'s; `directory` is where to write the adapter.
+    Arguments as in `univfd_network`; `directory` is the adapter directory to write.
     """
     check_target(directory)
     network, loaded = univfd_network(head, backbone)

@@ -1,9 +1,9 @@
 """One Vision Transformer tower: CLIP's image tower, the plain ViT and DINOv2, by configuration.
 
 In: normalised pixels (B, 3, H, W). Out: the feature of the class token (B, feature_dim).
-`embed`, `blocks` and `feature` are apart because the method lives between them: only the MLPs of the last
-blocks are adapted, so all before them can be computed once and kept. What it does not know: where weights
-come from (`backbone`), and that it is adapted (`mole`).
+`embed`, `blocks` and `feature` are separate because the method works between them: only the MLPs of the last
+blocks are adapted, so everything before them can be computed once and kept. It does not know where weights
+come from (`backbone`), nor that it is adapted (`mole`).
 
 Sources: ViT, arXiv 2010.11929; CLIP, arXiv 2103.00020; DINOv2, arXiv 2304.07193.
 """
@@ -29,12 +29,12 @@ class QuickGELU(nn.Module):
 class Linear(nn.Linear):
     """nn.Linear that, while it is frozen, casts its weights for autocast once and not at every call.
 
-    autocast keeps casts of weights that are trained only. The outcome is the same, bit for bit; the cast copy takes
-    half the weights' memory on top.
+    autocast keeps the casts of trained weights only. The result is the same, bit for bit; the cast copy takes
+    an additional half of the weights' memory.
 
     Attributes:
-        cast_copy: what it was made for (dtype, and device, address and version of each weight), weight and bias; None:
-            there is none yet.
+        cast_copy: its key (dtype, and device, address and version of each weight), weight and bias; None: there is none
+            yet.
     """
 
     cast_copy: tuple[tuple[object, ...], Tensor, Tensor | None] | None = None
@@ -47,7 +47,7 @@ class Linear(nn.Linear):
         parts = [self.weight] if self.bias is None else [self.weight, self.bias]
         now = (dtype, *((part.device, part.data_ptr(), part._version) for part in parts))
         if self.cast_copy is None or self.cast_copy[0] != now:
-            with torch.inference_mode(False), torch.no_grad():  # may be used where gradients pass later on
+            with torch.inference_mode(False), torch.no_grad():  # may be used later where gradients pass
                 weight, *bias = [part.to(dtype) for part in parts]
             self.cast_copy = (now, weight, bias[0] if bias else None)
         return F.linear(x.to(dtype), *self.cast_copy[1:])
@@ -74,7 +74,7 @@ class Attention(nn.Module):
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """softmax(q k^T / sqrt(d_head)) v; k and v (B, heads, T, d_head), q and the result (B, heads, outputs, d_head).
 
-    Where a gradient will pass on a CPU in bfloat16 it is written out: there the backward of torch's own is 2.5 to 4
+    If a gradient will pass on a CPU in bfloat16, it is written out: there the backward of torch's own is 2.5 to 4
     times slower for 50 to 257 tokens, in float32 as in bfloat16.
     """
     if q.requires_grad and q.device.type == "cpu" and q.dtype == torch.bfloat16:
@@ -186,7 +186,7 @@ class ViT(nn.Module):
         return self.pre_norm(tokens)  # type: ignore[no-any-return]
 
     def positions(self, h: int, w: int) -> Tensor:
-        """Position embeddings (1 + h w, d) of an h x w grid of patches, bicubic where it is not the own grid."""
+        """Position embeddings (1 + h w, d) of an h x w grid of patches, interpolated bicubically for any other grid."""
         grid = self.config.grid
         if (h, w) == (grid, grid):
             return self.position_embedding
@@ -210,11 +210,11 @@ class ViT(nn.Module):
 
 
 class Concatenated(ViT):
-    """Several towers whose features stand side by side, for a head alone: there is no block left to adapt.
+    """Several towers with their features side by side, for a head alone: there is no block to adapt.
 
-    "Detect Fake with Fake" (arXiv 2409.08884) concatenates frozen features so. To the rest of the program it is a tower
-    of depth 0: `embed` gives one "token", the features of all towers, each of which normalises the pixels by its own
-    mean and deviation.
+    "Detect Fake with Fake" (arXiv 2409.08884) concatenates frozen features in this way. To the rest of the program it
+    is a tower of depth 0: `embed` gives one "token", the features of all towers, each of which normalises the pixels
+    with its own mean and deviation.
 
     Args:
         towers: two or more; of any sizes.
@@ -224,7 +224,10 @@ class Concatenated(ViT):
         nn.Module.__init__(self)
         width = sum(tower.config.feature_dim for tower in towers)
         sizes = {"width": width, "depth": 0, "projection_dim": None}
-        pixels = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}  # of `embed`, which is given pixels as they are
+        pixels = {
+            "mean": (0.0, 0.0, 0.0),
+            "std": (1.0, 1.0, 1.0),
+        }  # of `embed`, which gets pixels without normalisation
         self.config = towers[0].config.model_copy(update=sizes | pixels)
         self.towers = nn.ModuleList(towers)
         self.blocks = nn.ModuleList()
@@ -242,5 +245,5 @@ class Concatenated(ViT):
         return torch.cat(features, dim=-1)[:, None]
 
     def feature(self, tokens: Tensor) -> Tensor:
-        """What `embed` gave, (B, 1, d) -> (B, d)."""
+        """The result of `embed`, (B, 1, d) -> (B, d)."""
         return tokens[:, 0]

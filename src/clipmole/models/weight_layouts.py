@@ -1,10 +1,10 @@
-"""What other projects call the parameters and the settings of our tower.
+"""How other projects name the parameters and the settings of our tower.
 
 In: the tensor names and shapes of a weight file, and the JSON beside it. Out: a `TowerConfig`, and for each
 parameter of the tower the tensors that it is made of. It reads no file and holds no tensor.
 
-Known: Hugging Face's CLIP, ViT and DINOv2 as transformers 4 and 5 name them, OpenAI's and OpenCLIP's CLIP, and timm's
-ViT, as which SynCLR (arXiv 2312.17742) and StableRep (arXiv 2306.00984) are stored.
+It knows Hugging Face's CLIP, ViT and DINOv2 as transformers 4 and 5 name them, OpenAI's and OpenCLIP's CLIP, and timm's
+ViT, the form in which SynCLR (arXiv 2312.17742) and StableRep (arXiv 2306.00984) are stored.
 Sources: configuration_clip.py, configuration_vit.py and configuration_dinov2.py of transformers (names,
 defaults); model.py of openai/CLIP and of open_clip; vision_transformer.py of timm (names, epsilon, heads of 64).
 """
@@ -31,8 +31,8 @@ class Layout:
 
     Attributes:
         names: our module or parameter -> theirs; {n} is the block, {kind} is weight or bias; several are
-            concatenated, as query, key and value are into ours. Empty: they are named as ours are.
-        ignored: matches the full names of what belongs to other parts than the tower, such as the text tower.
+            concatenated, such as query, key and value. Empty: the names are ours.
+        ignored: matches the full names of tensors of other parts, such as the text tower.
         transposed: those of our parameters that the file holds transposed.
     """
 
@@ -60,7 +60,7 @@ class ParameterSource:
 
 
 def hf_clip(prefix: str) -> Layout:
-    """transformers' CLIP: with "vision_model." but in vision-only files of transformers 5."""
+    """transformers' CLIP: with "vision_model.", except in vision-only files of transformers 5."""
     block = prefix + "encoder.layers.{n}."
     return Layout(
         {
@@ -108,7 +108,7 @@ def hf_vit(prefix: str, blocks: str, new_attention: bool, new_mlp: bool, dinov2:
 
 
 def openai_clip(prefix: str) -> Layout:
-    """OpenAI's and OpenCLIP's CLIP: with "visual." but in files of the image tower alone."""
+    """OpenAI's and OpenCLIP's CLIP: with "visual.", except in files of the image tower alone."""
     block = prefix + "transformer.resblocks.{n}."
     facts = "input_resolution|context_length|vocab_size"  # entries of OpenAI's archives
     text = (
@@ -136,7 +136,7 @@ def openai_clip(prefix: str) -> Layout:
 
 
 def timm_vit(prefix: str) -> Layout:
-    """timm's ViT, as SynCLR and StableRep are stored too: with "visual." where a checkpoint holds other parts."""
+    """timm's ViT, and so SynCLR and StableRep: with "visual." if a checkpoint holds other parts."""
     block = prefix + "blocks.{n}."
     return Layout(
         {
@@ -173,23 +173,23 @@ LAYOUTS = {
     "clipmole-vit": [Layout({})],
 }
 
-# What transformers leaves out of a config.json because it is its default.
+# Defaults that transformers leaves out of a config.json.
 COMMON = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "image_size": 224}
 DEFAULTS: dict[str, Json] = {
     "clip": {**COMMON, "patch_size": 32, "intermediate_size": 3072, "hidden_act": "quick_gelu", "layer_norm_eps": 1e-5},
     "vit": {**COMMON, "patch_size": 16, "intermediate_size": 3072, "hidden_act": "gelu", "layer_norm_eps": 1e-12},
     "dinov2": {**COMMON, "patch_size": 14, "mlp_ratio": 4, "hidden_act": "gelu", "layer_norm_eps": 1e-6},
 }
-# Settings that change the computation, some without changing a tensor's name or shape: what the tower can do.
+# Settings that change the computation, some without changing a tensor's name or shape, with what the tower supports.
 SUPPORTED: dict[str, tuple[Any, ...]] = {
     "hidden_act": ("quick_gelu", "gelu"),
     "num_channels": (3,),
     "qkv_bias": (True,),
     "use_swiglu_ffn": (False,),
 }
-# The same of vision_cfg in open_clip_config.json, where any other setting is refused.
+# The same for vision_cfg in open_clip_config.json; any other setting is refused.
 OPEN_CLIP = {"image_size", "layers", "width", "patch_size", "head_width", "mlp_ratio", "patch_dropout"}
-# What the tower of a family has that config.json does not say.
+# Properties of a family's tower that config.json does not state.
 IMAGENET: Json = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 CLIP_FIELDS: Json = {"patch_bias": False, "pre_norm": True, "mean": CLIP_MEAN, "std": CLIP_STD}
 DINOV2_FIELDS: Json = {"layer_scale": True, **IMAGENET}
@@ -252,7 +252,7 @@ def hugging_face_settings(config: Json, shapes: Shapes, openai: str | None, sour
         known = "clip, clip_vision_model, vit, dinov2 and clipmole-vit"
         raise WeightsMismatch(f"{source}: model_type {kind!r} of config.json is not supported, only {known}")
     own = config
-    if kind == "clip":  # early files say it twice, and vision_config_dict is what their reader went by
+    if kind == "clip":  # early files say it twice, and their reader used vision_config_dict
         own = (config.get("vision_config") or {}) | (config.get("vision_config_dict") or {})
     given = DEFAULTS[family] | own
     for key, allowed in SUPPORTED.items():
@@ -286,7 +286,7 @@ def openai_settings(shapes: Shapes, prefix: str, open_clip: Json | None, source:
     Shapes do not say the activation and the number of heads. An open_clip_config.json does: `quick_gelu`
     (false if it is not there) and `vision_cfg.head_width` (64 if it is not there), the defaults of open_clip.
     Without it the file must be OpenAI's own, which has the entry "input_resolution": QuickGELU, heads of 64.
-    Anything else is refused: with the wrong activation the features are silently off.
+    Anything else is refused: with the wrong activation the features would be silently wrong.
     """
     names = {name: prefix + name for name in ("conv1.weight", "positional_embedding")}
     names["mlp"] = prefix + "transformer.resblocks.0.mlp.c_fc.weight"
@@ -306,7 +306,7 @@ def openai_settings(shapes: Shapes, prefix: str, open_clip: Json | None, source:
     width, patch = shapes[names["conv1.weight"]][0], shapes[names["conv1.weight"]][-1]
     head_width = vision.get("head_width", 64)
     if width % head_width:
-        raise WeightsMismatch(f"{source}: its width {width} is no multiple of {head_width}, the width of a head")
+        raise WeightsMismatch(f"{source}: its width {width} is not a multiple of {head_width}, the width of a head")
     blocks = re.compile(re.escape(prefix) + r"transformer\.resblocks\.(\d+)\.")
     return CLIP_FIELDS | {
         "image_size": patch * round((shapes[names["positional_embedding"]][0] - 1) ** 0.5),
@@ -323,9 +323,9 @@ def openai_settings(shapes: Shapes, prefix: str, open_clip: Json | None, source:
 def timm_settings(shapes: Shapes, prefix: str, config: Json | None, preprocessor: Json | None, source: str) -> Json:
     """Fields of `TowerConfig` from the shapes of a file named as timm's ViTs are.
 
-    Shapes do not say the number of heads, which are 64 channels wide in timm's tiny to large ViTs, nor how pixels are
+    Shapes tell neither the number of heads, which are 64 channels wide in timm's tiny to large ViTs, nor how pixels are
     normalised. A preprocessor_config.json or timm's own config.json does (`pretrained_cfg`); a checkpoint whose tower
-    is called "visual" is SynCLR's or StableRep's, which take ImageNet's mean and deviation. Anything else is refused.
+    is called "visual" is SynCLR's or StableRep's, which use ImageNet's mean and deviation. Anything else is refused.
     """
     width = shapes[prefix + "patch_embed.proj.weight"][0]
     names = ("cls_token", "pos_embed", "norm.weight", "blocks.0.attn.qkv.bias", "blocks.0.mlp.fc1.weight")
@@ -337,7 +337,7 @@ def timm_settings(shapes: Shapes, prefix: str, config: Json | None, preprocessor
     if {"mean", "std"} <= known.keys():
         pixels = {name: known[name] for name in ("mean", "std")}
     elif prefix or {"image_mean", "image_std"} <= (preprocessor or {}).keys():
-        pixels = IMAGENET  # a preprocessor_config.json takes its place
+        pixels = IMAGENET  # a preprocessor_config.json overrides it
     else:
         raise WeightsMismatch(
             f"{source}: does not say how its pixels are normalised; put a file preprocessor_config.json beside it with "
@@ -358,7 +358,7 @@ def timm_settings(shapes: Shapes, prefix: str, config: Json | None, preprocessor
 
 
 def match(parameters: Shapes, layouts: Sequence[Layout], shapes: Shapes, source: str) -> dict[str, ParameterSource]:
-    """What each parameter of the tower is made of, by the layout that leaves the fewest unnamed.
+    """The tensors of each parameter of the tower, by the layout that leaves the fewest tensors unnamed.
 
     Args:
         parameters: names and shapes of the tower's parameters.

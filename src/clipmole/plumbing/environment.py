@@ -1,6 +1,6 @@
-"""Versions, hardware and date: what a result needs beside it.
+"""Versions, hardware and date, which belong to every result.
 
-In: nothing. Out: a dict for a recipe. It knows nothing of what was measured.
+In: nothing. Out: a dict. It knows nothing of what was measured.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import clipmole
 
 
 def environment() -> dict[str, str | int]:
-    """Versions, hardware and date: what a result needs beside it; `gpu` where PyTorch has one."""
+    """Versions, hardware and date, to be kept with a result; `gpu` if PyTorch has one."""
     cpu = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.is_file():

@@ -1,6 +1,6 @@
-"""Files and directories that are written whole or not at all, and that take no place which is not clipmole's.
+"""Files and directories that are written whole or not at all, and that replace nothing that is not clipmole's.
 
-In: paths, and functions that fill them. Out: files. It knows nothing of what they say.
+In: paths, and functions that fill them. Out: files. It knows nothing of their content.
 """
 
 from __future__ import annotations
@@ -18,51 +18,51 @@ from pathlib import Path
 from typing import IO
 
 CHECKSUMS = "checksums.json"
-SCRATCH = ".write-"  # begins the name of a directory of files that are not whole yet
+SCRATCH = ".write-"  # begins the name of a directory of files that are not complete yet
 LITTER = {".DS_Store", "Thumbs.db", "desktop.ini"}  # what file managers leave in any directory
 
 
 def is_odd_file(path: Path) -> bool:
-    """Whether something is there that is neither a file nor a directory: a pipe keeps a reader waiting forever."""
+    """Whether the path is neither a file nor a directory: a pipe, for example, would keep a reader waiting forever."""
     return path.exists() and not path.is_file() and not path.is_dir()
 
 
 def cache_folder(kind: str) -> Path:
-    """`$CLIPMOLE_CACHE/KIND`, else `~/.cache/clipmole/KIND`: what can be made again."""
+    """`$CLIPMOLE_CACHE/KIND`, else `~/.cache/clipmole/KIND`: a folder for files that can be made again."""
     return Path(os.environ.get("CLIPMOLE_CACHE") or Path.home() / ".cache" / "clipmole") / kind
 
 
 def why_not_replaceable(folder: Path, kind: str, files: Mapping[str, Callable[[Path], object] | None]) -> str | None:
-    """Why a command may not put a new directory in the place of `folder`; None if it may.
+    """Why a command may not replace `folder` with a new directory; None if it may.
 
-    It may where nothing is, where an empty directory is, and where all that is there is clipmole's own: every file
-    is known by its name, and those that say what the directory is can be read as their format. Whether the place can
-    be written is tried too, so that long work does not fail at its end.
+    It may if there is nothing, or an empty directory, or if everything there is clipmole's own: every file is known
+    by its name, and those that identify the directory can be read as their format. It also tries to write there, so
+    that long work does not fail at its end.
 
     Args:
         folder: the directory to be written.
-        kind: what it will be, as a message names it, such as "an adapter directory".
-        files: name of each file that such a directory holds -> what reads it, and raises an error if it is not of
-            its format; None: known by its name alone. The first one must be there. A name may be a pattern.
+        kind: what it will be, in words for a message, such as "an adapter directory".
+        files: name of each file of such a directory -> a function that reads it, and raises an error if the format is
+            wrong; None: the name is enough. The first one must be there. A name may be a pattern.
 
     Returns:
         A sentence without its subject, which names the first file that stands in the way.
     """
     if folder.is_dir():
         if reason := _obstacle(folder, kind, files):
-            return f"{reason}; name another place"
+            return f"{reason}; name another folder"
     elif folder.exists() or folder.is_symlink():
-        return "exists and is no directory; name another place"
+        return "exists and is not a directory; name another folder"
     parent = next(path for path in folder.resolve().parents if path.exists())
     try:
         tempfile.TemporaryDirectory(prefix=".try-", dir=parent).cleanup()
     except OSError as error:
-        return f"cannot be written: {parent}: {error.strerror}; name another place"
+        return f"cannot be written: {parent}: {error.strerror}; name another folder"
     return None
 
 
 def _obstacle(folder: Path, kind: str, files: Mapping[str, Callable[[Path], object] | None]) -> str | None:
-    """What in a directory that exists forbids to replace it; arguments as `why_not_replaceable`'s."""
+    """Why an existing directory must not be replaced; None if it may be. Arguments as in `why_not_replaceable`."""
     names = sorted({path.name for path in folder.iterdir()} - LITTER)
     sign = next(iter(files))
     if names and sign not in names:
@@ -70,7 +70,7 @@ def _obstacle(folder: Path, kind: str, files: Mapping[str, Callable[[Path], obje
     for name in names:
         known = next((pattern for pattern in files if fnmatch(name, pattern)), None)
         if known is None or not (folder / name).is_file():
-            return f"holds {name}, which is not of {kind} and would be lost"
+            return f"holds {name}, which does not belong to {kind} and would be lost"
         try:
             if read := files[known]:
                 read(folder / name)
@@ -83,7 +83,8 @@ def foreign_file(folder: Path, files: Mapping[str, Callable[[Path], object]]) ->
     """What `folder` holds first that would be replaced and is not a file of clipmole's; None if there is nothing.
 
     Args:
-        files: name of a file that will be written -> what reads it, and raises an error if it is not of its format.
+        files: name of a file that will be written -> a function that reads it, and raises an error if the format is
+            wrong.
     """
     for name, read in files.items():
         path = folder / name
@@ -99,10 +100,10 @@ def foreign_file(folder: Path, files: Mapping[str, Callable[[Path], object]]) ->
 
 @contextmanager
 def replacing_folder(folder: Path) -> Iterator[Path]:
-    """An empty directory to be filled; when the block ends well, it stands in the place of `folder` as a whole.
+    """An empty directory to be filled; when the block ends without an error, it replaces `folder` as a whole.
 
-    Whatever interrupts it, be it an error, Ctrl-C or a full disk, `folder` is then what it was. A process that is
-    killed while the two change places leaves both on the disk. What `folder` held before is deleted, so ask
+    After any interruption, such as an error, Ctrl-C or a full disk, `folder` is as it was. A process that is
+    killed while the two change places leaves both on the disk. The old content of `folder` is deleted, so ask
     `why_not_replaceable` first. A symbolic link to a directory is followed.
 
     Raises `OSError`.
@@ -130,9 +131,10 @@ def replacing_folder(folder: Path) -> Iterator[Path]:
 
 @contextmanager
 def replacing_files(folder: Path) -> Iterator[Path]:
-    """A directory to write files in; when the block ends well, each stands in `folder` in the place of an older one.
+    """A directory to write files in; when the block ends without an error, each is moved to `folder`, over an older
+    one.
 
-    All are whole and on the disk before the first takes its place; they do so in the order of their names.
+    All are complete and on the disk before the first is moved; they are moved in the order of their names.
 
     Raises `OSError`; older files of these names are then still there.
     """
@@ -148,14 +150,14 @@ def replacing_files(folder: Path) -> Iterator[Path]:
 
 
 def remove_scratch(folder: Path) -> None:
-    """Delete what `replacing_files` left in `folder` when it was killed; call it where nobody else writes there."""
+    """Delete what `replacing_files` left in `folder` when it was killed; nobody else may be writing there."""
     for left in folder.glob(f"{SCRATCH}*"):
         shutil.rmtree(left, ignore_errors=True)
 
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[IO[bytes]]:
-    """A file to write bytes to, that takes the place of `path` when the block ends well, as `replacing_files` does."""
+    """A file to write bytes to; when the block ends without an error, it replaces `path` as in `replacing_files`."""
     with replacing_files(path.parent) as scratch, (scratch / path.name).open("wb") as file:
         yield file
 
@@ -180,12 +182,12 @@ def sha256_of(path: Path) -> str:
 
 
 def seal(folder: Path) -> None:
-    """Write the sha256 of each file that lies in `folder` itself, for `is_sealed`. Raises `OSError`."""
+    """Write down the sha256 of each file directly in `folder`, for `is_sealed`. Raises `OSError`."""
     write_texts(folder, {CHECKSUMS: json.dumps(_checksums(folder), indent=1) + "\n"})
 
 
 def is_sealed(folder: Path) -> bool:
-    """Whether the files in `folder` are those that `seal` found, bit for bit: else a cache has to be made again."""
+    """Whether the files in `folder` are those that `seal` found, bit for bit; if not, a cache must be made again."""
     try:
         return bool(json.loads((folder / CHECKSUMS).read_bytes()) == _checksums(folder))
     except (OSError, ValueError, RecursionError):
@@ -198,9 +200,9 @@ def _checksums(folder: Path) -> dict[str, str]:
 
 
 def to_disk(path: Path) -> None:
-    """Return when a file, or the list of a directory's files, is on the disk and not in a buffer."""
+    """Wait until a file, or the list of a directory's files, is on the disk and not only in a buffer."""
     if os.name == "nt":
-        return  # Windows syncs nothing that is open for reading
+        return  # Windows cannot sync what is open for reading only
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -209,7 +211,7 @@ def to_disk(path: Path) -> None:
 
 
 def _exchange(one: Path, other: Path) -> bool:
-    """Have two directories change places in one step; False where the system cannot.
+    """Swap two directories in one step; False if the system cannot.
 
     Linux can (renameat2(2) with RENAME_EXCHANGE), on most of its file systems.
     """
@@ -224,7 +226,7 @@ def _exchange(one: Path, other: Path) -> bool:
 def why_no_room(folder: Path, size: int) -> str | None:
     """Why files of `size` bytes cannot be written below `folder`, which need not exist; None if they can.
 
-    A small file is written and deleted again, where `folder` is or will be, and the free space is looked at.
+    A small file is written and deleted again, where `folder` is or will be, and the free space is checked.
 
     Returns:
         A sentence without its subject.
@@ -237,8 +239,8 @@ def why_no_room(folder: Path, size: int) -> str | None:
             os.fsync(file.fileno())
         free = shutil.disk_usage(there).free
     except OSError as error:
-        return f"cannot be written: {there}: {error.strerror}; free space or name another place"
+        return f"cannot be written: {there}: {error.strerror}; free some space or name another folder"
     if free < size:
         needed = f"{size / 2**20:,.1f} MiB are needed"
-        return f"has room for {free / 2**20:,.1f} MiB, and {needed}; free space or name another place"
+        return f"has room for {free / 2**20:,.1f} MiB, and {needed}; free some space or name another folder"
     return None

@@ -1,7 +1,7 @@
-"""JSON and TOML of unknown origin, read within limits: whatever is wrong comes out as one clear line.
+"""JSON and TOML of unknown origin, read within limits: any problem is reported in one clear line.
 
-In: a path, or bytes. Out: what they hold. A file that is no regular file (a FIFO would keep the reader waiting, a
-device has no end), too large, nested too deeply, or with integers of thousands of digits is refused. It knows nothing
+In: a path, or bytes. Out: their values. Refused are files that are not regular (a FIFO would keep the reader waiting, a
+device has no end), too large, nested too deeply, or that hold integers of thousands of digits. It knows nothing
 of what the values mean.
 """
 
@@ -15,12 +15,12 @@ from typing import Any
 
 from clipmole.errors import ClipmoleError, ConfigError
 
-MOST_BYTES = 64 * 2**20  # the largest such file that clipmole writes, a comparison's logits, is far below
-INTEGERS = range(-(2**63), 2**64)  # what other programs read too
+MOST_BYTES = 64 * 2**20  # far more than the largest such file that clipmole writes, a comparison's logits
+INTEGERS = range(-(2**63), 2**64)  # those that other programs can read too
 
 
 class NotReadable(ValueError):
-    """A file or bytes that cannot be read; the message is a sentence without its subject."""
+    """A file or bytes cannot be read; the message is a sentence without its subject."""
 
 
 def read_regular_file(path: str | Path, most: int = MOST_BYTES) -> bytes:
@@ -43,7 +43,7 @@ def read_regular_file(path: str | Path, most: int = MOST_BYTES) -> bytes:
 
 
 def parse_json(data: bytes | str) -> Any:
-    """What JSON in UTF-8 holds; a byte order mark is skipped. Raises `NotReadable`."""
+    """The value of JSON in UTF-8; a byte order mark is skipped. Raises `NotReadable`."""
     try:
         text = data if isinstance(data, str) else data.decode("utf-8-sig")
         return json.loads(text, parse_int=_integer)
@@ -56,7 +56,7 @@ def parse_json(data: bytes | str) -> Any:
 
 
 def parse_toml(data: bytes) -> dict[str, Any]:
-    """What TOML in UTF-8 holds; a byte order mark is skipped. Raises `NotReadable`."""
+    """The values of TOML in UTF-8; a byte order mark is skipped. Raises `NotReadable`."""
     try:
         values = tomllib.loads(data.decode("utf-8-sig"))
         _check_integers(values)
@@ -70,11 +70,11 @@ def parse_toml(data: bytes) -> dict[str, Any]:
 
 
 def read_json(path: str | Path, error: type[ClipmoleError], cure: str = "") -> Any:
-    """What a JSON file holds.
+    """The value of a JSON file.
 
     Args:
-        error: what is raised if it cannot be read.
-        cure: what the person can do then; the message ends with it.
+        error: the class of error that is raised if it cannot be read.
+        cure: what the user can do then; the message ends with it.
     """
     try:
         return parse_json(read_regular_file(path))
@@ -83,7 +83,7 @@ def read_json(path: str | Path, error: type[ClipmoleError], cure: str = "") -> A
 
 
 def read_toml(path: str | Path) -> dict[str, Any]:
-    """What a TOML file holds. Raises `ConfigError` if it cannot be read."""
+    """The values of a TOML file. Raises `ConfigError` if it cannot be read."""
     try:
         return parse_toml(read_regular_file(path))
     except NotReadable as reason:

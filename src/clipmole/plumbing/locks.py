@@ -1,6 +1,6 @@
-"""A lock that one process at a time holds, by a file; it ends with the process, however that ends.
+"""A lock on a file, which one process at a time can hold; it ends with the process, however that ends.
 
-In: a path. Out: a block that nobody else is in. It knows nothing of what is done there.
+In: a path. Out: a block that only one process runs at a time. It knows nothing of what is done there.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from filelock import FileLock, Timeout
 
 @contextmanager
 def locked_by(path: Path, *, wait: bool) -> Iterator[None]:
-    """Hold the lock on the file `path`, which is made if it is not there.
+    """Hold the lock on the file `path`, which is created if it is not there.
 
-    Where the file system has no locks, or the file cannot be written, the block runs without one. With `wait` it runs
-    when the lock is free; without, a lock that somebody else holds raises `TimeoutError`.
+    If the file system has no locks, or the file cannot be written, the block runs without one. With `wait` it runs
+    when the lock is free; without, a lock that another process holds raises `TimeoutError`.
     """
     lock = FileLock(path)
     try:

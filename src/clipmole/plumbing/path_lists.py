@@ -1,7 +1,7 @@
-"""Text files that people and programs write -> their encoding, and the paths that a list names.
+"""Text files written by people and programs -> their encoding, and the paths in a list.
 
-In: a file with a path a line, or paths separated by NUL, in UTF-8, in UTF-16 as Windows' shell writes it, or of any
-bytes. Out: the paths, one at a time. It knows nothing of what they name.
+In: a file with one path a line, or paths separated by NUL, in UTF-8, in UTF-16 as Windows' shell writes it, or of any
+bytes. Out: the paths, one at a time. It knows nothing of what is at these paths.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import IO, cast
 
 from clipmole.errors import DataError
 
-HEAD = 65536  # bytes by which a file's encoding is told
+HEAD = 65536  # bytes from which the encoding of a file is told
 MOST_BYTES = 2**20  # of a path; no system allows more than a few thousand
 MARKS = ((codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))
 
@@ -36,10 +36,10 @@ def text_encoding(head: bytes) -> str | None:
 
 
 def listed_paths(path: str | Path) -> Iterator[str]:
-    """The paths of a list file as `os.fsdecode` gives them: one a line, or separated by NUL where there is one.
+    """The paths of a list file as `os.fsdecode` gives them: one a line, or separated by NUL if the file holds any.
 
-    Empty lines are left out. Holds one path at a time, however long the list is. Raises `DataError` if the file
-    cannot be read, is not in the encoding that it says it is, or is no list.
+    Empty lines are left out. It holds one path at a time, however long the list is. Raises `DataError` if the file
+    cannot be read, is not in the encoding that its first bytes announce, or is not a list.
     """
     try:
         with open(path, "rb", buffering=HEAD) as file:
@@ -63,7 +63,7 @@ def listed_paths(path: str | Path) -> Iterator[str]:
 
 
 def _pieces(file: IO[bytes], end: bytes, path: str | Path) -> Iterator[bytes]:
-    """What stands between the ends, without the empty ones; of lines also without a carriage return."""
+    """The pieces between the separators, without empty ones; lines also lose a carriage return."""
     rest = b""
     while block := file.read(HEAD):
         *whole, rest = (rest + block).split(end)
@@ -75,4 +75,4 @@ def _pieces(file: IO[bytes], end: bytes, path: str | Path) -> Iterator[bytes]:
 
 def _check_length(path: str | Path, piece: str | bytes) -> None:
     if len(piece) >= MOST_BYTES:
-        raise DataError(f"{path}: is no list of paths: a line of more than {MOST_BYTES:,} bytes")
+        raise DataError(f"{path}: is not a list of paths: it has a line of more than {MOST_BYTES:,} bytes")

@@ -1,10 +1,10 @@
-"""A function over an iterable, computed by threads ahead of the reader: ordered, bounded, and gone when it is left.
+"""A function over an iterable, computed by threads ahead of the reader: ordered, bounded, and ended with the reader.
 
-In: a function, an iterable that may be slow or endless, a number of threads, and how much may lie ready. Out: the
+In: a function, an iterable that may be slow or endless, a number of threads, and a limit on results that wait. Out: the
 results in the order of the iterable. It knows nothing of images or models.
 
-The threads themselves take the items, one thread at a time, so a source that makes the reader wait holds up nothing
-that lies ready. Whatever the source or the function raises comes out at its place, and nothing after it.
+The threads themselves take the items, one thread at a time, so a slow source does not hold up results that are ready.
+An error of the source or of the function is raised at its position, and nothing comes after it.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import Generic, TypeVar
 
-LINGER = 0.05  # seconds of a silent source after which the reader is told that nothing is coming
-GRACE = 0.2  # seconds that a source which is being asked for an item may take to answer, once nobody wants it
+LINGER = 0.05  # seconds without a new item after which the reader is told that nothing is coming
+GRACE = 0.2  # seconds that a source may take to return an item after the reader has gone
 
 Given = TypeVar("Given")
 Made = TypeVar("Made")
@@ -40,18 +40,18 @@ def ahead(
     """`make` of each item of `given`, in order, computed by up to `workers` threads ahead of the reader.
 
     Args:
-        make: called by several threads at once, each with another item.
-        workers: number of threads; 0: none, each result is made when it is asked for.
-        limit: no further item is taken while results of this weight lie ready. Up to `workers` are being made
-            besides, however much they will weigh.
+        make: called by several threads at once, each with a different item.
+        workers: number of threads; 0: none, and each result is made when it is asked for.
+        limit: no further item is taken while results of this total weight are waiting. Up to `workers` more are being
+            made, whatever they will weigh.
         weigh: weight of a result.
 
     Yields:
-        The results; and None, once, where all that was taken is handed out and the source has not given another
-        item for `LINGER` seconds. A reader that collects results had better use what it has.
+        The results; and None, once, if all results have been handed out and the source has not given another item for
+        `LINGER` seconds. A reader that collects results should then use those it has.
 
-    Closing the iterator ends the threads: it waits for what they are making, not for a source that does not answer
-    (its daemon thread ends when it does). Ctrl-C reaches the reader at once.
+    Closing the iterator ends the threads: it waits for what they are making, but not for a source that does not answer
+    (its daemon thread ends when the source does). Ctrl-C reaches the reader at once.
     """
     if workers == 0:
         for item in given:
@@ -66,14 +66,14 @@ def ahead(
 
 
 class _Failure:
-    """What was raised in the place of a result."""
+    """An error that was raised instead of a result."""
 
     def __init__(self, error: BaseException) -> None:
         self.error = error
 
 
 class _Line(Generic[Given, Made]):
-    """What the threads and the reader share; every attribute below `state` is touched under it alone."""
+    """The state that the threads and the reader share; attributes below `state` are used only while it is held."""
 
     def __init__(
         self, make: Callable[[Given], Made], given: Iterator[Given], limit: int, weigh: Callable[[Made], int]
@@ -81,7 +81,7 @@ class _Line(Generic[Given, Made]):
         self.make, self.given, self.limit, self.weigh = make, given, limit, weigh
         self.threads: list[threading.Thread] = []
         self.state = threading.Condition()
-        self.ready: dict[int, tuple[Made, int] | _Failure] = {}  # by place in the order; with its weight
+        self.ready: dict[int, tuple[Made, int] | _Failure] = {}  # by position in the order; with its weight
         self.weight = 0  # of all that is ready
         self.taken = 0  # items taken from the source
         self.given_out = 0  # results given to the reader
@@ -118,7 +118,7 @@ class _Line(Generic[Given, Made]):
                 yield result
 
     def _something(self) -> bool:
-        """Whether the reader can go on: with the next result, or because there is none."""
+        """Whether the reader can go on: the next result is ready, or there is none."""
         return self.given_out in self.ready or (self.ended and self.given_out == self.taken)
 
     def _work(self) -> None:
@@ -132,10 +132,10 @@ class _Line(Generic[Given, Made]):
                 made = _Failure(error)
             with self.state:
                 self._put(place, made)
-            del item, value, made  # while this thread waits for the next one, nothing of this one is kept
+            del item, value, made  # keep nothing of this item while the thread waits for the next one
 
     def _next(self) -> tuple[int, Given] | None:
-        """The next item and its place, once there is room for it; None if there is none or nobody wants it."""
+        """The position of the next item and the item, once there is room; None if there is none or nobody wants it."""
         with self.state:
             self.state.wait_for(lambda: self._over() or (self.asking is None and self.weight < self.limit))
             if self._over():
@@ -169,7 +169,7 @@ class _Line(Generic[Given, Made]):
         self.state.notify_all()
 
     def close(self) -> None:
-        """Have the threads end, and wait for all but one that the source keeps waiting."""
+        """End the threads, and wait for all of them except one that waits for the source."""
         with self.state:
             self.left = True
             self.state.notify_all()
@@ -182,7 +182,7 @@ class _Line(Generic[Given, Made]):
 
 
 def started_ahead(batches: Iterable[Given], start: Callable[[Given], Made], count: int = 2) -> Iterator[Made]:
-    """`start` of each batch in order, called for `count` more of them before one is given out."""
+    """`start` of each batch, in order; it has been called for `count` further batches when a result is given out."""
     started: deque[Made] = deque()
     for batch in batches:
         started.append(start(batch))

@@ -1,4 +1,4 @@
-"""Random generators that depend on a seed and on what they are for, not on order, workers or earlier draws.
+"""Random generators that depend on a seed and on their purpose, not on order, workers or earlier draws.
 
 In: a seed and keys. Out: a numpy generator. It knows nothing of what is drawn.
 """
@@ -21,7 +21,7 @@ def sample_rng(seed: int, *keys: int | str) -> np.random.Generator:
 
 @contextmanager
 def torch_seeded(seed: int) -> Iterator[None]:
-    """In the block PyTorch's numbers on the CPU begin at `seed`; afterwards they go on where the host's were."""
+    """Seed PyTorch's random numbers on the CPU within the block; afterwards the host's continue where they were."""
     import torch
 
     before = torch.get_rng_state()

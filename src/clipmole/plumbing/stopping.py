@@ -1,7 +1,7 @@
-"""Signals that ask a process to stop -> a question that long work asks between two pieces of it.
+"""Signals that ask a process to stop -> a flag that long-running work checks between two steps.
 
-In: SIGINT (Ctrl-C) and SIGTERM (a job scheduler). Out: whether one has come. The first lets the work finish what is at
-hand; the second interrupts at once. The host's handlers are put back. It knows nothing of the work.
+In: SIGINT (Ctrl-C) and SIGTERM (a job scheduler). Out: whether one has come. After the first, the work finishes its
+current step; the second interrupts at once. The host's handlers are restored. It knows nothing of the work.
 """
 
 from __future__ import annotations
@@ -31,21 +31,21 @@ class StopRequest:
 
     @property
     def exit_code(self) -> int:
-        """What a shell shows of a process that the signal ended: 130 for Ctrl-C, 143 for SIGTERM; 0: none has come."""
+        """The exit code that a shell shows after the signal: 130 for Ctrl-C, 143 for SIGTERM; 0: none has come."""
         return 0 if self.signal is None else 128 + self.signal
 
 
 @contextlib.contextmanager
 def stop_signals(
-    remark: str = "stopping: what is at hand is finished first; once more stops at once",
+    remark: str = "stopping after the current step; a second signal stops at once",
 ) -> Iterator[StopRequest]:
     """A `StopRequest` that SIGINT and SIGTERM set while the block runs.
 
     Args:
-        remark: written to stderr at the first signal; "": nothing is.
+        remark: written to stderr at the first signal; "": no remark.
 
     A second signal raises `KeyboardInterrupt` in the main thread. Outside the main thread, where Python allows no
-    handlers, and for a signal that the host ignores (as `nohup` and `&` of a shell make it) nothing is changed.
+    handlers, and for a signal that the host ignores (after `nohup`, or `&` in a shell), nothing is changed.
     """
     request = StopRequest()
     if threading.current_thread() is not threading.main_thread():

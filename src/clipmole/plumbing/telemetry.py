@@ -1,12 +1,12 @@
-"""No telemetry: libraries that would report their use to their makers are kept from it.
+"""No telemetry: libraries that would report their use to their makers are kept from doing so.
 
-In: nothing. Out: nothing. A process of clipmole's own calls `switch_off` first, and what it starts inherits that.
-Where clipmole is a library in somebody's process, it imports and uses such a library in `without_telemetry` alone,
-which leaves environment variables and modules as they were. It knows nothing of what the libraries do.
+In: nothing. Out: nothing. A process of clipmole's own calls `switch_off` first, and its child processes inherit that.
+In somebody else's process, clipmole imports and uses such a library only within `without_telemetry`, which leaves
+environment variables and modules as they were. It knows nothing of what the libraries do.
 
-OpenVINO and NNCF ask for `openvino_telemetry`, and do without where it is not installed. It sends events to a server
-of Google's when it is imported and used, and writes a client's number to the home folder. ONNX Runtime from 1.29 on
-does the same with a server of Microsoft's, from code of its own, unless a variable is set when it is imported.
+OpenVINO and NNCF import `openvino_telemetry` if it is installed. It sends events to a server of Google when it is
+imported and used, and writes a client number to the home folder. ONNX Runtime, from 1.29, sends events to a server of
+Microsoft with code of its own, unless a variable is set when it is imported.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ MODULE = "openvino_telemetry"
 
 
 def switch_off() -> None:
-    """Switch telemetry off for this process and those that it starts; for a process that is clipmole's own."""
+    """Switch telemetry off for this process, which must be clipmole's own, and for those that it starts."""
     os.environ.update(VARIABLES)
     sys.modules[MODULE] = None  # type: ignore[assignment]  # as if it were not installed
 
 
 @contextmanager
 def without_telemetry() -> Iterator[None]:
-    """In the block `openvino_telemetry` cannot be imported, and `VARIABLES` are set, so that libraries do without.
+    """Within the block `openvino_telemetry` cannot be imported, and `VARIABLES` are set, so libraries send nothing.
 
-    It is too late for a library that the host has imported with it before: then the host has let it report.
+    It has no effect on a library that the host imported before: the host then allows the reports.
     """
     absent = MODULE not in sys.modules
     if absent:
@@ -50,7 +50,7 @@ def without_telemetry() -> Iterator[None]:
 
 @contextmanager
 def environment_variables(values: Mapping[str, str]) -> Iterator[None]:
-    """Variables that are not set are set for as long as the block lasts, and what is started in it inherits them."""
+    """Set those of the variables that are not set yet, within the block; processes started in it inherit them."""
     new = {name: value for name, value in values.items() if name not in os.environ}
     os.environ.update(new)
     try:

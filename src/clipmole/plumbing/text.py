@@ -1,4 +1,4 @@
-"""Text that others wrote (file names, metadata, errors of libraries), made fit to be shown.
+"""Text written by others (file names, metadata, errors of libraries), made safe to show.
 
 In: any text, or an exception. Out: text in which every character can be printed. It knows nothing of where it is shown.
 """
@@ -16,10 +16,10 @@ _GUARDED = re.compile(r"\s*[=+\-@]|[\t\r']")
 
 
 def escaped(text: str) -> str:
-    r"""`text` on one line, without loss: what a terminal would act on is written as `\u` and four hexadecimal digits.
+    r"""`text` on one line, without loss: characters that a terminal acts on become `\u` and four hexadecimal digits.
 
-    That is: control characters, line breaks, changes of the direction of writing, and the bytes of a file name that
-    are not UTF-8, such as `\udcff` for 0xFF. A backslash that would begin such an escape is one itself, so that
+    These are control characters, line breaks, changes of the direction of writing, and the bytes of a file name that
+    are not UTF-8, such as `\udcff` for 0xFF. A backslash that would begin such an escape is itself escaped, so that
     `unescaped` gives any text back. A text without any of these stays as it is.
     """
     if text.isprintable() and "\\u" not in text:
@@ -29,7 +29,7 @@ def escaped(text: str) -> str:
 
 
 def unescaped(text: str) -> str:
-    """The text of which `escaped` made `text`; of a file's name `os.fsencode` then gives the bytes."""
+    """The text that `escaped` was given; if it is a file's name, `os.fsencode` then gives the bytes."""
     return _ESCAPE.sub(lambda match: chr(int(match[1], 16)), text)
 
 
@@ -41,7 +41,7 @@ def csv_cell(text: str) -> str:
 def printable(text: str, keep: str = "") -> str:
     """`text` with each character that a terminal would act on, or that no XML may hold, replaced by U+FFFD.
 
-    Those in `keep` stay. What `escaped` gives stays as it is.
+    Characters in `keep` stay. The result of `escaped` stays as it is.
     """
     if text.isprintable():
         return text
@@ -49,13 +49,14 @@ def printable(text: str, keep: str = "") -> str:
 
 
 def _acts(character: str) -> bool:
-    """Whether a terminal acts on a character in place of showing it, or no encoding has it."""
+    """Whether a terminal acts on a character instead of showing it, or no encoding has it."""
     code = ord(character)
     return unicodedata.category(character) in _UNPRINTABLE or character in _DIRECTION or code & 0xFFFE == 0xFFFE
 
 
 def one_line(text: str, limit: int = MAX_LINE) -> str:
-    """`text` on one line of at most `limit` characters: each run of what does not print, or of spaces, is one space."""
+    """`text` on one line of at most `limit` characters: each run of spaces or unprintable characters becomes one
+    space."""
     head = text[: 8 * limit]
     line = " ".join("".join(c if c.isprintable() else " " for c in head).split())
     return line if len(line) <= limit and len(head) == len(text) else line[: limit - 3].rstrip() + "..."

@@ -1,7 +1,7 @@
-"""Where an image says that it comes from: content credentials, IPTC fields, prompts, camera data.
+"""What a file's metadata say about its origin: content credentials, IPTC fields, prompts, camera data.
 
 In: a path or the bytes of a file. Out: a `Provenance` record. It is evidence apart from a detector's score, and never
-mixed into it. Nothing is fetched unasked, and no pixel is judged: they are decoded only for text that is hidden in
+mixed into it. Nothing is fetched unasked, and pixels are not judged: they are decoded only for text that is hidden in
 the alpha channel. It knows nothing of networks.
 """
 
@@ -38,19 +38,19 @@ def read_provenance(
     limits: ImageLimits = DEFAULT_LIMITS,
     trust_list: TrustList | None = None,
 ) -> Provenance:
-    """What the metadata of an image file say of where it comes from.
+    """Read what the metadata of an image file say about its origin.
 
     Args:
         source: a path, or the bytes of a file.
         limits: the largest file to admit.
-        trust_list: whose content credentials to trust; None: that is not checked.
+        trust_list: signers whose content credentials to trust; None: that is not checked.
 
     Returns:
         The findings, what was checked of the content credentials, and what could not be looked at.
 
     Raises:
-        ImageError: there is no such file, or it is not an image of a format that is read. Whatever is wrong with the
-            metadata is not an error: `not_checked` names it.
+        ImageError: there is no such file, or it is not an image of a supported format. Problems with the metadata are
+            not errors: `not_checked` names them.
 
     Examples:
         >>> from clipmole import read_provenance
@@ -68,7 +68,7 @@ def read_everything(
     limits: ImageLimits = DEFAULT_LIMITS,
     trust_list: TrustList | None = None,
 ) -> tuple[Provenance, list[Text]]:
-    """What `read_provenance` gives, and all metadata as texts, as they stand in the file: they may hold anything.
+    """The record of `read_provenance`, and all metadata as texts exactly as in the file: they may hold anything.
 
     Arguments and errors are those of `read_provenance`.
     """

@@ -31,10 +31,10 @@ class Finding(Record):
         kind: what sort of evidence it is.
         title: one line for a person.
         detail: what was read, cut to 300 characters, on one line, without control characters.
-        points_to: what it speaks for, if it is true; "neither" is context.
-        strength: "strong": says it outright or is a whole record that only such a program writes; "moderate": what
-            such files usually hold; "weak": a hint. It does not say how hard it is to forge.
-        key: where it stands in the file, such as "PNG text parameters".
+        points_to: what it speaks for, if it is true; "neither": it is only context.
+        strength: "strong": it says so outright, or is a whole record that only such a program writes; "moderate": such
+            files usually hold it; "weak": a hint. It does not say how hard it is to forge.
+        key: its position in the file, such as "PNG text parameters".
     """
 
     kind: Kind
@@ -56,11 +56,11 @@ class Credentials(Record):
             if that could not be worked out.
         trust: whether the signer's certificate leads back to one of the trust list: "trusted", "not_on_list", or
             "not_checked" without a list.
-        signer: who signed, by the certificate: without a list anybody's word.
-        program: what made the credentials, by their own word.
+        signer: the name in the certificate; without a list, anybody could have written it.
+        program: the program that made the credentials, as they say themselves.
         signed: when, by the time stamp; "" without one.
         trust_list: name, date and sha256 of the list; "" without one.
-        remarks: codes of the C2PA specification for what the validator found amiss.
+        remarks: codes of the C2PA specification for the problems that the validator found.
     """
 
     status: str
@@ -81,7 +81,7 @@ class Provenance(Record):
         format: "JPEG", "PNG", ...
         findings: the strongest first; () says nothing about the image.
         credentials: what was checked of the content credentials; None if there are none that can be read.
-        not_checked: what could not be looked at, and why, a line each.
+        not_checked: what could not be read, and why, one line for each.
         caution: what metadata do not prove.
     """
 

@@ -1,4 +1,4 @@
-"""What an evaluation found -> a page to show: `report.html`, and the same as JSON, CSV and Markdown.
+"""The results of an evaluation -> a page, `report.html`, and the same as JSON, CSV and Markdown.
 
 In: an `EvaluationReport` and the `ScoreTable` that it was made from. Out: four files in a folder. Figures are
 the report's; curves are `metrics`' own points of the scores. It measures nothing, and knows nothing of
@@ -35,7 +35,7 @@ COLUMNS = (  # of report.csv
 
 
 def check_report_folder(folder: Path) -> None:
-    """Raises `DataError` if files in `folder` that a report would replace are not an older report of clipmole's."""
+    """Raise `DataError` if files in `folder` that a report would replace are not an older report by clipmole."""
 
     def read_record(path: Path) -> None:
         values = read_json(path.with_name("report.json"), DataError)
@@ -49,7 +49,7 @@ def check_report_folder(folder: Path) -> None:
 
     files = {"report.json": read_record, "report.csv": read_table, "report.md": read_record, "report.html": read_page}
     if path := foreign_file(folder, files):
-        raise DataError(f"{path}: is there and is not of a report that clipmole wrote; name another --out")
+        raise DataError(f"{path}: exists and is not a report by clipmole; name another --out")
 
 
 def write_report(
@@ -62,14 +62,13 @@ def write_report(
 ) -> Path:
     """Write `report.html`, `.json`, `.csv` and `.md` into `folder`, which is made if it is not there.
 
-    All four are written before the first takes its place, so a full disk leaves an older report as it was. The
+    All four are written before the first is moved to its place, so a full disk leaves an older report unchanged. The
     same report and scores give the same bytes.
 
     Args:
         conditions: those of the report: their families and strengths are the points of the robustness curves, and
             their notes are printed there. Conditions of no family are shown as rows.
-        gallery: show the images that were mistaken most, as thumbnails. Leave it out where the images of the data
-            may not be passed on.
+        gallery: show the worst mistakes as thumbnails. Turn it off if the images must not be passed on.
 
     Returns the path of `report.html`. Raises `DataError` if the folder cannot be written.
     """
@@ -88,7 +87,7 @@ def write_report(
         write_texts(folder, texts)
     except OSError as error:
         raise DataError(
-            f"{folder}: the report cannot be written: {error.strerror}; name another place or free space"
+            f"{folder}: the report cannot be written: {error.strerror}; name another folder or free some space"
         ) from error
     return folder / "report.html"
 
@@ -137,7 +136,7 @@ def tidy(content: Content) -> str:
 
 
 def known_or_new(known: bool) -> str:
-    """How a report calls what a detector was trained on, and what it was not."""
+    """The words of a report for what a detector was trained on, and for the rest."""
     return "known" if known else "new"
 
 

@@ -83,7 +83,7 @@ def difference_table(comparison: Comparison, columns: Sequence[str]) -> list[str
 
 
 def seed_table(comparison: Comparison, columns: Sequence[str]) -> list[str]:
-    """What the seeds range over; nothing for a single seed."""
+    """The range over the seeds; nothing for a single seed."""
     if len(comparison.recipe["seeds"]) == 1:
         return []
     rows = ([m.name, *(spread(m.seeds[c]) for c in columns)] for m in comparison.methods)

@@ -1,4 +1,4 @@
-"""What the sections of a report draw on: its estimates, its scores, and the names of metrics.
+"""The data of a report's sections: its estimates, its scores, and the names of metrics.
 
 In: an `EvaluationReport` and its `ScoreTable`. Out: estimates by name, labels and probabilities by detector, set and
 condition, and numbers as they are printed: percent for a share, a dash for nan.
@@ -24,8 +24,8 @@ from clipmole.report.page import Drawings, Fold, Heading, Items, Name, Note, Pag
 
 DASH = "\N{EN DASH}"
 MINUS = "\N{MINUS SIGN}"
-MANY = 4  # sets: from more than these on, each is folded away
-NAME_LENGTH = 30  # of a detector in tables; the list of detectors has it whole
+MANY = 4  # sets: if there are more, each is folded away
+NAME_LENGTH = 30  # of a detector in tables; the list of detectors shows it in full
 NOT_A_SHARE = frozenset({"negative_log_likelihood"})
 METRIC_NAMES = {
     "average_precision": "AP",
@@ -59,7 +59,7 @@ class ScoredImages:
 
 @dataclass(frozen=True)
 class Content:
-    """What the sections draw on: the report, the scores, and how to find things in them."""
+    """The report and the scores, with ways to find things in them."""
 
     report: EvaluationReport
     table: ScoreTable
@@ -87,7 +87,7 @@ class Content:
 
     @property
     def main(self) -> list[str]:
-        """The conditions that stand in every table, or all if the report has neither."""
+        """The conditions in every table, or all if the report has neither."""
         conditions = list(dict.fromkeys(s.condition for s in self.report.sets))
         return [c for c in VARIANTS if c in conditions] or conditions[:1]
 
@@ -179,7 +179,7 @@ def bare(estimate: Estimate | None) -> tuple[float, float, float]:
 
 
 def mean_estimate(estimates: Sequence[Estimate | None]) -> Estimate | None:
-    """Plain mean of those that are defined, without an interval; None if none is."""
+    """Plain mean of the defined values, without an interval; None if there are none."""
     values = [f.value for f in estimates if f and not math.isnan(f.value)]
     return Estimate(value=sum(values) / len(values), low=math.nan, high=math.nan) if values else None
 

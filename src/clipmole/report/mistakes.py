@@ -1,4 +1,4 @@
-"""The images that each detector misjudged most, as thumbnails.
+"""The worst mistakes of each detector, as thumbnails.
 
 In: `Content`. Out: blocks of a page with JPEG thumbnails inside it.
 """

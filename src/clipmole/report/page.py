@@ -49,12 +49,12 @@ class Table:
     """Rows under named columns.
 
     Attributes:
-        columns: heads; what follows a line break is set smaller, a second line of the head.
+        columns: heads; text after a line break is a second, smaller line of the head.
         names: how many leading columns name the row.
-        apart, apart_columns: indices of rows and of columns that are visibly set apart, for they do not compare with
-            the others.
+        apart, apart_columns: indices of rows and of columns that are visibly set apart, because they cannot be compared
+            with the others.
         sums: indices of rows that sum up the others.
-        axes: column -> what is drawn under its head, such as the axis of the drawings below.
+        axes: column -> a drawing under its head, such as the axis of the drawings below.
     """
 
     caption: str
@@ -106,7 +106,7 @@ class Drawings:
 
 @dataclass(frozen=True)
 class Fold:
-    """Blocks under a heading that are folded away until they are opened (by the browser itself, no script)."""
+    """Blocks under a heading, folded away until they are opened (by the browser itself, without a script)."""
 
     title: str
     blocks: Sequence[str | Table | Note | Items | Heading | Drawings]
@@ -153,10 +153,10 @@ def linked(text: str) -> Iterator[Element | str]:
 
 
 def read_page(path: Path) -> None:
-    """Raises `ValueError` unless a file is a page that `html_page` made."""
+    """Raise `ValueError` unless a file is a page made by `html_page`."""
     with path.open("rb") as file:
         if not file.read(len(_HEAD)) == _HEAD:
-            raise ValueError(f"{path.name} is no page of clipmole's")
+            raise ValueError(f"{path.name} is not a page by clipmole")
 
 
 _HEAD = (
@@ -332,6 +332,6 @@ def _cell_text(cell: Cell) -> str:
 
 
 def _plain(text: str) -> str:
-    """`text` on one line with nothing that Markdown or HTML would take for markup."""
+    """`text` on one line, without anything that Markdown or HTML would take for markup."""
     line = " ".join(printable(text, keep="\n").split()).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     return re.sub(r"([\\`*|~$\[\]]|(?<!\w)_|_(?!\w)|^[#+-](?=\s)|^\d+(?=[.)]\s))", r"\\\1", line)

@@ -80,7 +80,7 @@ def chart(
     levels: Sequence[tuple[int, float]] = (),
     rows: Sequence[Sequence[str]] = (),
 ) -> Element:
-    """Lines over two axes; `label` says in words what is seen, for those who do not see it.
+    """Lines over two axes; `label` describes the plot in words, for those who cannot see it.
 
     Args:
         diagonal: draw a thin line from corner to corner.
@@ -131,7 +131,7 @@ def mirrored_histogram(
     """Shares `up` above and `down` below one base line, in equally wide bins over `x`.
 
     Args:
-        corners: what stands above and what stands below.
+        corners: texts above and below the base line.
         lines: places on `x` that are marked, each with a text.
     """
     tallest = max([*up, *down, 1e-9]) * 1.1
@@ -189,7 +189,7 @@ def matrix(names: Sequence[str], values: Sequence[Sequence[float]], label: str, 
     Below 0.5 another colour is taken. nan is left empty.
 
     Args:
-        words: what the rows and the columns are.
+        words: what the rows and the columns stand for.
     """
     left, top = 18 + 6 * max(map(len, names)), 18 + 4.6 * max(map(len, names))
     size = CELL * len(names)
@@ -342,7 +342,7 @@ def _across(axis: Axis, value: float) -> float:
 
 
 def _thinned(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Without the points that lie within half a unit of the one before, but for the last."""
+    """The points without those within half a unit of the one before; the last one stays."""
     kept: list[tuple[float, float]] = []
     for i, point in enumerate(points):
         if not kept or i == len(points) - 1 or math.dist(kept[-1], point) >= 0.5:

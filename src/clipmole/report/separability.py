@@ -38,20 +38,20 @@ LEGEND = tuple(f"against {name}" for name in (PHOTOGRAPHS, OTHERS))
 CURVES, MATRIX = "separability-curves.svg", "separability-transfer.svg"
 
 
-def check_separability_place(folder: Path) -> None:
-    """Raises `DataError` if files in `folder` that would be replaced are not of an older run of clipmole's."""
+def check_out_folder(folder: Path) -> None:
+    """Raise `DataError` if files in `folder` that would be replaced were not written by an older run."""
 
     def read_record(path: Path) -> None:
         Separability.model_validate(read_json(path.with_name(RECORD), DataError))
 
     files = {RECORD: read_record, TEXT: read_record, PAGE: read_page, CURVES: read_record, MATRIX: read_record}
     if path := foreign_file(folder, files):
-        raise DataError(f"{path}: is there and was not written by clipmole separability; name another --out")
+        raise DataError(f"{path}: exists and was not written by clipmole separability; name another --out")
 
 
 def write_separability(found: Separability, folder: Path) -> Path:
     """Write the record, the page, and both pictures; returns the page's path. Raises `DataError` where it cannot."""
-    check_separability_place(folder)
+    check_out_folder(folder)
     lead, parts = summary(found), sections(found)
     texts = {
         RECORD: found.model_dump_json(indent=1) + "\n",
@@ -70,7 +70,7 @@ def write_separability(found: Separability, folder: Path) -> Path:
 
 
 def summary(found: Separability) -> list[PageBlock]:
-    """What was found in a few sentences, and what it does not say."""
+    """The results in a few sentences, and what they do not mean."""
     controls = {each.name for each in found.sets if each.control}
     by_n: dict[int | None, list[str]] = {}
     for curve in found.curves:
@@ -130,7 +130,7 @@ def sections(found: Separability) -> list[Section]:
 
 
 def curve_table(found: Separability) -> Table:
-    """A row a curve: from which n on it is better than chance, and told apart, and the AUROC of each n."""
+    """A row for each curve: the n from which it is better than chance, and told apart, and the AUROC of each n."""
     counts = sorted({point.n for curve in found.curves for point in curve.points})
     controls = {each.name for each in found.sets if each.control}
     rows: list[Sequence[Cell]] = []
@@ -217,7 +217,7 @@ def transfer_blocks(found: Separability) -> list[PageBlock]:
 
 
 def set_table(found: Separability) -> Table:
-    """How many images each set has, and what is never on both sides."""
+    """How many images each set has, and what is never divided between training and test."""
     rows: list[Sequence[Cell]] = [
         (
             f"{each.name} (control)" if each.control else each.name,

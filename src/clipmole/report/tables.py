@@ -1,4 +1,4 @@
-"""The sections of a report that are words and tables.
+"""The sections of a report that are text and tables.
 
 In: `Content`. Out: blocks of a page; none where there is nothing to show.
 """
@@ -32,12 +32,12 @@ from clipmole.report.page import Cell, Code, Fold, Items, Name, Note, PageBlock,
 KINDS = {"false_alarm": "false alarms", "uncertain": "uncertain"}
 NEUTRAL = 5  # of `plots`: grey
 FILES_SHOWN = 200
-LONG = 12  # rows: of several tables of paired differences, all but the first are folded away from more than these on
+LONG = 12  # rows: if several tables of paired differences have more, all but the first are folded away
 PUBLISHED = {"mean_ap": "average_precision", "mean_accuracy": "accuracy"}  # metric -> key of `means`
 
 
 def summary(content: Content) -> list[PageBlock]:
-    """What follows the title: the verdict of the comparison, and what was evaluated."""
+    """The text after the title: the verdict of the comparison, and what was evaluated."""
     verdicts = comparison(content) if len(content.names) > 1 else [alone(content, name) for name in content.sets]
     table = content.table
     n_real, n_generated = int((content.labels == 0).sum()), int((content.labels == 1).sum())
@@ -77,7 +77,7 @@ def alone(content: Content, name: str) -> str:
 
 
 def outcome(difference: Difference) -> str:
-    """The better detector, or "" where no difference could be shown.
+    """The better detector, or "" if no difference could be shown.
 
     For the metrics that are compared, more is better.
     """
@@ -88,7 +88,7 @@ def outcome(difference: Difference) -> str:
 
 
 def comparison(content: Content) -> list[str]:
-    """Which detector is better where: one sentence over all, then one a set."""
+    """Which detector is better on which sets: one sentence over all, then one for each set."""
     chosen = [d for d in content.report.differences if d.condition == content.main[-1]]
     keys = [d.metric for d in chosen]
     key = "average_precision" if "average_precision" in keys else next(iter(keys), "")
@@ -124,7 +124,7 @@ def comparison(content: Content) -> list[str]:
 
 
 def tallies(pairs: Sequence[Difference], content: Content) -> list[str]:
-    """For each two detectors, on how many sets which is better."""
+    """For each pair of detectors, on how many sets each is better."""
     sentences = []
     for first, second in dict.fromkeys((d.first, d.second) for d in pairs):
         own = [d for d in pairs if (d.first, d.second) == (first, second) and not math.isnan(d.estimate.value)]
@@ -249,9 +249,9 @@ def difference_tables(content: Content) -> list[PageBlock]:
             blocks.append(Fold(caption, [table]) if folded else table)
     if blocks:
         blocks.append(
-            "Both detectors saw the same images and the same resamples. An interval that holds 0 shows no difference; "
-            "of pairs that do not differ, one interval in twenty would miss 0 by chance, and they are not widened for "
-            "their number."
+            "Both detectors saw the same images and the same resamples. An interval that contains 0 shows no "
+            "difference; of pairs that do not differ, one interval in twenty would miss 0 by chance, and they are not "
+            "widened for their number."
         )
     return blocks
 
@@ -315,7 +315,7 @@ def sets_beside(content: Content) -> Table | None:
 
 
 def conditions_beside(content: Content) -> Table | None:
-    """Published results under a perturbation, beside ours under the condition that comes next to it."""
+    """Published results under a perturbation, beside ours under the closest condition."""
     own = [p for p in content.report.published if p.condition]
     rows: list[tuple[Cell, ...]] = []
     for p in own:
@@ -334,7 +334,7 @@ def as_published(result: PublishedResult) -> Value:
 
 
 def ours(content: Content, where: str) -> str:
-    """What our own rows beside published ones are means of."""
+    """The sets over which our own rows, beside published ones, are means."""
     if where != ALL_SETS:
         return where
     short = len(content.sets) <= MANY
@@ -497,7 +497,7 @@ def missing(content: Content) -> list[PageBlock]:
 
 
 def recipe_blocks(recipe: Mapping[str, Any]) -> list[PageBlock]:
-    """The command, and all else as a table."""
+    """The command, and everything else as a table."""
     blocks: list[PageBlock] = []
     rows: list[tuple[Cell, ...]] = []
     for key, value in recipe.items():

@@ -1,4 +1,4 @@
-"""An image -> a small picture that stands inside a page.
+"""An image -> a thumbnail inside a page.
 
 In: a decoded image. Out: attributes of an HTML element. It reads no file.
 """
@@ -16,7 +16,7 @@ THUMBNAIL = 160  # pixels, longest side
 def thumbnail(image: Image.Image) -> dict[str, str]:
     """Attributes of an `img` element: a small JPEG as a data URI, without the file's metadata, and its size in pixels.
 
-    The image given is made small itself.
+    The given image itself is resized.
     """
     image.thumbnail((THUMBNAIL, THUMBNAIL))
     image.info.clear()

@@ -40,7 +40,7 @@ def training_page(record: dict[str, Any], report: EvaluationReport, table: Score
         f"({record['tower_parameters']:,}); {minutes:.1f} minutes of epochs.",
         Note(
             "The epoch was chosen by its result on these validation images, and perhaps the settings were as well, "
-            "which flatters it. Expect less on others; clipmole evaluate measures it on images that played no part."
+            "so it is too good. Expect less on others; clipmole evaluate measures it on images that played no part."
         ),
     ]
     sections = [
@@ -66,7 +66,7 @@ def curve_charts(curve: Sequence[dict[str, Any]], best: int) -> list[PageBlock]:
     drawn = [
         (charts[0], "Training loss: cross-entropy, nats"),
         (charts[1], "Validation, equalised, percent: AP, and its mean over generators (dashed)"),
-        (charts[2], "Balance loss: 1 if all experts are used alike"),
+        (charts[2], "Balance loss: 1 if all experts are used equally"),
         (charts[3], "Learning rate of LoRAs, routers and head, at the end of the epoch"),
     ]
     heads = ["epoch", "loss", "validation AP", "mean over\ngenerators", "balance loss", "learning rate", "seconds"]
@@ -122,7 +122,7 @@ def gate_charts(curve: Sequence[dict[str, Any]], blocks: Sequence[int], best: di
         ]
         gates = "; ".join(f"expert {i + 1} {100 * g:.1f} %" for i, g in enumerate(best["gates"][row]))
         drawn.append((over_epochs(lines, f"Block {block}, in the epoch kept: {gates}", True), f"Block {block}"))
-    said = f"The gates of a token sum to 100; {experts} experts that are used alike have {100 / experts:.3g} each."
+    said = f"The gates of a token sum to 100; {experts} experts that are used equally have {100 / experts:.3g} each."
     if abs(sum(best["gates"][0]) - 1) > 1e-3:  # sigmoids, softmaxes of groups, or a softmax that is cut
         said = "They need not sum to 100: an expert that was added later, for example, has a gate of its own."
     names = [element("li", plots.swatch(i), f"expert {i + 1}") for i in range(experts)]

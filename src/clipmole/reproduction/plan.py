@@ -1,4 +1,4 @@
-"""The folder with the paper's data sets, and a preset -> what is there, what will be done with it, and what it takes.
+"""The folder with the paper's data sets, and a preset -> a plan: the data, the steps, and what the run will cost.
 
 In: the root that holds the data sets, and a preset `paper-*`. Out: an `ExperimentPlan`, and its lines for people. No
 image is opened and nothing is downloaded. It does not know how to train, evaluate or report.
@@ -43,14 +43,14 @@ METHODS = {  # preset -> its name in the published results
 }
 PROTOCOLS = {"univfd-19": "univfd", "genimage-8": "genimage"}  # protocol -> its folder below the root
 TRAINING: dict[str, int | None] = {"train": 720_119, "val": None}  # split -> images as MoLE counts CNNSpot's
-TOLERANCE = 0.02  # of a number of images: owners round them
-BATCH = 4  # images of a pass whose time is taken: enough for a rate, and done in seconds on a CPU
+TOLERANCE = 0.02  # of a number of images, because owners round it
+BATCH = 4  # images of a timed pass: enough for a rate, and done in seconds on a CPU
 DETECTOR, TABLE = "detector", "paper"
 
 
 @dataclass(frozen=True)
 class PaperDataSet:
-    """A data set of the experiment, and what is there of it.
+    """A data set of the experiment, and how much of it is there.
 
     Attributes:
         name: "progan/train", or the protocol and the set.
@@ -84,7 +84,7 @@ class Rates:
 
 @dataclass(frozen=True)
 class ExperimentPlan:
-    """What will be done, with what, and what it takes.
+    """The steps, their data, and what the run will cost.
 
     Attributes:
         config: of the training run.
@@ -106,7 +106,7 @@ class ExperimentPlan:
 
     @property
     def problems(self) -> list[str]:
-        """Why this would not be the paper's experiment, a line each."""
+        """Why this would not be the paper's experiment, one line for each reason."""
         return [f"{each.name}: {each.problem}" for each in self.data_sets if each.problem]
 
     def seconds(self, rates: Rates) -> tuple[float, float]:
@@ -126,7 +126,7 @@ def paper_config(preset: str, few: bool, backbone: str | None, given: Sequence[s
 
 
 def plan(preset: str, root: str | Path, out: str | Path, config: TrainConfig) -> ExperimentPlan:
-    """Look at what is there, by layout and counts; no image is opened.
+    """Check the data by layout and counts; no image is opened.
 
     Raises `DataError` if `root` is not there, or if `config.per_class` images of a class are not.
     """
@@ -173,7 +173,7 @@ def plan(preset: str, root: str | Path, out: str | Path, config: TrainConfig) ->
 
 
 def paper_data_set(name: str, expected: int | None, samples: Sequence[Sample], missing: str) -> PaperDataSet:
-    """A data set and what is there of it; `missing`: why there is nothing, if there is nothing."""
+    """A data set and how much of it is there; `missing`: why it is absent, if it is."""
     images = len(samples)
     n_generated = sum(sample.label for sample in samples)
     if not images:
@@ -217,7 +217,7 @@ def measure_rates(config: TrainConfig, device: str, seconds: float = 1.0) -> Rat
 
     def step() -> None:
         forward(False).sum().backward()  # type: ignore[no-untyped-call]
-        next(iter(network.trained_parameters().values())).sum().item()  # what a GPU still computes is waited for
+        next(iter(network.trained_parameters().values())).sum().item()  # waits for the GPU to finish
 
     def rate(call: Callable[[], object]) -> float:
         call()
@@ -235,7 +235,7 @@ def measure_rates(config: TrainConfig, device: str, seconds: float = 1.0) -> Rat
 
 
 def plan_lines(plan: ExperimentPlan, rates: Rates) -> list[str]:
-    """The plan for people: what is there, the steps, disk, time."""
+    """The plan for people: the data, the steps, disk space and time."""
     config, out = plan.config, plan.out
     there = [f"  {p.name:<24} {p.images:>9,} images{f'   ({p.problem})' if p.problem else ''}" for p in plan.data_sets]
     training, measuring = plan.seconds(rates)

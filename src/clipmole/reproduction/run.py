@@ -1,6 +1,6 @@
 """A plan -> the detector, its reports, and `paper.md`, `paper.json`, by the functions that the command line calls too.
 
-It trains and measures nothing by itself, and goes on where a run was stopped.
+It trains and measures nothing by itself, and continues a run that was stopped.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ def reproduce(
 ) -> PaperTable:
     """Train, evaluate by both protocols, and write `paper.md` and `paper.json` into `plan.out`.
 
-    A detector that is already there is taken if it was trained with these settings. Whatever was stopped goes on.
+    A detector that is already there is used if it was trained with these settings. A step that was stopped continues.
 
     Args:
         device: where images are scored; training takes a GPU if there is one.
-        incomplete: go on where data sets are missing or hold other numbers of images; the table then says so.
+        incomplete: go on even if data sets are missing or hold other numbers of images; the table then says so.
         resamples: of the bootstrap.
-        command: printed in the reports as the way to make them again.
+        command: the command that makes the reports again, which they print.
 
     Raises:
         DataError: the data are not complete, nothing can be trained or measured on, the detector that is there was
@@ -87,7 +87,7 @@ def check_place(out: Path) -> None:
 
 
 def trained(plan: ExperimentPlan, progress: ProgressReporter) -> None:
-    """Train the detector, unless it is there. Raises `DataError` if one is that was trained otherwise."""
+    """Train the detector, unless it is there. Raises `DataError` if it was trained with other settings."""
     folder = plan.out / DETECTOR
     record = folder / "train.json"
     if not record.is_file():
@@ -97,4 +97,4 @@ def trained(plan: ExperimentPlan, progress: ProgressReporter) -> None:
     other = sorted(key for key, value in plan.config.model_dump(mode="json").items() if kept.get(key, value) != value)
     if other:
         raise DataError(f"{folder}: was trained with another {', '.join(other)}; name another --out, or delete it")
-    progress.say(f"{folder}: is there and was trained with these settings")
+    progress.say(f"{folder}: exists and was trained with these settings")

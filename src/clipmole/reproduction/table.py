@@ -30,7 +30,7 @@ class PaperRow(Record):
         set: of images; `ALL_SETS` for the mean over those that are here.
         metric: "average_precision", or "accuracy" at logit 0, as the paper takes it.
         published: None: there is none, or it is of other sets than those that are here.
-        stored, equalised: measured here, on the images as they are stored and all encoded again by one rule.
+        stored, equalised: measured here, on the images as stored and all re-encoded by one rule.
     """
 
     benchmark: str

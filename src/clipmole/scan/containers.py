@@ -1,8 +1,8 @@
 """A work item of a listing (a file, a shard, a table, rows of a data set) -> its images.
 
 In: a `WorkItem`. Out: `Entry`s in an order that is always the same. Shards are read once from beginning to end,
-compressed or not, near or far; of tables a few rows are held at a time. A container that is damaged ends in one entry
-that says so. It knows nothing of detectors.
+compressed or not, local or remote; of tables a few rows are held at a time. A damaged container ends in
+one entry that says so. It knows nothing of detectors.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class WorkItem:
     Attributes:
         kind: "file" is an image; "tar"; "table": a Parquet file with images in it; "rows": of a Hugging Face data set.
         place: path, address, or hf:name?split=...
-        size: bytes, if it is known.
+        size: bytes, if known.
         only: names or row numbers to take, in the container's order; None: all.
         first, last: number of the first row to take and of the one after the last, of "rows"; None: from the
             beginning, to the end.
@@ -65,7 +65,7 @@ Read = Callable[[], bytes]
 
 @dataclass(slots=True)
 class Entry:
-    """One image to be: its bytes if they are there already, or what went wrong; None: they are in the file `source`."""
+    """One image to score: its bytes if they have been read, or an error; None: they are in the file `source`."""
 
     source: str
     container: str | None = None
@@ -81,12 +81,12 @@ def entries(item: WorkItem, settings: ScanSettings, passed_over: Counter[str] | 
         passed_over: counts the leftovers of programs in a tar, by kind.
     """
     if item.kind == "file":
-        return iter([Entry(item.place, size=item.size)])  # it was drawn when it was listed
+        return iter([Entry(item.place, size=item.size)])  # it was selected when it was listed
     return islice(_inside(item, settings, Counter() if passed_over is None else passed_over), item.take)
 
 
 def _inside(item: WorkItem, settings: ScanSettings, passed_over: Counter[str]) -> Iterator[Entry]:
-    """The images of a container; where it breaks off, or named ones are no longer in it, also an entry that says so."""
+    """The images of a container; if it breaks off, or lacks named images, also an entry that says so."""
     left = dict.fromkeys(item.only or ())
     error: ImageError = ImageNotFound(item.place, "is no longer in it")
     try:
@@ -106,7 +106,7 @@ def _inside(item: WorkItem, settings: ScanSettings, passed_over: Counter[str]) -
 
 
 def _entry(entry: Entry, read: Read) -> Entry:
-    """The entry with its bytes, or what is wrong with it. Raises the `ImageError` of the container."""
+    """The entry with its bytes or its error. Raises the `ImageError` of the container."""
     try:
         if entry.size is not None and entry.size > DEFAULT_LIMITS.max_bytes:
             raise too_large(entry.source, entry.size)
@@ -120,12 +120,12 @@ def _entry(entry: Entry, read: Read) -> Entry:
 
 
 def _source(item: WorkItem, member: str) -> str:
-    """What an image in a container is called: by its name, or the number of its row."""
+    """The source of an image in a container: with its name, or the number of its row."""
     return f"{item.place}/{member}" if item.kind == "tar" else f"{item.place}/row {member}"
 
 
 def _tar(item: WorkItem, passed_over: Counter[str]) -> Iterator[tuple[str, int, Read]]:
-    """The images of a tar. A name that comes again is `name#2`, `name#3`: no image ends so otherwise."""
+    """The images of a tar. A repeated name becomes `name#2`, `name#3`, which no image's own name ends with."""
     times: Counter[str] = Counter()
     for member, read in tar_members(item.place):
         if not has_image_extension(member.name):
@@ -144,7 +144,7 @@ def _leftover(item: WorkItem, member: str) -> str | None:
 
 
 def count_members(item: WorkItem) -> int | None:
-    """Images in a table, or in a local tar that is not compressed, by their headers; None: not known."""
+    """Number of images in a table, or in a local uncompressed tar, from the headers; None: not known."""
     with contextlib.suppress(ImageError):
         if item.kind == "table":
             return table_columns(item.place)[2]
@@ -167,7 +167,7 @@ def _table(item: WorkItem) -> Iterator[tuple[str, None, Read]]:
         column, paths, _ = table_columns(item.place)
     except DataError as error:  # it had such columns when it was listed
         raise ImageUnreadable(item.place, str(error).removeprefix(f"{item.place}: ")) from error
-    if column is None:  # it was damaged when it was listed, and what it lists before that are items of their own
+    if column is None:  # it was damaged when it was listed, and the files before the damage are items of their own
         for _ in table_rows(item.place, [paths or ""]):
             pass
         raise ImageUnreadable(item.place, "has changed since its files were listed; scan it again")

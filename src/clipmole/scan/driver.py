@@ -1,9 +1,9 @@
 """Sources, settings, a detector and an engine -> a scan's folder: listings, parts, `scan.json`.
 
 In: `ScanSettings` and how to load the detector. Out: `parts/`, a Parquet data set of one row an image, and `scan.json`
-with counts and configuration. Started again it does what is missing, and if nothing is, looks for new images. A part is
-there whole or not at all, and which images are in it is a function of the listing alone: so a kill at any moment loses
-no row and makes none twice. It knows nothing of pages or terminals.
+with counts and configuration. Started again, it does the missing work, and if there is none, it looks for new images. A
+part is there whole or not at all, and its images depend only on the listing: so a kill at any moment loses no row and
+makes none twice. It knows nothing of pages or terminals.
 """
 
 from __future__ import annotations
@@ -49,23 +49,23 @@ def scan(
     cluster: on_ray.Cluster | None = None,
     progress: ProgressReporter = SILENT,
 ) -> Counts:
-    """Score what the settings name and the folder does not hold yet.
+    """Score the images of the settings that the folder does not hold yet.
 
     Args:
-        out: the folder; a scan that is there goes on.
+        out: the folder; a scan that is there is continued.
         load: makes the detector; workers of a cluster call it too, so it must be possible to pickle it.
         cluster: None: score in this process.
         progress: follows the images as they are scored.
 
-    Returns what the folder holds then. Raises `ConfigError` if it holds a scan of other images or by another detector,
+    Returns the counts of the folder. Raises `ConfigError` if it holds a scan of other images or with another detector,
     `DataError` if a source is wrong or gone, or the folder cannot be written, and `Stopped` once `progress` asks to
-    stop; what was scored until then is written, unless the folder cannot be.
+    stop; rows scored until then are written, if the folder can be.
     """
     settings = _placed(settings)
     detector = load()
     configuration = _configuration(settings, detector)
     if path := foreign_file(out, {SCAN: _read_scan, ".lock": _read_lock}):
-        raise DataError(f"{path}: is there and does not belong to a scan; name another --out")
+        raise DataError(f"{path}: exists and does not belong to a scan; name another --out")
     with locked(out):
         before = _begun(out, configuration)
         with writing(out):
@@ -100,7 +100,7 @@ def _bring_up(
     cluster: on_ray.Cluster | None,
     progress: ProgressReporter,
 ) -> int:
-    """Score what is missing; returns how many rows that were."""
+    """Score the missing images; returns how many rows that were."""
     parts, listings = Parts(out), Listings(out)
     done = parts.done()
     missing = _missing(done, listings)
@@ -116,7 +116,7 @@ def _bring_up(
         listings = Listings(out)
         missing = _missing(done, listings)
     elif there:
-        progress.say(f"{out}: {there:,} rows are there, going on")
+        progress.say(f"{out}: {there:,} rows are there; continuing")
     if not missing:
         return 0
     passed_over: Counter[str] = Counter()
@@ -158,7 +158,7 @@ def _missing(done: Mapping[int, ChunkProgress], listings: Listings) -> dict[int,
 
 
 class Writer:
-    """Rows of chunks -> parts; a part with copies of images waits until those that are scored for them are known."""
+    """Rows of chunks -> parts; a part with copies of images waits until the scores of the originals are known."""
 
     def __init__(self, parts: Parts, known: Claims, part_rows: int, begun: dict[int, int]) -> None:
         self.parts = parts
@@ -181,7 +181,7 @@ class Writer:
             raise DataError(f"{self.parts.folder}: some chunks did not end; {GO_ON}")
 
     def keep(self) -> None:
-        """Write what there is: of each chunk the rows before the first that lacks something."""
+        """Write all complete rows: in each chunk, those before the first incomplete one."""
         self.known.put([row for rows in self.rows.values() for row in rows if row.duplicate_of is None])
         at_hand = [*self.waiting, *((chunk, self.next.get(chunk, 0), rows, False) for chunk, rows in self.rows.items())]
         self.waiting, self.rows, held = [], {}, set()
@@ -204,7 +204,7 @@ class Writer:
         self._settle()
 
     def _settle(self) -> None:
-        """Write the parts that lack nothing; those of a chunk in their order. What cannot be written still waits."""
+        """Write the complete parts, those of a chunk in their order. Parts that cannot be written keep waiting."""
         left: list[tuple[int, int, list[Row], bool]] = []
         held = set()
         try:
@@ -250,7 +250,8 @@ def _configuration(settings: ScanSettings, detector: Detector) -> dict[str, Any]
 
 
 def _begun(out: Path, configuration: dict[str, Any]) -> dict[str, Any]:
-    """What `scan.json` of an earlier run says; {} if there is none. Raises `ConfigError` if that was another scan."""
+    """The content of an earlier run's `scan.json`; {} if there is none. Raises `ConfigError` if that was another
+    scan."""
     path = out / SCAN
     if not any(out.glob("listing-*.parquet")):
         return {}  # there was nothing to scan, or it was killed before it began
@@ -270,7 +271,7 @@ def _begun(out: Path, configuration: dict[str, Any]) -> dict[str, Any]:
 
 
 def _read_scan(path: Path) -> dict[str, Any]:
-    """What `scan.json` holds. Raises `DataError` if it is damaged or something else."""
+    """The content of `scan.json`. Raises `DataError` if it is damaged or something else."""
     facts = read_json(path, DataError, ANEW)
     if not isinstance(facts, dict) or not isinstance(facts.get("configuration"), dict) or "format" not in facts:
         raise DataError(f"{path}: is damaged; {ANEW}")
@@ -294,7 +295,7 @@ def score_here(
     claims: LocalClaims,
     passed_over: Counter[str],
 ) -> Generator[ChunkRow, None, None]:
-    """Rows of the missing chunks, one chunk after the other without a gap between them.
+    """Rows of the missing chunks, one chunk after another without a pause between them.
 
     Args:
         missing: chunk -> rows of it that are there.

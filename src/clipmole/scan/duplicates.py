@@ -1,6 +1,6 @@
-"""Contents that were seen -> the image that is scored for all with the same bytes.
+"""Digests that were seen -> the image that is scored for all with the same bytes.
 
-In: digests with the source that asks. Out: whether to score it, and afterwards what was found. Kept in a temporary
+In: digests with the source that asks. Out: whether to score it, and afterwards its result. Kept in a temporary
 database on the disk (in the folder that SQLITE_TMPDIR names, else /var/tmp or /tmp), which is gone with the process:
 about 200 bytes a distinct image there, and at most 16 MiB in memory. Safe from many threads. It knows nothing of
 engines or files.
@@ -20,7 +20,8 @@ COLUMNS = ", ".join(RESULT)
 
 
 class Claims(Protocol):
-    """Who scores an image of given bytes, and what was found of it: `LocalClaims`, here or in another process."""
+    """Decides which source is scored for given bytes, and keeps the result: `LocalClaims`, here or in another
+    process."""
 
     def claim(self, asked: Sequence[tuple[str, str]]) -> list[str | None]: ...
     def put(self, rows: Sequence[Row]) -> None: ...
@@ -41,9 +42,10 @@ class LocalClaims:
         )
 
     def claim(self, asked: Sequence[tuple[str, str]]) -> list[str | None]:
-        """For each (sha256, source): None if it is to be scored, else the source that is scored for it.
+        """For each (sha256, source): None if it should be scored, else the source that is scored for it.
 
-        Asked again by the same source, the result is the same: a worker that died is replaced by one that asks again.
+        If the same source asks again, the result is the same, since a worker that died is replaced by one that asks
+        again.
         """
         owners: list[str | None] = []
         with self.lock:
@@ -59,7 +61,7 @@ class LocalClaims:
         return owners
 
     def put(self, rows: Sequence[Row]) -> None:
-        """Keep what was found of images, or of copies of them."""
+        """Keep the results of images, or of copies of them."""
         values = [
             (bytes.fromhex(row.sha256), row.duplicate_of or row.source, *(getattr(row, name) for name in RESULT))
             for row in rows
@@ -72,7 +74,7 @@ class LocalClaims:
             self.base.execute("COMMIT")
 
     def fill(self, rows: Sequence[Row]) -> list[Row]:
-        """The rows, those of copies with what was found of the first, where that is known by now."""
+        """The rows; those of copies with the result of the first, if that is known by now."""
         filled = []
         with self.lock:
             for row in rows:
@@ -85,5 +87,5 @@ class LocalClaims:
 
 
 def is_filled(row: Row) -> bool:
-    """Whether a row says what was found."""
+    """Whether a row has its result."""
     return row.logit is not None or row.error_code is not None

@@ -1,9 +1,9 @@
-"""What a scan was given -> a list of work items on the disk, in chunks; everything else is a function of it.
+"""The sources of a scan -> a list of work items on the disk, in chunks, on which everything else depends.
 
 In: `ScanSettings`. Out: Parquet files `listing-0000.parquet`, ... whose row groups are chunks: some files, or one
-shard, table or run of rows. A chunk is the piece of work that an engine gets, and its rows are written as parts that
-bear its number. A listing appears when it is whole; a later one holds what the earlier ones do not. Memory does not
-grow with the number of images, but for the names of one folder. It opens no image.
+shard, table or run of rows. A chunk is the unit of work of an engine, and its rows are written as parts with its
+number. A listing appears when it is complete; a later one holds the items that the earlier ones lack. Memory does not
+grow with the number of images, except for the names of one folder. It opens no image.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ PARTS = "parts"
 
 @contextlib.contextmanager
 def reading_parquet(path: Path, cure: str) -> Iterator[None]:
-    """Turn what a damaged Parquet file of a scan raises into a `DataError` that ends with the cure."""
+    """Turn the errors of a damaged Parquet file of a scan into a `DataError` that ends with the cure."""
     import pyarrow as pa
 
     try:
@@ -94,7 +94,7 @@ class Listings:
 
 
 class _Seen:
-    """Names that came before, on the disk: 16 bytes each of a temporary database."""
+    """Names that came before, on the disk: 16 bytes each in a temporary database."""
 
     def __init__(self) -> None:
         self.base = sqlite3.connect("", isolation_level=None)
@@ -103,9 +103,9 @@ class _Seen:
         self.base.execute("CREATE TABLE seen (name BLOB PRIMARY KEY) WITHOUT ROWID")
 
     def new(self, items: Iterable[WorkItem]) -> Iterator[WorkItem]:
-        """Those of the items that did not come before; from now on they have.
+        """The items that did not come before; they are then recorded.
 
-        Raises `ConfigError` for a container of which some images came before, for then it would give them again.
+        Raises `ConfigError` for a container if some of its images came before, because it would give them again.
         """
         for item in items:
             whole, some = (f"{item.place}\0{word}" for word in ("whole", "some"))
@@ -137,7 +137,7 @@ def _digest(key: str) -> bytes:
 
 
 def write_listing(folder: Path, settings: ScanSettings, progress: ProgressReporter = SILENT) -> int:
-    """List what the sources hold and the earlier listings in `folder` do not; returns how many items were added.
+    """List the items of the sources that earlier listings in `folder` lack; returns how many were added.
 
     Raises `DataError` and `ConfigError` naming the source that is wrong, `Stopped` once `progress` asks to stop,
     `OSError` if it cannot be written. Nothing is left of a listing that was not finished.
@@ -220,7 +220,7 @@ def _count(item: WorkItem, settings: ScanSettings) -> int | None:
 
 
 def _chunks(items: Iterable[tuple[WorkItem, int | None]], rows: int) -> Iterator[list[tuple[WorkItem, int | None]]]:
-    """Files by the number that makes a part; what holds many images by itself."""
+    """Chunks of as many files as make a part; an item with many images is a chunk by itself."""
     files: list[tuple[WorkItem, int | None]] = []
     for item, count in items:
         if item.kind != "file":
@@ -237,7 +237,7 @@ def _chunks(items: Iterable[tuple[WorkItem, int | None]], rows: int) -> Iterator
 def _of_source(source: str, settings: ScanSettings, say: Say) -> Iterator[WorkItem]:
     """Items of one source. Raises `DataError` if there is nothing."""
     if settings.where and not (Path(source) / SCAN).is_file():
-        raise ConfigError(f"{source}: is no scan; --where takes rows of an earlier scan, so give its folder")
+        raise ConfigError(f"{source}: is not a scan; --where takes rows of an earlier scan, so give its folder")
     if source.startswith(PREFIX) or (not is_address(source) and is_saved(Path(source))):
         if settings.since is not None:
             raise ConfigError(f"{source}: a data set does not say when an image was changed; leave --since out")
@@ -253,12 +253,12 @@ def _of_source(source: str, settings: ScanSettings, say: Say) -> Iterator[WorkIt
 
 
 def absolute(source: str) -> str:
-    """A local path or pattern from the root on; what is an address or a data set as it is."""
+    """A local path or pattern made absolute; an address or a data set unchanged."""
     return source if is_address(source) or source.startswith(PREFIX) else os.path.abspath(source)
 
 
 def _of_listed(line: str, settings: ScanSettings, say: Say) -> Iterator[WorkItem]:
-    """Items of a line of a list: a single file, which need not be there; else as any source."""
+    """Items of a line of a list: a single file, which need not be there; else as for any source."""
     line = absolute(line)
     if not _is_single(line):
         yield from _of_source(line, settings, say)
@@ -297,7 +297,7 @@ def _local(source: str, say: Say) -> Iterator[File]:
                 raise DataError(f"{found.source}: holds no images, shards (.tar) or tables (.parquet)")
             yield from map(local_file, shards)
         elif (TAR.search(found) or TABLE.search(found)) and is_odd_file(Path(found)):
-            raise DataError(f"{found}: is a pipe or a device; save what it gives to a file first")
+            raise DataError(f"{found}: is a pipe or a device; save its content to a file first")
         elif os.path.lexists(found):
             yield local_file(found)
         else:

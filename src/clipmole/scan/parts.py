@@ -1,7 +1,8 @@
 """Rows -> Parquet files in a scan's folder, each there whole or not at all.
 
 In: rows of a chunk, in their order. Out: `parts/part-0000012-000-end.parquet`: of chunk 12 the first part, which is
-its last. Names say all that a restart has to know. Whatever happens while a part is written, what is there stays valid.
+its last. The names hold everything that a restart needs. Whatever happens while a part is written, the others stay
+valid.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ PART = re.compile(r"part-(\d+)-(\d+)(-end)?\.parquet")
 
 @dataclass(frozen=True)
 class ChunkProgress:
-    """How far a chunk is: parts that are there, rows in them, and whether that is all."""
+    """The progress of a chunk: its parts, their rows, and whether that is all."""
 
     parts: int = 0
     rows: int = 0
@@ -47,7 +48,7 @@ class Parts:
         return sorted(path for path in self.place.glob("part-*.parquet") if PART.fullmatch(path.name))
 
     def done(self) -> dict[int, ChunkProgress]:
-        """Chunk -> how far it is; of chunks with a part."""
+        """Chunk -> its progress, for chunks with a part."""
         from pyarrow import parquet
 
         found: dict[int, ChunkProgress] = {}
@@ -71,13 +72,13 @@ class Parts:
             yield rows
 
     def write(self, chunk: int, part: int, rows: list[Row], ended: bool) -> None:
-        """Write a part; one that is there already is the same. Raises `DataError` if it cannot be written."""
+        """Write a part, unless it is there. Raises `DataError` if it cannot be written."""
         name = f"part-{chunk:07d}-{part:03d}{'-end' if ended else ''}.parquet"
         write_parquet(to_table(rows), self.place / name)
 
 
 def write_parquet(table: pa.Table, path: Path) -> None:
-    """The whole file or none, on the disk when this returns. Raises `DataError` if it cannot be written."""
+    """Write a whole file or none; it is on the disk when this returns. Raises `DataError` if it cannot be written."""
     from pyarrow import BufferOutputStream, parquet
 
     memory = BufferOutputStream()
@@ -99,7 +100,7 @@ def writing(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold a scan's folder against a second scan; the lock ends with the process. Clears away what a kill left."""
+    """Lock a scan's folder against a second scan, until the process ends; remove the leftovers of a kill."""
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as held:

@@ -1,9 +1,9 @@
 """Chunks that are missing -> their rows, scored by Ray's workers on one machine or many.
 
 In: how to load the detector, and numbers of chunks. Out: rows and ends of chunks, in the order in which chunks are
-finished. Ray Data hands out the chunks, starts and ends workers as there is work, and restarts one that died with what
-it was working on. An actor beside the driver, the coordinator, keeps the listing and says which images were seen, so
-workers need no common disk but the one their images are on. It knows nothing of parts and reports.
+finished. Ray Data hands out the chunks, starts and ends workers according to the work, and restarts one that died on
+the same chunk. An actor beside the driver, the coordinator, keeps the listing and records which images were seen, so
+workers need no shared disk except the one with their images. It knows nothing of parts and reports.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ from clipmole.scan.rows import Row, from_table, to_table
 from clipmole.scan.scorer import ChunkRow, EntryScorer
 from clipmole.scan.settings import ScanSettings
 
-TRIES = 3  # of a worker over the same chunk, before it is put off; a round that finishes none ends the scan
-NAME = "clipmole-worker-"  # of the actors: how those are found that Ray Data has forgotten
+TRIES = 3  # deaths of workers on the same chunk before it is put off; a round that finishes no chunk ends the scan
+NAME = "clipmole-worker-"  # of the actors; by it those are found that Ray Data has forgotten
 QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
@@ -44,7 +44,7 @@ QUIET = {
 
 @dataclass(frozen=True)
 class Cluster:
-    """Where to work and with how many.
+    """A Ray cluster and the number of workers.
 
     Attributes:
         address: of a running cluster, "auto": the one of this machine; None: one is started here for the scan.
@@ -59,7 +59,7 @@ class Cluster:
 
 
 class Coordinator(LocalClaims):
-    """What workers ask for: who scores an image, and the items of a chunk."""
+    """Answers workers: which source is scored for given bytes, and the items of a chunk."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__()
@@ -98,7 +98,7 @@ class RemoteClaims:
 
 
 class Worker:
-    """Scores one chunk after the other; an actor that loads the detector once."""
+    """An actor that loads the detector once and scores one chunk after another."""
 
     def __init__(self, load: Callable[[], Detector], settings: ScanSettings, coordinator: Any, threads: int) -> None:
         import torch
@@ -163,7 +163,7 @@ def _connect(cluster: Cluster) -> None:
             if cluster.address is None
             else {"address": cluster.address}
         )
-        # Else Ray puts the current folder first on its workers' path, and a numpy.py in it would be executed.
+        # Otherwise Ray puts the current folder first on its workers' path, and a numpy.py in it would be executed.
         job = ray.job_config.JobConfig(_client_job=True)
         before = signal.getsignal(signal.SIGTERM)
         try:
@@ -203,9 +203,9 @@ def score_on_ray(
     cluster: Cluster,
     passed_over: Counter[str],
 ) -> Generator[ChunkRow, None, None]:
-    """Rows of the missing chunks, a chunk whole at a time.
+    """Rows of the missing chunks, one whole chunk at a time.
 
-    A chunk over which a worker died `TRIES` times, or whose rows were lost with their node, comes again in a next
+    A chunk on which a worker died `TRIES` times, or whose rows were lost with their node, is tried again in the next
     round, when the others are done.
 
     Args:
@@ -213,7 +213,7 @@ def score_on_ray(
         missing: chunk -> rows of it that are there.
         passed_over: counts the leftovers of programs in tars, by kind.
 
-    Raises `DataError` where workers fail, and where round after round none finishes a chunk.
+    Raises `DataError` if workers fail, or if no worker finishes a chunk in several rounds.
     """
     import pyarrow as pa
     import ray
@@ -251,7 +251,7 @@ def _round(
     coordinator: RemoteClaims,
     cluster: Cluster,
 ) -> Any:
-    """What Ray Data makes of the chunks; those whose worker dies are missing."""
+    """The rows that Ray Data gives for the chunks; those of chunks whose worker dies are missing."""
     import ray
 
     context = ray.data.DataContext.get_current()
@@ -277,18 +277,18 @@ def _round(
 
 
 def _persistent() -> dict[str, Any]:
-    """A worker that died is restarted with what it was working on, until it has died of that `TRIES` times."""
+    """Restart a worker that died, on the same chunk, up to `TRIES` times."""
     return {"name": f"{NAME}{uuid.uuid4()}", "max_restarts": -1, "max_task_retries": TRIES - 1}
 
 
 def _let_go() -> None:
-    """End the workers of a round: Ray Data lets go of them, and one that was restarted would stay.
+    """End the workers of a round: Ray Data releases them, but one that was restarted would stay.
 
-    Those that stay keep their cores, and the workers of the next round wait for them forever (seen with Ray 2.60).
+    Workers that stay keep their cores, and those of the next round wait for them forever (seen with Ray 2.60).
     """
     import ray
 
     for name in ray.util.list_named_actors():  # of this driver
         if name.startswith(NAME):
-            with suppress(ValueError):  # it has just gone
+            with suppress(ValueError):  # it has just ended
                 ray.kill(ray.get_actor(name))

@@ -82,7 +82,7 @@ class _Shown:
 
 
 class Overview:
-    """What a page shows, of rows that are added one after the other."""
+    """The counts that a page shows; rows are added one after another."""
 
     def __init__(self, middle: float) -> None:
         self.middle = middle  # the probability, or logit, that is most uncertain
@@ -135,7 +135,7 @@ def folder_of(row: dict[str, Any]) -> str:
 
 
 def _kind(reason: str) -> str:
-    """A reason without what differs from image to image."""
+    """A reason without the parts that differ from image to image."""
     return "".join("#" if c.isdigit() else c for c in reason)[:120]
 
 
@@ -148,7 +148,7 @@ def write_page(folder: Path, out: Path | None = None, *, gallery: bool = True, s
 
     Args:
         out: None: `report.html` in the folder.
-        gallery: show images, read again from where they are. Leave it out where they may not be passed on.
+        gallery: show images, read again from their sources. Turn it off if they must not be passed on.
 
     Raises `DataError` if the folder holds no scan, or the page cannot be written.
     """
@@ -162,7 +162,7 @@ def write_page(folder: Path, out: Path | None = None, *, gallery: bool = True, s
     for row in read_rows(folder, columns=COLUMNS):
         overview.add(row)
     if not overview.all.rows:
-        raise DataError(f"{folder}: holds no rows yet; give the scan's command again to go on")
+        raise DataError(f"{folder}: holds no rows yet; give the scan's command again to continue")
     parts = [
         Section("counts", "Counts", _counts(overview)),
         Section("scores", "Scores", _scores(overview, thresholds)),
@@ -177,16 +177,16 @@ def write_page(folder: Path, out: Path | None = None, *, gallery: bool = True, s
         f"{overview.all.rows:,} images, {overview.bytes / 1e6:,.1f} MB, looked at by {configuration['detector']}."
     ]
     if not facts.get("finished"):
-        lead.append(Note("This scan is not finished; give its command again to go on."))
+        lead.append(Note("This scan is not finished; give its command again to continue."))
     lead.append(Note("Likelihoods, not proofs: new generators, edits and heavy compression mislead a detector."))
     page = out or folder / "report.html"
     if foreign_file(page.parent, {page.name: read_page}):
-        raise DataError(f"{page}: is there and is not a page of clipmole's; name another place")
+        raise DataError(f"{page}: exists and is not a page by clipmole; name another file")
     text = html_page(f"Scan: {folder.resolve().name}", lead, [part for part in parts if part.blocks]) + "\n"
     try:
         write_texts(page.parent, {page.name: text})
     except OSError as error:
-        raise DataError(f"{page}: cannot be written: {error.strerror}; name another place or free space") from error
+        raise DataError(f"{page}: cannot be written: {error.strerror}; name another file or free some space") from error
     return page
 
 
@@ -199,7 +199,7 @@ def _counts(overview: Overview) -> list[PageBlock]:
     rows: list[list[Cell]] = [["Images", Value(f"{whole:,}")], ["Scored", _share(scored, whole)]]
     if overview.calibrated:
         rows += [[verdict.description, _share(overview.all.verdicts[verdict.value], scored)] for verdict in Verdict]
-    rows += [["Uncertain because they show nothing to tell from", _share(overview.without_content, scored)]]
+    rows += [["Uncertain because they show nothing to judge by", _share(overview.without_content, scored)]]
     rows += [["Copies of others, scored once", _share(overview.duplicates, whole)]]
     rows += [["Not scored", _share(overview.all.errors, whole)]]
     return [Table("Images; verdicts as shares of those scored", ["what", "images"], rows)]

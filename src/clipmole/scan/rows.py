@@ -1,6 +1,6 @@
-"""What a scan writes: one row an image, and its columns in Parquet.
+"""The rows of a scan, one for each image, and their columns in Parquet.
 
-It knows nothing of how rows come to be.
+It knows nothing of how rows are made.
 """
 
 from __future__ import annotations
@@ -65,11 +65,11 @@ RESULT = (
     "logit", "probability", "verdict", "tiles", "width", "height", "format", "error_code", "error",
     "phash", "thumbnail", "coverage", "reason",
 )  # fmt: skip
-"""What copies of an image have in common."""
+"""The fields that copies of an image share."""
 
 
 def scored(row: Row, result: Detection | ImageError) -> Row:
-    """The row with what the detector says of it."""
+    """The row with the detector's result."""
     now = datetime.now(UTC).replace(microsecond=0)
     if isinstance(result, ImageError):
         return replace(row, error_code=result.code, error=in_utf8(result.reason), time=now)

@@ -1,8 +1,8 @@
 """Entries -> rows, by a `Detector`: the same class whatever engine calls it.
 
 In: entries, chunk after chunk, None at the end of each. Out: their rows in the same order, and the ends. Bytes are
-fetched by threads ahead of the detector. An image whose bytes another one has is not scored: its row says which.
-It knows nothing of listings, parts or other workers.
+fetched by threads ahead of the detector. An image with the same bytes as another one is not scored: its row names that
+one. It knows nothing of listings, parts or other workers.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from clipmole.scan.duplicates import Claims
 from clipmole.scan.rows import Row, in_utf8, scored
 
 READERS = 8  # threads that fetch bytes
-CLAIMED = 16  # images whose contents are asked about at once
+CLAIMED = 16  # images that are looked up at once
 FAILURES = 100  # files in a row that cannot be fetched: the network is gone, not the files
 
 
@@ -56,11 +56,11 @@ class EntryScorer:
     """Scores entries with one detector.
 
     Args:
-        claims: who scores an image that is there several times.
+        claims: decides which of several identical images is scored.
         readers: threads that fetch bytes.
         look_alikes: also decode each image for a perceptual hash and a thumbnail.
-        sources: what the scan was given. One that was a folder, and is gone or empty when an image of it is missed,
-            ends the scan: a disk or a network drive that has gone, whose images must not count as done.
+        sources: those of the scan. If a source was a folder, and is gone or empty when one of its images is missing,
+            the scan ends: a disk or a network drive is gone, and its images must not count as done.
     """
 
     def __init__(
@@ -79,7 +79,7 @@ class EntryScorer:
         self.sources = sources
 
     def rows(self, entries: Iterable[tuple[int, Entry | None]]) -> Generator[ChunkRow, None, None]:
-        """A row an entry, in order; a row that is the copy of another says which, and no more.
+        """One row for each entry, in order; the row of a copy only names the original.
 
         Raises `DataError` where no file can be fetched any more or a source is gone, and whatever `entries` raises.
         """
@@ -136,7 +136,7 @@ class EntryScorer:
         return failures
 
     def _gone(self, row: Row) -> str | None:
-        """The source whose image is missed since it is gone as a whole."""
+        """The source that is gone as a whole, if that is why its image is missing."""
         if row.container is not None or row.bytes is None:  # it was not there when it was listed
             return None
         for source in self.sources:
@@ -145,7 +145,7 @@ class EntryScorer:
         return None
 
     def _claimed(self, entries: Iterator[tuple[int, Entry | None]]) -> Iterator[tuple[int, _Read | Row | None]]:
-        """What is read, the copies among it without their bytes."""
+        """The entries that were read; copies among them lose their bytes."""
 
         def fetch(step: tuple[int, Entry | None]) -> tuple[int, _Read | None]:
             return step[0], None if step[1] is None else self._fetch(step[1])
@@ -160,7 +160,7 @@ class EntryScorer:
                 yield chunk, item if item is None or owner is None else replace(item.row, duplicate_of=owner)
 
     def _fetch(self, entry: Entry) -> _Read:
-        """The bytes of an entry, or why there are none, and what can be said of it without looking at it."""
+        """The bytes of an entry, or why there are none, and the fields that need no decoding."""
         data = entry.data
         if data is None:
             try:

@@ -1,4 +1,4 @@
-"""What a scan looks at, and what must not change between its runs.
+"""The settings of a scan that select images, and that must not change between its runs.
 
 In: keyword arguments of the command. Out: a frozen model, and filters of rows. It opens nothing.
 """
@@ -23,7 +23,7 @@ WHERE = re.compile(r"(\w+)\s*(!=|<=|>=|=|<|>)\s*(.*)", re.DOTALL)
 
 
 class ScanSettings(Config):
-    """Which images, in parts of what size. A scan goes on only with the same.
+    """Which images to scan, in parts of which size. A scan can be continued only with the same settings.
 
     Attributes:
         sources: files, folders, patterns, shards, tables, addresses, `hf:` data sets, folders of earlier scans.
@@ -33,7 +33,7 @@ class ScanSettings(Config):
         since: only files that were changed then or later, UTC; of shards and tables, those files.
         limit: only the first `limit` images; None: all.
         sample: share of the images, drawn by their source and `seed`; None: all.
-        part_rows: most rows in a part; the most that a kill costs.
+        part_rows: rows in a part, at most; a kill costs no more than these.
         look_alikes: keep a perceptual hash and a thumbnail, for `clipmole scan groups`.
     """
 

@@ -1,4 +1,4 @@
-"""Rows of a scan -> how many of what, for `scan.json`.
+"""Rows of a scan -> counts for `scan.json`.
 
 It reads a few columns of the parts, one batch at a time.
 """
@@ -50,7 +50,7 @@ class Counts:
 
 
 def count_rows(folder: Path) -> Counts:
-    """What the parts in a scan's folder hold."""
+    """The counts of the parts in a scan's folder."""
     counts = Counts()
     for row in read_rows(folder, columns=["verdict", "error_code", "duplicate_of", "bytes"]):
         counts.rows += 1

@@ -1,8 +1,9 @@
 """Crops of several requests -> detections, together on the detector.
 
-In: decoded images, one by one, of any request. Out: a `Detection` for each. While one batch is in the network the next
-one gathers; images that are on their way are waited for, but not long. A batch leaves about half of all accepted
-images to the next one: if it took them all, the network would stand still while their clients send others. Everything
+In: decoded images, one by one, of any request. Out: a `Detection` for each. While the network computes one batch, the
+    next one is collected; it waits for images
+that are on their way, but not long. A batch leaves about half of all accepted images to the next one: if it took them
+all, the network would be idle while their clients send others. Everything
 that uses the network runs in one thread, one thing at a time. It knows nothing of HTTP, uploads and processes.
 """
 
@@ -69,7 +70,7 @@ class Batcher:
         self._thread.shutdown(wait=False)
 
     async def detect(self, name: str, image: Decoded) -> Detection:
-        """What the detector says of an image that others may share a batch with; with the logit of each crop."""
+        """The detection of an image, which may share a batch with others; with the logit of each crop."""
         waiting = _Waiting(name, image, asyncio.get_running_loop().create_future())
         self._queue.put_nowait(waiting)
         return await waiting.done

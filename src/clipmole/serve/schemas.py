@@ -95,7 +95,7 @@ class Result(Record):
         detection: None if there is an error. Its `source` is `name`; it has tile logits and boxes if evidence was
             asked for.
         error: None if there is a detection.
-        evidence: what the score rests on, if it was asked for.
+        evidence: where the score comes from, if it was asked for.
         provenance: what the file's metadata say, if it was asked for. Never part of the score.
     """
 
@@ -145,7 +145,7 @@ class BytesAnswer(Record):
 
 
 class CalibrationInfo(StoredRecord):
-    """What the probabilities and verdicts of a detector were set on.
+    """The data on which a detector's probabilities and verdicts were set.
 
     Attributes:
         thresholds: AI-generated above the probability `ai`, photograph below `real`, uncertain between.
@@ -156,7 +156,7 @@ class CalibrationInfo(StoredRecord):
         slope, intercept: probability = sigmoid(slope * logit + intercept).
         false_alarms: measured on images that people made, from sources that the detector never saw, by kind; (): not
             measured.
-        often_wrong: the kinds among them that it calls AI-generated so often that the verdict says nothing of them.
+        often_wrong: the kinds among them that it so often calls AI-generated that its verdict on them means nothing.
     """
 
     thresholds: Thresholds

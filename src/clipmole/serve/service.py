@@ -1,4 +1,4 @@
-"""What answers a request once its body is here: admission, decoding, the network, evidence.
+"""Answers a request once its body has arrived: admission, decoding, the network, evidence.
 
 In: `Upload`s. Out: a `Result` each, in order. It knows nothing of HTTP.
 """
@@ -41,7 +41,7 @@ LIMITATIONS = (
     "Generators newer than the training images, edits of a part of an image, resized images, screenshots and heavy "
     "compression mislead it.",
     "It can be misled on purpose.",
-    "The probability is meant for as many generated images as photographs; where generated images are rarer, more "
+    "The probability assumes as many generated images as photographs; where generated images are rarer, more "
     "alarms are false.",
 )
 _FIRST_SECONDS = 1.0  # assumed for an image until one has been timed
@@ -103,7 +103,7 @@ class Service:
             self.state = "ready"
 
     def drain(self) -> None:
-        """Take no more requests; those that were taken are answered."""
+        """Accept no more requests; answer those that were accepted."""
         self.state = "draining"
 
     async def close(self) -> None:
@@ -141,9 +141,9 @@ class Service:
     async def detect(
         self, uploads: list[Upload], evidence: EvidenceKind, provenance: bool, region: Box | None = None
     ) -> list[Result]:
-        """A result each, in order. Raises `Problem` if the queue is full, or it takes too long.
+        """One result for each image, in order. Raises `Problem` if the queue is full, or it takes too long.
 
-        One request has only a few images on their way at a time, so that others get their turn.
+        Only a few images of a request are processed at a time, so that other requests get their turn.
         """
         if evidence not in self.evidence:
             raise Problem(

@@ -1,4 +1,4 @@
-"""What the server admits: sizes, numbers, waiting times.
+"""The limits of the server: sizes, numbers, waiting times.
 
 In: keyword arguments, checked by pydantic. Out: a frozen `ServeSettings`. It knows nothing of HTTP or images.
 """

@@ -2,7 +2,7 @@
 
 In: names. Out: a `SpeedReport`: for each shape, batch and path images a second, latency, memory, operations a second
 and the share of this machine's own matrix-multiply peak, measured in the same run. Every path runs in a process of
-its own, whose memory is its memory, and all take turns, so that whatever else the machine does hits all of them. It
+its own, whose memory is measured, and all take turns, so that other work on the machine affects all of them. It
 knows nothing of accuracy: the towers have random weights.
 """
 
@@ -29,7 +29,7 @@ from clipmole.report.page import markdown_table
 from clipmole.speed.flops import flops
 from clipmole.speed.paths import BASELINE, SpeedPath, adapter_of, available, is_graph, parse_path, tower_of
 
-PAUSE = 0.2  # seconds between turns: threads of the path before spin for a moment
+PAUSE = 0.2  # seconds between turns, because threads of the previous path spin for a moment
 
 
 class SpeedRow(Record):
@@ -95,7 +95,7 @@ class MeasuringProcess:
         )
 
     def answer(self, question: dict[str, Any] | None = None) -> dict[str, Any]:
-        """What the process answers to a question; without one, that it is ready."""
+        """The process's answer to a question; without a question, its message that it is ready."""
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         try:
@@ -133,7 +133,7 @@ def measure_speed(
 ) -> SpeedReport:
     """Measure paths side by side.
 
-    It has many parameters because it is the whole of `clipmole speed`.
+    It has many parameters because it is the whole of `clipmole benchmark speed`.
 
     Args:
         shapes: of `config.CLIP_TOWERS`, "embedded", or TOML files of a `TowerConfig`.
@@ -145,9 +145,9 @@ def measure_speed(
         device: "cpu", or "cuda" for the paths of PyTorch; crops go there and logits come back in the time measured.
         bare: measure each path without the adapter too.
         graphs: folder where graphs are kept for a later run; None: they are made anew.
-        say: told what is being done.
+        say: gets a remark on each step.
 
-    Raises `ConfigError` for names that there are not, and for a device that cannot be used.
+    Raises `ConfigError` for unknown names, and for a device that cannot be used.
     """
     wanted = [parse_path(name) for name in paths]
     usable(device)

@@ -1,8 +1,8 @@
-"""What a forward pass costs by arithmetic: floating-point operations (FLOPs), and bytes that must move, for an image.
+"""The arithmetic cost of a forward pass: floating-point operations (FLOPs) and bytes that must move, for an image.
 
 In: the geometry of a tower and its adapter. Out: counts. Only matrix products count as operations, two for each
-multiplication and addition, as is usual; they are all but about 1 % of the arithmetic. What a local-global router
-adds for its gates of an image, less than one token's adapter, is left out, and so are companions. It knows nothing of
+multiplication and addition, as is usual; they are about 99 % of the arithmetic. The additional gates of a local-global
+router, less than the adapter of one token, are left out, and so are companions. It knows nothing of
 time.
 """
 
@@ -37,8 +37,8 @@ def products(tower: TowerConfig, mole: MoLEConfig | None = None, class_token_onl
 
     Args:
         mole: the adapter; None: the bare tower with a head.
-        class_token_only: as `MoLENetwork` does it: after its queries, keys and values the last block goes on with the
-            class token alone, since nothing else of it is read.
+        class_token_only: as in `MoLENetwork`: after its queries, keys and values the last block continues with only
+            the class token, since nothing else of it is read.
     """
     d, grid = tower.width, tower.grid
     tokens = 1 + grid**2
@@ -92,8 +92,8 @@ def activation_bytes(
 ) -> int:
     """Bytes of an image that matrix products read and write, each input and result once.
 
-    What fuses, or stays in a cache between two products, moves less; what is written between them (LayerNorm,
-    activations, additions) moves more.
+    Fused operations, and data that stay in a cache between two products, move less; operations between them
+    (LayerNorm, activations, additions) move more.
     """
     values = 0
     for p in products(tower, mole, class_token_only):

@@ -1,8 +1,8 @@
-"""What can be measured: the execution paths by name, and the networks they run.
+"""The execution paths that can be measured, by name, and the networks they run.
 
 In: a path's name and a shape's. Out: a function from a batch of crops to logits. It knows nothing of clocks.
 
-    transformers-float32      transformers' own tower as it comes: the baseline
+    transformers-float32      transformers' own tower with its default settings: the baseline
     torch-float32 ...         this package's network in PyTorch
     torch-compile-bfloat16    the same by torch.compile
     openvino-... onnx-...     graphs, int8 too
@@ -53,7 +53,8 @@ Forward = Callable[[NDArray[np.uint8]], Any]
 
 @dataclass(frozen=True)
 class SpeedPath:
-    """A path of `PATHS`, with or without the MoLE adapter; `dynamic`: int8 of OpenVINO with ranges taken as it runs."""
+    """A path of `PATHS`, with or without the MoLE adapter; `dynamic`: int8 of OpenVINO with ranges measured while it
+    runs."""
 
     name: str
     runtime: str
@@ -77,7 +78,7 @@ class SpeedPath:
 
 
 def parse_path(name: str) -> SpeedPath:
-    """A path by its name. Raises `ConfigError` for one that there is not."""
+    """A path by its name. Raises `ConfigError` for an unknown one."""
     if name not in PATHS:
         raise ConfigError(f"paths: {name!r} is none of {', '.join(PATHS)}")
     runtime, precision = name.rsplit("-", 1)

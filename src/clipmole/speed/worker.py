@@ -1,7 +1,7 @@
 """The process of one path: it loads, then measures whenever it is asked to.
 
-In: a task as JSON on the command line, questions as JSON lines on stdin. Out: an answer a line on stdout. Whatever
-libraries print goes to stderr. `python -m clipmole.speed.worker` is not for people.
+In: a task as JSON on the command line, questions as JSON lines on stdin. Out: an answer a line on stdout. Output of
+    libraries goes to stderr. `python -m clipmole.speed.worker` is not for people.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ ROWS = {"cpu": 1576, "cuda": 65792}  # of the activations: 8 images of 197 token
 
 
 def peak_memory(device: str) -> int:
-    """Most memory that this process has held, bytes: of the GPU where that computes."""
+    """The most memory that this process has held, bytes; the GPU's memory if that computes."""
     if device != "cpu":
         return torch.cuda.max_memory_allocated(device)
     status = Path("/proc/self/status")
@@ -119,7 +119,7 @@ def _packed_products(x: Tensor, w: Tensor, x16: Tensor, w16: Tensor) -> dict[str
 
 
 def main() -> None:
-    """Load what the task names, say so, and answer questions until stdin ends."""
+    """Load the network of the task, say so, and answer questions until stdin ends."""
     channel = os.fdopen(os.dup(sys.stdout.fileno()), "w")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     switch_off()

@@ -40,7 +40,7 @@ def shows_whole(number: int, share: float) -> bool:
 
 
 def fixed_view(samples: Sequence[Sample], item: Item, config: TrainConfig, variant: Variant) -> NDArray[np.uint8]:
-    """View (S, S, 3) uint8 of one sample: 0 is the centre crop, 1 the whole, if the detector looks at it."""
+    """View (S, S, 3) uint8 of one sample: 0 is the centre crop, 1 the whole (if the detector looks at it)."""
     index, number = item
     (rgb,) = windows([samples[index]], variant, config.view_seed)
     crop: NDArray[np.uint8] = cut_crops(rgb, centre_and_whole(config)).pixels[number].transpose(1, 2, 0)
@@ -48,7 +48,7 @@ def fixed_view(samples: Sequence[Sample], item: Item, config: TrainConfig, varia
 
 
 def centre_and_whole(config: TrainConfig) -> PreprocessConfig:
-    """What validation looks at: the centre crop, and the whole if the detector does."""
+    """The views of validation: the centre crop, and the whole if the detector looks at it."""
     return config.preprocess.model_copy(update={"mode": "center_crop"})
 
 

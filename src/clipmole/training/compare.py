@@ -28,7 +28,7 @@ from clipmole.report.comparison import comparison_page
 from clipmole.training.comparison_plan import Method, Plan, differing, wider, with_rate
 from clipmole.training.trained_runs import TrainedRun, TrainedRuns, order_digest, write_whole
 
-WIDENINGS = 4  # times that a grid is extended at most: two decades
+WIDENINGS = 4  # how often a grid is extended, at most: two decades
 
 
 def get(runs: TrainedRuns, method: Method, rate: float, seed: int) -> TrainedRun:
@@ -39,8 +39,8 @@ def get(runs: TrainedRuns, method: Method, rate: float, seed: int) -> TrainedRun
 def choose_rate(runs: TrainedRuns, plan: Plan, method: Method) -> tuple[float, dict[float, float | None]]:
     """The learning rate with the best validation AP for the first seed, and rate -> AP of all tried.
 
-    Where the best is the lowest or highest rate tried the grid goes on beyond it, `WIDENINGS` times at most. A
-    single rate is taken as it is. Raises `TrainingDiverged` if every run did.
+    If the best is the lowest or highest rate tried, the grid is extended beyond it, at most `WIDENINGS` times. A
+    single rate is used as it is. Raises `TrainingDiverged` if every run did.
     """
     tried: dict[float, float | None] = {}
     waiting = list(plan.rates_of(method))
@@ -94,7 +94,7 @@ def compare(
     command: str = "",
     progress: ProgressReporter = SILENT,
 ) -> Comparison:
-    """Train what is not there yet, score it, and write `NAME.json` and `NAME.md` into `out`.
+    """Train the runs that are missing, score them, and write `NAME.json` and `NAME.md` into `out`.
 
     It has many parameters because it is the whole of `clipmole compare`.
 
@@ -104,7 +104,7 @@ def compare(
         backbone: instead of the one that the configurations name.
         runs: folder of the trained runs; None: `out`/runs.
         resamples: of the bootstrap over images.
-        command: printed as the way to make it again.
+        command: the command that makes the tables again, which they print.
 
     Raises `DataError` for splits that are not there, before any training, and whatever `train` raises.
     """
@@ -159,15 +159,15 @@ def compare(
 
 
 def check_outputs(out: Path, name: str) -> None:
-    """Raises `DataError` if `NAME.json` or `NAME.md` in `out` is there and is not of a comparison."""
+    """Raise `DataError` if `NAME.json` or `NAME.md` exists in `out` and is not a comparison's."""
 
     def read(path: Path) -> None:
         values = read_json(path.with_suffix(".json"), DataError)
         if not isinstance(values, dict) or not {"methods", "differences"} <= values.keys():
-            raise DataError(f"{path}: is no comparison")
+            raise DataError(f"{path}: is not a comparison")
 
     if path := foreign_file(out, {f"{name}.json": read, f"{name}.md": read}):
-        raise DataError(f"{path}: is there and is not of a comparison that clipmole wrote; name another --out")
+        raise DataError(f"{path}: exists and was not written by clipmole compare; name another --out")
 
 
 def compared(
@@ -180,7 +180,7 @@ def compared(
     logits: Mapping[str, NDArray[np.float64]],
     estimates: Mapping[str, Replicates],
 ) -> ComparedMethod:
-    """One method's line: `logits` (n, seeds), `labels` (n,) and average precision by "SPLIT, CONDITION"."""
+    """The record of one method: `logits` (n, seeds), `labels` (n,) and average precision by "SPLIT, CONDITION"."""
     first = runs[0].record
     return ComparedMethod(
         name=name,
@@ -218,7 +218,7 @@ def reference_differences(plan: Plan, estimates: Mapping[str, Mapping[str, Repli
 
 
 def trained_with(runs: Sequence[TrainedRun]) -> dict[str, Any]:
-    """Versions, hardware and dates that the runs record: a value if all agree, else the list of them."""
+    """Versions, hardware and dates of the runs: a single value if all agree, else a list."""
     found: dict[str, list[Any]] = {}
     for run in runs:
         for key, value in run.record["environment"].items():

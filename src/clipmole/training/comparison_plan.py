@@ -1,4 +1,4 @@
-"""What a comparison compares: methods, each with its training settings, over the same seeds, data and rates.
+"""The plan of a comparison: methods, each with its training settings, over the same seeds, data and rates.
 
 In: a TOML file, or the names of several training configurations. Out: a `Plan`. It knows nothing of data, weights
 or estimates.
@@ -62,8 +62,8 @@ class Plan(Config):
         reference: the method that the others are compared with; None: the first.
         splits: what is reported; never train, val or calibration, which choose.
         variants: in which the splits are reported.
-        kept_views: the splits are looked at as validation is, at a centre crop (and the whole, if the detector looks
-            at it), whose tokens are kept and shared by the runs; else as the finished detector looks at images.
+        kept_views: score the splits like validation, on a centre crop (and the whole, if the detector looks at it),
+            whose tokens are kept and shared by the runs; otherwise they are scored by the finished detector.
     """
 
     name: str
@@ -87,7 +87,7 @@ class Plan(Config):
             if name is not None and name not in names:
                 raise ValueError(f"{key} {name!r}: is none of the methods {', '.join(names)}")
         if self.kept_views and not all(method.config.cached_views for method in self.methods):
-            raise ValueError("kept_views: shares the tokens that cached_views keeps: set that in [config]")
+            raise ValueError("kept_views: needs the tokens that cached_views keeps: set that in [config]")
         for split in self.splits:
             if split in ("train", "val", "calibration"):
                 raise ValueError(f"splits: {split!r} is used to train or to choose; report another")
@@ -106,19 +106,19 @@ class Plan(Config):
 
 
 def rate_of(config: TrainConfig) -> float:
-    """The learning rate of whatever a run mainly trains."""
+    """The learning rate of the part that a run mainly trains."""
     return config.tower_learning_rate if config.full_finetune else config.learning_rate
 
 
 def with_rate(config: TrainConfig, rate: float) -> TrainConfig:
-    """The configuration at another learning rate of whatever it mainly trains."""
+    """The configuration with another learning rate for the part that it mainly trains."""
     return config.model_copy(update={"tower_learning_rate" if config.full_finetune else "learning_rate": rate})
 
 
 def wider(rates: Sequence[float], best: float) -> float | None:
-    """The next rate to try if `best` is the lowest or highest of `rates`, which are more than one; else None.
+    """The next rate to try if `best` is the lowest or highest of two or more `rates`; else None.
 
-    Rates go on by the series 1, 3, 10, 30, ...: half decades, rounded to one digit.
+    Rates continue in the series 1, 3, 10, 30, ...: half decades, rounded to one digit.
     """
     if len(rates) < 2 or min(rates) < best < max(rates):
         return None
@@ -152,7 +152,7 @@ def plan_of(configs: Mapping[str, str], **settings: Any) -> Plan:
 
 
 def differing(configs: Mapping[str, TrainConfig]) -> dict[str, dict[str, Any]]:
-    """Setting -> name -> value, of the settings in which the configurations differ, but for rates and places."""
+    """Setting -> name -> value, for the settings in which the configurations differ, except rates and paths."""
     flat = {name: flattened(config.model_dump(mode="json")) for name, config in configs.items()}
     keys = [key for key in next(iter(flat.values())) if not key.endswith("learning_rate") and key not in PLACES]
     table = {key: {name: values[key] for name, values in flat.items()} for key in keys}

@@ -1,19 +1,19 @@
-"""Curvature-aware merging of LoRAs: differences to a base, masked, and changed by learnt Kronecker factors.
+"""Curvature-aware merging of LoRAs: differences to a base, masked, and transformed by learnt Kronecker factors.
 
-In: updates W_k = s B_k A_k of adapters at one place, the first of which is the base, and labelled images. Out: merged
-updates. It knows nothing of adapter directories.
+In: updates W_k = s B_k A_k of adapters at one position, the first of which is the base, and labelled images. Out:
+merged updates. It knows nothing of adapter directories.
 
     W = W_1 + sum_{k>1} c_k M_k[(W_k - W_1) o m_k]
     m_k = 1 where sign(W_k - W_1) = sign(sum_j (W_j - W_1)), else 0
     M_k[D] = 1/C sum_{c<=C} P_kc D Q_kc^T,   P_kc = P'_kc (x) P''_kc,  Q_kc = Q'_kc (x) Q''_kc
 
 with c_k that sum to 1, (x) the Kronecker product and factors of about sqrt(d) x sqrt(d), which start as identities: so
-without the mask learning starts at the weighted mean. The factors alone are learnt, by the logits' cross entropy.
+without the mask learning starts at the weighted mean. Only the factors are learnt, with the logits' cross entropy.
 
 Source: CAMEx, arXiv 2502.18821: masked differences to a base expert, and factors on both sides. There experts merge
 anew for each sequence, by a router, and training learns all of it together. Here trained adapters are merged once, by
-weights. That the sum over c is divided by C, so that it starts at the mean, and that all is learnt on low-rank
-matrices, is this project's. M of B A is of the rank C r: M[B A] = 1/C sum_c (P_c B) (A Q_c^T).
+weights. Dividing the sum over c by C, so that it starts at the mean, and learning on low-rank matrices are this
+project's choices. M of B A is of the rank C r: M[B A] = 1/C sum_c (P_c B) (A Q_c^T).
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from clipmole.plumbing.seeding import sample_rng
 
 TERMS = 2  # C
 EPOCHS, BATCH, RATE = 6, 32, 2e-3
-MOST = 256  # images of each class that it is learnt on
+MOST = 256  # images of each class to learn on
 ROWS = 16  # of a forward pass without gradients
 
 Place = tuple[str, int]
@@ -46,7 +46,7 @@ Place = tuple[str, int]
 
 
 def near_square(width: int) -> tuple[int, int]:
-    """(p, q) with p q = width, p <= q, as near to one another as there are."""
+    """(p, q) with p q = width, p <= q, as close to each other as possible."""
     p = next(p for p in range(math.isqrt(width), 0, -1) if width % p == 0)
     return p, width // p
 
@@ -95,7 +95,7 @@ class Curvature(nn.Module):
 
 @dataclass(frozen=True)
 class Merging:
-    """What is merged at one place.
+    """The updates to merge at one position.
 
     Attributes:
         base: W_1 (d, d).
@@ -121,11 +121,11 @@ class Merging:
 
 
 class CurvedNetwork(nn.Module):
-    """Tokens before the first adapted block (B, T, d) -> logits (B,), with LoRAs made by what is learnt.
+    """Tokens before the first adapted block (B, T, d) -> logits (B,), with LoRAs made from the learnt factors.
 
     Args:
-        network: whose LoRAs have, at each place, the rank of the base and C times those of the differences.
-        thin: place -> (A, B) of the base, then of each difference.
+        network: its LoRAs have, at each position, the rank of the base plus C times those of the differences.
+        thin: position -> (A, B) of the base, then of each difference.
         weights: c_k of the differences.
     """
 
@@ -143,7 +143,7 @@ class CurvedNetwork(nn.Module):
         self.curvatures = nn.ModuleList(Curvature(width, terms) for _ in thin for _ in weights)
 
     def of(self, place: Place) -> list[Curvature]:
-        """The factors of each difference at a place."""
+        """The factors of each difference at a position."""
         start = list(self.thin).index(place) * len(self.weights)
         return list(self.curvatures)[start : start + len(self.weights)]  # type: ignore[return-value]
 
@@ -176,7 +176,7 @@ class _Suffix(nn.Module):
 def curved(network: CurvedNetwork, tokens: Tensor, labels: Tensor, progress: ProgressReporter) -> tuple[float, float]:
     """Learn the factors in place; returns the loss over all tokens before and after.
 
-    Both classes weigh the same. The factors of the epoch with the lowest loss are what is left, the start among them.
+    Both classes weigh the same. The factors of the epoch with the lowest loss are kept; the start counts as one.
 
     Args:
         tokens: before the first adapted block, (n, T, d) bfloat16.

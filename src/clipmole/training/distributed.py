@@ -1,8 +1,8 @@
 """The processes that train one network together: one alone, or several started by `accelerate launch`.
 
-In: the environment that a launcher sets. Out: which process this is, its device, and what takes all of them: sums,
-gathered lists, averaged gradients. It is the one place that speaks to accelerate, and knows nothing of what is
-trained.
+In: the environment that a launcher sets. Out: which process this is, its device, and operations of all processes: sums,
+    gathered
+lists, averaged gradients. It is the only module that uses accelerate, and knows nothing of what is trained.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Distributed:
     """This process among `size` processes, which all call the same methods in the same order.
 
     Attributes:
-        rank: 0 to size - 1; rank 0 is the one that speaks and writes.
+        rank: 0 to size - 1; rank 0 prints and writes.
         device: a CUDA device if there is one, else the CPU.
         workers: threads that this process may use to prepare images.
 
@@ -48,7 +48,7 @@ class Distributed:
 
     @property
     def is_main(self) -> bool:
-        """Whether this process is the one that speaks and writes."""
+        """Whether this process prints and writes."""
         return self.rank == 0
 
     def prepare(self, model: nn.Module) -> nn.Module:
@@ -76,5 +76,5 @@ class Distributed:
         return gather_object(items)  # type: ignore[no-any-return]
 
     def wait(self) -> None:
-        """Until all processes have come here."""
+        """Wait until all processes have come here."""
         self._accelerator.wait_for_everyone()

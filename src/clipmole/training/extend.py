@@ -1,8 +1,8 @@
-"""To extend a detector: what of it stays, what is added, and what its directory says of both.
+"""Extending a detector: what stays, what is added, and how its directory records both.
 
 In: the name of a detector and the settings of a run. Out: a network whose only trained parameters are one new
-`Extension` an adapted block; the tokens that are replayed; the history that `train.json` and the model card tell. It
-knows nothing of steps or epochs: the loop is the one of every run.
+`Extension` in each adapted block; the tokens that are replayed; the history for `train.json` and the model card. It
+knows nothing of steps or epochs: the loop is that of every run.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from clipmole.training.augmented_views import views
 from clipmole.training.presets import OWN_IMAGES, load_train_config
 
 ROWS = 32  # of a forward pass over kept tokens
-WHOLE_SHARE = 1 / 3  # of the views, for a detector that looks at the whole, unless the settings say another one
+WHOLE_SHARE = 1 / 3  # of the views, for a detector that looks at the whole, unless the settings say otherwise
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class Base:
 
     @classmethod
     def open(cls, name: str | Path) -> Base:
-        """Read what stands in the directory of a detector. Raises `CheckpointError`, with one line."""
+        """Read the directory of a detector. Raises `CheckpointError`, in one line."""
         label, folder = find_adapter(name)
         config = read_config(folder)
         if config.full_finetune:
@@ -72,7 +72,7 @@ class Base:
         path = folder / TRAIN
         record = read_json(path, CheckpointError, "take it away") if path.is_file() else {}
         if not isinstance(record, dict):
-            raise CheckpointError(f"{path}: is damaged; take it away, and what it was trained on counts as not known")
+            raise CheckpointError(f"{path}: is damaged; delete it, and the training data count as unknown")
         digest = adapter_digest(folder)
         return cls(label, digest, folder, config, record, read_calibration(folder), read_kept_tokens(folder))
 
@@ -83,8 +83,8 @@ class Base:
         """
         for name in ("full_finetune", "hypernetwork"):
             if getattr(config, name):
-                raise ConfigError(f"{name}: an extension leaves everything but itself frozen; leave it out")
-        preset = load_train_config(OWN_IMAGES)  # what nobody asked for, where no other one is named
+                raise ConfigError(f"{name}: an extension freezes everything else; leave this setting out")
+        preset = load_train_config(OWN_IMAGES)  # a default that nobody asked for
         for name, given, known in (
             ("mole", config.mole, (MoLEConfig(), preset.mole, self.config.mole)),
             ("preprocess", config.preprocess, (PreprocessConfig(), preset.preprocess, self.config.preprocess)),
@@ -106,7 +106,8 @@ class Base:
         return TrainConfig.parse(config.model_copy(update=changes).model_dump(), self.name)
 
     def grow(self, tower: ViT, mole: MoLEConfig) -> MoLENetwork:
-        """The detector's network with one more extension, which alone is trained; as it is, if `mole` has none more.
+        """The detector's network with one more extension, the only trained part; unchanged if `mole` has no more of
+        them.
 
         Args:
             tower: of its backbone; changed in place.
@@ -122,11 +123,11 @@ class Base:
         return network.eval()
 
     def replay(self, network: MoLENetwork, config: TrainConfig) -> Replay | None:
-        """The kept tokens, and their logits by the network that `grow` gave; None if nothing is to be replayed."""
+        """The kept tokens, and their logits by the network of `grow`; None if nothing is replayed."""
         return Replay(network, self.tokens) if self.tokens is not None and config.replay_weight else None
 
     def history(self) -> list[dict[str, Any]]:
-        """What led to the detector, the oldest first: of each step its name, digest, data, size and date."""
+        """The steps that led to the detector, the oldest first: name, digest, data, size and date of each."""
         data, environment = self.record.get("data") or {}, self.record.get("environment") or {}
         own = {
             "name": self.name,
@@ -168,7 +169,7 @@ def bernoulli_kl(old: Tensor, new: Tensor) -> Tensor:
 
 
 def thresholds_changed(old: Calibration | None, new: Calibration | None) -> list[str]:
-    """What became of the thresholds, a sentence an item; [] if there were none before."""
+    """What happened to the thresholds, one sentence each; [] if there were none before."""
     if old is None:
         return []
     if new is None:
@@ -190,8 +191,8 @@ def kept_tokens(
 ) -> Tensor | None:
     """Tokens (n, T, d) bfloat16 to keep beside the adapter: those that `base` kept, and `config.kept_tokens` new ones.
 
-    The new ones are tokens before the first adapted block of training images, half of each class, drawn by the seed;
-    fewer where there are not so many images. None if there are none at all.
+    The new ones are tokens of training images before the first adapted block, half of each class, drawn by the seed;
+    fewer if there are not enough images. None if there are none at all.
     """
     rng, device = sample_rng(config.seed, "kept tokens"), next(network.parameters()).device
     chosen: list[int] = []

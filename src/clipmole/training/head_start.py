@@ -1,7 +1,7 @@
-"""The head's start: a logistic regression on the class tokens that kept tokens carry.
+"""The head's start: a logistic regression on the class tokens in the prefix cache.
 
-In: a network, its prefix cache and the samples. Out: the weights of the head, in place. What the head reads beside
-those class tokens (of adapted blocks, of the last one) starts at 0. It knows nothing of the loop.
+In: a network, its prefix cache and the samples. Out: the weights of the head, in place. Its weights for other class
+tokens (of adapted blocks, of the last one) start at 0. It knows nothing of the loop.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ ITERATIONS = 300  # of L-BFGS at most
 
 
 def sample_weights(samples: Sequence[Sample], sampling: str) -> NDArray[np.float64]:
-    """Weight (n,) of each sample: as often as an epoch shows it on average, where all samples together have mean 1."""
+    """Weight (n,) of each sample: how often an epoch shows it on average, scaled to a mean of 1 over all samples."""
     if sampling == "every":
         return np.ones(len(samples))
     count = Counter((sample.label, stratum(sample)) for sample in samples)

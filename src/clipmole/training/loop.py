@@ -1,8 +1,8 @@
 """The training loop: a network, samples and a configuration -> the best epoch's weights and the curve.
 
-In: what `train` has read and built. Out: `Epoch` records; the network holds the weights of the best one. Everything
-an epoch draws depends on the seed and its number alone, and after each step the run is a state that can be put away
-and taken up again: a run that was killed ends with the weights of one that was not. It knows nothing of adapter
+In: what `train` has read and built. Out: `Epoch` records; the network holds the weights of the best one. All draws of
+an epoch depend only on the seed and its number, and after each step the state of the run can be saved and resumed: a
+run that was killed ends with the weights of one that was not. It knows nothing of adapter
 directories, terminals, or how processes talk to each other (`distributed`).
 """
 
@@ -50,7 +50,7 @@ class Epoch(Record):
 
     Attributes:
         loss, balance_loss: means over its images, in training.
-        gates: mean gate of each expert, an adapted block a row: the router's, then those of extensions.
+        gates: mean gate of each expert, one row for each adapted block: the router's, then those of extensions.
         learning_rate: at its end.
         val_ap: average precision on equalised centre crops of the validation images; it picks the epoch.
         val_mean_generator_ap: the mean over generators of the same.
@@ -70,7 +70,7 @@ class Epoch(Record):
 
 @dataclass
 class LoopState:
-    """Where a run is: `step` steps into epoch `epoch`, with the sums over its images so far."""
+    """The position of a run: `step` steps into epoch `epoch`, with the sums over its images so far."""
 
     epoch: int = 0
     step: int = 0
@@ -84,10 +84,10 @@ class LoopState:
 
 
 class Trainee(nn.Module):
-    """What is called in a step: the whole network on crops, or the blocks from `start` on kept tokens -> logits (B,).
+    """The module of a step: the whole network on crops, or the blocks from `start` on kept tokens -> logits (B,).
 
     Args of a call:
-        patches: draws the patch tokens that are left out, `dropout` of them; None: none is.
+        patches: draws the share `dropout` of patch tokens to leave out; None: none.
     """
 
     def __init__(self, network: MoLENetwork, start: int | None, dropout: float) -> None:
@@ -113,7 +113,7 @@ def copies(parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def kept_logits(
     network: MoLENetwork, cache: PrefixCache, indices: Sequence[int], config: TrainConfig, device: torch.device
 ) -> np.ndarray:
-    """Logits (n,) of images from the kept tokens of their fixed views: centre crop, and whole if it is looked at."""
+    """Logits (n,) of images from the kept tokens of their fixed views: centre crop, and whole if it is used."""
     weight = config.preprocess.whole_weight
     batches = [list(indices[start : start + ROWS]) for start in range(0, len(indices), ROWS)]
     pooled = np.zeros(len(indices))
@@ -127,19 +127,19 @@ def kept_logits(
 
 
 class TrainingLoop:
-    """One training run. `fit` takes it from wherever it is to its end.
+    """One training run. `fit` continues it from its present position to the end.
 
-    It has many parameters because a run is made of as many parts, each of which can be left out or replaced.
+    It has many parameters because a run has many parts, each of which can be left out or replaced.
 
     Args:
         network: trained in place; on `distributed.device`.
         cache: tokens of the training images; None: every view is computed anew.
         val_cache: tokens of the validation images in their fixed views; None: they are computed anew.
-        replay: older images, on which the logits are to stay; None: none.
+        replay: older images, whose logits should not change; None: none.
         state: file that the run is kept in while it is unfinished.
         digest: of everything that the run depends on; a state of another run is refused.
         log: folder of TensorBoard's files; None: none.
-        save_seconds: the state is saved after each epoch, and when it is so old.
+        save_seconds: the state is saved after each epoch, and when the last one is this old.
 
     Raises `CheckpointError` if `state` is damaged or belongs to another run.
     """
@@ -196,7 +196,7 @@ class TrainingLoop:
         return patience is not None and self.at.epoch - 1 - self.at.best >= patience and self.at.epoch > 0
 
     def train_epoch(self, log: ScalarLog) -> None:
-        """The steps of the epoch that are left."""
+        """Take the remaining steps of the epoch."""
         at, size = self.at, self.config.batch_size
         items = epoch_items(self.train_set, at.epoch, self.config)
         steps = [items[start : start + size] for start in range(at.step * size, len(items), size)]
@@ -233,7 +233,7 @@ class TrainingLoop:
         self.network.eval()
 
     def _followed(self, steps: Sequence[Any]) -> Iterator[Any]:
-        """The steps of an epoch, their progress shown; a request to stop that comes between two of them is heeded."""
+        """The steps of an epoch, with progress; a request to stop takes effect between two of them."""
         try:
             yield from self.progress.track(steps, f"epoch {self.at.epoch + 1}/{self.config.epochs}", len(steps))
         except Stopped:
@@ -249,7 +249,7 @@ class TrainingLoop:
         raise Stopped(
             f"stopped after step {self.at.step} of {self.steps} in epoch {self.at.epoch + 1} of {self.config.epochs}; "
             + (f"the run is kept in {self.state}" if saved else f"its state could not be saved to {self.state}")
-            + ": give the same command again to go on"
+            + ": give the same command again to continue"
         )
 
     def _inputs(self, batches: list[list[Item]]) -> Iterator[Tensor]:
@@ -260,8 +260,8 @@ class TrainingLoop:
     def _part(self, inputs: Tensor, part: MicroBatch) -> float:
         """Forward and backward of one part; returns its share of the step's mean cross-entropy.
 
-        The balance loss is of the part's images over all processes. Its mean gates m are the sum of what each process
-        adds; only the own share has a gradient here, and the processes' gradients add up to that of the whole.
+        The balance loss is that of the part's images over all processes. Its mean gates m are sums over the processes;
+        only this process's share has a gradient here, and the gradients of all processes add up to that of the whole.
         """
         device, config = self.distributed.device, self.config
         labels = torch.tensor([float(self.train_set[i].label) for i, _ in part.items], device=device)
@@ -287,7 +287,7 @@ class TrainingLoop:
             total = loss / part.step_images + config.mole.balance_weight * share * balance
             if self.network.companion is not None and (own_loss := self.network.companion.loss) is not None:
                 total = total + config.mole.companion_weight * (own_loss * weights).sum() / part.step_images
-            if self.replay is not None:  # the gates of the new images are read already
+            if self.replay is not None:  # the gates of the new images have been read
                 rng = sample_rng(config.seed, "replay", self.at.epoch, self.at.images, self.distributed.rank)
                 with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
                     change = self.replay.loss(self.network, len(part.items), rng)
@@ -305,7 +305,7 @@ class TrainingLoop:
         at.gates = (sums + torch.tensor(at.gates, dtype=torch.float64) if at.gates else sums).tolist()
 
     def _close_epoch(self, log: ScalarLog) -> None:
-        """Validate, enter the epoch into the curve, keep its weights if it is the best, and save."""
+        """Validate, add the epoch to the curve, keep its weights if it is the best, and save."""
         at = self.at
         began = time.perf_counter()
         scores = self.validate()
@@ -364,7 +364,7 @@ class TrainingLoop:
         log.write((epoch.epoch + 1) * self.steps, values)
 
     def _save(self) -> bool:
-        """Put the state away; if that fails, say so and keep the older one. Returns whether it was written."""
+        """Save the state; if that fails, say so and keep the older one. Returns whether it was written."""
         tensors: dict[str, Tensor] = {f"trained/{name}": p for name, p in self.trained.items()}
         tensors |= {f"best/{name}": tensor for name, tensor in self.best.items()}
         for name, p in self.trained.items():
@@ -379,7 +379,7 @@ class TrainingLoop:
 
     @torch.no_grad()
     def _restore(self) -> None:
-        """Take up the state on disk, if there is one."""
+        """Resume from the state on disk, if there is one."""
         loaded = load_state(self.state)
         self.distributed.wait()  # nobody writes before all have read
         if loaded is None:
@@ -403,4 +403,4 @@ class TrainingLoop:
                 }
         except (KeyError, TypeError, RuntimeError) as error:  # copy_: RuntimeError for another shape
             raise CheckpointError(f"{self.state}: is damaged; delete it to begin the run anew") from error
-        self.progress.say(f"goes on at epoch {self.at.epoch + 1}, step {self.at.step + 1}, where {self.state} ends")
+        self.progress.say(f"continues at epoch {self.at.epoch + 1}, step {self.at.step + 1}, from {self.state}")

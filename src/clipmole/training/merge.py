@@ -1,20 +1,20 @@
 """Several adapters of one backbone -> one adapter directory, without training of LoRAs, routers or head.
 
-In: names of detectors whose adapters stand in the same blocks; for camex labelled images too. Out: one detector, and
-how far it is what its parts were. It is not calibrated, since thresholds of the parts do not hold for it.
+In: names of detectors whose adapters are in the same blocks; for camex labelled images too. Out: one detector, and
+how much of its parts was lost. It is not calibrated, since the parts' thresholds do not hold for it.
 
-What is merged are the updates W = s B A of the LoRAs, with weights c_k (1/K by default), and always the heads' weighted
-mean. Stacking keeps all of them, at the sum of the ranks; the others bring each LoRA back to one rank:
+The updates W = s B A of the LoRAs are merged with weights c_k (1/K by default); of the heads, the weighted mean is
+always taken. Stacking keeps all of them, at the sum of the ranks; the others bring each LoRA back to one rank:
 
     stack     y = MLP(x) + sum_k c_k update_k(x) in each block, exactly: LoRAs, routers and extensions side by side
-    average   W = sum_k c_k W_k of the LoRAs of one place, cut to the largest of their ranks by its SVD; routers' mean
+    average   W = sum_k c_k W_k of the LoRAs of one position, cut to the largest of their ranks by SVD; routers' mean
     ties      as average, with the entries of W merged as TIES does (Yadav et al. 2023, arXiv 2306.01708): of each W_k
-              only the largest entries, of these only the ones with the sign that outweighs, and their mean
-    camex     as average, with W the first one's plus differences to it that are masked, and changed by Kronecker
-              factors on both sides, which are learnt on labelled images: see `curvature` (arXiv 2502.18821)
+              only the largest entries, of these only those with the sign of the larger total, and their mean
+    camex     as average, with W the first one's plus masked differences to it, transformed by Kronecker factors
+           on both sides, which are learnt on labelled images: see `curvature` (arXiv 2502.18821)
 
-Even where blocks are exact, the merged detector's logit is not the mean of its parts' logits: the outcome of one block
-is the input of the next.
+Even where blocks are exact, the merged detector's logit is not the mean of its parts' logits: the output of one
+block is the input of the next.
 """
 
 from __future__ import annotations
@@ -47,13 +47,13 @@ Combine = Callable[[Place, Sequence[Tensor], Sequence[float]], Tensor]
 
 
 class Merged(Record):
-    """What a merge gave.
+    """The result of a merge.
 
     Attributes:
         parts: names of the detectors.
         weights: c_k of each.
         trained_parameters: of the merged adapter.
-        lost: Frobenius norm of what cutting to a rank took away, over that of the whole updates; 0 for "stack".
+        lost: Frobenius norm of the part lost by cutting to a rank, over that of the whole updates; 0 for "stack".
         losses: of "camex": cross entropy on the images that it was learnt on, before and after, nats; None of others.
     """
 
@@ -66,12 +66,12 @@ class Merged(Record):
 
     @property
     def summary(self) -> str:
-        """One sentence on how far the merged detector is what its parts were."""
+        """One sentence on how much of its parts the merged detector keeps."""
         given = ", ".join(f"{weight:g} x {part}" for weight, part in zip(self.weights, self.parts, strict=True))
         if self.method == "stack":
             kept = "each block adds exactly the weighted sum of what the parts' blocks add to the same tokens"
         else:
-            kept = f"cutting to the parts' ranks took away {100 * self.lost:.1f} % of the updates (Frobenius norm)"
+            kept = f"cutting to the parts' ranks lost {100 * self.lost:.1f} % of the updates (Frobenius norm)"
         learnt = f"; cross entropy on its images {self.losses[0]:.4f}, then {self.losses[1]:.4f}" if self.losses else ""
         return (
             f"{self.method} of {given}: {kept}{learnt}. The heads were averaged. It gives no verdicts until it is "
@@ -93,16 +93,16 @@ def merge(
     """Merge adapters of one backbone into one, and write its directory.
 
     Args:
-        names: two or more detectors, none of them changed; of "camex" the first one is the base.
+        names: two or more detectors, which are not changed; for "camex" the first one is the base.
         out: the adapter directory to write.
         method: as this module says.
         weights: c_k of each detector, positive; (): 1/K each, so that the update is their mean. With 1 each it is
             their sum (the heads are averaged all the same).
-        density: of "ties": share of the entries of each update that is kept, the largest ones; 0.2 is its authors'.
+        density: for "ties", the share of the largest entries of each update to keep; 0.2 as in the paper.
         backbone: as in `Detector.from_pretrained`.
-        samples: of "camex": labelled images of both classes to learn on, such as those of the split calibration.
+        samples: for "camex", labelled images of both classes to learn on, such as those of the split calibration.
 
-    Raises `ConfigError` if the weights or the density make no sense, or if the adapters cannot be merged so;
+    Raises `ConfigError` if the weights or the density make no sense, or if the adapters cannot be merged in this way;
     `DataError` for samples of one class; `CheckpointError` or `WeightsError` if a detector cannot be read.
     """
     given = tuple(weights) or (1 / len(names),) * len(names)
@@ -113,7 +113,7 @@ def merge(
     if not 0 < density <= 1:
         raise ConfigError(f"density={density}: the share of the entries that are kept is above 0 and at most 1")
     if bool(samples) != (method == "camex"):
-        raise ConfigError("merge: labelled images (--data) are for the method camex, which cannot do without them")
+        raise ConfigError("merge: labelled images (--data) are for the method camex, which needs them")
     parts = [Base.open(name) for name in names]
     for part in parts:
         check_copy(part.folder, out)
@@ -148,7 +148,7 @@ def merge(
 
 
 def check_alike(parts: Sequence[Base], depth: int, method: MergeMethod) -> None:
-    """Raise one line where the parts' adapters do not stand in the same places, or their routers do not fit."""
+    """Raise an error if the parts' adapters are not in the same blocks, or their routers differ."""
     first = parts[0]
     for part in parts:
         if part.config.mole.companion:
@@ -209,7 +209,7 @@ def layers_of(state: State) -> dict[str, State]:
 
 
 def mean_head(states: Sequence[State], weights: Sequence[float]) -> State:
-    """The heads' weighted mean, which does not grow with the weights."""
+    """The heads' mean with weights scaled to a sum of 1."""
     total = sum(weights)
     names = [name for name in states[0] if name.startswith(("head.", "drawn."))]
     return {n: sum(w / total * s[n] for w, s in zip(weights, states, strict=True)) for n in names}  # type: ignore[misc]
@@ -269,7 +269,7 @@ def stack(
 
 
 def _rows(name: str, config: MoLEConfig, layer: State, weight: float) -> Tensor:
-    """Rows of a router; those that read what experts give read it unscaled, as before their scaling went into B."""
+    """Rows of a router; those that read the experts' outputs are rescaled, since the scaling is now in B."""
     if name == "router.weight":
         return layer[name]
     scale = [weight * (config.alpha or rank) / rank for rank in config.expert_ranks]
@@ -279,7 +279,7 @@ def _rows(name: str, config: MoLEConfig, layer: State, weight: float) -> Tensor:
 def cut(
     configs: Sequence[MoLEConfig], states: Sequence[State], weights: Sequence[float], combine: Combine
 ) -> tuple[MoLEConfig, State, float]:
-    """Settings and tensors of LoRAs merged place by place, and what cutting them to a rank lost."""
+    """Settings and tensors of LoRAs merged position by position, and what cutting them to a rank lost."""
     config, kept_ranks = cut_config(configs)
     state, total = mean_head(states, weights), sum(weights)
     every = [layers_of(each) for each in states]
@@ -302,14 +302,15 @@ def cut(
 
 
 def cut_config(configs: Sequence[MoLEConfig]) -> tuple[MoLEConfig, list[int]]:
-    """Settings of LoRAs merged place by place, each with the largest rank of its parts, and these ranks."""
+    """Settings of LoRAs merged position by position, each with the largest rank of its parts, and these ranks."""
     ranks = [max(c.expert_ranks[i] for c in configs) for i in range(len(configs[0].expert_ranks))]
     config = grown(configs, shared_rank=max(c.shared_rank for c in configs), expert_ranks=tuple(ranks))
     return config, [config.shared_rank] * (config.shared_rank > 0) + ranks
 
 
 def updates_at(configs: Sequence[MoLEConfig], layers: Sequence[State], place: int, merged: MoLEConfig) -> list[Tensor]:
-    """Updates s B A (d, d) of the parts at one place: the shared LoRA's (0, if any part has one), then the experts'."""
+    """Updates s B A (d, d) of the parts at one position: the shared LoRA's (0 if a part lacks it), then the
+    experts'."""
     found = []
     for config, layer in zip(configs, layers, strict=True):
         own = loras(config, layer)
@@ -329,12 +330,11 @@ def learn(
     samples: Sequence[Sample],
     progress: ProgressReporter,
 ) -> tuple[Combine, tuple[float, float]]:
-    """Learn the curvature of each place on samples, in a tower that is changed in place.
+    """Learn the curvature of each position on samples; the tower is changed in place.
 
-    Learning sees differences cut to the rank that they have without the mask; what is merged in the end are the whole
-    ones.
+    Learning uses differences cut to the rank that they have without the mask; in the end the whole ones are merged.
 
-    Returns the way to merge updates of a place, and the loss before and after.
+    Returns a function that merges the updates of a position, and the loss before and after.
     """
     config, ranks = cut_config(configs)
     every = [layers_of(each) for each in states]

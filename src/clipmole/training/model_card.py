@@ -1,7 +1,7 @@
 """The model card of a trained detector, as Markdown.
 
 In: the record of the run (`train.json`) and the calibration. Out: text: what it is, what it saw, what it must not be
-taken for. It measures nothing.
+    used for. It measures nothing.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from clipmole.training.extend import history_lines
 
 
 def history(record: dict[str, Any]) -> list[str]:
-    """The section on what was trained before, of a detector that was extended; [] of another."""
+    """The section on earlier training, for a detector that was extended; [] for others."""
     if not record.get("history"):
         return []
     rank, blocks = record["config"]["extension_rank"], ", ".join(map(str, record["adapted_blocks"]))
@@ -28,7 +28,7 @@ def history(record: dict[str, Any]) -> list[str]:
 
 
 def model_card(record: dict[str, Any], calibration: Calibration | None, findings: Sequence[str]) -> str:
-    """A model card (Markdown) of a training run: what it is, what it saw, what it must not be taken for.
+    """A model card (Markdown) of a training run: what it is, what it saw, what it must not be used for.
 
     Args:
         findings: sentences on the validation images and on what the verdicts promise.
@@ -71,7 +71,7 @@ def model_card(record: dict[str, Any], calibration: Calibration | None, findings
             f"{' and '.join(calibration.variants)}.",
             f"- AI-generated above probability {calibration.thresholds.generated:.3f}, real below "
             f"{calibration.thresholds.real:.3f}, uncertain between them.",
-            "- The probability holds for as many generated images as photographs, of the kinds it was calibrated on.",
+            "- The probability assumes as many generated images as photographs, of the kinds it was calibrated on.",
         ]
     lines += [
         *(f"- {finding}" for finding in findings),
@@ -79,6 +79,6 @@ def model_card(record: dict[str, Any], calibration: Calibration | None, findings
         "## Limits",
         "- A verdict is a likelihood, never a proof. Generators, cameras and edits that it has not seen, and strong "
         "resizing or compression, make it wrong more often than the figures above say.",
-        "- Where the training images have restricted terms, so may have what was trained on them.",
+        "- If the training images have restricted terms, these may extend to what was trained on them.",
     ]
     return "\n".join(lines) + "\n"

@@ -31,7 +31,7 @@ def make_optimizer(network: MoLENetwork, config: TrainConfig) -> torch.optim.Ada
     return torch.optim.AdamW(
         [{"params": groups[part], "lr": rate} for part, rate in learning_rates(config).items()],
         weight_decay=config.weight_decay,
-        fused=False,  # on a CPU the fused kernel silently mixes up the layouts of channels-last weights
+        fused=False,  # on a CPU the fused kernel silently mixes up the memory layouts of channels-last weights
     )
 
 

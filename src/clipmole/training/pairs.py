@@ -4,9 +4,9 @@ In: photographs. Out: a folder of JPEG files and a manifest that `clipmole train
 
     twin = jpeg_own(mix(photo, D(E(photo))))        both: jpeg_q(resize_s(.)) with the same s and q
 
-D and E are autoencoders that are trained on these photographs, one for each way of enlarging. A window is cut at the
+D and E are autoencoders that are trained on these photographs, one for each way of upsampling. A window is cut at the
 8 x 8 grid of the photograph's file, and its twin is encoded with that file's own quantisation tables and subsampling,
-on the same grid: so neither size, format, quality nor content tells them apart; what is left is how pixels were made.
+on the same grid: so size, format, quality and content are the same, and only the way the pixels were made differs.
 Then both are resized and encoded alike. Mixing, if asked for, keeps a share of the photograph in the twin:
 
     pixel   photo + r (twin - photo), r drawn from a range
@@ -14,10 +14,10 @@ Then both are resized and encoded alike. Mixing, if asked for, keeps a share of 
 
 Sources: twins by an autoencoder are AutoGAN's (arXiv 1907.06515); pairs that agree in format and content, and mixing in
 pixels and frequencies, are those of "Aligned Datasets Improve Detection of Latent Diffusion-Generated Images" (arXiv
-2410.11835) and "Dual Data Alignment" (arXiv 2505.14359). They use decoders of published generators, which nobody needs
-here; the small ones, trained on one's own photographs, and all numbers are this project's.
+2410.11835) and "Dual Data Alignment" (arXiv 2505.14359). They use decoders of published generators, which are not
+needed here; the small ones, trained on your own photographs, and all numbers are this project's choices.
 
-The folder is filled file by file, each whole, and the manifest is written last: a run that was stopped goes on.
+The folder is filled file by file, and the manifest is written last, so a run that was stopped can continue.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ Mix = Literal["pixel", "dct"]
 SETTINGS, MANIFEST, DECODERS = "pairs.json", "manifest.csv", "decoders"
 PHOTOGRAPHS = "photographs"
 COLUMNS = ("path", "label", "generator", "group", "source", "kind")
-LEARNT_FROM, CROPS = 400, 4  # photographs that autoencoders learn from at most, and crops of each
+LEARNT_FROM, CROPS = 400, 4  # photographs for training the autoencoders, at most, and crops of each
 
 
 class PairConfig(Config):
@@ -78,11 +78,11 @@ class PairConfig(Config):
 
 
 class Pairs(Record):
-    """What was made.
+    """The result.
 
     Attributes:
-        photographs: that have a twin.
-        psnr: of the twins that were made now, before they are mixed or encoded, by upsampler, mean, dB.
+        photographs: number of photographs with a twin.
+        psnr: mean PSNR, in dB, of the twins made in this run, before mixing and encoding, by upsampler.
         failed: path -> reason, for photographs that could not be used.
     """
 
@@ -112,7 +112,7 @@ def train_autoencoder(
         optimizer.step()
         schedule.step()
         if progress.stopping():
-            raise Stopped("stopped; the autoencoders that are ready are kept: give the same command again to go on")
+            raise Stopped("stopped; the finished autoencoders are kept: give the same command again to continue")
     network.eval()
     return network  # type: ignore[no-any-return]
 
@@ -124,13 +124,14 @@ def tensor(pixels: NDArray[np.uint8]) -> Tensor:
 
 @torch.inference_mode()
 def reconstruct(network: Autoencoder, rgb: RGB) -> RGB:
-    """What an autoencoder makes of an image (H, W, 3) whose sides are multiples of 4."""
+    """An autoencoder's reconstruction of an image (H, W, 3) with sides that are multiples of 4."""
     made = network(tensor(rgb[None]))[0].permute(1, 2, 0)
     return (made * 255).round().clamp(0, 255).byte().numpy()  # type: ignore[no-any-return]
 
 
 def jpeg_own(rgb: RGB, data: bytes) -> RGB:
-    """The image encoded as the JPEG file `data` is, by its tables and subsampling, and decoded; as it is for others."""
+    """The image encoded with the tables and subsampling of the JPEG file `data`, and decoded; unchanged if it is not
+    JPEG."""
     try:
         with Image.open(io.BytesIO(data)) as image:
             if image.format not in ("JPEG", "MPO") or image.mode not in ("RGB", "L"):
@@ -191,7 +192,7 @@ def cut_window(rgb: RGB, config: PairConfig, rng: np.random.Generator) -> RGB:
 def make_pair(
     rgb: RGB, data: bytes, network: Autoencoder, config: PairConfig, rng: np.random.Generator
 ) -> tuple[bytes, bytes, float]:
-    """JPEG files of a photograph's window and of its twin, and the PSNR of what the autoencoder made of it, dB.
+    """JPEG files of a photograph's window and of its twin, and the PSNR of the autoencoder's reconstruction, dB.
 
     Args:
         rgb: the photograph.
@@ -214,12 +215,12 @@ def make_pair(
 def make_pairs(
     samples: Sequence[Sample], out: Path, config: PairConfig | None = None, *, progress: ProgressReporter = SILENT
 ) -> Pairs:
-    """Train the autoencoders and write the pairs and their manifest; a run that was stopped goes on.
+    """Train the autoencoders and write the pairs and their manifest; a run that was stopped continues.
 
     Args:
-        samples: photographs; those of one content are taken once. Autoencoders learn from those of the split train, or
-            from all where no splits are named.
-        out: a folder that is not there, is empty, or was begun with the same photographs and settings.
+        samples: photographs; identical ones are used once. Autoencoders learn from those of the split train, or
+            from all if no splits are named.
+        out: a folder that does not exist, is empty, or was begun with the same photographs and settings.
 
     Raises `DataError` if there are no photographs, or `out` holds something else or cannot be written.
     """
@@ -237,11 +238,13 @@ def make_pairs(
         networks = autoencoders(learnt, out, config, progress)
         return write_pairs(photographs, networks, out, config, progress)
     except OSError as error:
-        raise DataError(f"{out}: cannot be written: {error.strerror}; free space or name another place") from error
+        raise DataError(
+            f"{out}: cannot be written: {error.strerror}; free some space or name another folder"
+        ) from error
 
 
 def begin(out: Path, config: PairConfig, photographs: dict[str, Sample]) -> None:
-    """Say in `out` what is to be made there. Raises `DataError` if it holds anything else."""
+    """Record in `out` what will be made there. Raises `DataError` if it holds anything else."""
     lines = [f"{sha} {sample.split}" for sha, sample in sorted(photographs.items())]
     what = {
         "settings": config.model_dump(mode="json"),
@@ -252,7 +255,7 @@ def begin(out: Path, config: PairConfig, photographs: dict[str, Sample]) -> None
             raise DataError(f"{out}: was begun with other photographs or settings; name another --out")
         return
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise DataError(f"{out}: is there and was not made by clipmole data pair; name another --out")
+        raise DataError(f"{out}: exists and was not made by clipmole data pair; name another --out")
     try:
         write_texts(out, {SETTINGS: Pairing.model_validate(what).model_dump_json(indent=1) + "\n"})
     except OSError as error:
@@ -260,7 +263,7 @@ def begin(out: Path, config: PairConfig, photographs: dict[str, Sample]) -> None
 
 
 class Pairing(Record):
-    """What `pairs.json` says: the settings, and a digest of the photographs' contents and splits."""
+    """The content of `pairs.json`: the settings, and a digest of the photographs' contents and splits."""
 
     settings: PairConfig
     photographs: str
@@ -269,7 +272,7 @@ class Pairing(Record):
 def autoencoders(
     photographs: dict[str, Sample], out: Path, config: PairConfig, progress: ProgressReporter
 ) -> dict[Upsampler, Autoencoder]:
-    """The trained autoencoders: those that `out` keeps, and the others, which are kept there."""
+    """The trained autoencoders: those kept in `out`, and new ones, which are then kept there."""
     kept = {kind: read_autoencoder(out / DECODERS / f"{kind}.safetensors", kind, config) for kind in config.upsamplers}
     missing = [kind for kind, network in kept.items() if network is None]
     crops = list(training_crops(photographs, config, progress)) if missing else []
@@ -284,7 +287,7 @@ def autoencoders(
 
 
 def read_autoencoder(path: Path, kind: Upsampler, config: PairConfig) -> Autoencoder | None:
-    """One that was kept; None if it is not there or does not fit."""
+    """A kept autoencoder; None if it is not there or does not fit."""
     network = Autoencoder(kind, config.width)
     try:
         network.load_state_dict(load_file(path))
@@ -307,7 +310,7 @@ def training_crops(
         try:
             rgb = cut_window(pixels_of(photographs[sha])[0], config, rng)
         except (ImageError, DataError):
-            continue  # it is named when its twin is to be made
+            continue  # it is named when its twin should be made
         found = True
         yield np.stack([random_crop(rgb, config.crop, rng) for _ in range(CROPS)])
     if not found:
@@ -328,7 +331,7 @@ def write_pairs(
     config: PairConfig,
     progress: ProgressReporter,
 ) -> Pairs:
-    """Write what is not there yet of each pair, and the manifest."""
+    """Write the missing files of each pair, and the manifest."""
     failed: dict[str, str] = {}
     quality: dict[str, list[float]] = {kind: [] for kind in networks}
     rows: list[dict[str, str]] = []
@@ -354,7 +357,7 @@ def write_pairs(
             row |= {"group": sample.group or f"pair-{sha[:16]}", "source": sample.source, "kind": sample.kind}
             rows.append(row | {"split": sample.split})
         if progress.stopping():
-            raise Stopped("stopped; the pairs that are ready are kept: give the same command again to go on")
+            raise Stopped("stopped; the finished pairs are kept: give the same command again to continue")
     text = io.StringIO()
     columns = [*COLUMNS, "split"] if any(row["split"] for row in rows) else list(COLUMNS)
     writer = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")

@@ -1,12 +1,14 @@
 """The prefix cache: tokens before the first adapted block, computed once for each view and kept on disk.
 
-All before the first adapted block is a fixed function of the view, so training on kept tokens is training, but for
-the rounding to bfloat16. In: a network, samples and a configuration. Out: tokens (B, T, d) bfloat16 of any items.
+Everything before the first adapted block is a fixed function of the view, so training on kept tokens is the same as
+training on views, except for the rounding to bfloat16. In: a network, samples and a configuration. Out: tokens (B, T,
+d) bfloat16 of any items.
 
-One file a view, `<digest>-<view>.npy`: an array of records, one a sample, of the tokens' bits and their CRC-32. The
-digest is of all that the tokens depend on (backbone, data in their order, augmentation, crop size, seed, first
-adapted block, precision), so a file is used by every run that would compute the same, whatever its rate, ranks or
-epochs. A file is written under another name, goes on after a kill where it was, and is renamed when it is whole.
+There is one file for each view, `<digest>-<view>.npy`: an array of records, one for each sample, with the tokens' bits
+and their CRC-32. The digest covers everything that the tokens depend on (backbone, data in their order, augmentation,
+crop size, seed, first adapted block, precision), so every run that would compute the same tokens uses the file,
+whatever its learning rate, ranks or epochs. A file is written under another name, continues after a kill where it was,
+and is renamed when it is complete.
 """
 
 from __future__ import annotations
@@ -44,10 +46,10 @@ from clipmole.training.augmented_views import MakeView, centre_and_whole, fixed_
 from clipmole.training.distributed import Distributed
 from clipmole.training.sampling import Item
 
-FORMAT = 2  # goes up when the same settings would give other tokens
+FORMAT = 2  # increased when the same settings would give other tokens
 ROWS = 32  # of a forward pass; fixed, so that a pass that was killed rounds as one that was not
 GIB = 2**30
-OWN_NAME = re.compile(r"[0-9a-f]{32}-\d+\.(npy|partial|new)")  # whatever else lies in the folder is not ours to delete
+OWN_NAME = re.compile(r"[0-9a-f]{32}-\d+\.(npy|partial|new)")  # other files in the folder are never deleted
 
 
 def prefix_cache_folder() -> Path:
@@ -64,7 +66,7 @@ def cached_blocks(network: MoLENetwork, config: TrainConfig) -> int:
 
 
 def cache_runtime(config: TrainConfig) -> RuntimeName:
-    """What computes the tokens that are kept."""
+    """The runtime that computes the kept tokens."""
     if config.cache_runtime != "auto":
         return config.cache_runtime
     return "openvino" if installed("openvino") and not torch.cuda.is_available() else "torch"
@@ -73,11 +75,11 @@ def cache_runtime(config: TrainConfig) -> RuntimeName:
 def prefix_digest(
     network: MoLENetwork, backbone_sha256: str, data: Sequence[str], config: TrainConfig, variant: Variant | None = None
 ) -> str:
-    """sha256 of all that the tokens depend on.
+    """sha256 of everything that the tokens depend on.
 
     Args:
         data: `data.sample_lines` of the images, in their order.
-        variant: of `fixed_views` in this variant; None: of `training_view`.
+        variant: for `fixed_view` in this variant; None: for `training_view`.
     """
     start = cached_blocks(network, config)
     what = {
@@ -103,7 +105,7 @@ def record_type(network: MoLENetwork, config: TrainConfig) -> np.dtype[Any]:
     """The record of one view of one sample: bits of its tokens in bfloat16, and their CRC-32.
 
     They are the tokens (T + n, d) before block n, the last of them the class tokens after each block so far: runs whose
-    heads read different blocks share them. With a companion the rows of the view itself stand between.
+    heads read different blocks share them. With a companion the rows of the view itself come between them.
     """
     tower = network.tower.config
     patches = (config.preprocess.crop_size // tower.patch_size) ** 2 if tower.depth else 0  # 0: of concatenated towers
@@ -114,15 +116,16 @@ def record_type(network: MoLENetwork, config: TrainConfig) -> np.dtype[Any]:
 class PrefixCache:
     """The tokens of every sample in several views.
 
-    Building it computes what is not there yet; all processes of `distributed` do so together.
+    Building it computes the missing views; all processes of `distributed` do so together.
 
-    It has many parameters because it computes what it lacks: with the network, and with the threads of the run.
+    It has many parameters because it computes missing views, with the network and the threads of the run.
 
     Args:
         folder: of the files; made if it is not there. All processes must see the same one.
         digest: `prefix_digest` of the rest.
-        progress: is told how much will be written and where, before it is, and what is damaged.
-        count, make: views of a sample, and what makes them; by default `config.cached_views` for training.
+        progress: gets remarks on how much will be written and where, and on damaged files.
+        count, make: number of views of a sample, and the function that makes them; by default `config.cached_views`
+            for training.
 
     Raises:
         ConfigError: the files would be larger than `config.cache_gib`.
@@ -162,7 +165,7 @@ class PrefixCache:
                 found[path] = np.load(path, mmap_mode="r")
             elif distributed.is_main:
                 with suppress(OSError):  # a folder that may only be read
-                    os.utime(path)  # the least lately used go first
+                    os.utime(path)  # the least recently used are deleted first
         self._views = [found[path] for path in paths]
 
     def read(self, batches: Iterable[Sequence[Item]]) -> Iterator[Tensor]:
@@ -192,7 +195,7 @@ class PrefixCache:
         return records if all(fits(record) for record in records) else None
 
     def _announce(self, folder: Path, found: dict[Path, NDArray[Any] | None], config: TrainConfig, say: Say) -> None:
-        """Say what will be written, and make room for it within `config.cache_gib`."""
+        """Announce what will be written, and make room for it within `config.cache_gib`."""
         size = self._length * self._type.itemsize
         all_gib, limit = len(found) * size / GIB, config.cache_gib
         what = f"prefix cache: {len(found)} views of {self._length} images, {all_gib:.3g} GiB in {folder}"
@@ -233,7 +236,7 @@ class PrefixCache:
         distributed: Distributed,
         progress: ProgressReporter,
     ) -> None:
-        """Write the file of one view, or what is missing of it, every process its share."""
+        """Write the file of one view, or the missing part of it; every process writes its share."""
         partial = path.with_suffix(".partial")
         try:
             if distributed.is_main:
@@ -278,7 +281,7 @@ class PrefixCache:
                 np.lib.format.write_array_header_1_0(file, head)
                 size = file.tell() + self._length * self._type.itemsize
                 file.flush()
-                if hasattr(os, "posix_fallocate"):  # a full disk is found out now, not when the pages are written
+                if hasattr(os, "posix_fallocate"):  # a full disk is noticed now, not when the pages are written
                     os.posix_fallocate(file.fileno(), 0, size)
                 else:
                     file.truncate(size)
@@ -321,7 +324,7 @@ def fixed_cache(
     lines: Sequence[str] | None = None,
     **workers: Any,
 ) -> PrefixCache:
-    """The tokens of samples in their fixed views: what validation, and a comparison, look at.
+    """The tokens of samples in their fixed views, for validation and comparisons.
 
     Args:
         lines: `data.sample_lines` of the samples; None: they are read.
@@ -339,7 +342,7 @@ def fits(record: np.void) -> bool:
 
 
 def publish(partial: Path, path: Path) -> None:
-    """Rename a file that is whole; where another run that wrote the same bytes was faster, that is as well."""
+    """Rename a complete file; if another run that wrote the same bytes was faster, its file stays."""
     try:
         os.replace(partial, path)
     except FileNotFoundError:
@@ -353,7 +356,7 @@ def exists_partly(path: Path) -> bool:
 
 
 def make_room(folder: Path, keep: Iterable[Path], budget: float, say: Say) -> None:
-    """Delete the least lately used files of the cache until those left are within `budget` bytes; `keep` stay."""
+    """Delete the least recently used files of the cache until the rest fits in `budget` bytes; `keep` stay."""
     kept = {path.stem for path in keep}
     others = [p for p in folder.iterdir() if OWN_NAME.fullmatch(p.name) and p.stem not in kept]
     sizes = {path: path.stat() for path in others}
@@ -361,7 +364,7 @@ def make_room(folder: Path, keep: Iterable[Path], budget: float, say: Say) -> No
     for path in sorted(others, key=lambda p: sizes[p].st_mtime):
         if left <= budget:
             break
-        say(f"prefix cache: {path.name}, the least lately used, is deleted to make room")
+        say(f"prefix cache: {path.name}, the least recently used, is deleted to make room")
         path.unlink(missing_ok=True)
         left -= sizes[path].st_size
 

@@ -17,7 +17,7 @@ from clipmole.config import TrainConfig, packaged_names
 from clipmole.errors import ConfigError
 from clipmole.plumbing.json_toml import parse_toml, read_toml
 
-OWN_IMAGES = "own-images"  # the preset for a user's own images, which is taken where none is named
+OWN_IMAGES = "own-images"  # the preset for a user's own images, and the default
 EXTENDS, WITHOUT = "extends", "without"
 
 
@@ -44,7 +44,8 @@ def load_train_config(name: str | Path) -> TrainConfig:
 def with_settings(config: TrainConfig, given: Sequence[str]) -> TrainConfig:
     """The configuration with settings given as text, such as "learning_rate=1e-3" or "mole.expert_ranks=[2, 4]".
 
-    A value is written as in TOML; text needs no quotes, and `none` is no value. Raises `ConfigError`, with the setting.
+    A value is written as in TOML; text needs no quotes, and `none` means no value. Raises `ConfigError`, with the
+    setting.
     """
     changes: dict[str, Any] = {}
     for text in given:
@@ -53,7 +54,7 @@ def with_settings(config: TrainConfig, given: Sequence[str]) -> TrainConfig:
             raise ConfigError(f"--set {text}: give KEY=VALUE, such as learning_rate=1e-3 or mole.shared_rank=8")
         try:
             parsed = None if value == "none" else parse_toml(f"value = {value}".encode())["value"]
-        except ValueError:  # no TOML: text without quotes
+        except ValueError:  # not TOML: text without quotes
             parsed = value
         *above, last = key.split(".")
         change: dict[str, Any] = {last: parsed}
@@ -69,7 +70,7 @@ def resolved(values: dict[str, Any], folder: Path, source: str, above: tuple[str
     Args:
         folder: from which paths in `values` are taken.
         source: the file that holds `values`, for messages.
-        above: files that led here; to extend one of them has no end.
+        above: files that led here; extending one of them would never end.
     """
     if EXTENDS not in values:
         return built_on({}, values, source)
@@ -90,7 +91,7 @@ def resolved(values: dict[str, Any], folder: Path, source: str, above: tuple[str
 
 
 def built_on(base: dict[str, Any], values: dict[str, Any], source: str) -> dict[str, Any]:
-    """`base` less what `values` are without, and with what else they set."""
+    """`base` without the settings in `without` of `values`, and with the others of `values`."""
     unwanted = values.get(WITHOUT, [])
     if not isinstance(unwanted, list) or not all(isinstance(key, str) and key in base for key in unwanted):
         raise ConfigError(f"{source}: {WITHOUT} = {unwanted!r}: must be a list of settings of what is extended")

@@ -1,7 +1,8 @@
-"""The state of an unfinished training run on disk: one file, whole or not there.
+"""The state of an unfinished training run on disk: one file, complete or not there.
 
-In: tensors by name, and facts that JSON can hold. Out: the same again. The file is safetensors with the facts in its
-header, written under another name and renamed, so a kill or a full disk leaves the state that was there. It knows
+In: tensors by name, and facts that JSON can hold. Out: the same, when read. The file is safetensors with the facts in
+    its
+header, written under another name and renamed, so after a kill or a full disk the older state is still there. It knows
 nothing of networks or of what the tensors mean.
 """
 
@@ -25,7 +26,7 @@ FACTS, CHECKSUM = "clipmole", "sha256"  # keys of the header's metadata
 
 
 def save_state(path: Path, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
-    """Write a state in the place of an older one. Raises `CheckpointError`, and then the older one is still there."""
+    """Write a state over an older one. If it raises `CheckpointError`, the older one is still there."""
     on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     text = json.dumps(facts)
     metadata = {FACTS: text, CHECKSUM: checksum(on_cpu, text)}

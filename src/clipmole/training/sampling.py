@@ -1,7 +1,7 @@
 """Which images an epoch shows, in which views and which order, and which process computes which of them.
 
 In: samples, a configuration, an epoch, a seed. Out: lists of (index of the sample, number of its view). Nothing here
-depends on earlier epochs or on the number of processes, so an epoch can be begun anywhere in its middle. It knows
+    depends on earlier epochs or on the number of processes, so an epoch can be resumed at any step. It knows
 nothing of pixels or networks.
 """
 
@@ -25,11 +25,11 @@ POWERS = {"classes": 1.0, "sqrt": 0.5, "generators": 0.0}
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """What one process computes at once.
+    """The images that one process computes at once.
 
     Attributes:
         items: images and views.
-        weights: of each image, 1, or 0 for one that only fills up the part.
+        weights: 1 for each image, or 0 for one that only pads the part.
         images: images of this part over all processes.
         step_images: images of the whole step.
         last: whether the optimiser steps after this part.
@@ -67,16 +67,16 @@ def epoch_items(samples: Sequence[Sample], epoch: int, config: TrainConfig) -> l
 
 
 def stratum(sample: Sample) -> str:
-    """What is drawn alike of a class: a generator; of photographs a source, where it is known."""
+    """The stratum of a sample within its class: its generator, or for a photograph its source, if known."""
     return sample.generator if sample.label else sample.source or sample.generator
 
 
 def balanced(samples: Sequence[Sample], power: float, rng: np.random.Generator) -> list[int]:
     """Indices, as many as there are samples, half of each class.
 
-    Of a class, a stratum of n images (a generator's; of photographs a source's, where it is known) gets a share in
-    proportion to n ** power: 1 leaves them as they are, 0 makes them alike. A stratum's images are all shown equally
-    often, but for the rest of the division, which is drawn.
+    Within a class, a stratum of n images (see `stratum`) gets a share in proportion to n ** power: 1 leaves the shares
+    unchanged, 0 makes them equal. The images of a stratum are shown equally often; where the numbers do not divide
+    evenly, the extra ones are drawn.
     """
     strata: dict[int, dict[str, list[int]]] = {0: {}, 1: {}}
     for index, sample in enumerate(samples):
@@ -91,7 +91,7 @@ def balanced(samples: Sequence[Sample], power: float, rng: np.random.Generator) 
 
 
 def apportion(total: int, weights: np.ndarray) -> list[int]:
-    """Whole numbers that sum to `total`, nearest to its division in proportion to `weights` (largest remainders)."""
+    """Integers that sum to `total`, closest to its division in proportion to `weights` (largest remainders)."""
     exact = total * weights / weights.sum()
     counts = np.floor(exact).astype(int)
     for place in np.argsort(counts - exact, kind="stable")[: total - counts.sum()]:
@@ -120,9 +120,9 @@ def steps_in_epoch(images: int, config: TrainConfig) -> int:
 
 
 def micro_batches(items: Sequence[Item], config: TrainConfig, rank: int, processes: int) -> list[MicroBatch]:
-    """What process `rank` computes of one step's items, part by part.
+    """The share of process `rank` in one step's items, part by part.
 
-    All processes get parts of the same size, filled up with images of weight 0 where the last ones do not divide.
+    All processes get parts of the same size, padded with images of weight 0 if the last ones do not divide evenly.
     """
     at_once = config.batch_size // config.accumulation
     parts = []

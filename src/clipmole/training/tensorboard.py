@@ -18,7 +18,7 @@ class ScalarLog:
     """Writes scalars into `folder`, None: nowhere.
 
     Args:
-        step: what an earlier, killed run wrote from this step on is left out of the curves.
+        step: values that an earlier, killed run wrote from this step on are left out of the curves.
         say: gets one line if the log cannot be written.
 
     Raises `MissingDependency` without tensorboard.

@@ -1,8 +1,8 @@
 """Labelled images and a configuration -> an adapter directory, with its record, model card and page.
 
 In: `TrainConfig` and images of the splits train, val and, for calibrated verdicts, calibration. Out: an adapter
-directory. It never reads other splits. While it is unfinished, a run is kept in a folder beside it, and the
-same call goes on with it. It knows nothing of terminals: progress goes to the `ProgressReporter` that it is given.
+directory. It never reads other splits. An unfinished run is kept in a folder beside it, and the
+same call continues it. It knows nothing of terminals: progress goes to a `ProgressReporter`.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ from clipmole.training.sampling import check_batch
 STATE, LOG = "state.safetensors", "tensorboard"
 PAGE_BYTES = 2**20  # of the page, the record and the card of a run, about
 RESAMPLES = 200  # of the bootstrap for the page
-LOOKED_AT = 200  # validation images of a class that the finished detector looks at
+LOOKED_AT = 200  # validation images of a class that the finished detector scores
 
 
 def run_folder(out: str | Path) -> Path:
@@ -56,14 +56,15 @@ def run_folder(out: str | Path) -> Path:
 
 
 def run_digest(config: TrainConfig, backbone: Backbone, lines: Sequence[str], base: Base | None = None) -> str:
-    """sha256 of all that a run's weights depend on: settings, backbone, what it extends, and data in their order."""
+    """sha256 of everything that a run's weights depend on: settings, backbone, what it extends, and data in their
+    order."""
     extended = [base.digest] if base else []
     what = json.dumps([config.run_settings(), backbone.sha256, *extended, *lines], sort_keys=True)
     return hashlib.sha256(what.encode()).hexdigest()
 
 
 def check_room(out: str | Path, network: MoLENetwork) -> None:
-    """Raise `CheckpointError` where the state of a run and its adapter directory could not be written.
+    """Raise `CheckpointError` if the state of a run and its adapter directory cannot be written.
 
     Two states of four values a trained parameter (two of them AdamW's) are on the disk for a moment, and the adapter.
     """
@@ -87,25 +88,25 @@ def train(
 ) -> Detector:
     """Train an adapter and write its directory.
 
-    A run that was killed goes on when it is called again with the same settings and data, and ends with the weights
+    A run that was killed continues when it is called again with the same settings and data, and ends with the weights
     that it would have had. Called in several processes (`accelerate launch`), they train one network together.
 
-    It is long because it is the order in which all parts of a run are made and what may stop it is found out. It has
+    It is long because it builds all parts of a run in order, and checks early for anything that would stop it. It has
     many parameters because it is the whole of `clipmole train`.
 
     Args:
         out: the adapter directory; an older one is replaced as a whole at the end, and only then.
-        extend: the detector to add an expert to; all that it holds stays as it is. Its backbone, adapter and
-            preprocessing take the place of the configuration's.
-        data: instead of what the configuration names.
-        backbone: instead of `config.backbone`, or of where the extended detector's is; a loaded one's tower is changed
+        extend: the detector to add an expert to; what it has learnt stays as it is. Its backbone, adapter and
+            preprocessing replace the configuration's.
+        data: instead of the data that the configuration names.
+        backbone: instead of `config.backbone`, or of the extended detector's; the tower of a loaded one is changed
             in place.
         progress: follows the steps of an epoch, and gets a line an epoch. Once it asks to stop, the state of the run is
             kept and `Stopped` raised.
         cache_dir: of the prefix cache; None: `prefix_cache_folder()`.
         fresh: begin anew even if an unfinished run is there.
         save_seconds: how often the state of the run is saved within an epoch; it always is after one.
-        look_back: calibrate at the end, and look at the validation images once more for the page; False: neither.
+        look_back: calibrate at the end, and score the validation images once more for the page; False: neither.
 
     Returns the trained detector, calibrated if there is a calibration split (in the first process; the
     others return it without a calibration).
@@ -122,7 +123,7 @@ def train(
     check_batch(config, distributed.size)
     if not distributed.is_main:
         progress = SILENT
-        distributed.wait()  # the first process unpacks what must be unpacked
+        distributed.wait()  # while the first process unpacks
     chosen = training_data(config, data, progress)
     if distributed.is_main:
         distributed.wait()
@@ -204,7 +205,7 @@ def start(
 
 
 def announce(network: MoLENetwork, chosen: TrainingData, base: Base | None, say: Say) -> None:
-    """Say what will be trained on what, and whether there will be verdicts."""
+    """Announce what will be trained on which data, and whether there will be verdicts."""
     count = sum(parameter.numel() for parameter in network.trained_parameters().values())
     images = f"{len(chosen.train)} training images, {len(chosen.val)} validation images"
     say(f"{images}; {count:,} parameters are trained")
@@ -228,7 +229,7 @@ def make_record(
     distributed: Distributed,
     base: Base | None = None,
 ) -> dict[str, Any]:
-    """What `train.json` holds: how the run was made, and what came out."""
+    """The content of `train.json`: how the run was made, and its results."""
     return {
         "config": config.model_dump(mode="json", exclude=set(PLACES)),
         "backbone": {"id": backbone.id, "revision": backbone.revision, "sha256": backbone.sha256},
@@ -254,9 +255,9 @@ def finish(
     base: Base | None = None,
     tokens: torch.Tensor | None = None,
 ) -> Detector:
-    """Calibrate, look at the validation images once more for the page, and write the adapter directory.
+    """Calibrate, score the validation images once more for the page, and write the adapter directory.
 
-    It has many parameters because a directory says all that went into a run and came out of it.
+    It has many parameters because a directory records everything that went into a run and its results.
 
     Args:
         base: the detector that was extended.
@@ -270,7 +271,7 @@ def finish(
     try:
         if chosen.calibration:
             calibration, left_out = calibrate(detector, chosen.calibration, config.seed)
-    except DataError as error:  # the weights are worth keeping all the same
+    except DataError as error:  # the weights are worth keeping anyway
         say(f"not calibrated: {error}")
     detector = Detector(network, config.preprocess, calibration, Path(out).name, **options)
     report, table = look_again(detector, chosen.val, config.seed)
@@ -295,19 +296,19 @@ def better_than_chance(report: EvaluationReport) -> str:
         f"Of the {found.n_real} photographs and {found.n_generated} generated images for validation, equalised, a "
         f"generated one scores above a photograph in {100 * auroc.value:.1f} % of pairs "
         f"[{100 * auroc.low:.1f}, {100 * auroc.high:.1f}], where chance gives 50 %: {verdict}. The epoch was chosen by "
-        "these images, which flatters it."
+        "these images, so it looks too good."
     )
 
 
 def verdicts_promised(calibration: Calibration | None, left_out: Mapping[str, float]) -> list[str]:
-    """What can be expected of the verdicts, a sentence an item."""
+    """What to expect of the verdicts, one sentence each."""
     if calibration is None:
         return ["It gives logits and no verdicts, until clipmole calibrate sets its thresholds on enough images."]
     return promises(calibration, left_out)
 
 
 def look_again(detector: Detector, val: Sequence[Sample], seed: int) -> tuple[EvaluationReport, ScoreTable]:
-    """Figures and logits of `LOOKED_AT` validation images of a class at most, as the finished detector looks."""
+    """Estimates and logits of at most `LOOKED_AT` validation images of a class, by the finished detector."""
     rng = sample_rng(seed, "look again")
     chosen = [rng.permutation(np.flatnonzero(labels_of(val) == label))[:LOOKED_AT] for label in (0, 1)]
     val = [val[i] for i in sorted(np.concatenate(chosen).tolist())]

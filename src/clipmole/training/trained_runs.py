@@ -1,10 +1,10 @@
-"""Trained runs in a folder: those that are there are taken, the others are trained.
+"""Trained runs in a folder: existing ones are used, missing ones are trained.
 
 In: training settings, labelled images, a backbone. Out: an adapter directory with its `train.json`, and its logits.
 It knows nothing of plans or estimates.
 
-A run's folder carries a digest of its settings, the training data, the backbone's weights and clipmole's version. One
-that is there is not trained again, whatever it was trained for; one that was killed is not there yet.
+The name of a run's folder has a digest of its settings, the training data, the backbone's weights and clipmole's
+version. A run that is there is not trained again, whatever it was trained for; a killed one does not count.
 """
 
 from __future__ import annotations
@@ -44,14 +44,14 @@ USED = ("train", "val", "calibration")  # splits that a run reads
 
 
 class EpochRead(BaseModel):
-    """What comparisons read of an epoch."""
+    """The part of an epoch's record that comparisons read."""
 
     val_ap: float
     seconds: float
 
 
 class WhatIsRead(BaseModel):
-    """What comparisons read of a `train.json`; the rest is left alone."""
+    """The part of a `train.json` that comparisons read."""
 
     best_epoch: int = Field(ge=0)
     curve: list[EpochRead]
@@ -83,7 +83,7 @@ class TrainedRun:
 
 
 def is_whole(kept: Any, digest: str, images: int, variants: Sequence[Variant] = VARIANTS) -> bool:
-    """Whether what was kept of a split is for other images than those of `digest`, or holds a logit for each."""
+    """Whether the kept logits of a split are for images other than those of `digest`, or hold one for each image."""
     if not isinstance(kept, dict) or kept.get("digest") != digest:
         return isinstance(kept, dict)
     lists = [kept.get(variant) for variant in variants]
@@ -91,7 +91,7 @@ def is_whole(kept: Any, digest: str, images: int, variants: Sequence[Variant] = 
 
 
 class TrainedRuns:
-    """Trained runs in a folder, made where they are not there yet.
+    """Trained runs in a folder; missing ones are trained.
 
     Args:
         folder: of the runs; comparisons may share it.
@@ -118,7 +118,7 @@ class TrainedRuns:
         self._weights: dict[str, str] = {}
 
     def place(self, name: str, config: TrainConfig) -> Path:
-        """Folder of a run; one of the same digest that is there, under whatever name it was trained."""
+        """Folder of a run: an existing one with the same digest, whatever its name, else a new one."""
         backbone = self.backbone or config.backbone
         if backbone not in self._weights:
             self._weights[backbone] = load_backbone(backbone).sha256
@@ -128,7 +128,7 @@ class TrainedRuns:
         return there[0] if there else self.folder / f"{slug}-{rate_of(config):g}-seed{config.seed}-{digest}"
 
     def get(self, name: str, config: TrainConfig) -> TrainedRun:
-        """The run of these settings; `name` is for people. Raises `TrainingDiverged`, of a kept run too."""
+        """The run with these settings; `name` is for people. Raises `TrainingDiverged`, also for a kept run."""
         folder = self.place(name, config)
         diverged = folder.with_name(folder.name + ".diverged")
         if diverged.is_file():
@@ -155,7 +155,7 @@ class TrainedRuns:
         """ "SPLIT, CONDITION" -> logits (n,) of a run, kept beside it.
 
         Args:
-            digests: split -> `order_digest` of its samples; what was kept for other images does not count.
+            digests: split -> `order_digest` of its samples; logits that were kept for other images do not count.
         """
         if self.kept_views:  # what was looked at otherwise is for "other images"
             digests = {split: f"{digest}, kept views" for split, digest in digests.items()}
@@ -187,7 +187,7 @@ class TrainedRuns:
     def _from_kept_views(
         self, run: TrainedRun, network: MoLENetwork, samples: Sequence[Sample], variant: Variant
     ) -> list[float]:
-        """Logits of samples from their kept tokens, which are computed where they are not there yet."""
+        """Logits of samples from their kept tokens, which are computed if they are missing."""
         config = TrainConfig.parse(run.record["config"], str(run.folder / "train.json"))
         folder, sha256 = prefix_cache_folder(), run.record["backbone"]["sha256"]
         with ThreadPoolExecutor(cores()) as pool:
@@ -198,10 +198,10 @@ class TrainedRuns:
 
 
 def trained_run_digest(config: TrainConfig, data: str, backbone: str) -> str:
-    """sha256 over what makes a run: settings, training data, the backbone's weights, clipmole's version.
+    """sha256 over settings, training data, the backbone's weights and clipmole's version.
 
-    The names of the data and the backbone do not count, only their digests. A setting that is None does not either:
-    it is a feature that is not used.
+    The names of the data and the backbone do not count, only their digests; nor do settings that are None, since they
+    are features that are not used.
     """
 
     def used(value: Any) -> Any:
@@ -222,4 +222,6 @@ def write_whole(path: Path, text: str) -> None:
     try:
         write_texts(path.parent, {path.name: text})
     except OSError as error:
-        raise DataError(f"{path}: cannot be written: {error.strerror}; what is done is kept: free space") from error
+        raise DataError(
+            f"{path}: cannot be written: {error.strerror}; finished runs are kept: free some space"
+        ) from error

@@ -1,7 +1,7 @@
-"""Labelled images -> what is in them and what is wrong with them, before anybody trains or measures on them.
+"""Audits labelled images before anybody trains or measures on them.
 
 In: samples. Out: a `DataReport`: counts, files that cannot be read, duplicates, and the shortcuts that metadata offer.
-It changes nothing, and it judges no content: whether the labels are true it cannot know.
+It changes nothing and does not judge content: it cannot know whether the labels are true.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ class Duplicates(Record):
 
 
 class DataReport(Record):
-    """What is in a data set, and what is wrong with it.
+    """The content of a data set, and the problems found in it.
 
     Attributes:
         images: how many there are.
         counts: "split", "generator", "format", "size", "JPEG quality" -> value -> photographs and generated images,
-            the most frequent value first; of images that can be read, but for the first two.
+            the most frequent value first; all but the first two count only images that can be read.
         unreadable: files that cannot be read, each with the reason; empty ones are among them.
         empty: those of no bytes.
         same: files of the same bytes.
@@ -49,8 +49,8 @@ class DataReport(Record):
         groups_across_splits: groups that are in train and in another split.
         sources_across_splits: sources, where they are named, that are in train and in another split.
         shortcuts: how well metadata alone separate the classes; () if there are too few images to tell.
-        source_told: how well they tell the sources; None where fewer than two with enough images are named.
-        problems: what is wrong, a line each; () if nothing is.
+        source_told: how well metadata tell the sources apart; None if fewer than two with enough images are named.
+        problems: one line for each; () if there are none.
     """
 
     images: int
@@ -133,7 +133,7 @@ def _counts(samples: Sequence[Sample], facts: Sequence[FileFacts]) -> dict[str, 
 
 
 def _problems(report: DataReport) -> list[str]:
-    """What is wrong, a line each."""
+    """The problems, one line for each."""
     lines = []
     if report.unreadable:
         empty = f", {len(report.empty)} of them empty" if report.empty else ""

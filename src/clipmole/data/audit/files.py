@@ -1,7 +1,7 @@
-"""One image file -> what its header says and what it looks like from afar.
+"""One image file -> facts of its header, and a rough impression of its content.
 
-In: a sample. Out: `FileFacts`: format, size, JPEG tables, digests, or why it cannot be read. It keeps no pixels but a
-thumbnail, and compares nothing.
+In: a sample. Out: `FileFacts`: format, size, JPEG tables, digests, or why it cannot be read. It keeps no pixels except
+a thumbnail, and compares nothing.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ LUMINANCE = np.array(
 
 @dataclass(frozen=True)
 class FileFacts:
-    """What one file is.
+    """Facts of one file.
 
     Attributes:
         sha256: of its bytes; "" if they cannot be read.

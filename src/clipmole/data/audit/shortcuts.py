@@ -1,9 +1,9 @@
-"""How far metadata alone tell photographs from generated images, or their source: shortcuts that a detector could take.
+"""How well metadata alone tell photographs from generated images, or their sources: shortcuts for a detector.
 
 In: facts of files, labels or sources, and groups. Out: for each attribute a cross-validated balanced accuracy with an
 interval; and one for the sources, from all attributes together.
-Only what leaves a trace in pixels counts: format, size, aspect and JPEG quantisation, not names, dates or EXIF. It
-looks at no pixel.
+Only properties that leave a trace in pixels count: format, size, aspect and JPEG quantisation, not names, dates or
+EXIF. It looks at no pixels.
 """
 
 from __future__ import annotations
@@ -51,8 +51,8 @@ class SourceTold(Record):
     """How well format, size and compression tell which source an image comes from.
 
     Attributes:
-        balanced_accuracy: mean over the sources of the share of their images that a tree identifies correctly which did
-            not see them, in [0, 1].
+        balanced_accuracy: mean over the sources of the share of their images that a tree, which did not see them,
+            assigns to the right source, in [0, 1].
         sources: how many there are; chance gives 1 / sources.
         images: how many were looked at.
     """

@@ -1,6 +1,6 @@
-"""A report on a data set -> text for a person.
+"""A report on a data set -> text for people.
 
-In: what `check_data` found. Out: lines, tables aligned. It finds nothing itself.
+In: the report of `check_data`. Out: lines with aligned tables. It finds nothing itself.
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ from collections.abc import Iterator, Sequence
 from clipmole.data.audit import DataReport, Duplicates
 
 ROWS = 8  # of each table
-SETS = 3  # of duplicates that are named
-FILES = 20  # that cannot be read and are named
+SETS = 3  # of duplicates, to be named
+FILES = 20  # that cannot be read, to be named
 
 
 def report_lines(report: DataReport) -> Iterator[str]:
-    """The report: counts, unreadable files, duplicates, shortcuts, and at the end what is wrong."""
+    """The report: counts, unreadable files, duplicates, shortcuts, and at the end the problems."""
     n_real, n_generated = (sum(pair[label] for pair in report.counts["split"].values()) for label in (0, 1))
     yield f"{report.images} images: {n_real} photographs, {n_generated} generated"
     for title, values in report.counts.items():

@@ -55,7 +55,7 @@ export function caution(detection, calibration) {
 }
 
 export const UNCERTAIN = "The detector cannot tell, and that is an answer. What to do: find the original file and who "
-  + "published it first, read its metadata, and count this verdict for neither side.";
+  + "published it first, read its metadata, and do not count this verdict for either side.";
 
 export const RARE =
   "The percentage is meant for as many generated images as photographs. Where generated images are rarer, more of the alarms are false.";
