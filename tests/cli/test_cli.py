@@ -225,7 +225,7 @@ def test_an_uncalibrated_detector_gives_no_verdict(tmp_path: Path, photos: Path)
         (["detect", "x.png", "--detector", "vit-l-14"], "is a backbone, not a detector"),
         (["train", "--config", "absent.toml", "--out", "x"], "'absent.toml' is neither a TOML file nor one of"),
         (["evaluate", "--data", "absent", "--out", "x"], "there is no such file or folder"),
-        (["evaluate", "--data", ".", "--out", "x", "-d", "a/b", "-d", "c/b"], "each needs another name"),
+        (["evaluate", "--data", ".", "--out", "x", "-d", "a/b", "-d", "c/b"], "each needs a name of its own"),
         (["evaluate", "--data", ".", "--out", "x", "--protocol", "no-such"], "protocols 'no-such'"),
         (["push", ".", "someone/thing"], "is not an adapter directory"),
         (["import-univfd", "absent.pth", "--out", "x"], "absent.pth: cannot be read"),

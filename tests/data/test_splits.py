@@ -193,7 +193,7 @@ def test_files_that_training_shares_with_val_are_counted(tmp_path: Path) -> None
 
 
 def test_a_configuration_names_its_data_once() -> None:
-    with pytest.raises(ConfigError, match="give folders of both"):
+    with pytest.raises(ConfigError, match="give folders for both"):
         TrainConfig.parse({"backbone": "x", "real": ["a"]}, "config")
     with pytest.raises(ConfigError, match="not all of them"):
         TrainConfig.parse({"backbone": "x", "data": "m.csv", "real": ["a"], "fake": ["b"]}, "config")
@@ -205,10 +205,10 @@ def test_a_configuration_names_its_data_once() -> None:
     ("arguments", "reason"),
     [
         (["evaluate", "--out", "o", "--data", "a", "--real", "b"], "--data excludes --real and --fake"),
-        (["evaluate", "--out", "o", "--real", "b"], "need each other"),
+        (["evaluate", "--out", "o", "--real", "b"], "give --data, or both --real and --fake"),
         (["calibrate", "embedded", "--out", "o"], "no images: give --data"),
         (["data", "check", "a", "--fake", "b"], "--data excludes"),
-        (["train", "--config", "c", "--out", "o", "--fake", "b"], "need each other"),
+        (["train", "--config", "c", "--out", "o", "--fake", "b"], "give --data, or both --real and --fake"),
     ],
 )
 def test_the_command_line_takes_one_source(arguments: list[str], reason: str) -> None:

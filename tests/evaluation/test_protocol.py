@@ -62,8 +62,11 @@ OWNER = '[owners.us]\npublishes = "https://example.org"\nlayout = "{folder}/0_re
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ('splits = ["a"]\nsets = [{ name = "x", folders = ["x"], owner = "us" }]', "give the sets or the splits"),
-        ("", "give the sets or the splits"),
+        (
+            'splits = ["a"]\nsets = [{ name = "x", folders = ["x"], owner = "us" }]',
+            "give either the sets or the splits",
+        ),
+        ("", "give either the sets or the splits"),
         ('splits = ["a", "b", "a"]', "name 'a' stands twice"),
         ('sets = [{ name = "x", folders = ["x"], owner = "them" }]', "owner 'them' of set 'x': not one of us"),
         ('sets = [{ name = "x", folders = [], owner = "us" }]', "sets.0.folders"),

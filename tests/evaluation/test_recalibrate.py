@@ -121,7 +121,7 @@ def test_what_is_said_is_computed_from_the_number_of_images(home: Path, samples:
         ("photographs", "5.0", (1, 24), (12, 229)),
         ("generated images", "10.0", (2, 23), (24, 217)),
     ):
-        said = re.findall(r"(\d+\.\d) %", text[text.index(f"What 24 {kind} buy") :])[:3]
+        said = re.findall(r"(\d+\.\d) %", text[text.index(f"With 24 {kind}, at most") :])[:3]
         bounds = [100 * beta.ppf(0.95, m, k), 100 * beta.ppf(0.95, more_m, more_k)]
         assert said == [rate, *(f"{bound:.1f}" for bound in bounds)]
     assert "(before: 0.700 and 0.300)" in text
@@ -182,9 +182,9 @@ def test_photographs_alone_promise_nothing_of_generated_images(home: Path, photo
     text = " ".join(recalibration_summary(result))
     bound = 100 * beta.ppf(0.95, 2, 39)  # k = ceil(41 * 0.95) = 39 of 40
     promise = "at most 5.0 % of further ones like them are called AI-generated, on average over such sets of 40"
-    assert f"What 40 photographs buy: {promise}; 19 such sets in 20 keep it to {bound:.1f} %" in text
+    assert f"With 40 photographs, {promise}; 19 such sets in 20 keep it to {bound:.1f} %" in text
     assert "They say nothing of generated images" in text
-    assert "generated images buy" not in text
+    assert "generated images, at most" not in text
     assert "calibrated again on 40 photographs, as stored." in text
 
 
@@ -351,8 +351,8 @@ def test_the_command_on_a_folder_of_photographs(home: Path, photos: Path, tmp_pa
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--data", "{photos}", "--real-only", "--miss", "0.1"], "no --miss, no --method"),
-        (["--data", "{photos}", "--real-only", "--method", "platt"], "no --miss, no --method"),
+        (["--data", "{photos}", "--real-only", "--miss", "0.1"], "leave out --miss and --method"),
+        (["--data", "{photos}", "--real-only", "--method", "platt"], "leave out --miss and --method"),
         (["--data", "{photos}", "--real-only", "--split", "test"], "--split needs a manifest"),
         (["--data", "{photos}", "--real-only", "--false-alarm", "0.01"], "40 photographs cannot bound a share of 0.01"),
         (["--data", "{photos}"], "is in no known layout"),

@@ -86,9 +86,9 @@ def test_the_ai_classes_must_be_named(classifier: Path, labels: str) -> None:
 
 def test_a_classifier_that_is_not_there_is_said_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("clipmole.evaluation.scorers.why_unreachable", lambda _: "the hub cannot be reached")
-    with pytest.raises(WeightsNotFound, match=r"no/such: no image classifier .* the hub cannot be reached"):
+    with pytest.raises(WeightsNotFound, match=r"no/such: not an image classifier .* the hub cannot be reached"):
         HuggingFaceScorer("no/such", ["fake"])
-    with pytest.raises(WeightsNotFound, match="no image classifier that can be loaded here"):
+    with pytest.raises(WeightsNotFound, match="not an image classifier that can be loaded here"):
         HuggingFaceScorer(str(tmp_path), ["fake"])
 
 

@@ -819,7 +819,7 @@ def test_what_cannot_be_saved(tmp_path: Path) -> None:
     with pytest.raises(WeightsMismatch, match=r"blocks\.3\.mlp\..* belongs to an adapter; save the tower"):
         save_tower(tower, tmp_path, dtype=torch.float32)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
-    with pytest.raises(ClipmoleError, match="exists and is no directory"):
+    with pytest.raises(ClipmoleError, match="exists and is not a directory"):
         save_tower(ViT(config), tmp_path / "config.json")
     (tmp_path / "thesis.txt").write_text("of others")
     with pytest.raises(ClipmoleError, match=r"holds thesis\.txt, which does not belong to a backbone directory"):

@@ -5,12 +5,15 @@ The hub is a stand-in on this machine's loopback; no test leaves it.
 
 from __future__ import annotations
 
+import json
+import re
 import socket
 import threading
 import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 from huggingface_hub import constants
@@ -28,7 +31,7 @@ REFUSALS: dict[str, tuple[int, dict[str, str]]] = {
 
 
 class FakeHub(ThreadingHTTPServer):
-    """Answers as the hub does for /owner/name/resolve/revision/file; `requests` counts what it was asked."""
+    """Answers as the hub does, with the API and with /owner/name/resolve/revision/file; `requests` holds the paths."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), FakeHandler)
@@ -53,6 +56,9 @@ class FakeHandler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         self.server.requests.append(self.path)
+        if self.path.startswith("/api/models/"):
+            self.describe()
+            return
         if "/resolve/" not in self.path:  # the question whether anybody is there
             self.answer(200, {})
             return
@@ -68,6 +74,22 @@ class FakeHandler(BaseHTTPRequestHandler):
             self.answer(404, {"X-Error-Code": "EntryNotFound", **commit})
         else:
             self.answer(200, {"ETag": f'"{file.replace("/", "-")}"', **commit}, FILES[file])
+
+    def describe(self) -> None:
+        """What the API says of a repository at a revision, and the list of its files."""
+        path = urlsplit(self.path).path.removeprefix("/api/models/")
+        repo_id, kind, revision = re.fullmatch(r"([^/]+/[^/]+)(?:/(revision|tree)/([^/]+))?", path).groups("main")
+        commit = self.server.main if revision == "main" else revision
+        if refusal := REFUSALS.get(repo_id):
+            self.answer(*refusal)
+        elif revision not in ("main", OLD, NEW):
+            self.answer(404, {"X-Error-Code": "RevisionNotFound"})
+        elif kind == "tree":
+            files = [{"type": "file", "path": name, "size": len(FILES[name]), "oid": name} for name in FILES]
+            self.answer(200, {"Content-Type": "application/json"}, json.dumps(files).encode())
+        else:
+            known = {"id": repo_id, "sha": commit, "siblings": [{"rfilename": name} for name in FILES]}
+            self.answer(200, {"Content-Type": "application/json"}, json.dumps(known).encode())
 
     do_HEAD = do_GET  # noqa: N815 (the name that http.server asks for)
 
@@ -123,7 +145,10 @@ def test_adds_to_what_is_cached_from_the_same_commit(hub: FakeHub, tmp_path: Pat
     folder = hub_files("owner/name", ["config.json"], cache_dir=tmp_path)
     hub.main = NEW
     assert hub_files("owner/name", ["config.json", "model.safetensors"], cache_dir=tmp_path) == folder
-    assert hub_files("owner/name", ["config.json"], optional=["sub/extra.txt"], cache_dir=tmp_path) == folder
+    more = hub_files("owner/name", ["config.json", "model.safetensors"], optional=["absent.txt"], cache_dir=tmp_path)
+    assert more == folder
+    wanted = ["config.json", "sub/extra.txt"]
+    assert hub_files("owner/name", wanted, optional=["model.safetensors"], cache_dir=tmp_path) == folder
     assert (folder / "sub/extra.txt").read_bytes() == b"extra"
 
 
@@ -148,7 +173,7 @@ def test_an_optional_file_that_fails_is_not_one_that_is_not_there(
 ) -> None:
     monkeypatch.setitem(REFUSALS, "owner/name/sub/extra.txt", (400, {"X-Error-Message": "broken"}))
     said = message("owner/name", ["config.json"], optional=["sub/extra.txt"], cache_dir=tmp_path)
-    assert said.startswith("owner/name: sub/extra.txt could not be fetched into")
+    assert said.startswith("owner/name: config.json, sub/extra.txt could not be fetched into")
     assert hub_files("owner/name", ["config.json"], cache_dir=tmp_path).name == hub.main
     # Now what is needed is in the cache, and a hub in trouble does not spoil it.
     assert hub_files("owner/name", ["config.json"], optional=["sub/extra.txt"], cache_dir=tmp_path).name == hub.main

@@ -61,8 +61,8 @@ def test_anything_else_is_refused_by_name(tmp_path: Path) -> None:
         folder: "holds model.d, which does not belong to a thing",
         other: "is not a thing: sign says 'of another program'",
         unsigned: "is not a thing: it has no sign, and holds model.bin",
-        tmp_path / "file": "exists and is no directory",
-        tmp_path / "dangling": "exists and is no directory",
+        tmp_path / "file": "exists and is not a directory",
+        tmp_path / "dangling": "exists and is not a directory",
         tmp_path / "file" / "below": "cannot be written",
         Path("/proc/nothing"): "cannot be written: /proc",
     }.items():

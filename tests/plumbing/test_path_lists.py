@@ -42,8 +42,8 @@ def test_a_pipe(tmp_path: Path) -> None:
     ("data", "reason"),
     [
         ("/photos/a.jpg\n".encode("utf-16")[:-1], "cut short or damaged"),
-        (b"x" * 2**21, "is no list of paths"),
-        (("x" * 2**21).encode("utf-16"), "is no list of paths"),
+        (b"x" * 2**21, "is not a list of paths"),
+        (("x" * 2**21).encode("utf-16"), "is not a list of paths"),
     ],
 )
 def test_what_is_no_list_is_one_line(tmp_path: Path, data: bytes, reason: str) -> None:

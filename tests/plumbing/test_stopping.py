@@ -35,7 +35,7 @@ def test_the_first_signal_asks_and_the_second_interrupts(number: signal.Signals,
     command = [sys.executable, "-P", "-c", ASKED_TWICE, str(int(number))]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (result.returncode, result.stdout) == (0, f"interrupted {code}\n"), result.stderr
-    assert result.stderr.count("what is at hand is finished first") == 1
+    assert result.stderr.count("stopping after the current step") == 1
 
 
 def test_an_ignored_signal_stays_ignored() -> None:

@@ -405,7 +405,7 @@ def test_the_command_compares_the_configurations_it_is_given(
         ([], "give either --plan or two or more --config"),
         (["--plan", "x.toml", "-c", "lora"], "give either --plan or two or more --config"),
         (["-c", "lora"], "at least 2"),
-        (["-c", "lora", "-c", "lora"], "each needs another name"),
+        (["-c", "lora", "-c", "lora"], "each needs a name of its own"),
         (["-c", "lora", "-c", "moel"], "neither a TOML file nor one of"),
         (["--plan", "no-such.toml"], "no-such.toml: cannot be read"),
     ],

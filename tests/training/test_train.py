@@ -84,14 +84,14 @@ def test_it_ends_with_an_honest_sentence_on_the_images_and_one_on_the_verdicts(m
     found = re.fullmatch(
         r"Of the 12 photographs and 12 generated images for validation, equalised, a generated one scores above a "
         r"photograph in ([0-9.]+) % of pairs \[([0-9.]+), ([0-9.]+)\], where chance gives 50 %: that is better than "
-        r"chance\. The epoch was chosen by these images, which flatters it\.",
+        r"chance\. The epoch was chosen by these images, so it looks too good\.",
         images,
     )
     assert found is not None
     value, low, high = map(float, found.groups())
     assert 50 < low <= value <= high <= 100
     assert photographs.startswith("With 24 photographs, at most 5.0 % of further ones like them are called AI-generat")
-    assert generated.startswith("What 24 generated images buy: ")
+    assert generated.startswith("With 24 generated images, at most ")
     card = (tmp_path / "run" / "README.md").read_text()
     assert all(f"- {line}" in card for line in (images, photographs, generated))
 
