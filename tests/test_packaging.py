@@ -11,7 +11,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 DISTRIBUTIONS = {
-    "PIL": "pillow", "c2pa": "c2pa-python", "cv2": "opencv-python-headless", "huggingface_hub": "huggingface-hub",
+    "PIL": "pillow", "axe_playwright_python": "axe-playwright-python", "c2pa": "c2pa-python",
+    "cv2": "opencv-python-headless", "huggingface_hub": "huggingface-hub",
     "pillow_heif": "pillow-heif", "prometheus_client": "prometheus-client", "python_multipart": "python-multipart",
     "sklearn": "scikit-learn",
 }  # fmt: skip
@@ -45,6 +46,13 @@ def test_every_import_is_declared() -> None:
     declared = names(PROJECT["dependencies"]) | names(["clipmole[all]"])
     for path in (ROOT / "src").rglob("*.py"):
         assert imported(path) <= declared, path
+
+
+def test_every_import_of_the_tests_is_declared() -> None:
+    declared = names(PROJECT["dependencies"]) | names(["clipmole[test,heif]"])
+    own = {path.stem for path in (ROOT / "tests").glob("*.py")} | {"tests", "docs"}
+    for path in (ROOT / "tests").rglob("*.py"):
+        assert imported(path) - own <= declared, path
 
 
 def test_what_the_server_imports_stands_in_its_extra() -> None:
