@@ -470,6 +470,7 @@ def test_a_file_from_before_there_were_methods_is_read() -> None:
         ({"as stored": [1.0, 2.0, 3.0]}, [0, 1], "as stored: needs one finite logit"),
         ({"as stored": [2.0, 1.0]}, [0, 1], "do not score higher"),
         ({"as stored": [1.0, 1.0]}, [0, 1], "do not score higher"),
+        ({"as stored": [1.0, 1.0 + 1e-9]}, [0, 1], "differ too little"),
     ],
 )
 def test_what_cannot_be_calibrated_is_refused(logits: dict[str, list[float]], labels: list[int], message: str) -> None:
@@ -516,6 +517,8 @@ def test_verdicts_survive_saving_for_images_next_to_the_thresholds() -> None:
         {"slope": 0.0},
         {"slope": -1.0},
         {"slope": math.inf},
+        {"slope": 1e308},
+        {"intercept": -1e308},
         {"intercept": math.nan},
         {"thresholds": {"real": 0.8, "ai": 0.2}},
         {"thresholds": {"real": 0.2, "ai": 1.2}},

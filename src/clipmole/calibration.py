@@ -34,6 +34,8 @@ from clipmole.records import Record, StoredRecord, Thresholds, Verdict
 # Log-odds between a threshold and the image that it comes from: that image's logit changes by float rounding from
 # one batch, machine or number of crops to the next, which must not change its verdict.
 CLEARANCE = 1e-4
+# Far above every slope and intercept that images give; past it each logit would be certainty, and the file damaged.
+STEEPEST = 1e6
 
 SOURCES_NEEDED = 5  # sources of photographs from which a threshold is set over sources
 SOURCE_CONFIDENCE = 0.9
@@ -71,7 +73,7 @@ class Calibration(StoredRecord):
     """p = sigmoid(slope * logit + intercept), and the probabilities that bound the verdicts.
 
     Attributes:
-        slope, intercept: of the sigmoid; slope > 0.
+        slope, intercept: of the sigmoid; 0 < slope <= `STEEPEST`, as is the size of the intercept.
         thresholds: AI-generated above `generated`, real below `real`, uncertain between and on both;
             real <= generated.
         max_false_alarm: share of photographs that `thresholds.generated` was set to stay at or below.
@@ -90,8 +92,8 @@ class Calibration(StoredRecord):
 
     model_config = ConfigDict(allow_inf_nan=False)
 
-    slope: float = Field(gt=0)
-    intercept: float
+    slope: float = Field(gt=0, le=STEEPEST)
+    intercept: float = Field(ge=-STEEPEST, le=STEEPEST)
     thresholds: Thresholds
     max_false_alarm: float = Field(gt=0, lt=1)
     max_miss: float = Field(gt=0, lt=1)
@@ -376,7 +378,7 @@ def fit_calibration(
     `thresholds.generated` 1 or `thresholds.real` 0.
 
     Raises `DataError` if a class is missing, a label is neither 0 nor 1, a logit is not finite, or the logits
-    do not rise with the label; `ConfigError` if a share is out of range.
+    do not rise with the label or hardly differ; `ConfigError` if a share is out of range.
     """
     scores, y = _checked(logits, labels)
     if method not in FITS:
@@ -386,6 +388,8 @@ def fit_calibration(
     slope, intercept = FITS[method](np.concatenate(list(scores.values())), np.tile(y, len(scores)), tiled)
     if slope <= 0:
         raise DataError("calibration: generated images do not score higher than photographs; nothing to calibrate")
+    if max(slope, abs(intercept)) > STEEPEST:
+        raise DataError("calibration: the logits differ too little for their size; nothing to calibrate")
     photo_sources: list[str] = []
     if sources is None or weights is None:
         ai = max(upper_threshold(values[y == 0], max_false_alarm) for values in scores.values())

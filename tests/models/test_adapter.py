@@ -181,6 +181,13 @@ def test_an_unknown_format_version_is_refused_before_anything_else(adapter_dir: 
         load_adapter(adapter_dir, backbone_dir)
 
 
+@pytest.mark.parametrize("version", [True, 1.0, "1"])
+def test_a_format_version_of_another_type_is_refused(version: object, adapter_dir: Path, backbone_dir: Path) -> None:
+    edit_config(adapter_dir, format_version=version)
+    with pytest.raises(CheckpointError, match=rf"format version {version}, and this clipmole reads 1"):
+        load_adapter(adapter_dir, backbone_dir)
+
+
 def test_an_unknown_setting_is_refused_by_name(adapter_dir: Path, backbone_dir: Path) -> None:
     edit_config(adapter_dir, colour="red")
     with pytest.raises(CheckpointError, match=r"config\.json: colour") as error:
@@ -231,6 +238,10 @@ def test_truncated_weights_and_a_damaged_calibration_are_refused(adapter_dir: Pa
     (adapter_dir / "calibration.json").write_text("{}")
     with pytest.raises(CheckpointError, match=r"calibration\.json: is damaged"):
         load_adapter(adapter_dir, backbone_dir)
+    (adapter_dir / "calibration.json").write_text(json.dumps(CALIBRATION.model_dump(mode="json") | {"slope": 1e308}))
+    with pytest.raises(CheckpointError, match=r"is damaged \(slope: .*1e\+308.*; fit the calibration again") as error:
+        load_adapter(adapter_dir, backbone_dir)
+    one_line(error)
     weights = adapter_dir / "adapter.safetensors"
     weights.write_bytes(weights.read_bytes()[:100])
     with pytest.raises(CheckpointError, match=r"adapter\.safetensors: cannot be read") as error:

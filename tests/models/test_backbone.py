@@ -828,6 +828,8 @@ def test_what_cannot_be_saved(tmp_path: Path) -> None:
 
 def test_our_own_format_says_its_version(tmp_path: Path) -> None:
     save_tower(ViT(TowerConfig(image_size=16, patch_size=8, width=8, depth=1, heads=1, mlp_width=8)), tmp_path)
+    reconfigure(tmp_path, format_version=True)
+    refused(tmp_path, "format_version True of config.json is not 1; update clipmole")
     reconfigure(tmp_path, format_version=2)
     refused(tmp_path, "format_version 2 of config.json is not 1; update clipmole")
     reconfigure(tmp_path, format_version=1, tower={"width": 8, "colour": "red"})

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from pydantic import ValidationError
+from pydantic import StrictInt, ValidationError
 
 from clipmole.calibration import Calibration
 from clipmole.config import PreprocessConfig, first_problem
@@ -67,7 +67,7 @@ class Export(Record):
         made_with: versions of clipmole and the libraries.
     """
 
-    format_version: int = FORMAT_VERSION
+    format_version: StrictInt = FORMAT_VERSION
     detector: str
     digest: str
     runtime: Literal["openvino", "onnx"]

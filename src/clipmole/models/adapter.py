@@ -259,7 +259,7 @@ def read_config(folder: Path) -> AdapterConfig:
     version = values.get("format_version") if isinstance(values, dict) else None
     if version is None:
         raise CheckpointError(f"{path}: is not an adapter's configuration: it has no format_version")
-    if version != FORMAT_VERSION:
+    if type(version) is not int or version != FORMAT_VERSION:  # true == 1 too
         raise CheckpointError(
             f"{path}: format version {version}, and this clipmole reads {FORMAT_VERSION}; update clipmole"
         )

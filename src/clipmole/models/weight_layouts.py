@@ -217,8 +217,8 @@ def tower_and_layouts(
     kind = None if config is None else config.get("model_type")
     try:
         if config is not None and kind == "clipmole-vit":
-            if config.get("format_version") != 1:
-                version = config.get("format_version")
+            version = config.get("format_version")
+            if type(version) is not int or version != 1:  # true == 1 too
                 raise WeightsMismatch(f"{source}: format_version {version!r} of config.json is not 1; update clipmole")
             return TowerConfig.parse(config.get("tower", {}), f"{source}: config.json"), LAYOUTS["clipmole-vit"]
         if timm is not None and kind is None:
