@@ -443,7 +443,7 @@ def test_the_gallery_shows_the_worst_small_and_without_metadata(tmp_path: Path) 
     first = page.text.split("Photographs that scored highest, as stored")[1]
     assert said in first[:200]
     assert report.detectors[2].slope is None
-    assert "gave it logit" in "".join(img["alt"] for img in images)
+    assert "gave it score" in "".join(img["alt"] for img in images)
 
 
 def many_sets(folder: Path, count: int = 6) -> tuple[EvaluationReport, ScoreTable]:
