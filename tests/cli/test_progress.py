@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from processes import start_clipmole
-from tiny import write_adapter, write_corpus
+from tiny import picture, write_adapter, write_corpus
+from typer.testing import CliRunner
 
-from clipmole.cli import render
+from clipmole.cli import app, render
 
 
 def test_off_a_terminal_a_line_comes_at_intervals_however_long_one_item_takes(
@@ -78,11 +82,23 @@ def heed() -> None:
     sys.path.insert(0, "")
 
 
-def stopped(arguments: list[str], begun: Path, number: signal.Signals, streams: Path) -> list[str]:
-    """What a command says that is sent a signal soon after `begun` is there."""
-    process = start_clipmole(*arguments, streams=streams, cwd=streams.parent, prepare=heed)
+def heed_and_tell() -> None:
+    heed()
+    render.LINE_SECONDS = 0.05
+
+
+def stopped(
+    arguments: list[str],
+    begun: Path,
+    number: signal.Signals,
+    streams: Path,
+    ending: str = "give the same command again to go on",
+    prepare: Callable[[], None] = heed,
+) -> list[str]:
+    """What a command says that is sent a signal soon after `begun` is there and not empty."""
+    process = start_clipmole(*arguments, streams=streams, cwd=streams.parent, prepare=prepare)
     deadline = time.monotonic() + 90
-    while time.monotonic() < deadline and not begun.exists() and process.is_alive():
+    while time.monotonic() < deadline and process.is_alive() and not (begun.exists() and begun.stat().st_size):
         time.sleep(0.01)
     time.sleep(0.2)
     assert process.pid is not None
@@ -94,7 +110,7 @@ def stopped(arguments: list[str], begun: Path, number: signal.Signals, streams: 
     assert "Traceback" not in errors
     last = errors.splitlines()[-1]
     assert last.startswith("clipmole: stopped")
-    assert last.endswith("give the same command again to go on")
+    assert last.endswith(ending)
     return errors.splitlines()
 
 
@@ -120,3 +136,56 @@ def test_evaluate_keeps_what_is_scored_at_a_signal(tmp_path: Path) -> None:
     rows = (tmp_path / "scores" / "scores.jsonl").read_text().splitlines()[1:]
     assert 1 <= len(rows) < 120
     assert all(json.loads(row)["logits"] for row in rows)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_detect_says_at_a_signal_how_many_rows_it_printed(number: signal.Signals, tmp_path: Path) -> None:
+    adapter, backbone = write_adapter(tmp_path)
+    large_pictures(tmp_path / "many", 80)
+    arguments = ["detect", "many", "--json", "--detector", str(adapter), "--backbone", str(backbone)]
+    streams = tmp_path / "streams"
+    said = stopped(arguments, streams / "stdout", number, streams, "inputs are printed")
+    rows = [json.loads(row) for row in (streams / "stdout").read_text().splitlines()]
+    assert 1 <= len(rows) < 80
+    assert said[-1] == f"clipmole: stopped on request; the rows of the first {len(rows)} inputs are printed"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_check_of_data_says_at_a_signal_that_it_wrote_nothing(number: signal.Signals, tmp_path: Path) -> None:
+    for name in ("real", "fake"):
+        large_pictures(tmp_path / name, 40)
+    streams = tmp_path / "streams"
+    arguments = ["data", "check", "--real", "real", "--fake", "fake"]
+    stopped(arguments, streams / "stderr", number, streams, "nothing was written", heed_and_tell)
+    assert (streams / "stdout").read_text() == ""
+
+
+def large_pictures(folder: Path, number: int) -> None:
+    folder.mkdir()
+    picture(0, 2500, 2000).save(folder / "0.png")
+    for i in range(1, number):
+        shutil.copy(folder / "0.png", folder / f"{i}.png")
+
+
+@pytest.mark.parametrize("command", ["detect", "scan", "evaluate", "train", "data check"])
+def test_each_long_command_prints_its_lines_off_a_terminal(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(render, "LINE_SECONDS", 0.01)
+    manifest = write_corpus(tmp_path / "corpus", {"train": 4, "val": 4})
+    adapter, backbone = write_adapter(tmp_path)
+    (tmp_path / "train.toml").write_text(
+        f'backbone = "{backbone}"\nepochs = 1\nbatch_size = 4\n[preprocess]\ncrop_size = 32\n'
+    )
+    detector = ["--detector", str(adapter), "--backbone", str(backbone)]
+    out = ["--out", str(tmp_path / "out")]
+    arguments = {
+        "detect": ["detect", str(manifest.parent), *detector],
+        "scan": ["scan", str(manifest.parent), *out, *detector],
+        "evaluate": ["evaluate", "--data", str(manifest), "--split", "val", "--resamples", "10", *out, *detector],
+        "train": ["train", "--config", str(tmp_path / "train.toml"), "--data", str(manifest), *out],
+        "data check": ["data", "check", str(manifest)],
+    }[command]
+    said = CliRunner().invoke(app, arguments).stderr.splitlines()
+    # e.g. "scoring: 8 of 16 done, 20.0/s, 0 s left", "scoring: 16 done in 1 s"
+    assert [line for line in said if re.search(r": [\d,]+ (of [\d,]+ )?done( in |, )", line)], said

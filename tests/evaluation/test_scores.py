@@ -90,7 +90,7 @@ def test_a_damaged_line_is_named(tmp_path: Path, line: bytes) -> None:
 
 def test_a_place_that_cannot_be_written_is_said_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
-    with pytest.raises(DataError, match=r"cannot be written: .*name another place") as error:
+    with pytest.raises(DataError, match=r"cannot be written: .*name another folder") as error:
         ScoreFile(tmp_path / "file" / "scores.jsonl", WHAT)
     assert "\n" not in str(error.value)
 
@@ -134,3 +134,12 @@ def test_what_is_no_file_is_refused_and_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "scores.jsonl")
     with pytest.raises(DataError, match=r"scores\.jsonl: is not a regular file; name another --out"):
         ScoreFile(tmp_path / "scores.jsonl", WHAT)
+
+
+def test_a_digit_that_changed_on_the_disk_is_found(tmp_path: Path) -> None:
+    path = tmp_path / "scores.jsonl"
+    with ScoreFile(path, WHAT) as file:
+        file.append([("x.png", {"a@1": [1.25, 2.5]})])
+    path.write_text(path.read_text().replace("1.25", "1.75"))
+    with pytest.raises(DataError, match=r"scores\.jsonl, line 2: is damaged"):
+        ScoreFile(path, WHAT)

@@ -24,13 +24,14 @@ from clipmole.errors import DataError, TrainingDiverged
 from clipmole.evaluation.records import Comparison
 from clipmole.inference.detector import Detector
 from clipmole.models.backbone import save_tower
+from clipmole.plumbing.json_toml import checksum
 from clipmole.plumbing.progress import SILENT
 from clipmole.report.comparison import comparison_page
 from clipmole.training.compare import choose_rate, compare
 from clipmole.training.comparison_plan import Method, Plan
 from clipmole.training.presets import preset_names, preset_text
 from clipmole.training.train import train
-from clipmole.training.trained_runs import TrainedRun, TrainedRuns, trained_run_digest
+from clipmole.training.trained_runs import TrainedRun, TrainedRuns, is_whole, trained_run_digest
 
 PROBE = TrainConfig(
     backbone="tiny",
@@ -276,6 +277,13 @@ def test_damaged_scores_of_a_run_are_one_line_with_the_cure(
     scores.write_text(json.dumps(kept) if text is None else text)
     with pytest.raises(DataError, match=r"logits\.json: .*; delete it, and the images are scored again"):
         compare(PLAN, manifest, out, backbone=tower, resamples=10)
+
+
+def test_kept_scores_in_which_a_digit_changed_are_not_whole() -> None:
+    kept: dict[str, Any] = {"digest": "d", "as stored": [1.25], "equalised": [2.5]}
+    kept["crc32"] = checksum(kept)
+    assert is_whole(kept, "d", 1)
+    assert not is_whole(kept | {"equalised": [2.75]}, "d", 1)
 
 
 def test_a_run_is_its_settings_its_data_and_its_weights() -> None:

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from clipmole.cli.options import FakeFolders, RealFolders, data_app, data_source, remark
-from clipmole.cli.render import long_work, with_progress
+from clipmole.cli.render import long_work
 
 
 @data_app.command()
@@ -36,7 +36,8 @@ def check(
     from clipmole.data.audit.text import report_lines
 
     samples = read_data(named, split, unsplit="", how=Unpacking(unpack_to, unpack_gib, remark))
-    report = check_data(samples, seed, with_progress)
+    with long_work() as progress:
+        report = check_data(samples, seed, progress.track)
     for line in [report.model_dump_json()] if json else report_lines(report):
         typer.echo(line)
     if report.problems:

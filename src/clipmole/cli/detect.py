@@ -23,8 +23,8 @@ from clipmole.cli.options import (
     detector_loader,
     remark,
 )
-from clipmole.cli.render import CSVRows, DetectionTable, JSONLines, with_progress
-from clipmole.errors import ImageError
+from clipmole.cli.render import CSVRows, DetectionTable, JSONLines, long_work, with_progress
+from clipmole.errors import ImageError, Stopped
 from clipmole.plumbing.path_lists import listed_paths
 
 if TYPE_CHECKING:
@@ -154,13 +154,17 @@ def detect(
     if not sys.stdout.isatty():
         results = with_progress(results, "scoring")
     done = failed = 0
-    for result in results:
-        done += 1
-        if isinstance(result, ImageError):
-            failed += 1
-            if not isinstance(writer, DetectionTable):
-                remark(f"not scored: {result}")
-        writer.write(result, findings.next(result) if findings else None)
+    with long_work() as progress:
+        for result in results:
+            done += 1
+            if isinstance(result, ImageError):
+                failed += 1
+                if not isinstance(writer, DetectionTable):
+                    remark(f"not scored: {result}")
+            writer.write(result, findings.next(result) if findings else None)
+            if progress.stopping():
+                writer.close()
+                raise Stopped(f"stopped on request; the rows of the first {done:,} inputs are printed")
     writer.close()
     if timings:
         spent, scoring = loaded.timings, time.perf_counter() - ready

@@ -3,9 +3,9 @@
 In: logits as they are computed. Out: a `ScoreTable`. It knows nothing of detectors, metrics or reports.
 
 The file holds one JSON object a line: first the settings (conditions, seed), then a line for each image with
-its logits by detector, or the reason why it could not be read. Incomplete lines do not count, so a run that
-was killed continues after its last complete line. A detector that is added later gets lines of its own, and an image
-in several sets is there once.
+its logits by detector, or the reason why it could not be read, and a checksum. Incomplete lines do not count, so
+a run that was killed continues after its last complete line. A detector that is added later gets lines of its own, and
+an image in several sets is there once.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from clipmole.data.sample import Sample
 from clipmole.errors import DataError
-from clipmole.plumbing.json_toml import parse_json
+from clipmole.plumbing.json_toml import checksum, parse_json
 
 Logits = dict[str, list[float]]  # identity of a detector -> logits, one for each condition
 
@@ -104,6 +104,8 @@ class ScoreFile:
 
     def _checked(self, row: Any) -> tuple[str, Logits | str]:
         """Path and result of a row. Raises `ValueError`, `KeyError` or `TypeError` if its form is wrong."""
+        if row.get("crc32", checksum(row)) != checksum(row):  # older files have none
+            raise ValueError
         path, result = row["path"], row["error"] if "error" in row else row["logits"]
         if isinstance(path, str) and isinstance(result, str):
             return path, result
@@ -128,7 +130,8 @@ class ScoreFile:
         for path, result in rows:
             self._take(path, result)
             value = {"error": result} if isinstance(result, str) else {"logits": result}
-            lines.append(json.dumps({"path": path} | value))
+            row = {"path": path} | value
+            lines.append(json.dumps(row | {"crc32": checksum(row)}))
         try:
             self._append(lines)
         except OSError as error:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import stat
 import tomllib
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +89,11 @@ def read_toml(path: str | Path) -> dict[str, Any]:
         return parse_toml(read_regular_file(path))
     except NotReadable as reason:
         raise ConfigError(f"{path}: {reason}") from reason
+
+
+def checksum(row: dict[str, Any]) -> int:
+    """CRC-32 of a JSON object without its key "crc32", the same after it is written and read again."""
+    return zlib.crc32(json.dumps({key: value for key, value in row.items() if key != "crc32"}).encode())
 
 
 def _integer(digits: str) -> int:

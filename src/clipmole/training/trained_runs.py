@@ -31,7 +31,7 @@ from clipmole.inference.detector import Detector
 from clipmole.models.backbone import load_backbone
 from clipmole.models.network import MoLENetwork
 from clipmole.plumbing.files import write_texts
-from clipmole.plumbing.json_toml import read_json
+from clipmole.plumbing.json_toml import checksum, read_json
 from clipmole.plumbing.prefetch import cores
 from clipmole.plumbing.progress import SILENT, ProgressReporter
 from clipmole.training.comparison_plan import rate_of
@@ -86,6 +86,8 @@ def is_whole(kept: Any, digest: str, images: int, variants: Sequence[Variant] = 
     """Whether the kept logits of a split are for images other than those of `digest`, or hold one for each image."""
     if not isinstance(kept, dict) or kept.get("digest") != digest:
         return isinstance(kept, dict)
+    if kept.get("crc32", checksum(kept)) != checksum(kept):  # older files have none
+        return False
     lists = [kept.get(variant) for variant in variants]
     return all(isinstance(x, list) and len(x) == images and all(isinstance(y, float) for y in x) for x in lists)
 
@@ -181,6 +183,7 @@ class TrainedRuns:
                         windows(splits[split], variant), f"{split}, {variant}", len(splits[split])
                     )
                     kept[split][variant] = detector.score(images).tolist()
+                kept[split]["crc32"] = checksum(kept[split])
             write_whole(file, json.dumps(kept) + "\n")
         return {f"{split}, {variant}": np.array(kept[split][variant]) for split in splits for variant in self.variants}
 
