@@ -135,13 +135,26 @@ def test_the_line_of_an_error_is_that_of_the_file(tmp_path: Path) -> None:
         (HEADER.encode(), "holds no samples"),
         (f"{HEADER}\n\n".encode(), "holds no samples"),
         (b"path,generator,split\n", "lacks the columns label of"),
+        (b"path,label,label\na.png,1,0\n", "has the column label twice"),
         (b"path;label;generator;split\na.png;1;sd;test\n", "lacks the columns"),
         (b"path,label,generator,split\n\xff\xfe.png,1,sd,test\n", "not a CSV file in UTF-8"),
         (HEADER.encode("utf-16"), "not a CSV file in UTF-8"),
         (b'path,label,generator,split\n"a.png"b,1,sd,test\n', "not a CSV file in UTF-8"),
         (b'path,label,generator,split\n"a.png,1,sd,test\n', "not a CSV file in UTF-8"),
     ],
-    ids=["empty", "blank", "header", "header and blank", "no label", "semicolons", "latin", "utf-16", "quote", "open"],
+    ids=[
+        "empty",
+        "blank",
+        "header",
+        "header and blank",
+        "no label",
+        "twice",
+        "semicolons",
+        "latin",
+        "utf-16",
+        "quote",
+        "open",
+    ],
 )
 def test_what_is_no_manifest_is_refused(tmp_path: Path, content: bytes, message: str) -> None:
     path = tmp_path / "m.csv"

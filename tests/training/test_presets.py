@@ -131,6 +131,7 @@ def test_a_file_without_extends_is_read_as_it_is(tmp_path: Path) -> None:
         ('extends = "lora"\nwithout = ["seed"]', r"own\.toml: without = \['seed'\]: must be a list of settings of"),
         ('extends = "lora"\nwithout = [{ a = 1 }]', r"own\.toml: without = \[\{'a': 1\}\]: must be a list of settings"),
         ('extends = "lora"\nwithout = "seed"', r"own\.toml: without = 'seed': must be a list"),
+        (f'extends = "{"a" * 5000}"', "own\\.toml: 'aaa.* is neither a TOML file nor one of"),
         ('extends = "embedded"\nfull_finetune = true', r"own\.toml: full_finetune trains the tower itself"),
     ],
 )

@@ -68,6 +68,8 @@ def _check_columns(manifest: Path, there: Sequence[str], needed: Sequence[str]) 
     if missing:
         first = f"the first line lacks the columns {', '.join(missing)} of {','.join(needed)}"
         raise DataError(f"{manifest}: {first}; {','.join(OPTIONAL)} are optional")
+    if twice := [column for column in (*needed, *OPTIONAL) if there.count(column) > 1]:
+        raise DataError(f"{manifest}: has the column {twice[0]} twice; leave one")
 
 
 def _check_once(lines: dict[str, int], sample: Sample, line: int, what: str, unit: str) -> None:

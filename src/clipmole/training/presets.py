@@ -8,6 +8,7 @@ since TOML has no word for none. Out: a `TrainConfig`. It knows nothing of what 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
@@ -80,11 +81,11 @@ def resolved(values: dict[str, Any], folder: Path, source: str, above: tuple[str
     if name in preset_names():
         with resources.as_file(resources.files("clipmole") / "training" / "presets" / f"{name}.toml") as path:
             base, place, key = read_toml(path), path.parent, name
-    elif (folder / name).is_file():
+    elif os.path.isfile(folder / name):  # False, too, of a name that no file can have
         place, key = (folder / name).parent, str((folder / name).resolve())
         base = read_toml(folder / name)
     else:
-        raise ConfigError(f"{source}: {name!r} is neither a TOML file nor one of {', '.join(preset_names())}")
+        raise ConfigError(f"{source}: {name!r:.100} is neither a TOML file nor one of {', '.join(preset_names())}")
     if key in above:
         raise ConfigError(f"{source}: {EXTENDS} = {name!r} leads back to itself")
     return built_on(resolved(base, place, name, (*above, key)), values, source)
