@@ -111,6 +111,7 @@ def test_floats_come_back_to_the_last_bit(tmp_path: Path) -> None:
         '{"path": "0.png", "logits": {"a@1": [1.0]}}',  # of two conditions
         '{"path": "0.png", "logits": {"a@1": "12"}}',
         '{"path": "0.png", "logits": {"a@1": [null, 2.0]}}',
+        '{"path": "0.png", "logits": {"a@1": [NaN, 2.0]}}',
         '{"path": "0.png", "logits": [1.0, 2.0]}',
         '{"path": ["0.png"], "logits": {"a@1": [1.0, 2.0]}}',
         '{"path": "0.png", "error": 5}',

@@ -11,9 +11,11 @@ an image in several sets is there once.
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -111,7 +113,7 @@ class ScoreFile:
             return path, result
         logits = {key: [float(value) for value in values] for key, values in result.items()}
         whole = all(isinstance(values, list) and len(values) == self._conditions for values in result.values())
-        if not isinstance(path, str) or not whole:
+        if not isinstance(path, str) or not whole or not all(map(math.isfinite, chain(*logits.values()))):
             raise ValueError
         return path, logits
 
