@@ -1,16 +1,18 @@
-"""Seconds from the shell to the answer: `clipmole --help`, and `clipmole detect` on one image, embedded detector.
+"""From the shell to the answer: seconds and memory of `clipmole --help`, and of `clipmole detect` on one image.
 
     python benchmarks/start_up.py [--repeats 7] [--out DIR]
 
-The image is a 12-megapixel JPEG made on the spot. The first run of each warms the file cache and is left out; medians
-and ranges of the others. What `--timings` says shows where the time of detect goes; the rest is Python itself, the
-command line and the end of the process. Prints JSON last.
+The image is a 12-megapixel JPEG made on the spot. The first run of each warms the file cache (and converts a graph
+where one is run), and is left out; medians and ranges of the others. What `--timings` says shows where the time of
+detect goes; the rest is Python itself, the command line and the end of the process. Memory is the peak of the process.
+Prints JSON last.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 import shlex
 import statistics
@@ -27,19 +29,52 @@ from clipmole.plumbing.environment import environment
 
 PARTS = {"imports": r"(\S+) imports", "loading": r"(\S+) loading", "network": r"(\S+) in the network"}
 PARTS |= {"decoding": r"(\S+) of decoding"}
-TARGETS = {"help": 0.3, "detect": 3.0}
+IMAGE = "one.jpg"
+COMMANDS = (
+    ("--help",),
+    ("detect", IMAGE),
+    ("detect", IMAGE, "--runtime", "openvino"),
+    ("detect", IMAGE, "--detector", "embedded"),
+    ("detect", IMAGE, "--detector", "embedded", "--runtime", "openvino"),
+)
 
 
-def measure(command: list[str], repeats: int) -> tuple[dict[str, float], list[str]]:
-    """Wall seconds of a command, and what it said on stderr each time."""
-    seconds, said = [], []
+def measure(command: tuple[str, ...], repeats: int, folder: str) -> dict[str, Any]:
+    """Wall seconds and peak MiB of a command, and the parts of its time."""
+    seconds, peaks, said = [], [], []
+    timings = () if command == ("--help",) else ("--timings",)
     for turn in range(repeats + 1):
         began = time.perf_counter()
-        done = subprocess.run([sys.executable, "-P", "-m", "clipmole.cli", *command], check=True, capture_output=True)
+        with tempfile.TemporaryFile() as errors:
+            process = subprocess.Popen(
+                [sys.executable, "-P", "-m", "clipmole.cli", *command, *timings],
+                cwd=folder,
+                stdout=subprocess.DEVNULL,
+                stderr=errors,
+            )
+            _, status, usage = os.wait4(process.pid, 0)
+            taken = time.perf_counter() - began
+            errors.seek(0)
+            text = errors.read().decode()
+        if status:
+            sys.exit(f"{shlex.join(command)}: {text}")
         if turn:
-            seconds.append(time.perf_counter() - began)
-            said.append(done.stderr.decode())
-    return {"median": statistics.median(seconds), "min": min(seconds), "max": max(seconds)}, said
+            seconds.append(taken)
+            peaks.append(usage.ru_maxrss / 1024)
+            said.append(text)
+    parts = {
+        part: statistics.median(float(found[1]) for text in said if (found := re.search(pattern, text)))
+        for part, pattern in PARTS.items()
+        if timings
+    }
+    return {
+        "command": shlex.join(["clipmole", *command]),
+        "median": statistics.median(seconds),
+        "min": min(seconds),
+        "max": max(seconds),
+        "peak_mib": statistics.median(peaks),
+        "parts": parts,
+    }
 
 
 def main() -> None:
@@ -47,34 +82,24 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--out", type=Path, help="folder for start-up.json and .md")
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory() as name:
-        image = Path(name) / "one.jpg"
-        image.write_bytes(make_file("12-megapixel JPEG", 0))
-        shown, _ = measure(["--help"], arguments.repeats)
-        detected, said = measure(["detect", str(image), "--timings"], arguments.repeats)
-    parts = {
-        part: statistics.median(float(found[1]) for text in said if (found := re.search(pattern, text)))
-        for part, pattern in PARTS.items()
-    }
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / IMAGE).write_bytes(make_file("12-megapixel JPEG", 0))
+        rows = [measure(command, arguments.repeats, folder) for command in COMMANDS]
     given = [word for word in sys.argv[1:] if word not in ("--out", str(arguments.out))]
     result: dict[str, Any] = {
         "command": shlex.join(["python", "benchmarks/start_up.py", *given]),
         "repeats": arguments.repeats,
-        "targets": TARGETS,
         "environment": environment(),
-        "help": shown,
-        "detect": detected,
-        "detect_parts": parts,
+        "rows": rows,
     }
     if arguments.out:
         env = result["environment"]
-        lines = [
-            "| command | seconds, median [range] | of which |",
-            "|---|--:|---|",
-            f"| `clipmole --help` | {shown['median']:.2f} [{shown['min']:.2f}, {shown['max']:.2f}] | |",
-            f"| `clipmole detect one.jpg` | {detected['median']:.2f} [{detected['min']:.2f}, {detected['max']:.2f}] | "
-            + ", ".join(f"{part} {seconds:.2f}" for part, seconds in parts.items())
-            + " |",
+        lines = ["| command | seconds, median [range] | of which | peak memory |", "|---|--:|---|--:|"]
+        for row in rows:
+            parts = ", ".join(f"{part} {seconds:.2f}" for part, seconds in row["parts"].items())
+            span = f"{row['median']:.2f} [{row['min']:.2f}, {row['max']:.2f}]"
+            lines.append(f"| `{row['command']}` | {span} | {parts} | {row['peak_mib']:,.0f} MiB |")
+        lines += [
             "",
             f"`{result['command']}`: {arguments.repeats} runs each after one that warms up. {env['cpu']}, "
             f"{env['threads']} threads, Python {env['python']}, torch {env['torch']}, {env['date']}.",
