@@ -72,7 +72,7 @@ def test_long_work_ends_before_the_next_item_with_the_signals_exit_code(number: 
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (result.returncode, result.stdout) == (0, f"{code} [0, 1]\n"), result.stderr
     said = result.stderr.splitlines()
-    assert said[0].startswith("clipmole: stopping: ")
+    assert said[0].startswith("clipmole: stopping after the current step")
     assert said[-1] == "clipmole: stopped on request; nothing was written"
 
 

@@ -217,10 +217,10 @@ def test_a_file_of_ones_own(tmp_path: Path) -> None:
         ('{ name = "x", steps = [{ op = "crop", share = 1.5 }] }', "less than or equal to 1 (given: 1.5)"),
         ('{ name = "x", steps = [{ op = "resize", scale = 0 }] }', "greater than 0 (given: 0)"),
         ('{ name = "x", applied = 0 }', "applied: Input should be greater than 0"),
-        ('{ name = "equalised" }', "the name 'equalised' stands twice"),
+        ('{ name = "equalised" }', "the name 'equalised' is there twice"),
         (
             '{ name = "a", family = "f", strength = 2 }, { name = "b", family = "f", strength = 2.0 }',
-            "the point 'f 2' stands twice",
+            "the point 'f 2' is there twice",
         ),
     ],
 )

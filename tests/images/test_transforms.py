@@ -157,7 +157,7 @@ def test_noise_is_clipped_and_does_not_wrap() -> None:
 def test_without_opencv_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "cv2", None)
     for call in (lambda: blur(texture(), 1.0), lambda: resize(texture(), 0.5)):
-        with pytest.raises(MissingDependency, match=r"pip install 'clipmole\[train\]'"):
+        with pytest.raises(MissingDependency, match=r"pip install -e '\.\[train\]'"):
             call()
     jpeg(texture(), 80)  # and what needs no OpenCV works
     random_crop(texture(), 32, rng())

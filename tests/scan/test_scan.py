@@ -678,7 +678,7 @@ def test_leftovers_of_programs_are_not_scanned_and_are_said_once(tmp_path: Path,
     said: list[str] = []
     assert len(run(tmp_path / "scan", folder, say=said.append)) == 8
     (line,) = said
-    assert line.startswith("skipped, since programs leave them beside images: 1 ._*, 1 __MACOSX")
+    assert line.startswith("passed over, since programs leave them beside images: 1 ._*, 1 __MACOSX")
     memory = fsspec.filesystem("memory")
     for name in ("a.png", "._a.png", "__MACOSX/a.png"):
         memory.pipe(f"/leftovers/{name}", encoded(picture(3)))

@@ -140,7 +140,7 @@ def test_every_committed_plan_loads(path: Path) -> None:
     plan = load_plan(path)
     assert path.read_text(encoding="utf-8").startswith("# ")
     assert plan.seeds == (0, 1, 2)
-    assert plan.splits == (("test",) if path.stem == "compare-vit-b-16" else ("test", "test_unseen"))
+    assert plan.splits == (("test",) if path.stem in ("compare-vit-b-16", "heads-vit-b-16") else ("test", "test_unseen"))
     assert len(plan.pairs()) >= len(plan.methods) - 1
     assert isinstance(plan, Plan)
 

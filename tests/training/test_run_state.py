@@ -236,7 +236,9 @@ def test_where_nothing_can_be_written_no_step_is_trained(manifest: Path, tmp_pat
         return items
 
     progress = ProgressReporter(track)
-    with pytest.raises(CheckpointError, match=r"run\.run: has room for 0\.. MiB, and 1\.. MiB are needed; free space"):
+    with pytest.raises(
+        CheckpointError, match=r"run\.run: has room for 0\.. MiB, and 1\.. MiB are needed; free some space"
+    ):
         train(config, small_disk / "run", data=manifest, backbone=tiny_backbone(), progress=progress)
     process = processes.start(config, tmp_path / "other", manifest, file_size=1024)
     process.join(60)

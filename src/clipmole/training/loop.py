@@ -95,6 +95,9 @@ class Trainee(nn.Module):
         self.network, self.start, self.dropout = network, start, dropout
 
     def forward(self, inputs: Tensor, patches: np.random.Generator | None = None) -> Tensor:
+        if self.start is None and patches is None:
+            outputs = self.network(inputs)  # as the network would have it: HyperDet's shows each step otherwise
+            return outputs if outputs.ndim == 1 else outputs[:, 0]
         start = self.network.first_adapted_block if self.start is None else self.start
         tokens = inputs.float() if self.start is not None else self.network.before(inputs, start)
         if patches is None:
@@ -249,7 +252,7 @@ class TrainingLoop:
         raise Stopped(
             f"stopped after step {self.at.step} of {self.steps} in epoch {self.at.epoch + 1} of {self.config.epochs}; "
             + (f"the run is kept in {self.state}" if saved else f"its state could not be saved to {self.state}")
-            + ": give the same command again to continue"
+            + ": give the same command again to go on"
         )
 
     def _inputs(self, batches: list[list[Item]]) -> Iterator[Tensor]:

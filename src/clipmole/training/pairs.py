@@ -112,7 +112,7 @@ def train_autoencoder(
         optimizer.step()
         schedule.step()
         if progress.stopping():
-            raise Stopped("stopped; the finished autoencoders are kept: give the same command again to continue")
+            raise Stopped("stopped; the finished autoencoders are kept: give the same command again to go on")
     network.eval()
     return network  # type: ignore[no-any-return]
 
@@ -357,7 +357,7 @@ def write_pairs(
             row |= {"group": sample.group or f"pair-{sha[:16]}", "source": sample.source, "kind": sample.kind}
             rows.append(row | {"split": sample.split})
         if progress.stopping():
-            raise Stopped("stopped; the finished pairs are kept: give the same command again to continue")
+            raise Stopped("stopped; the finished pairs are kept: give the same command again to go on")
     text = io.StringIO()
     columns = [*COLUMNS, "split"] if any(row["split"] for row in rows) else list(COLUMNS)
     writer = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
