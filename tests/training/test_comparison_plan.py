@@ -140,7 +140,8 @@ def test_every_committed_plan_loads(path: Path) -> None:
     plan = load_plan(path)
     assert path.read_text(encoding="utf-8").startswith("# ")
     assert plan.seeds == (0, 1, 2)
-    assert plan.splits == (("test",) if path.stem in ("compare-vit-b-16", "heads-vit-b-16") else ("test", "test_unseen"))
+    on_clip = path.stem in ("compare-vit-b-16", "heads-vit-b-16")
+    assert plan.splits == (("test",) if on_clip else ("test", "test_unseen"))
     assert len(plan.pairs()) >= len(plan.methods) - 1
     assert isinstance(plan, Plan)
 
