@@ -96,7 +96,7 @@ class Trainee(nn.Module):
 
     def forward(self, inputs: Tensor, patches: np.random.Generator | None = None) -> Tensor:
         if self.start is None and patches is None:
-            outputs = self.network(inputs)  # as the network would have it: HyperDet's shows each step otherwise
+            outputs: Tensor = self.network(inputs)  # as the network would have it: HyperDet's shows each step otherwise
             return outputs if outputs.ndim == 1 else outputs[:, 0]
         start = self.network.first_adapted_block if self.start is None else self.start
         tokens = inputs.float() if self.start is not None else self.network.before(inputs, start)
