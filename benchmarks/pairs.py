@@ -97,7 +97,7 @@ def main() -> None:
         for name, end in zip(parts, ends.tolist(), strict=True)
     }
     features[~readable] = 0
-    units = np.unique([each.source or each.group or str(each.path) for each in samples], return_inverse=True)[1]
+    groups = np.unique([each.source or each.group or str(each.path) for each in samples], return_inverse=True)[1]
     found = {}
     for head, positive, negative in (
         ("pairs", "twin", "own"),
@@ -107,11 +107,13 @@ def main() -> None:
         heads = Heads(features, rows[negative], CONFIG.ridge)
         scores = [heads.scores(rows[positive], rows[negative])]
         found[head] = {
-            name: estimate_auroc(scores, rows[f"test {name}"], rows["tested"], units, CONFIG)[0].estimate().model_dump()
+            name: estimate_auroc(scores, rows[f"test {name}"], rows["tested"], groups, CONFIG)[0]
+            .estimate()
+            .model_dump()
             for name in arguments.generator
         }
         together = np.concatenate([rows[f"test {name}"] for name in arguments.generator])
-        found[head]["all"] = estimate_auroc(scores, together, rows["tested"], units, CONFIG)[0].estimate().model_dump()
+        found[head]["all"] = estimate_auroc(scores, together, rows["tested"], groups, CONFIG)[0].estimate().model_dump()
     counts = {name: len(own) for name, own in rows.items()}
     shown = {"auroc": found, "images": counts, "failed": failed, **environment()}
     print(json.dumps(shown, indent=1))

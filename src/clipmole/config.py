@@ -308,7 +308,7 @@ class AugmentConfig(Config):
 
 
 # Settings of a run that say where its images and files are, not what is done with them.
-PLACES = ("data", "real", "fake", "unpack_to", "unpack_gib", "cache_gib")
+LOCATION_SETTINGS = ("data", "real", "fake", "unpack_to", "unpack_gib", "cache_gib")
 # Settings that were added later: their defaults do not change the digest of a run, so older runs are recognised.
 LATER = {
     "min_steps_per_epoch",
@@ -501,7 +501,7 @@ class TrainConfig(Config):
                 if key not in unused
             }
 
-        return used(self, self.model_dump(mode="json", exclude={"backbone", *PLACES}))
+        return used(self, self.model_dump(mode="json", exclude={"backbone", *LOCATION_SETTINGS}))
 
 
 AnyConfig = TypeVar("AnyConfig", bound=Config)

@@ -38,7 +38,10 @@ def test_uncertain_and_measured_false_alarms_are_explained(
     printed = capsys.readouterr()
     assert ("52 % AI" in printed.out) is not labels_only
     assert "Uncertain: the detector cannot tell. Find the original file" in printed.err
-    alarms = "Its false alarms on images by people, from sources it had never seen: 12 of 50 stock photographs."
+    alarms = (
+        "Images made by people that the detector wrongly called AI-generated, from sources it had never seen: "
+        "12 of 50 stock photographs."
+    )
     assert alarms in printed.err
 
 

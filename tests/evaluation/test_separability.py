@@ -81,7 +81,7 @@ def test_a_generator_that_differs_is_told_apart_and_one_that_does_not_is_not(
     assert found.transfer["stripes"]["stripes"].value > 0.99
     assert 0.2 < found.transfer["stripes"]["same"].value < 0.8
     assert [each.name for each in found.sets][:3] == [PHOTOGRAPHS, "same", "stripes"]
-    assert [(each.images, each.held_by, each.units) for each in found.sets][:2] == [
+    assert [(each.images, each.held_by, each.groups) for each in found.sets][:2] == [
         (60, "source", 10),
         (30, "group", 15),
     ]
@@ -136,12 +136,12 @@ def test_auroc_and_its_interval_against_plain_loops() -> None:
     rng = np.random.default_rng(1)
     scores = [rng.integers(0, 6, size=30).astype(float) for _ in range(3)]
     positive, negative = np.arange(10), np.arange(10, 30)
-    units = np.arange(30) // 2
-    found, seeds = estimate_auroc(scores, positive, negative, units, CONFIG)
+    groups = np.arange(30) // 2
+    found, seeds = estimate_auroc(scores, positive, negative, groups, CONFIG)
     labels = np.repeat([1, 0], [10, 20])
     assert seeds == pytest.approx([metrics.auroc(labels, each) for each in scores])
     assert found.value == pytest.approx(np.mean(seeds))
-    indices = bootstrap_indices(labels, CONFIG.resamples, CONFIG.seed, groups=[str(unit) for unit in units])
+    indices = bootstrap_indices(labels, CONFIG.resamples, CONFIG.seed, groups=[str(group) for group in groups])
     expected = [np.mean([metrics.auroc(labels[i], each[i]) for each in scores]) for i in indices]
     assert found.draws == pytest.approx(expected)
 

@@ -362,7 +362,7 @@ PUT = """([kind, name, bytes]) => {
 def test_pasted_and_dropped(visit: Callable[..., Any], kind: str) -> None:
     page = visit()
     page.evaluate(PUT, [kind, "http://example.invalid/a.png", None])
-    expect(page.locator("#banner")).to_contain_text("fetches no addresses")
+    expect(page.locator("#banner")).to_contain_text("does not fetch links")
     page.evaluate(PUT, [kind, "one.png", list(encoded(picture(2)))])
     expect(page.locator(".verdict")).to_be_visible()
     expect(page.locator(".card h2")).to_have_text("one.png")
@@ -631,13 +631,13 @@ def test_what_the_metadata_found_and_what_errors_say(visit: Callable[..., Any]) 
     alarms = {"false_alarms": [{"kind": "stock photographs", "photographs": 50, "called_generated": 12}]}
     alarms["often_wrong"] = ["stock photographs", "clip art"]
     assert in_page(page, "words.js", f"m.alarms({json.dumps(alarms)})") == [
-        "Made by people, from sources that it had never seen, and called AI-generated all the same: 12 of 50 stock "
-        "photographs (24 %)."
+        "Images made by people that the detector wrongly called AI-generated, from sources it had never seen: 12 "
+        "of 50 stock photographs (24 %)."
     ]
     said = f"['real', 'uncertain', 'ai_generated'].map((verdict) => m.caution({{ verdict }}, {json.dumps(alarms)}))"
     photograph, unsure, generated = in_page(page, "words.js", said)
     assert "12 of 50 stock photographs (24 %). Do not accuse anybody with it." in generated
-    often = "Of stock photographs, clip art this says nothing: the detector often calls them AI-generated when people"
+    often = "Ignore this verdict on stock photographs, clip art: the detector often calls them AI-generated although"
     assert generated.startswith(often)
     assert "12" not in photograph
     assert "What to do: find the original file" in unsure

@@ -314,7 +314,7 @@ class Pretended(TrainedRuns):
         self.asked: list[float] = []
         self.progress = SILENT
 
-    def get(self, name: str, config: TrainConfig) -> TrainedRun:
+    def get_or_train(self, name: str, config: TrainConfig) -> TrainedRun:
         self.asked.append(config.learning_rate)
         figure = self.estimate(config.learning_rate)
         if figure is None:
@@ -351,7 +351,7 @@ def test_a_diverged_run_is_remembered(tower: str, manifest: Path, trained: list[
     too_high = MOLE.model_copy(update={"learning_rate": 1e30})
     for _ in range(2):
         with pytest.raises(TrainingDiverged, match="the training loss is not finite; lower learning_rate"):
-            runs.get("MoLE", too_high)
+            runs.get_or_train("MoLE", too_high)
     assert len(trained) == 1
 
 

@@ -123,7 +123,10 @@ class DetectionTable:
                 remark(UNCERTAIN)
             if self.alarms:
                 counts = "; ".join(f"{a.called_generated} of {a.photographs} {a.kind}" for a in self.alarms)
-                remark(f"Its false alarms on images by people, from sources it had never seen: {counts}.")
+                remark(
+                    "Images made by people that the detector wrongly called AI-generated, from sources it had never "
+                    f"seen: {counts}."
+                )
             if self.generated and (kinds := [each.kind for each in self.alarms if each.often]):
                 remark(
                     f"Ignore the verdict on {', '.join(kinds)}: the detector often calls them AI-generated although "

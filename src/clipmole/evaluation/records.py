@@ -264,7 +264,7 @@ class SeparabilityCurve(Record):
     separable: int | None
 
 
-class SeparabilitySet(Record):
+class SeparabilitySet(StoredRecord):
     """A set of images to be told from others: those of a generator, photographs, or the photographs of one source.
 
     Attributes:
@@ -282,7 +282,7 @@ class SeparabilitySet(Record):
     trained: int
     sources: int
     held_by: str
-    units: int
+    groups: int = Field(alias="units")
 
 
 class Separability(Record):

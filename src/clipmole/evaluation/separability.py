@@ -81,13 +81,13 @@ class ImageSet:
 
     Attributes:
         train, test: rows for training, and those held out.
-        units: for all rows of all sets, the number of the row's source or group, which is never divided.
+        groups: for all rows of all sets, the number of the row's source or group, which is never divided.
     """
 
     name: str
     train: NDArray[np.int64]
     test: NDArray[np.int64]
-    units: NDArray[np.int64]
+    groups: NDArray[np.int64]
     held_by: str
     sources: int
     control: bool = False
@@ -95,11 +95,11 @@ class ImageSet:
     def without(self, rows: NDArray[np.int64]) -> ImageSet:
         """The set without some rows."""
         train, test = (np.setdiff1d(own, rows) for own in (self.train, self.test))
-        return ImageSet(self.name, train, test, self.units, self.held_by, self.sources, self.control)
+        return ImageSet(self.name, train, test, self.groups, self.held_by, self.sources, self.control)
 
     def record(self) -> SeparabilitySet:
         rows = np.concatenate([self.train, self.test])
-        units = len(np.unique(self.units[rows]))
+        groups = len(np.unique(self.groups[rows]))
         return SeparabilitySet(
             name=self.name,
             control=self.control,
@@ -107,7 +107,7 @@ class ImageSet:
             trained=len(self.train),
             sources=self.sources,
             held_by=self.held_by,
-            units=units,
+            groups=groups,
         )
 
 
@@ -173,13 +173,13 @@ def divide(
         for sample in samples
     ]
     # Each sample once with its source and once with its group, so that both stay whole.
-    units = np.array(whole_groups([*held, *samples], [*digests, *digests]))[: len(samples)]
+    groups = np.array(whole_groups([*held, *samples], [*digests, *digests]))[: len(samples)]
     sets, taken = [], dict[int, bool]()
-    for name in sorted(by_name, key=lambda each: len(np.unique(units[by_name[each]]))):
+    for name in sorted(by_name, key=lambda each: len(np.unique(groups[by_name[each]]))):
         rows = np.array(by_name[name])
-        test = held_apart(rows, units, config, name, taken)
+        test = held_apart(rows, groups, config, name, taken)
         kind = "source" if name in by_source else "group"
-        sets.append(ImageSet(name, np.setdiff1d(rows, test), test, units, kind, len(sources[name])))
+        sets.append(ImageSet(name, np.setdiff1d(rows, test), test, groups, kind, len(sources[name])))
     sets.sort(key=lambda each: (each.name != PHOTOGRAPHS, each.name))
     sizes = Counter(sample.source for sample in samples if sample.label == 0 and sample.source)
     controls = []
@@ -199,26 +199,26 @@ def _names_sources(samples: Sequence[Sample]) -> bool:
 
 
 def held_apart(
-    rows: NDArray[np.int64], units: NDArray[np.int64], config: SeparabilityConfig, name: str, taken: dict[int, bool]
+    rows: NDArray[np.int64], groups: NDArray[np.int64], config: SeparabilityConfig, name: str, taken: dict[int, bool]
 ) -> NDArray[np.int64]:
-    """The rows of a set that are held out: whole units in the order of a draw, as long as they fit in the share.
+    """The rows of a set that are held out: whole sources or groups as they are drawn, while they fit in the share.
 
-    If there are smaller units, one unit takes at most a third of it, so that no single source represents all.
+    If there are smaller ones, one takes at most a third of it, so that no single source represents all.
 
     Args:
-        taken: unit -> whether it is held out, as already decided for another set; new decisions are added.
+        taken: source or group -> whether it is held out, as decided for another set; new decisions are added.
     """
-    own = units[rows]
-    sizes = {unit: int((own == unit).sum()) for unit in np.unique(own).tolist()}
+    own = groups[rows]
+    sizes = {group: int((own == group).sum()) for group in np.unique(own).tolist()}
     smallest = min(sizes.values())
     room = max(config.test_share * len(rows), smallest)
     largest = max(room / 3, smallest)
-    room -= sum(size for unit, size in sizes.items() if taken.get(unit))
-    for unit in sample_rng(config.seed, "held apart", name).permutation(sorted(sizes)).tolist():
-        if unit not in taken:
-            taken[unit] = sizes[unit] <= min(room, largest)
-            room -= sizes[unit] * taken[unit]
-    chosen = np.array([taken[unit] for unit in own.tolist()])
+    room -= sum(size for group, size in sizes.items() if taken.get(group))
+    for group in sample_rng(config.seed, "held apart", name).permutation(sorted(sizes)).tolist():
+        if group not in taken:
+            taken[group] = sizes[group] <= min(room, largest)
+            room -= sizes[group] * taken[group]
+    chosen = np.array([taken[group] for group in own.tolist()])
     if min(chosen.sum(), (~chosen).sum()) < FEWEST:
         raise DataError(
             f"{name}: its {len(rows)} images cannot be divided into {FEWEST} or more to train on and to test, as they "
@@ -272,10 +272,10 @@ def estimate_auroc(
     scores: Sequence[NDArray[np.float64]],
     positive: NDArray[np.int64],
     negative: NDArray[np.int64],
-    units: NDArray[np.int64],
+    groups: NDArray[np.int64],
     config: SeparabilityConfig,
 ) -> tuple[Replicates, tuple[float, ...]]:
-    """AUROC, mean over the seeds, on rows and on resamples of their units; and that of each seed.
+    """AUROC, mean over the seeds, on rows and on resamples of their groups; and that of each seed.
 
     AUROC is the share of pairs in which the generated image has the higher score, so a resample is a weighted mean of
     pairs.
@@ -287,15 +287,15 @@ def estimate_auroc(
     wins = np.stack([_wins(each[positive], each[negative]) for each in scores])
     rows = np.concatenate([positive, negative])
     labels = np.repeat([1, 0], [len(positive), len(negative)])
-    groups = [str(unit) for unit in units[rows].tolist()]
+    names = [str(group) for group in groups[rows].tolist()]
     counts = np.stack(
         [
             np.bincount(draw, minlength=len(rows))
-            for draw in bootstrap_indices(labels, config.resamples, config.seed, groups=groups)
+            for draw in bootstrap_indices(labels, config.resamples, config.seed, groups=names)
         ]
     ).astype(np.float64)
     up, down = counts[:, : len(positive)], counts[:, len(positive) :]
-    with np.errstate(invalid="ignore"):  # where all drawn units are of one class
+    with np.errstate(invalid="ignore"):  # where all drawn groups are of one class
         draws = ((up @ wins.mean(axis=0)) * down).sum(axis=1) / (up.sum(axis=1) * down.sum(axis=1))
     each = tuple(float(own.mean()) for own in wins)
     return Replicates(float(np.mean(each)), draws), each
@@ -320,7 +320,7 @@ def curve(
     for n in config.counts:
         if n <= len(own.train):
             scores = [heads.scores(draw_rows(own, n, seed, config), train, weights) for seed in range(config.seeds)]
-            found, seeds = estimate_auroc(scores, own.test, test, own.units, config)
+            found, seeds = estimate_auroc(scores, own.test, test, own.groups, config)
             points.append(SeparabilityPoint(n=n, auroc=found.estimate(), seeds=seeds))
     return SeparabilityCurve(
         name=own.name,
@@ -374,7 +374,7 @@ def transfer(
     for own in generators:
         scores = [heads.scores(draw_rows(own, n, seed, config), photographs.train) for seed in range(config.seeds)]
         found[own.name] = {
-            other.name: estimate_auroc(scores, other.test, photographs.test, own.units, config)[0].estimate()
+            other.name: estimate_auroc(scores, other.test, photographs.test, own.groups, config)[0].estimate()
             for other in generators
         }
     return n, found

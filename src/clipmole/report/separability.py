@@ -225,7 +225,7 @@ def set_table(found: Separability) -> Table:
             Value(f"{each.trained:,}"),
             Value(f"{each.images - each.trained:,}"),
             Value(str(each.sources) if each.sources else "not named"),
-            f"{each.held_by} ({each.units:,})",
+            f"{each.held_by} ({each.groups:,})",
         )
         for each in found.sets
     ]

@@ -35,7 +35,7 @@ class WorkItem:
 
     Attributes:
         kind: "file" is an image; "tar"; "table": a Parquet file with images in it; "rows": of a Hugging Face data set.
-        place: path, address, or hf:name?split=...
+        location: path, address, or hf:name?split=...
         size: bytes, if known.
         only: names or row numbers to take, in the container's order; None: all.
         first, last: number of the first row to take and of the one after the last, of "rows"; None: from the
@@ -44,7 +44,7 @@ class WorkItem:
     """
 
     kind: Literal["file", "tar", "table", "rows"]
-    place: str
+    location: str
     size: int | None = None
     only: tuple[str, ...] | None = None
     first: int | None = None
@@ -52,11 +52,11 @@ class WorkItem:
     take: int | None = None
 
     @classmethod
-    def of_container(cls, place: str, only: tuple[str, ...]) -> WorkItem:
+    def of_container(cls, location: str, only: tuple[str, ...]) -> WorkItem:
         """Images of a container by their names or row numbers."""
-        if place.startswith(PREFIX):
-            return cls("rows", place, only=only)
-        return cls("tar" if TAR.search(place) else "table", place, only=only)
+        if location.startswith(PREFIX):
+            return cls("rows", location, only=only)
+        return cls("tar" if TAR.search(location) else "table", location, only=only)
 
 
 Read = Callable[[], bytes]
@@ -81,28 +81,28 @@ def entries(item: WorkItem, settings: ScanSettings, passed_over: Counter[str] | 
         passed_over: counts the leftovers of programs in a tar, by kind.
     """
     if item.kind == "file":
-        return iter([Entry(item.place, size=item.size)])  # it was selected when it was listed
+        return iter([Entry(item.location, size=item.size)])  # it was selected when it was listed
     return islice(_inside(item, settings, Counter() if passed_over is None else passed_over), item.take)
 
 
 def _inside(item: WorkItem, settings: ScanSettings, passed_over: Counter[str]) -> Iterator[Entry]:
     """The images of a container; if it breaks off, or lacks named images, also an entry that says so."""
     left = dict.fromkeys(item.only or ())
-    error: ImageError = ImageNotFound(item.place, "is no longer in it")
+    error: ImageError = ImageNotFound(item.location, "is no longer in it")
     try:
         for member, size, read in _tar(item, passed_over) if item.kind == "tar" else _READERS[item.kind](item):
             source = _source(item, member)
             if (item.only is None or member in left) and settings.draws(source):
-                yield _entry(Entry(source, item.place, member, size), read)
+                yield _entry(Entry(source, item.location, member, size), read)
             left.pop(member, None)
     except ImageError as problem:
         error = problem
         if item.only is None:
-            yield Entry(item.place, item.place, None, item.size, error)
+            yield Entry(item.location, item.location, None, item.size, error)
     for member in left:
         source = _source(item, member)
         if settings.draws(source):
-            yield Entry(source, item.place, member, None, type(error)(source, error.reason))
+            yield Entry(source, item.location, member, None, type(error)(source, error.reason))
 
 
 def _entry(entry: Entry, read: Read) -> Entry:
@@ -121,13 +121,13 @@ def _entry(entry: Entry, read: Read) -> Entry:
 
 def _source(item: WorkItem, member: str) -> str:
     """The source of an image in a container: with its name, or the number of its row."""
-    return f"{item.place}/{member}" if item.kind == "tar" else f"{item.place}/row {member}"
+    return f"{item.location}/{member}" if item.kind == "tar" else f"{item.location}/row {member}"
 
 
 def _tar(item: WorkItem, passed_over: Counter[str]) -> Iterator[tuple[str, int, Read]]:
     """The images of a tar. A repeated name becomes `name#2`, `name#3`, which no image's own name ends with."""
     times: Counter[str] = Counter()
-    for member, read in tar_members(item.place):
+    for member, read in tar_members(item.location):
         if not has_image_extension(member.name):
             continue
         if kind := _leftover(item, member.name):
@@ -147,31 +147,31 @@ def count_members(item: WorkItem) -> int | None:
     """Number of images in a table, or in a local uncompressed tar, from the headers; None: not known."""
     with contextlib.suppress(ImageError):
         if item.kind == "table":
-            return table_columns(item.place)[2]
-        if is_in_place(item.place):
-            names = (member.name for member, _ in tar_members(item.place))
+            return table_columns(item.location)[2]
+        if is_in_place(item.location):
+            names = (member.name for member, _ in tar_members(item.location))
             return sum(has_image_extension(name) and not _leftover(item, name) for name in names)
     return None
 
 
-def table_paths(place: str, column: str) -> Iterator[str]:
+def table_paths(location: str, column: str) -> Iterator[str]:
     """The paths that a table lists; relative ones are taken from its folder. Raises as `table_rows` does."""
-    folder = place.rpartition("/")[0]
-    for row in table_rows(place, [column], held=1000):
+    folder = location.rpartition("/")[0]
+    for row in table_rows(location, [column], held=1000):
         if path := row[column]:
             yield path if "://" in path or os.path.isabs(path) or not folder else f"{folder}/{path}"
 
 
 def _table(item: WorkItem) -> Iterator[tuple[str, None, Read]]:
     try:
-        column, paths, _ = table_columns(item.place)
+        column, paths, _ = table_columns(item.location)
     except DataError as error:  # it had such columns when it was listed
-        raise ImageUnreadable(item.place, str(error).removeprefix(f"{item.place}: ")) from error
+        raise ImageUnreadable(item.location, str(error).removeprefix(f"{item.location}: ")) from error
     if column is None:  # it was damaged when it was listed, and the files before the damage are items of their own
-        for _ in table_rows(item.place, [paths or ""]):
+        for _ in table_rows(item.location, [paths or ""]):
             pass
-        raise ImageUnreadable(item.place, "has changed since its files were listed; scan it again")
-    for number, row in enumerate(table_rows(item.place, [column])):
+        raise ImageUnreadable(item.location, "has changed since its files were listed; scan it again")
+    for number, row in enumerate(table_rows(item.location, [column])):
         yield str(number), None, partial(image_bytes, row[column], _source(item, str(number)))
 
 
@@ -183,34 +183,34 @@ def data_set_items(spec: str, rows: int) -> Iterator[WorkItem]:
     name, query = read_query(spec.removeprefix(PREFIX))
     given = dict(parse_qsl(spec.partition("?")[2]))
     for split in load_splits(name, query, silent):
-        place = f"{PREFIX}{name}?{urlencode(given | {'split': split})}"
-        part, _ = _data_set(place)
+        location = f"{PREFIX}{name}?{urlencode(given | {'split': split})}"
+        part, _ = _data_set(location)
         if query.streaming:
-            yield WorkItem("rows", place, first=0, last=query.take)
+            yield WorkItem("rows", location, first=0, last=query.take)
             continue
         count = len(part) if query.take is None else min(len(part), query.take)
         for first in range(0, count, rows):
-            yield WorkItem("rows", place, first=first, last=min(first + rows, count))
+            yield WorkItem("rows", location, first=first, last=min(first + rows, count))
 
 
 @lru_cache(maxsize=4)
-def _data_set(place: str) -> tuple[Any, str]:
+def _data_set(location: str) -> tuple[Any, str]:
     """One split of a data set with its images undecoded, and their column."""
-    name, query = read_query(place.removeprefix(PREFIX))
+    name, query = read_query(location.removeprefix(PREFIX))
     (part,) = load_splits(name, query, silent).values()
     column = image_column(name, part, query)
     return undecoded(part, column).select_columns([column]), column
 
 
 def _rows(item: WorkItem) -> Iterator[tuple[str, None, Read]]:
-    part, column = _data_set(item.place)
+    part, column = _data_set(item.location)
     rows: Iterable[tuple[int, Any]]
     if hasattr(part, "__len__"):
         numbers = map(int, item.only) if item.only else range(item.first or 0, item.last or len(part))
         rows = ((number, part[number]) for number in numbers)
     else:
         rows = islice(enumerate(part), item.first or 0, item.last)
-    with reading(item.place):
+    with reading(item.location):
         for number, row in rows:
             yield str(number), None, partial(image_bytes, row[column], _source(item, str(number)))
 

@@ -82,7 +82,7 @@ class Listings:
                 with reading_parquet(path, ANEW):
                     rows = file.read_row_group(chunk).to_pylist()
                     for row in rows:
-                        row["place"] = os.fsdecode(row["place"])
+                        row["location"] = os.fsdecode(row.pop("place"))
                         row["only"] = None if row["only"] is None else tuple(row["only"])
                     return [WorkItem(**row) for row in rows]
             chunk -= file.num_row_groups
@@ -108,7 +108,7 @@ class _Seen:
         Raises `ConfigError` for a container if some of its images came before, because it would give them again.
         """
         for item in items:
-            whole, some = (f"{item.place}\0{word}" for word in ("whole", "some"))
+            whole, some = (f"{item.location}\0{word}" for word in ("whole", "some"))
             if item.only is not None:
                 members = () if self._has(whole) else tuple(m for m in item.only if self._add(f"{some}\0{m}"))
                 if members:
@@ -118,10 +118,11 @@ class _Seen:
             if item.kind != "file":
                 if self._has(some):
                     raise ConfigError(
-                        f"{item.place}: is given whole, and images of it by an earlier scan; give only one of the two"
+                        f"{item.location}: is given whole, and images of it by an earlier scan; give "
+                        "only one of the two"
                     )
                 self._add(whole)
-            if self._add(f"{item.place}\0{item.first}"):
+            if self._add(f"{item.location}\0{item.first}"):
                 yield item
 
     def _add(self, key: str) -> bool:
@@ -148,14 +149,15 @@ def write_listing(folder: Path, settings: ScanSettings, progress: ProgressReport
     text = pa.string()
     kinds = {
         "kind": text,
-        "place": pa.binary(),  # names of files need not be UTF-8
+        "place": pa.binary(),  # the location; names of files need not be UTF-8
         "size": pa.int64(),
         "only": pa.list_(text),
         "first": pa.int64(),
         "last": pa.int64(),
     }
     columns = pa.schema({**kinds, "take": pa.int64()})
-    assert [field.name for field in fields(WorkItem)] == columns.names
+    names = [field.name for field in fields(WorkItem)]
+    assert [name.replace("location", "place") for name in names] == columns.names
     seen, before = _Seen(), Listings(folder)
     for _ in seen.new(before.all_items()):
         pass
@@ -166,8 +168,8 @@ def write_listing(folder: Path, settings: ScanSettings, progress: ProgressReport
             for chunk in _chunks(_limited(_new(settings, seen, progress.say), settings), settings.part_rows):
                 if progress.stopping():
                     raise Stopped(f"stopped while the images were listed; {GO_ON}")
-                items = {name: [getattr(item, name) for item, _ in chunk] for name in columns.names}
-                items["place"] = list(map(os.fsencode, items["place"]))
+                items = {name: [getattr(item, name) for item, _ in chunk] for name in names}
+                items["place"] = list(map(os.fsencode, items.pop("location")))
                 writer.write_table(pa.table(items, columns))
                 added += len(chunk)
                 for _, count in chunk:
@@ -187,7 +189,7 @@ def _new(settings: ScanSettings, seen: _Seen, say: Say) -> Iterator[WorkItem]:
 
 
 def _drawn(items: Iterable[WorkItem], settings: ScanSettings) -> Iterator[WorkItem]:
-    return (item for item in items if item.kind != "file" or settings.draws(item.place))
+    return (item for item in items if item.kind != "file" or settings.draws(item.location))
 
 
 def _limited(items: Iterable[WorkItem], settings: ScanSettings) -> Iterator[tuple[WorkItem, int | None]]:
@@ -310,13 +312,13 @@ def _gathered(source: str, files: Iterable[File], folder: bool, say: Say) -> Ite
     passed_over: Counter[str] = Counter()
     found = False
     for file in files:
-        if kind := leftover_in(file.place, source):
+        if kind := leftover_in(file.location, source):
             passed_over[kind] += 1
-        elif TAR.search(file.place) or TABLE.search(file.place):
+        elif TAR.search(file.location) or TABLE.search(file.location):
             aside.append(file)
-        elif not folder or not file.there or has_image_extension(file.place):
+        elif not folder or not file.there or has_image_extension(file.location):
             found = True
-            yield WorkItem("file", file.place, file.size), file
+            yield WorkItem("file", file.location, file.size), file
     say_passed_over(passed_over, say, NAME_IT)
     if folder and found:
         return
@@ -328,18 +330,18 @@ def _gathered(source: str, files: Iterable[File], folder: bool, say: Say) -> Ite
 
 def _of_container(file: File) -> Iterator[tuple[WorkItem, File]]:
     """Items of a shard or a table; a damaged table, like a damaged shard, is one: its rows say so."""
-    if TAR.search(file.place):
-        yield WorkItem("tar", file.place, file.size), file
+    if TAR.search(file.location):
+        yield WorkItem("tar", file.location, file.size), file
         return
     try:
-        held, paths, _ = table_columns(file.place)
+        held, paths, _ = table_columns(file.location)
         if held is None and paths is not None:
-            for path in table_paths(file.place, paths):
+            for path in table_paths(file.location, paths):
                 yield WorkItem("file", path), local_file(path) if not is_address(path) else file
             return
     except ImageError:
         pass
-    yield WorkItem("table", file.place, file.size), file
+    yield WorkItem("table", file.location, file.size), file
 
 
 def _recent(items: Iterable[tuple[WorkItem, File]], settings: ScanSettings) -> Iterator[WorkItem]:
@@ -347,7 +349,7 @@ def _recent(items: Iterable[tuple[WorkItem, File]], settings: ScanSettings) -> I
     for item, file in items:
         if settings.since is not None and file.there:
             if file.modified is None:
-                raise ConfigError(f"{file.place}: it is not known when it was changed; leave --since out")
+                raise ConfigError(f"{file.location}: it is not known when it was changed; leave --since out")
             if file.modified < settings.since:
                 continue
         yield item

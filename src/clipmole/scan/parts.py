@@ -41,11 +41,11 @@ class Parts:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.place = folder / PARTS
+        self.parts_folder = folder / PARTS
 
     def paths(self) -> list[Path]:
         """All parts, in the order of their chunks."""
-        return sorted(path for path in self.place.glob("part-*.parquet") if PART.fullmatch(path.name))
+        return sorted(path for path in self.parts_folder.glob("part-*.parquet") if PART.fullmatch(path.name))
 
     def done(self) -> dict[int, ChunkProgress]:
         """Chunk -> its progress, for chunks with a part."""
@@ -74,7 +74,7 @@ class Parts:
     def write(self, chunk: int, part: int, rows: list[Row], ended: bool) -> None:
         """Write a part, unless it is there. Raises `DataError` if it cannot be written."""
         name = f"part-{chunk:07d}-{part:03d}{'-end' if ended else ''}.parquet"
-        write_parquet(to_table(rows), self.place / name)
+        write_parquet(to_table(rows), self.parts_folder / name)
 
 
 def write_parquet(table: pa.Table, path: Path) -> None:

@@ -238,9 +238,9 @@ def score_on_ray(
         if len(left) == there:
             items = coordinator.items(next(iter(left)))
             raise DataError(
-                f"workers died {TRIES} times and more over the images from {items[0].place} to {items[-1].place}, and "
-                "perhaps others; one may need more memory than there is: leave it out, or give the same command "
-                f"again; {reason or 'Ray did not say why'}"
+                f"workers died {TRIES} times and more over the images from {items[0].location} to "
+                f"{items[-1].location}, and perhaps others; one may need more memory than there is: leave it out, or "
+                f"give the same command again; {reason or 'Ray did not say why'}"
             )
 
 

@@ -16,7 +16,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from clipmole.data.containers.filesystems import read_place
+from clipmole.data.containers.filesystems import read_location
 from clipmole.errors import ClipmoleError, DataError
 from clipmole.images.loading import load_image
 from clipmole.plumbing.files import foreign_file, write_texts
@@ -217,8 +217,8 @@ def _scores(overview: Overview, thresholds: dict[str, float] | None) -> list[Pag
         axis = even_axis("score (not calibrated)", low, high, percent=False)
         width = (axis.high - axis.low) / BINS
         counts = [0] * BINS
-        for place, count in overview.scores.items():
-            counts[min(BINS - 1, int(((place + 0.5) * LOGITS - axis.low) / width))] += count
+        for number, count in overview.scores.items():
+            counts[min(BINS - 1, int(((number + 0.5) * LOGITS - axis.low) / width))] += count
         lines = []
     drawn = histogram(counts, axis, "images", "Histogram of the scores of all images", lines=lines)
     return [Drawings([(drawn, "All images that could be scored")])]
@@ -312,7 +312,7 @@ def _again(container: str | None, rows: Sequence[dict[str, Any]]) -> Iterator[tu
     if container is None:
         for row in rows:
             try:
-                yield row["source"], read_place(row["source"])
+                yield row["source"], read_location(row["source"])
             except ClipmoleError:
                 continue
         return

@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 from itertools import islice
 
 from clipmole.data.audit.files import looks
-from clipmole.data.containers.filesystems import read_place
+from clipmole.data.containers.filesystems import read_location
 from clipmole.errors import DataError, ImageError, ImageNotFound, ImageNotRead
 from clipmole.images.formats import image_format
 from clipmole.images.loading import load_image
@@ -164,7 +164,7 @@ class EntryScorer:
         data = entry.data
         if data is None:
             try:
-                data = read_place(entry.source, entry.size)
+                data = read_location(entry.source, entry.size)
             except ImageError as error:
                 data = error
         row = Row(

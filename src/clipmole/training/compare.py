@@ -31,9 +31,9 @@ from clipmole.training.trained_runs import TrainedRun, TrainedRuns, order_digest
 WIDENINGS = 4  # how often a grid is extended, at most: two decades
 
 
-def get(runs: TrainedRuns, method: Method, rate: float, seed: int) -> TrainedRun:
+def run_at(runs: TrainedRuns, method: Method, rate: float, seed: int) -> TrainedRun:
     """The run of a method at a rate with a seed."""
-    return runs.get(method.name, with_rate(method.config, rate).model_copy(update={"seed": seed}))
+    return runs.get_or_train(method.name, with_rate(method.config, rate).model_copy(update={"seed": seed}))
 
 
 def choose_rate(runs: TrainedRuns, plan: Plan, method: Method) -> tuple[float, dict[float, float | None]]:
@@ -49,7 +49,7 @@ def choose_rate(runs: TrainedRuns, plan: Plan, method: Method) -> tuple[float, d
     while waiting:
         rate = waiting.pop(0)
         try:
-            tried[rate] = get(runs, method, rate, plan.seeds[0]).val
+            tried[rate] = run_at(runs, method, rate, plan.seeds[0]).val
         except TrainingDiverged as error:
             if single:
                 raise
@@ -119,7 +119,7 @@ def compare(
     for method in plan.methods:
         rates[method.name] = choose_rate(trained, plan, method)
         chosen = rates[method.name][0]
-        finished[method.name] = [get(trained, method, chosen, seed) for seed in plan.seeds]
+        finished[method.name] = [run_at(trained, method, chosen, seed) for seed in plan.seeds]
         scored = [trained.logits(run, splits, digests) for run in finished[method.name]]
         logits[method.name] = {key: np.stack([each[key] for each in scored], axis=1) for key in scored[0]}
     reported = {f"{split}, {v}": samples for split, samples in splits.items() for v in plan.variants}

@@ -26,7 +26,7 @@ from typing import Annotated, Any, Self
 
 from pydantic import Field, model_validator
 
-from clipmole.config import PLACES, Config, TrainConfig
+from clipmole.config import LOCATION_SETTINGS, Config, TrainConfig
 from clipmole.data import VARIANTS, Variant
 from clipmole.errors import ConfigError
 from clipmole.plumbing.json_toml import read_toml
@@ -154,7 +154,9 @@ def plan_of(configs: Mapping[str, str], **settings: Any) -> Plan:
 def differing(configs: Mapping[str, TrainConfig]) -> dict[str, dict[str, Any]]:
     """Setting -> name -> value, for the settings in which the configurations differ, except rates and paths."""
     flat = {name: flattened(config.model_dump(mode="json")) for name, config in configs.items()}
-    keys = [key for key in next(iter(flat.values())) if not key.endswith("learning_rate") and key not in PLACES]
+    keys = [
+        key for key in next(iter(flat.values())) if not key.endswith("learning_rate") and key not in LOCATION_SETTINGS
+    ]
     table = {key: {name: values[key] for name, values in flat.items()} for key in keys}
     return {key: row for key, row in table.items() if len({str(value) for value in row.values()}) > 1}
 

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from clipmole.calibration import Calibration
-from clipmole.config import PLACES, TrainConfig
+from clipmole.config import LOCATION_SETTINGS, TrainConfig
 from clipmole.data import VARIANTS, DataSource, labels_of, windows
 from clipmole.data.sample import Sample
 from clipmole.data.training_set import TrainingData, training_data
@@ -231,7 +231,7 @@ def make_record(
 ) -> dict[str, Any]:
     """The content of `train.json`: how the run was made, and its results."""
     return {
-        "config": config.model_dump(mode="json", exclude=set(PLACES)),
+        "config": config.model_dump(mode="json", exclude=set(LOCATION_SETTINGS)),
         "backbone": {"id": backbone.id, "revision": backbone.revision, "sha256": backbone.sha256},
         "data": chosen.record,
         "trained_parameters": sum(p.numel() for p in network.trained_parameters().values()),

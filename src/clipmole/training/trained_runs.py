@@ -119,7 +119,7 @@ class TrainedRuns:
         self.digest = data_digest([sample for sample in samples if sample.split in USED] or samples)
         self._weights: dict[str, str] = {}
 
-    def place(self, name: str, config: TrainConfig) -> Path:
+    def folder_of(self, name: str, config: TrainConfig) -> Path:
         """Folder of a run: an existing one with the same digest, whatever its name, else a new one."""
         backbone = self.backbone or config.backbone
         if backbone not in self._weights:
@@ -129,9 +129,9 @@ class TrainedRuns:
         there = sorted(self.folder.glob(f"*-{digest}")) if self.folder.is_dir() else []
         return there[0] if there else self.folder / f"{slug}-{rate_of(config):g}-seed{config.seed}-{digest}"
 
-    def get(self, name: str, config: TrainConfig) -> TrainedRun:
+    def get_or_train(self, name: str, config: TrainConfig) -> TrainedRun:
         """The run with these settings; `name` is for people. Raises `TrainingDiverged`, also for a kept run."""
-        folder = self.place(name, config)
+        folder = self.folder_of(name, config)
         diverged = folder.with_name(folder.name + ".diverged")
         if diverged.is_file():
             raise TrainingDiverged(diverged.read_text(encoding="utf-8").strip())

@@ -38,18 +38,18 @@ class File:
         there: False for one that was named and is not there, or may not be looked at.
     """
 
-    place: str
+    location: str
     size: int | None
     modified: datetime | None
     there: bool = True
 
 
-def is_address(place: str) -> bool:
+def is_address(location: str) -> bool:
     """Whether fsspec reads it."""
-    return "://" in place
+    return "://" in location
 
 
-def file_system(place: str) -> tuple[Any, str, str]:
+def file_system(location: str) -> tuple[Any, str, str]:
     """The file system of an address, the path on it, and what makes a path of it an address again.
 
     Raises `MissingDependency` without fsspec, `DataError` if it does not know the protocol or lacks a library for it.
@@ -58,25 +58,25 @@ def file_system(place: str) -> tuple[Any, str, str]:
         import fsspec
     except ImportError as error:
         raise MissingDependency("fsspec", "scan") from error
-    protocol = place.partition("://")[0]
+    protocol = location.partition("://")[0]
     try:
         # A cache of listings would keep every name of a bucket in memory.
-        fs, path = fsspec.core.url_to_fs(place, **({} if protocol == "memory" else {"use_listings_cache": False}))
+        fs, path = fsspec.core.url_to_fs(location, **({} if protocol == "memory" else {"use_listings_cache": False}))
     except (ImportError, ValueError) as error:
-        raise DataError(f"{place}: cannot be opened: {first_line(error)}") from error
+        raise DataError(f"{location}: cannot be opened: {first_line(error)}") from error
     return fs, path, protocol
 
 
-def open_place(place: str) -> IO[bytes]:
+def open_location(location: str) -> IO[bytes]:
     """An open file. Raises `OSError` and whatever the file system's library raises."""
-    if not is_address(place):
-        return open(place, "rb")
-    fs, path, _ = file_system(place)
+    if not is_address(location):
+        return open(location, "rb")
+    fs, path, _ = file_system(location)
     return cast("IO[bytes]", fs.open(path, "rb"))
 
 
 @contextmanager
-def reading(place: str, kind: str = "", damage: tuple[type[Exception], ...] = ()) -> Iterator[None]:
+def reading(location: str, kind: str = "", damage: tuple[type[Exception], ...] = ()) -> Iterator[None]:
     """Turn what libraries raise while a file is read into errors of that file.
 
     Args:
@@ -91,15 +91,17 @@ def reading(place: str, kind: str = "", damage: tuple[type[Exception], ...] = ()
     except ClipmoleError:
         raise
     except (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError) as error:
-        raise ImageNotFound(place, "no such file, or it may not be read; check the path") from error
+        raise ImageNotFound(location, "no such file, or it may not be read; check the path") from error
     except Exception as error:  # of disks and networks: each library has its own
-        no_system = kind and isinstance(error, OSError) and error.errno is None and not is_address(place)
+        no_system = kind and isinstance(error, OSError) and error.errno is None and not is_address(location)
         if no_system or isinstance(error, damage):
-            raise ImageUnreadable(place, f"damaged or truncated {kind}: {first_line(error)}; fetch it again") from error
-        raise ImageNotRead(place, f"cannot be read: {first_line(error)}") from error
+            raise ImageUnreadable(
+                location, f"damaged or truncated {kind}: {first_line(error)}; fetch it again"
+            ) from error
+        raise ImageNotRead(location, f"cannot be read: {first_line(error)}") from error
 
 
-def read_place(place: str, size: int | None = None) -> bytes:
+def read_location(location: str, size: int | None = None) -> bytes:
     """All bytes of a file.
 
     Args:
@@ -108,19 +110,19 @@ def read_place(place: str, size: int | None = None) -> bytes:
     Raises `ImageNotFound`, `ImageTooLarge`, `ImageUnreadable` (not a file) or `ImageNotRead`.
     """
     if size is not None and size > DEFAULT_LIMITS.max_bytes:
-        raise too_large(place, size)
-    with reading(place):
-        if is_address(place):
-            fs, path, _ = file_system(place)
+        raise too_large(location, size)
+    with reading(location):
+        if is_address(location):
+            fs, path, _ = file_system(location)
             return bytes(fs.cat_file(path))
-        if "\0" in place:
-            raise ImageNotFound(place, "no file can have such a name; check the path")
-        with open(place, "rb", opener=_without_waiting) as file:
+        if "\0" in location:
+            raise ImageNotFound(location, "no file can have such a name; check the path")
+        with open(location, "rb", opener=_without_waiting) as file:
             status = os.fstat(file.fileno())
             if not stat.S_ISREG(status.st_mode):
-                raise ImageUnreadable(place, "is a device or a pipe; save its content to a file first")
+                raise ImageUnreadable(location, "is a device or a pipe; save its content to a file first")
             if status.st_size > DEFAULT_LIMITS.max_bytes:
-                raise too_large(place, status.st_size)
+                raise too_large(location, status.st_size)
             return file.read()
 
 
@@ -128,17 +130,17 @@ def _without_waiting(file: str, flags: int) -> int:  # a FIFO must not hang
     return os.open(file, flags | getattr(os, "O_NONBLOCK", 0))
 
 
-def too_large(place: str, size: int) -> ImageTooLarge:
-    return ImageTooLarge(place, f"{size:,} bytes, over the limit of {DEFAULT_LIMITS.max_bytes:,}")
+def too_large(location: str, size: int) -> ImageTooLarge:
+    return ImageTooLarge(location, f"{size:,} bytes, over the limit of {DEFAULT_LIMITS.max_bytes:,}")
 
 
-def files_below(place: str) -> Iterator[File]:
+def files_below(location: str) -> Iterator[File]:
     """Files that a file's or folder's address, or a pattern, names; folders in depth, in sorted order.
 
     Holds the names of one folder (of a pattern: of all that it matches) at a time. Raises `DataError` if there is
     nothing, or it cannot be listed.
     """
-    fs, path, protocol = file_system(place)
+    fs, path, protocol = file_system(location)
     try:
         if glob.has_magic(path):
             found: Mapping[str, Any] = fs.glob(path, detail=True)
@@ -152,13 +154,13 @@ def files_below(place: str) -> Iterator[File]:
                 count += 1
                 yield File(_address(fs, protocol, info["name"]), info.get("size"), modified(info))
     except FileNotFoundError as error:
-        raise DataError(f"{place}: there is no such file or folder") from error
+        raise DataError(f"{location}: there is no such file or folder") from error
     except (DataError, MissingDependency):
         raise
     except Exception as error:  # of networks and credentials: each library has its own
-        raise DataError(f"{place}: cannot be listed: {first_line(error)}") from error
+        raise DataError(f"{location}: cannot be listed: {first_line(error)}") from error
     if not count:
-        raise DataError(f"{place}: there is nothing; check the address")
+        raise DataError(f"{location}: there is nothing; check the address")
 
 
 def _walk(fs: Any, folder: str) -> Iterator[Mapping[str, Any]]:
@@ -201,15 +203,15 @@ def local_file(path: str) -> File:
     return File(path, status.st_size, datetime.fromtimestamp(status.st_mtime, UTC))
 
 
-def file_at(place: str) -> File:
+def file_at(location: str) -> File:
     """Size and time of one file, near or far. Raises `DataError` if its file system cannot be asked."""
-    if not is_address(place):
-        return local_file(place)
-    fs, path, _ = file_system(place)
+    if not is_address(location):
+        return local_file(location)
+    fs, path, _ = file_system(location)
     try:
         info = fs.info(path)
     except (FileNotFoundError, PermissionError):
-        return File(place, None, None, there=False)
+        return File(location, None, None, there=False)
     except Exception as error:  # of networks and credentials: each library has its own
-        raise DataError(f"{place}: cannot be looked up: {first_line(error)}") from error
-    return File(place, info.get("size"), modified(info))
+        raise DataError(f"{location}: cannot be looked up: {first_line(error)}") from error
+    return File(location, info.get("size"), modified(info))

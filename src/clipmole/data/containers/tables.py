@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from clipmole.data.containers.filesystems import open_place, read_place, reading
+from clipmole.data.containers.filesystems import open_location, read_location, reading
 from clipmole.errors import DataError, ImageError, ImageNotRead, ImageUnreadable, MissingDependency
 from clipmole.plumbing.text import first_line
 
@@ -21,7 +21,7 @@ HELD_ROWS = 16  # of images at a time
 
 
 @contextmanager
-def open_table(place: str) -> Iterator[Any]:
+def open_table(location: str) -> Iterator[Any]:
     """An open `pyarrow.parquet.ParquetFile`.
 
     Raises `ImageUnreadable` where it is damaged or no Parquet file, now or while it is read, and else as
@@ -31,18 +31,18 @@ def open_table(place: str) -> Iterator[Any]:
         from pyarrow import ArrowException, parquet
     except ImportError as error:
         raise MissingDependency("pyarrow", "data") from error
-    with reading(place, "Parquet file", (ArrowException, EOFError)), open_place(place) as file:
+    with reading(location, "Parquet file", (ArrowException, EOFError)), open_location(location) as file:
         yield parquet.ParquetFile(file, page_checksum_verification=True)
 
 
-def table_columns(place: str) -> tuple[str | None, str | None, int]:
+def table_columns(location: str) -> tuple[str | None, str | None, int]:
     """Columns of a table that hold images and their paths, None where there is none; and its rows.
 
     Raises as `open_table` does, and `DataError` if there is neither.
     """
     import pyarrow as pa
 
-    with open_table(place) as table:
+    with open_table(location) as table:
         fields = table.schema_arrow
         held = [
             f.name for f in fields if _holds_bytes(f.type) and (f.name in IMAGE_COLUMNS or pa.types.is_struct(f.type))
@@ -50,8 +50,8 @@ def table_columns(place: str) -> tuple[str | None, str | None, int]:
         paths = [name for name in PATH_COLUMNS if name in fields.names and _is_text(fields.field(name).type)]
         if not held and not paths:
             raise DataError(
-                f"{place}: no column of images ({', '.join(IMAGE_COLUMNS)}: bytes, or a struct with bytes) or of paths "
-                f"({', '.join(PATH_COLUMNS)}) among {', '.join(fields.names)}"
+                f"{location}: no column of images ({', '.join(IMAGE_COLUMNS)}: bytes, or a struct with bytes) or of "
+                f"paths ({', '.join(PATH_COLUMNS)}) among {', '.join(fields.names)}"
             )
         return (held[0] if held else None), (paths[0] if paths else None), table.metadata.num_rows
 
@@ -74,7 +74,7 @@ def _holds_bytes(kind: Any) -> bool:
     )
 
 
-def table_rows(place: str, columns: Sequence[str], held: int = HELD_ROWS) -> Iterator[dict[str, Any]]:
+def table_rows(location: str, columns: Sequence[str], held: int = HELD_ROWS) -> Iterator[dict[str, Any]]:
     """The rows of a table with those of `columns` that it has, in their order.
 
     Args:
@@ -82,7 +82,7 @@ def table_rows(place: str, columns: Sequence[str], held: int = HELD_ROWS) -> Ite
 
     Raises as `open_table` does, after the last whole run of `held` rows.
     """
-    with open_table(place) as table:
+    with open_table(location) as table:
         there = [column for column in columns if column in table.schema_arrow.names]
         count = 0
         for batch in table.iter_batches(batch_size=held, columns=there):
@@ -105,7 +105,7 @@ def image_bytes(value: Any, source: str) -> bytes:
     if not path:
         raise ImageUnreadable(source, "holds no bytes of an image file")
     try:
-        return read_place(str(path))
+        return read_location(str(path))
     except ImageError as error:
         raise ImageNotRead(source, f"{path} cannot be read: {error.reason}") from error
     except Exception as error:  # a protocol that is not known

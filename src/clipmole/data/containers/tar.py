@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
-from clipmole.data.containers.filesystems import is_address, open_place, reading
+from clipmole.data.containers.filesystems import is_address, open_location, reading
 
 TAR = re.compile(r"\.(tar|tar\.gz|tgz)$", re.IGNORECASE)
 GZIP = b"\x1f\x8b"
@@ -37,15 +37,15 @@ class _Member(tarfile.TarInfo):
             raise tarfile.ReadError(reason) from error
 
 
-def is_in_place(place: str) -> bool:
+def is_in_place(location: str) -> bool:
     """Whether the members' bytes lie in a local file as they are, so that each can be read by itself."""
-    if is_address(place):
+    if is_address(location):
         return False
-    with reading(place), open(place, "rb") as file:
+    with reading(location), open(location, "rb") as file:
         return file.read(len(GZIP)) != GZIP
 
 
-def tar_members(place: str) -> Iterator[tuple[tarfile.TarInfo, Callable[[], bytes]]]:
+def tar_members(location: str) -> Iterator[tuple[tarfile.TarInfo, Callable[[], bytes]]]:
     """The regular files of a tar in their order, each with what reads its bytes before the next is asked for.
 
     One that is in place is read by its headers: a member's bytes are `size` from `offset_data` on in the file. Any
@@ -54,10 +54,10 @@ def tar_members(place: str) -> Iterator[tuple[tarfile.TarInfo, Callable[[], byte
     Raises:
         ImageUnreadable: after the last whole member: a header is damaged, the file ends early or without an end
             marker, or goes on behind it.
-        ImageNotFound, ImageNotRead, MissingDependency, DataError: as `reading` and `open_place` do.
+        ImageNotFound, ImageNotRead, MissingDependency, DataError: as `reading` and `open_location` do.
     """
-    in_place = is_in_place(place)
-    with reading(place, "tar file", DAMAGE), open_place(place) as raw:
+    in_place = is_in_place(location)
+    with reading(location, "tar file", DAMAGE), open_location(location) as raw:
         file: Any = raw if in_place else io.BufferedReader(raw, 2**20)
         if not in_place and file.peek(len(GZIP)).startswith(GZIP):
             file = gzip.GzipFile(fileobj=file)  # it checks its sums, as tarfile's own reader does not
@@ -66,12 +66,12 @@ def tar_members(place: str) -> Iterator[tuple[tarfile.TarInfo, Callable[[], byte
             while (member := tar.next()) is not None:
                 vars(tar)["members"] = []  # else it keeps every header
                 if member.isfile():
-                    yield member, partial(_content, place, tar, member)
+                    yield member, partial(_content, location, tar, member)
             _check_end(tar.fileobj)
 
 
-def _content(place: str, tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
-    with reading(place, "tar file", DAMAGE):
+def _content(location: str, tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+    with reading(location, "tar file", DAMAGE):
         file = tar.extractfile(member)
         return file.read() if file else b""
 

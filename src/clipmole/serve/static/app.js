@@ -40,7 +40,7 @@ function trouble({ code, message, retryAfter }) {
   const again = $("banner").dataset.code === code, texts = {
     token: again ? "The server does not accept this token." : "This server asks for an access token.",
     busy: "The server is not ready yet. Asking again…",
-    gone: "The server does not answer. Is it still running? Images that wait are sent when it is back.",
+    gone: "The server does not answer. Is it still running? Waiting images are sent when it is back.",
   };
   detector = null;
   notice(texts[code] ?? message, code);
@@ -70,7 +70,7 @@ const renew = (item) => update(item, { state: "waiting", sent: 0, tries: 0, erro
 function take({ files, types }) {
   if (files.length) add([...files]);
   else if (types.some((type) => type.startsWith("text/")))
-    notice("That was a link or a text, not an image file. This page fetches no addresses: save the image and choose the file.");
+    notice("That was a link or a text, not an image file. This page does not fetch links: save the image, then choose the file.");
 }
 
 function next() {
@@ -91,7 +91,7 @@ async function look(item, signal) {
     if (file.size > most) throw fail("too_large",
       `It has ${file.size.toLocaleString("en")} bytes; this server takes at most ${most.toLocaleString("en")} an image.`);
     await file.slice(0, 1).arrayBuffer().catch(() => {
-      throw fail("folder", "It cannot be read here: a folder, or a file that was moved or changed.");
+      throw fail("folder", "It cannot be read: it is a folder, or a file that has been moved or changed.");
     });
     const onSent = (sent) => update(item, sent < 1 ? { sent } : { sent: null, state: "looking at it" });
     const { result, request_id: request } = await detect(file, { region: item.region, onSent, signal });

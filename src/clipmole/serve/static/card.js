@@ -35,7 +35,7 @@ const metadata = ({ findings, caution, not_checked: unchecked }) => h("section",
   h("h3", {}, "Metadata of the file"),
   soft(caution),
   findings.length ? h("ul", { class: "findings" }, findings.map(finding))
-    : h("p", {}, "Nothing found that tells where the image comes from."),
+    : h("p", {}, "Nothing was found that says where the image comes from."),
   unchecked.map((text) => soft(`Not checked: ${text}`)));
 
 function numbers(item) {
@@ -124,7 +124,7 @@ export function card(item, act = null, view = {}) {
     show.percentages || detection.reason ? h("p", { class: "meaning" }, meaning(detection, calibration)) : null,
     soft(`The detector looked at ${seen(detection)}.`),
     strong ? h("p", { class: "banner" },
-      "Apart from this score, the metadata of the file say something, below: ", h("bdi", {}, strong.title), ".") : null,
+      "The file's metadata also say something (see below): ", h("bdi", {}, strong.title), ".") : null,
     h("p", {}, caution(detection, calibration), calibrated && show.percentages ? ` ${RARE}` : null),
     h("div", { class: "row", "data-screen": "" },
       h("button", { type: "button", click: () => act.save("html", { picture: keep.checked, view: map.choice }) }, "Save report"),

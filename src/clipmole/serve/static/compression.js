@@ -13,8 +13,8 @@ const WARNING = "This shows how the file was compressed, not which parts of the 
 const KINDS = {
   levels: {
     title: "Error levels",
-    text: () => "Bright: saving the image once more as JPEG (quality 90) changes this place much. Edges and fine texture are bright in "
-      + "every image; a part that differs from like texture elsewhere may have been saved another number of times.",
+    text: () => "Bright: saving the image once more as JPEG (quality 90) changes this spot a lot. Edges and fine texture are bright in "
+      + "every image; a part that differs from similar texture elsewhere may have been saved a different number of times.",
     compute: async (picture) => {
       const blocks = await differences(picture, 90, 8, Math.abs), sorted = blocks.values.toSorted();
       const most = sorted[Math.floor(0.99 * (sorted.length - 1))] || 1;
@@ -23,8 +23,8 @@ const KINDS = {
   },
   ghosts: {
     title: "JPEG ghosts",
-    text: (quality) => `Dark: this place loses least at quality ${quality}, as if it had been saved at about that quality before. A part that is `
-      + "dark at another quality than the rest may come from another file.",
+    text: (quality) => `Dark: this spot changes least at quality ${quality}, as if it had been saved at about that quality before. A part that is `
+      + "dark at a different quality from the rest may come from another file.",
     compute: async (picture, quality, cache) => {
       cache.ghosts ??= await ghosts(picture);
       return cache.ghosts[QUALITIES.indexOf(quality)];

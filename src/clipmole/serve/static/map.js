@@ -27,7 +27,7 @@ const byPatch = (map, shown, valuesOf, paint) => shown.flatMap((tile) => patches
     ({ box, at: `crop ${map.number(tile)}, row ${row + 1}, column ${column + 1}`, ...paint(value) })));
 
 /** What the score of the image is made of, besides the crops' scores. */
-const whole = ({ whole_logit: logit }) => logit == null ? "the mean of theirs" : `made of their mean and of that of the whole, ${signed(logit)}`;
+const whole = ({ whole_logit: logit }) => logit == null ? "the mean of theirs" : `made of their mean and of the score of the whole, ${signed(logit)}`;
 
 /** The largest of what several crops have, whatever its sign; not zero. */
 const largest = (tiles, values) => tiles.flatMap(values).reduce((most, value) => Math.max(most, Math.abs(value)), 1e-9);
@@ -115,7 +115,7 @@ export class EvidenceMap {
     this.form = part ? this.parts(part) : null;
     this.blocks = h("select", { change: () => this.show({ block: this.blocks.selectedIndex }) });
     this.whole = h("button", { type: "button", click: () => this.show({ zoom: null }) }, "Whole image");
-    this.undrawn = h("p", { hidden: true }, "This browser cannot draw the file, so the crops stand without the picture.");
+    this.undrawn = h("p", { hidden: true }, "This browser cannot draw the file, so the crops are shown without it.");
     this.choices = h("fieldset", { class: "row", hidden: offered.length === 1, "aria-label": "Show" }, offered.map((kind) =>
       h("label", {}, h("input", { type: "radio", name: "layer", value: kind, change: () => this.ask(kind) }), capital(kind))));
     this.element = h("figure", { class: "map" },
@@ -227,7 +227,7 @@ export class EvidenceMap {
       const { result, message } = await detect(this.item.file, { evidence: "tokens", region: this.item.region }).catch((error) => error);
       if (!result?.evidence) {
         this.show({});
-        return this.say(`Not to be had: ${message ?? result.error.message}`);
+        return this.say(`It could not be had: ${message ?? result.error.message}`);
       }
       this.item.result = { ...this.item.result, evidence: result.evidence };
     }

@@ -44,7 +44,7 @@ export function caution(detection, calibration) {
   const { verdict } = detection;
   if (verdict === "real") {
     const miss = !calibration ? ""
-      : ` On the calibration data at most ${share(calibration.max_miss)} of the generated images got it; of other generators more may.`;
+      : ` On the calibration data at most ${share(calibration.max_miss)} of the generated images got it; of other generators, more may.`;
     return `This does not prove a photograph: generated images get this verdict too.${miss}`;
   }
   if (verdict === "ai_generated") {
@@ -63,14 +63,14 @@ export const RARE =
 /** The kinds of images of which this verdict says nothing: one sentence, or none. */
 export const oftenWrong = (calibration) => {
   const kinds = calibration?.often_wrong ?? [];
-  return kinds.length ? [`Of ${kinds.join(", ")} this says nothing: the detector often calls them AI-generated when people made them.`] : [];
+  return kinds.length ? [`Ignore this verdict on ${kinds.join(", ")}: the detector often calls them AI-generated although people made them.`] : [];
 };
 
 /** How often images that people made, of unknown sources, were called AI-generated: one sentence, or none. */
 export const alarms = (calibration) => {
   const counts = (calibration?.false_alarms ?? []).map(({ kind, photographs, called_generated: called }) =>
     `${called} of ${photographs} ${kind} (${share(called / photographs)})`);
-  return counts.length ? [`Made by people, from sources that it had never seen, and called AI-generated all the same: ${counts.join(", ")}.`] : [];
+  return counts.length ? [`Images made by people that the detector wrongly called AI-generated, from sources it had never seen: ${counts.join(", ")}.`] : [];
 };
 
 /** What the metadata found, in a few words: the finding that says most, and how many more there are. */
@@ -127,9 +127,9 @@ const ERRORS = {
   slow_body: { headline: "It took too long to send", next: "Check the connection, then try again.", again: true },
   busy: { headline: "The server was busy for too long", next: LATER, again: true },
   broken: { headline: "The connection broke", next: "Check the connection, then try again.", again: true },
-  internal: { headline: "The server made a mistake", next: "Try again once; if it happens again, tell who runs the server.", again: true },
+  internal: { headline: "The server failed", next: "Try again once; if it happens again, tell whoever runs the server.", again: true },
 };
-const OTHER = { headline: "No answer for this image", next: "Tell who runs the server.", again: true };
+const OTHER = { headline: "No answer for this image", next: "Tell whoever runs the server.", again: true };
 
 /** {headline, next, again} of an error's code. */
 export const errorOf = (code) => ERRORS[code === "no_images" ? "empty" : code] ?? OTHER;
