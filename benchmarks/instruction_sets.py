@@ -2,10 +2,10 @@
 
     python benchmarks/instruction_sets.py
 
-The paths run on the project-made images of `clipmole selftest`, in a process for each set of instructions. What is held
-back: for PyTorch `ATEN_CPU_CAPABILITY` and oneDNN's `ONEDNN_MAX_CPU_ISA`, for OpenVINO that and `OV_CPU_MAX_ISA`; ONNX
-Runtime cannot be told. A dash: the library crashed under that limit, which says nothing of a processor that has no more.
-Out: `results/instruction-sets.json` and `.md`.
+The paths run on the project-made images of `clipmole selftest`, in a process for each set of instructions. What is
+held back: for PyTorch `ATEN_CPU_CAPABILITY` and oneDNN's `ONEDNN_MAX_CPU_ISA`, for OpenVINO that and `OV_CPU_MAX_ISA`;
+ONNX Runtime cannot be told. A dash: the library crashed under that limit, which says nothing of a processor that has no
+more. Out: `results/instruction-sets.json` and `.md`.
 """
 
 from __future__ import annotations
