@@ -171,7 +171,7 @@ def large_pictures(folder: Path, number: int) -> None:
 def test_each_long_command_prints_its_lines_off_a_terminal(
     command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(render, "LINE_SECONDS", 0.01)
+    monkeypatch.setattr(render, "LINE_SECONDS", 0.001)
     manifest = write_corpus(tmp_path / "corpus", {"train": 4, "val": 4})
     adapter, backbone = write_adapter(tmp_path)
     (tmp_path / "train.toml").write_text(

@@ -6,6 +6,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -154,7 +155,8 @@ def detect(
     if not sys.stdout.isatty():
         results = with_progress(results, "scoring")
     done = failed = 0
-    with long_work() as progress:
+    reads_stdin = list_file == "-" or "-" in inputs  # where a signal must end the wait for a line at once
+    with nullcontext() if reads_stdin else long_work() as progress:
         for result in results:
             done += 1
             if isinstance(result, ImageError):
@@ -162,7 +164,7 @@ def detect(
                 if not isinstance(writer, DetectionTable):
                     remark(f"not scored: {result}")
             writer.write(result, findings.next(result) if findings else None)
-            if progress.stopping():
+            if progress is not None and progress.stopping():
                 writer.close()
                 raise Stopped(f"stopped on request; the rows of the first {done:,} inputs are printed")
     writer.close()
