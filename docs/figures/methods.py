@@ -8,11 +8,8 @@ is boxes on a grid, each with its column and row (a half is between two), and ar
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).parent))
 
 from method import DARK, LIGHT, Drawing  # the script beside this one, not a package
 

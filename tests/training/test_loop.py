@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 from sklearn.linear_model import LogisticRegression
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from tiny import PREPROCESS, tiny_backbone, write_corpus
+from tiny import PREPROCESS, tiny_backbone, tiny_network, write_corpus
 
 from clipmole.config import AugmentConfig, MoLEConfig, TrainConfig
 from clipmole.data import read_manifest, take_split
@@ -236,3 +236,10 @@ def test_the_head_learns_at_a_rate_of_its_own(manifest: Path, tmp_path: Path) ->
     assert float(alike["head.bias"].abs()) > 1e-5
     assert float(still["head.bias"].abs()) < 1e-9
     assert max(float(t.abs().max()) for name, t in still.items() if "lora_B" in name) > 1e-5
+
+
+def test_a_step_trains_by_the_logit_alone_where_the_head_has_a_second_output() -> None:
+    network = tiny_network(config=MoLEConfig(drawn=True)).train()
+    crops = torch.rand(3, 3, 32, 32)
+    assert network(crops).shape == (3, 2)
+    assert torch.equal(Trainee(network, None, dropout=0)(crops), network(crops)[:, 0])

@@ -29,7 +29,7 @@ class Commands(TyperGroup):
             formatter.write_dl([(name, command.get_short_help_str(limit=1000)) for name, command in shown])
 
 
-INPUTS = "INPUTS"  # what the command is called that is meant where no other is named
+INPUTS = "INPUTS"  # name of a group's own command, which runs if the first word names no other
 
 
 class CommandsOrInputs(Commands):

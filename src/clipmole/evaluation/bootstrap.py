@@ -1,8 +1,7 @@
 """Which images a bootstrap draws, and the interval of an estimate over its draws.
 
 In: the strata that keep their size (the class or the generator of each image), and the groups that are drawn whole.
-    Out:
-indices, one vector for each resample; intervals. It knows nothing of what is measured on them.
+Out: indices, one vector for each resample; intervals. It knows nothing of what is measured on them.
 
 Images of one scene or prompt are not independent: drawn one by one, they would make an interval too narrow. So whole
 groups are drawn, the cluster bootstrap (Davison and Hinkley 1997, section 3.8; Field and Welsh 2007). A resample then

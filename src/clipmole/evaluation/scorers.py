@@ -1,15 +1,14 @@
 """Everything that can score images: clipmole's detectors, Hugging Face classifiers, functions of your own.
 
 In: its name, as a user writes it. Out: an `ImageScorer`, which an evaluation asks for logits. It knows nothing of
-    labels.
+labels.
 
     default, embedded, DIR, owner/name  a clipmole detector
     univfd:fc_weights.pth             UnivFD's published head on CLIP ViT-L/14
     hf:owner/name#fake                an image classifier of the Hugging Face Hub (or hf:DIR#fake): the class that
                                       means AI-generated; several: #fake,deepfake
-    python:module:function            a function: list of RGB arrays (H, W, 3) uint8 -> scores (n,), which are higher
-    the
-                                      more likely an image is AI-generated
+    python:module:function            a function: list of RGB arrays (H, W, 3) uint8 -> scores (n,), higher for images
+                                      that are more likely AI-generated
 
 A scorer's name identifies it down to the weights: scores that were kept under a name are used again.
 """

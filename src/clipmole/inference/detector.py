@@ -1,7 +1,7 @@
 """Detector: the one way from an image to a logit, a probability and a verdict.
 
 In: image sources (path, bytes, PIL image, array). Out: logits or `Detection` records. Everything goes through here:
-    command line, server, scans, validation, evaluation. It knows nothing of how results are shown.
+command line, server, scans, validation, evaluation. It knows nothing of how results are shown.
 """
 
 from __future__ import annotations
@@ -114,6 +114,11 @@ def _split(crops: list[NDArray[np.uint8]], count: int) -> tuple[NDArray[np.uint8
             rest = part[len(taken[-1]) :]
             return np.concatenate(taken), [*([rest] if len(rest) else []), *crops[place + 1 :]]
     return np.concatenate(taken), []
+
+
+def _drawn(outputs: NDArray[np.float32]) -> float | None:
+    """The second output for an image, above 0 if it looks drawn: that of its last view, which is the whole; or None."""
+    return float(outputs[-1, 1]) if outputs.shape[1] > 1 else None
 
 
 class _Parts(NamedTuple):
@@ -480,8 +485,9 @@ class Detector:
         """Outputs (n, 1 or 2) of an image's crops; in float32 where bfloat16 may have moved its verdict."""
         if self.calibration is None or self.precision != "bfloat16":
             return outputs
-        logit, drawn = self._pooled(outputs[:, 0]), abs(float(outputs[-1, -1])) if outputs.shape[1] > 1 else np.inf
-        if drawn > RECHECK and self.calibration.verdict(logit - RECHECK) == self.calibration.verdict(logit + RECHECK):
+        logit, drawn = self._pooled(outputs[:, 0]), _drawn(outputs)
+        settled = self.calibration.verdict(logit - RECHECK) == self.calibration.verdict(logit + RECHECK)
+        if settled and (drawn is None or abs(drawn) > RECHECK):
             return outputs
         with self.timings.of("network"):
             return self._outputs(self._exact, crops) if self._exact else outputs
@@ -498,8 +504,7 @@ class Detector:
         logits = outputs[:, 0]
         logit = self._pooled(logits)
         calibration, crops = self.calibration, item.crops
-        # The second output is of the view that comes last: that of the whole, where there is one.
-        reason = crops.no_content or (LOOKS_DRAWN if outputs.shape[1] > 1 and outputs[-1, -1] > 0 else None)
+        reason = crops.no_content or (LOOKS_DRAWN if (_drawn(outputs) or 0) > 0 else None)
         own = logits[: len(crops.windows)]
         verdict = calibration.verdict(logit) if calibration else None
         return Detection(

@@ -1,10 +1,10 @@
 """Crops of several requests -> detections, together on the detector.
 
 In: decoded images, one by one, of any request. Out: a `Detection` for each. While the network computes one batch, the
-    next one is collected; it waits for images
-that are on their way, but not long. A batch leaves about half of all accepted images to the next one: if it took them
-all, the network would be idle while their clients send others. Everything
-that uses the network runs in one thread, one thing at a time. It knows nothing of HTTP, uploads and processes.
+next one is collected; it waits for images that are on their way, but not long. A batch leaves about half of all
+accepted images to the next one: if it took them all, the network would be idle while their clients send others.
+Everything that uses the network runs in one thread, one thing at a time. It knows nothing of HTTP, uploads and
+processes.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The model card of a trained detector, as Markdown.
 
 In: the record of the run (`train.json`) and the calibration. Out: text: what it is, what it saw, what it must not be
-    used for. It measures nothing.
+used for. It measures nothing.
 """
 
 from __future__ import annotations

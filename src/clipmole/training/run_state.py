@@ -1,9 +1,8 @@
 """The state of an unfinished training run on disk: one file, complete or not there.
 
 In: tensors by name, and facts that JSON can hold. Out: the same, when read. The file is safetensors with the facts in
-    its
-header, written under another name and renamed, so after a kill or a full disk the older state is still there. It knows
-nothing of networks or of what the tensors mean.
+its header, written under another name and renamed, so after a kill or a full disk the older state is still there. It
+knows nothing of networks or of what the tensors mean.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Which images an epoch shows, in which views and which order, and which process computes which of them.
 
 In: samples, a configuration, an epoch, a seed. Out: lists of (index of the sample, number of its view). Nothing here
-    depends on earlier epochs or on the number of processes, so an epoch can be resumed at any step. It knows
-nothing of pixels or networks.
+depends on earlier epochs or on the number of processes, so an epoch can be resumed at any step. It knows nothing of
+pixels or networks.
 """
 
 from __future__ import annotations
