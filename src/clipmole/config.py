@@ -128,6 +128,30 @@ CLIP_TOWERS: dict[str, TowerConfig] = {
 }
 
 
+class Families(Config):
+    """The families of generators that a detector can name, and how often it named the right one.
+
+    Attributes:
+        names: of the k families.
+        confusion: (k + 1, k + 1) counts of generated validation images, equalised. A row is the true family, the last
+            row all other generators; a column is the family that was said, the last column none.
+    """
+
+    names: tuple[str, ...] = Field(min_length=2)
+    confusion: tuple[tuple[int, ...], ...]
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        k = len(self.names)
+        if {len(row) for row in (self.confusion, *self.confusion)} != {k + 1}:
+            raise ValueError(f"confusion: must have {k + 1} rows and columns, for {k} families and the rest")
+        return self
+
+    def answers(self, family: int) -> tuple[int, int]:
+        """How many of the answers with this family were right, and how many such answers there were."""
+        return self.confusion[family][family], sum(row[family] for row in self.confusion)
+
+
 class MoLEConfig(Config):
     """The adapter. No shared LoRA and no experts: a linear probe; shared only: plain LoRA; both: MoLE.
 
@@ -162,6 +186,9 @@ class MoLEConfig(Config):
         False,
         description="a second output of the head, above 0 for images that are drawn, painted or rendered, of which the "
         "detector gives no verdict; it is fitted to a trained adapter",
+    )
+    families: Families | None = Field(
+        None, description="further outputs of the head, one for each family of generators; written by training"
     )
     companion: Literal["aide", "ffit"] | None = Field(
         None,
@@ -334,6 +361,7 @@ LATER = {
     "views_from",
     "companion",
     "companion_weight",
+    "families",
 }
 
 
@@ -410,6 +438,11 @@ class TrainConfig(Config):
         gt=0,
         description="the head starts as a logistic regression on the kept class tokens of the head blocks; this is its "
         "C, the inverse of its regularisation. None: at random",
+    )
+    families: bool | dict[str, str] = Field(
+        False,
+        description="learn to name the likely family of generators of what is found to be AI-generated: true, each "
+        "generator is a family; or a table generator -> family, in which those that are not listed are their own",
     )
     epochs: int = Field(25, gt=0, le=MOST_STEPS)
     min_steps_per_epoch: int | None = Field(

@@ -48,6 +48,22 @@ class Thresholds(StoredRecord):
     generated: float = Field(ge=0, le=1, alias="ai")
 
 
+class Family(Record):
+    """The family of generators that an AI-generated image is most like: a hint, never a proof.
+
+    Attributes:
+        name: of the family.
+        share: its probability among the families that the detector knows, over 0.5; no other generator is thought of,
+            and all families count as equally frequent.
+        right, answers: how many of the `answers` with this family, on generated validation images, were right.
+    """
+
+    name: str
+    share: float = Field(gt=0.5, le=1)
+    right: int = Field(ge=1)
+    answers: int = Field(ge=1)
+
+
 class Detection(Record):
     """What a detector says of one image.
 
@@ -68,6 +84,8 @@ class Detection(Record):
         coverage: share of the image's pixels that lie in at least one crop, in (0, 1]; None in older records.
         reason: why the verdict is "uncertain" whatever the probability: there is nothing to see from which a detector
             could tell, or the image looks drawn. None: the verdict follows from the probability.
+        family: what it is most like, if the verdict is "ai_generated" and the detector was trained to tell; None:
+            nothing can be said.
     """
 
     source: str
@@ -84,3 +102,4 @@ class Detection(Record):
     whole_logit: float | None = None
     coverage: float | None = Field(None, gt=0, le=1)
     reason: str | None = None
+    family: Family | None = None

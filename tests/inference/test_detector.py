@@ -11,14 +11,14 @@ from PIL import Image
 from tiny import CALIBRATION, PREPROCESS, encoded, picture, tiny_backbone, tiny_network
 
 from clipmole import Detector, Verdict
-from clipmole.config import MoLEConfig, PreprocessConfig
+from clipmole.config import Families, MoLEConfig, PreprocessConfig
 from clipmole.errors import ConfigError, ImageError, ImageNotFound, ImageUnreadable
 from clipmole.images.crops import crop_windows, cut_crops
-from clipmole.inference.detector import LOOKS_DRAWN
+from clipmole.inference.detector import LOOKS_DRAWN, likely_family
 from clipmole.inference.runtime import batch_for
 from clipmole.models.adapter import save_adapter
 from clipmole.models.backbone import save_tower
-from clipmole.records import Detection, Thresholds
+from clipmole.records import Detection, Family, Thresholds
 
 
 @pytest.fixture(scope="module")
@@ -84,6 +84,39 @@ def test_what_looks_drawn_has_no_verdict(bias: float, verdict: Verdict | None) -
     assert len({each.verdict for each in plain}) > 1
     assert [each.verdict for each in found] == [verdict or each.verdict for each in plain]
     assert {each.reason for each in found} == {LOOKS_DRAWN if verdict else None}
+
+
+def test_a_family_is_named_where_it_is_likely_and_such_answers_were_mostly_right() -> None:
+    families = Families(names=("a", "b", "c"), confusion=((8, 1, 2, 3), (1, 5, 0, 0), (0, 2, 2, 0), (1, 0, 0, 9)))
+    said = likely_family(families, np.array([3.0, 1.0, 1.0]))
+    assert said == Family(name="a", share=said.share if said else 1, right=8, answers=10)
+    assert said.share == pytest.approx(1 / (1 + 2 * np.exp(-2)))
+    assert likely_family(families, np.array([0.6, 0.0, 0.0])) is None  # a share of 0.48
+    assert likely_family(families, np.array([0.0, 0.0, 9.0])) is None  # 2 of 4 such answers were right
+
+
+@pytest.mark.parametrize(("bias", "drawn"), [(1e6, True), (-1e6, False)])
+def test_families_are_the_last_outputs_pooled_as_the_logit_is(bias: float, drawn: bool) -> None:
+    families = Families(names=("a", "b"), confusion=((7, 1, 0), (2, 9, 0), (0, 0, 0)))
+    network = tiny_network(config=MoLEConfig(drawn=True, families=families))
+    assert network.drawn is not None
+    with torch.no_grad():
+        network.drawn.bias.fill_(bias)
+    preprocess = PREPROCESS.model_copy(update={"whole_weight": 0.3})
+    calibration = CALIBRATION.model_copy(update={"slope": 1e-6, "intercept": 3.0})  # everything is AI-generated
+    pictures = [picture(seed, 100, 70) for seed in range(3)]
+    found = Detector(network, preprocess, calibration, batch_size=4).detect_batch(pictures)
+    assert {each.reason for each in found} == {LOOKS_DRAWN if drawn else None}
+    for image, each in zip(pictures, found, strict=True):
+        with torch.no_grad():
+            outputs = network(torch.from_numpy(cut_crops(image, preprocess).pixels)).double()
+        a, b = (0.7 * outputs[:-1, 2:].mean(0) + 0.3 * outputs[-1, 2:]).exp().tolist()
+        share = max(a, b) / (a + b)
+        expected = Family(name="a" if a > b else "b", share=share, right=7 if a > b else 9, answers=9 if a > b else 10)
+        assert (each.family is None) is drawn
+        if each.family:
+            assert each.family.share == pytest.approx(share, abs=1e-5)
+            assert each.family.model_copy(update={"share": share}) == expected
 
 
 def test_tile_boxes_say_where_the_crops_lie(detector: Detector) -> None:

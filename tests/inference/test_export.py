@@ -8,17 +8,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny import CALIBRATION, picture, tiny_backbone, tiny_network, write_adapter
+import torch
+from tiny import CALIBRATION, PREPROCESS, picture, tiny_backbone, tiny_network, write_adapter
 from typer.testing import CliRunner
 
 from clipmole import Detector
 from clipmole.cli import app
+from clipmole.config import Families, MoLEConfig
 from clipmole.errors import CheckpointError, ConfigError, DataError
 from clipmole.evaluation.scorers import load_scorer
 from clipmole.inference import export
 from clipmole.inference.export import ExportRefused, check_export_folder, compare_logits, export_detector, failures
 from clipmole.inference.export_directory import is_export, read_export
 from clipmole.inference.graph import GraphRuntime, convert
+from clipmole.models.adapter import save_adapter
+from clipmole.models.backbone import save_tower
 from clipmole.plumbing.progress import ProgressReporter
 
 LIBRARIES = {"openvino": ["openvino", "nncf"], "onnx": ["onnxruntime", "onnxscript", "onnx"]}
@@ -66,6 +70,27 @@ def test_an_export_scores_like_its_detector_without_adapter_and_backbone(
     assert record == read_export(tmp_path / "out")
     assert record.check.images == record.check.labelled == 8
     assert load_scorer(str(tmp_path / "out")).name == graph.name
+
+
+@pytest.mark.parametrize("runtime", ["openvino", "onnx"])
+def test_a_graph_names_the_same_families(tmp_path: Path, runtime: GraphRuntime) -> None:
+    need(runtime)
+    families = Families(names=("a", "b"), confusion=((7, 1, 0), (2, 9, 0), (0, 0, 0)))
+    network = tiny_network(tiny_backbone(depth=2), MoLEConfig(drawn=True, families=families))
+    with torch.no_grad():
+        network.drawn.bias.fill_(-1e6)  # type: ignore[union-attr]
+    certain = CALIBRATION.model_copy(update={"slope": 1e-6, "intercept": 3.0})
+    save_adapter(tmp_path / "adapter", network, tiny_backbone(depth=2), PREPROCESS, certain)
+    save_tower(tiny_backbone(depth=2).tower, tmp_path / "tiny", torch.float32)
+    plain = Detector.from_pretrained(tmp_path / "adapter", backbone=tmp_path / "tiny")
+    export_detector(tmp_path / "adapter", tmp_path / "out", runtime, images, backbone=tmp_path / "tiny")
+    graph = Detector.from_pretrained(tmp_path / "adapter", backbone=tmp_path / "tiny", runtime=runtime)
+    for each in (Detector.from_pretrained(tmp_path / "out"), graph):
+        for found, expected in zip(each.detect_batch(IMAGES), plain.detect_batch(IMAGES), strict=True):
+            assert found.family is not None
+            assert expected.family is not None
+            assert found.family.share == pytest.approx(expected.family.share, abs=1e-4)
+            assert found.family.name == expected.family.name
 
 
 @pytest.mark.parametrize("runtime", ["openvino", "onnx"])

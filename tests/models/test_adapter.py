@@ -56,6 +56,17 @@ def test_a_saved_adapter_loads_as_it_was(adapter_dir: Path, backbone_dir: Path) 
     assert not loaded.network.training
 
 
+def test_an_adapter_from_before_families_loads_as_it_was(adapter_dir: Path, backbone_dir: Path) -> None:
+    path = adapter_dir / "config.json"
+    config = json.loads(path.read_text())
+    assert config["mole"].pop("families") is None
+    path.write_text(json.dumps(config))
+    loaded = load_adapter(adapter_dir, backbone_dir)
+    assert loaded.network.config == tiny_network().config
+    assert loaded.network.families is None
+    assert loaded.network(torch.zeros(2, 3, 32, 32)).shape == (2,)
+
+
 def test_the_file_holds_what_was_trained_and_nothing_else(adapter_dir: Path) -> None:
     names = set(load_file(adapter_dir / "adapter.safetensors"))
     assert names == {

@@ -30,7 +30,7 @@ import uvicorn  # noqa: E402
 from serving import graph_detector  # noqa: E402
 from tiny import CALIBRATION, PREPROCESS, encoded, picture, tiny_network  # noqa: E402
 
-from clipmole.config import MoLEConfig  # noqa: E402
+from clipmole.config import Families, MoLEConfig  # noqa: E402
 from clipmole.inference.detector import Detector  # noqa: E402
 from clipmole.inference.explain import explain  # noqa: E402
 from clipmole.serve.app import create_app  # noqa: E402
@@ -540,6 +540,28 @@ def test_a_part_is_drawn_and_looked_at_alone(visit: Callable[..., Any], detector
     assert report["region"] == [40, 30, 120, 90]
     assert report["detection"]["logit"] == pytest.approx(expected.logit, abs=1e-4)
     expect(page.locator("#table tbody tr")).to_have_count(2)
+
+
+def test_a_likely_family_is_said_with_how_often_it_was_right(visit: Callable[..., Any]) -> None:
+    families = Families(names=("sdxl <b>", "flux"), confusion=((8, 1, 0), (2, 9, 0), (0, 0, 0)))
+    network = tiny_network(config=MoLEConfig(families=families))
+    certain = CALIBRATION.model_copy(update={"slope": 1e-6, "intercept": 3.0})
+    detector = Detector(network, PREPROCESS, certain, "tiny@0123456789ab")
+    image = picture(1, 80, 60)
+    said = detector.detect(image).family
+    assert said is not None
+    serving = Serving(detector)
+    try:
+        page = visit(serving.url)
+        choose(page, file("one.png", encoded(image)))
+        line = page.locator("article.card p", has_text="If it is AI-generated")
+        share = f"{min(99, round(100 * said.share))} %" if said.share <= 0.99 else "over 99 %"
+        end = f"; on validation images {said.right} of {said.answers} such answers were right. Never a proof."
+        expect(line).to_have_text(f"If it is AI-generated: most like {said.name} ({share}){end}")
+        page.get_by_label("Show percentages").uncheck()
+        expect(line).to_have_text(f"If it is AI-generated: most like {said.name}{end}")
+    finally:
+        serving.stop()
 
 
 def test_verdicts_without_percentages(visit: Callable[..., Any]) -> None:

@@ -23,7 +23,7 @@ LINE_SECONDS = 30.0  # between two lines of progress if stderr is not a terminal
 if TYPE_CHECKING:  # pydantic takes a third of the time of --help
     from clipmole.calibration import FalseAlarms
     from clipmole.provenance import Provenance
-    from clipmole.records import Detection, Thresholds
+    from clipmole.records import Detection, Family, Thresholds
 
 
 UNCERTAIN = (
@@ -52,6 +52,15 @@ def provenance_lines(provenance: Provenance) -> Iterator[str]:
         yield "metadata: nothing says where the image comes from, which proves nothing"
     for line in provenance.not_checked:
         yield f"metadata not checked: {line}"
+
+
+def family_line(family: Family, shares: bool = True) -> str:
+    """The likely family of generators as one careful sentence, with or without its share."""
+    share = f" ({percent(family.share)})" if shares else ""
+    return (
+        f"if it is AI-generated: most like {printable(family.name)}{share}; on validation images {family.right} of "
+        f"{family.answers} such answers were right. Never a proof."
+    )
 
 
 def of_ai(probability: float) -> str:
@@ -96,6 +105,8 @@ class DetectionTable:
             self.generated = self.generated or result.verdict.value == "ai_generated"
         if result.reason is not None:
             typer.echo(f"{'':<4}no verdict: {result.reason}")
+        if result.family is not None:
+            typer.echo(f"{'':<4}{family_line(result.family, not self.labels_only)}")
         if provenance is not None:
             self.caution = provenance.caution
             for line in provenance_lines(provenance):

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from clipmole.calibration import Calibration
-from clipmole.config import PreprocessConfig
+from clipmole.config import Families, PreprocessConfig
 from clipmole.errors import CheckpointError, ConfigError, ImageError, ImageUnreadable
 from clipmole.images.crops import Box, Crops, cut_crops
 from clipmole.images.loading import ImageSource, load_pixels, source_name
@@ -53,7 +53,7 @@ from clipmole.models.adapter import (
 )
 from clipmole.models.network import MoLENetwork
 from clipmole.plumbing.prefetch import ahead, cores
-from clipmole.records import Detection, Verdict
+from clipmole.records import Detection, Family, Verdict
 
 MOST_WORKERS = 8  # by default: each may hold a decoded image, 50 to 800 MB
 LOOKS_DRAWN = "the image looks drawn, painted or rendered, and this detector can only judge photographs"
@@ -116,9 +116,30 @@ def _split(crops: list[NDArray[np.uint8]], count: int) -> tuple[NDArray[np.uint8
     return np.concatenate(taken), []
 
 
-def _drawn(outputs: NDArray[np.float32]) -> float | None:
-    """The second output for an image, above 0 if it looks drawn: that of its last view, which is the whole; or None."""
-    return float(outputs[-1, 1]) if outputs.shape[1] > 1 else None
+def pooled(values: NDArray[np.float32], whole_weight: float) -> NDArray[np.float64]:
+    """Values of an image's views (n, ...) -> its own (...): the mean over its crops, weighted with that of the view of
+    the whole, which comes last."""
+    crops = values[:-1] if whole_weight else values
+    mean: NDArray[np.float64] = crops.mean(axis=0, dtype=np.float64)
+    return (1 - whole_weight) * mean + whole_weight * values[-1].astype(np.float64) if whole_weight else mean
+
+
+def shares_of(logits: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Softmax of the families' logits (..., k)."""
+    odds: NDArray[np.float64] = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    shares: NDArray[np.float64] = odds / odds.sum(axis=-1, keepdims=True)
+    return shares
+
+
+def likely_family(families: Families, logits: NDArray[np.float64]) -> Family | None:
+    """The family with a share over a half, by its logits (k,); None if there is none, or if on validation images not
+    even half of such answers were right."""
+    shares = shares_of(logits)
+    best = int(shares.argmax())
+    right, answers = families.answers(best)
+    if shares[best] <= 0.5 or 2 * right <= answers:
+        return None
+    return Family(name=families.names[best], share=float(shares[best]), right=right, answers=answers)
 
 
 class _Parts(NamedTuple):
@@ -129,6 +150,7 @@ class _Parts(NamedTuple):
     calibration: Calibration | None
     name: str
     runtime: Runtime
+    families: Families | None
 
 
 def _exported(folder: Path, precision: str | None, runtime: str | None) -> _Parts:
@@ -138,7 +160,7 @@ def _exported(folder: Path, precision: str | None, runtime: str | None) -> _Part
     for what, asked, given in (("runtime", runtime, made.runtime), ("precision", precision, made.precision)):
         if asked not in (None, "auto", given):
             raise ConfigError(f"{folder}: was exported with {what} {given}, not {asked}; export it again with it")
-    return _Parts(None, export.preprocess, export.calibration, made.detector, export.runtime)
+    return _Parts(None, export.preprocess, export.calibration, made.detector, export.runtime, export.families)
 
 
 class Detector:
@@ -160,6 +182,7 @@ class Detector:
         workers: threads that decode and cut images ahead of the network; 0: none; None: one a core, at most
             `MOST_WORKERS`. They do not change any number.
         runtime: what computes the logits; None: PyTorch, by `network`, `device` and `precision`.
+        families: of generators, whose logits are the runtime's last outputs; None: those of the network, if any.
     """
 
     def __init__(
@@ -174,6 +197,7 @@ class Detector:
         batch_size: int | None = None,
         workers: int | None = None,
         runtime: Runtime | None = None,
+        families: Families | None = None,
     ) -> None:
         if batch_size is not None and batch_size < 1:
             raise ConfigError(f"batch_size={batch_size}: at least one crop is needed")
@@ -186,6 +210,7 @@ class Detector:
         self.precision = self.runtime.precision
         self.preprocess = preprocess
         self.calibration = calibration
+        self.families = families or (network.config.families if network else None)
         self.batch_size = batch_for(self.device, batch_size)
         self.workers = min(cores(), MOST_WORKERS) if workers is None else workers
         self.timings = Timings()
@@ -266,12 +291,13 @@ class Detector:
                 runtime,
                 precision or "float32",
             )
-            parts = _Parts(None, config.preprocess, read_calibration(folder), f"{label}@{digest[:12]}", graph)
+            called, families = f"{label}@{digest[:12]}", config.mole.families
+            parts = _Parts(None, config.preprocess, read_calibration(folder), called, graph, families)
         else:
             adapter = load_adapter(name, backbone, revision, cache_dir)
             torched = TorchRuntime(adapter.network, device, precision or "float32", compiled=runtime == "torch-compile")
             called = f"{adapter.name}@{adapter.digest[:12]}"
-            parts = _Parts(adapter.network, adapter.config.preprocess, adapter.calibration, called, torched)
+            parts = _Parts(adapter.network, adapter.config.preprocess, adapter.calibration, called, torched, None)
         return cls(
             parts.network,
             parts.preprocess,
@@ -280,6 +306,7 @@ class Detector:
             batch_size=batch_size,
             workers=workers,
             runtime=parts.runtime,
+            families=parts.families,
         )
 
     def score(
@@ -464,7 +491,7 @@ class Detector:
                 yield self._detection(first, self._rechecked(first.crops.pixels, own), tiles)
 
     def _outputs(self, runtime: Runtime, crops: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Crops (n, 3, S, S) uint8 -> (n, 1) their logits or, with the second output, (n, 2).
+        """Crops (n, 3, S, S) uint8 -> (n, 1) their logits or, with further outputs, (n, m).
 
         Raises `CheckpointError` if one is not finite, of which no verdict may be made.
         """
@@ -482,36 +509,45 @@ class Detector:
         return self.runtime.exact()
 
     def _rechecked(self, crops: NDArray[np.uint8], outputs: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Outputs (n, 1 or 2) of an image's crops; in float32 where bfloat16 may have moved its verdict."""
+        """Outputs (n, m) of an image's crops; in float32 where bfloat16 may have moved its verdict."""
         if self.calibration is None or self.precision != "bfloat16":
             return outputs
-        logit, drawn = self._pooled(outputs[:, 0]), _drawn(outputs)
+        logit, drawn = self._logit(outputs), self._drawn(outputs)
         settled = self.calibration.verdict(logit - RECHECK) == self.calibration.verdict(logit + RECHECK)
         if settled and (drawn is None or abs(drawn) > RECHECK):
             return outputs
         with self.timings.of("network"):
             return self._outputs(self._exact, crops) if self._exact else outputs
 
-    def _pooled(self, logits: NDArray[np.float32]) -> float:
-        """An image's logit: the mean over its crops, weighted with the logit of the view of the whole, which comes
-        last."""
-        weight = self.preprocess.whole_weight
-        if not weight:
-            return float(logits.mean(dtype=np.float64))
-        return (1 - weight) * float(logits[:-1].mean(dtype=np.float64)) + weight * float(logits[-1])
+    def _logit(self, outputs: NDArray[np.float32]) -> float:
+        """An image's logit, of the outputs (n, m) of its views."""
+        return float(pooled(outputs[:, 0], self.preprocess.whole_weight))
+
+    def _drawn(self, outputs: NDArray[np.float32]) -> float | None:
+        """The output above 0 for an image that looks drawn, that of its last view, the whole; None: there is none."""
+        further = outputs.shape[1] - len(self.families.names if self.families else ())
+        return float(outputs[-1, 1]) if further > 1 else None
+
+    def _family(self, outputs: NDArray[np.float32]) -> Family | None:
+        """The likely family of an image, of the outputs (n, m) of its views; None if the detector cannot tell."""
+        if self.families is None:
+            return None
+        own = outputs[:, -len(self.families.names) :]
+        return likely_family(self.families, pooled(own, self.preprocess.whole_weight))
 
     def _detection(self, item: Prepared, outputs: NDArray[np.float32], tiles: bool) -> Detection:
         logits = outputs[:, 0]
-        logit = self._pooled(logits)
+        logit = self._logit(outputs)
         calibration, crops = self.calibration, item.crops
-        reason = crops.no_content or (LOOKS_DRAWN if (_drawn(outputs) or 0) > 0 else None)
+        reason = crops.no_content or (LOOKS_DRAWN if (self._drawn(outputs) or 0) > 0 else None)
         own = logits[: len(crops.windows)]
         verdict = calibration.verdict(logit) if calibration else None
+        verdict = Verdict.UNCERTAIN if verdict and reason else verdict
         return Detection(
             source=item.source,
             logit=logit,
             probability=calibration.probability(logit) if calibration else None,
-            verdict=Verdict.UNCERTAIN if verdict and reason else verdict,
+            verdict=verdict,
             thresholds=calibration.thresholds if calibration else None,
             detector=self.name,
             width=crops.width,
@@ -522,4 +558,5 @@ class Detector:
             whole_logit=float(logits[-1]) if tiles and len(own) < len(logits) else None,
             coverage=crops.coverage,
             reason=reason,
+            family=self._family(outputs) if verdict is Verdict.AI_GENERATED else None,
         )

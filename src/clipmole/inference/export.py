@@ -194,7 +194,7 @@ def export_detector(
     adapter = load_adapter(name, backbone)
     _, folder = find_adapter(name)
     called = f"{adapter.name}@{adapter.digest[:12]}"
-    settings = adapter.config.preprocess
+    settings, families = adapter.config.preprocess, adapter.config.mole.families
     exact = Detector(
         adapter.network, settings, adapter.calibration, called, runtime=TorchRuntime(adapter.network, "cpu", "float32")
     )
@@ -209,7 +209,8 @@ def export_detector(
                 graph = open_graph(new, runtime, precision)
                 progress.say("scoring with the graph")
                 followed = progress.track(images(), "scoring with the graph", len(reference))
-                scores = Detector(None, settings, adapter.calibration, called, runtime=graph).score(followed)
+                ours = Detector(None, settings, adapter.calibration, called, runtime=graph, families=families)
+                scores = ours.score(followed)
                 check = compare_logits(reference, scores, labels, adapter.calibration)
                 why = "; ".join(failures(check, precision))
                 if not why:

@@ -18,7 +18,7 @@ from typing import Literal
 from pydantic import StrictInt, ValidationError
 
 from clipmole.calibration import Calibration
-from clipmole.config import PreprocessConfig, first_problem
+from clipmole.config import Families, PreprocessConfig, first_problem
 from clipmole.errors import CheckpointError
 from clipmole.inference.graph import GraphRuntime, graph_cache, open_graph
 from clipmole.inference.runtime import Precision, Runtime
@@ -85,6 +85,7 @@ class OpenExport:
     record: Export
     preprocess: PreprocessConfig
     calibration: Calibration | None
+    families: Families | None
     runtime: Runtime
 
 
@@ -126,9 +127,11 @@ def open_export(folder: Path) -> OpenExport:
     kind: GraphRuntime = record.runtime
     what = "".join(sorted(record.graph_sha256.values()))
     compiled = graph_cache() / hashlib.sha256(what.encode()).hexdigest()[:32]
+    config = read_config(folder)
     return OpenExport(
         record,
-        read_config(folder).preprocess,
+        config.preprocess,
         read_calibration(folder),
+        config.mole.families,
         open_graph(folder, kind, record.precision, compiled),
     )

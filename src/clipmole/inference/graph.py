@@ -191,7 +191,7 @@ class OpenVINORuntime:
         return OpenVINORuntime, self.made_of  # in another process it is compiled again
 
     def outputs(self, crops: NDArray[np.uint8], batch_size: int) -> NDArray[np.float32]:
-        """Crops (n, 3, S, S) -> logits (n,), or (n, 2), in forward passes of at most `batch_size` crops."""
+        """Crops (n, 3, S, S) -> logits (n,), or (n, m), in forward passes of at most `batch_size` crops."""
         return _in_batches(crops, batch_size, lambda batch: self.request.infer([batch], share_inputs=True)[0])
 
     def exact(self) -> OpenVINORuntime | None:
@@ -230,7 +230,7 @@ class ONNXRuntime:
         return ONNXRuntime, self.made_of  # in another process it is opened again
 
     def outputs(self, crops: NDArray[np.uint8], batch_size: int) -> NDArray[np.float32]:
-        """Crops (n, 3, S, S) -> logits (n,), or (n, 2), in forward passes of at most `batch_size` crops."""
+        """Crops (n, 3, S, S) -> logits (n,), or (n, m), in forward passes of at most `batch_size` crops."""
         return _in_batches(crops, batch_size, lambda batch: self.session.run(None, {"crops": batch})[0])
 
     def exact(self) -> None:

@@ -134,7 +134,7 @@ class TorchRuntime:
         )
 
     def outputs(self, crops: NDArray[np.uint8], batch_size: int) -> NDArray[np.float32]:
-        """Crops (n, 3, S, S) -> logits (n,), or (n, 2), in forward passes of at most `batch_size` crops.
+        """Crops (n, 3, S, S) -> logits (n,), or (n, m), in forward passes of at most `batch_size` crops.
 
         A process that was forked after a network was loaded computes on one thread.
         """

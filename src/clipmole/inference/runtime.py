@@ -1,6 +1,6 @@
 """Execution paths: crops in, logits out, with PyTorch, OpenVINO or ONNX Runtime.
 
-In: crops (n, 3, S, S) uint8. Out: float32 what the network gives, logits (n,) or, with its second output, (n, 2).
+In: crops (n, 3, S, S) uint8. Out: float32 what the network gives, logits (n,) or, with further outputs, (n, m).
 `pytorch` runs the network as it is; `graph` runs it as a graph of OpenVINO or ONNX Runtime with the adapter inside, and
 `quantize` makes that graph int8. The first two give the `Detector` a
 `Runtime`, and it knows nothing else of them. They know nothing of images, image files or verdicts.
@@ -37,7 +37,7 @@ class Runtime(Protocol):
     device: torch.device
 
     def outputs(self, crops: NDArray[np.uint8], batch_size: int) -> NDArray[np.float32]:
-        """Crops (n, 3, S, S), n >= 1 -> logits (n,), or (n, 2), in forward passes of at most `batch_size` crops."""
+        """Crops (n, 3, S, S), n >= 1 -> logits (n,), or (n, m), in forward passes of at most `batch_size` crops."""
         ...
 
     def exact(self) -> Runtime | None:
@@ -46,7 +46,7 @@ class Runtime(Protocol):
 
 
 def logits_of(outputs: NDArray[np.float32]) -> NDArray[np.float32]:
-    """The logits (n,) among what a runtime gives, (n,) or (n, 2)."""
+    """The logits (n,) among what a runtime gives, (n,) or (n, m)."""
     return outputs.reshape(len(outputs), -1)[:, 0]
 
 

@@ -1,8 +1,8 @@
 """Tower, adapter and head as one network: RGB crops in, logits out.
 
-In: crops (B, 3, H, W), uint8 0..255 or float 0..1. Out: logits (B,), positive towards AI-generated; with a second
-output (B, 2), the logit first, and then a number above 0 for what is drawn, painted or rendered, not photographed.
-It knows nothing of files, probabilities or verdicts.
+In: crops (B, 3, H, W), uint8 0..255 or float 0..1. Out: logits (B,), positive towards AI-generated; with further
+outputs (B, n), the logit first, then a number above 0 for what is drawn, painted or rendered, not photographed, and
+the logits of the k families of generators; either may be missing. It knows nothing of files or verdicts.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from clipmole.config import MoLEConfig
+from clipmole.config import Families, MoLEConfig
 from clipmole.errors import ConfigError
 from clipmole.models.aide import AIDE
 from clipmole.models.companion import Companion, from_rows, rows_of_patch, to_rows
@@ -64,6 +64,9 @@ class MoLENetwork(nn.Module):
         self.head = nn.Linear(self.companion.width if self.companion else features, 1)
         nn.init.zeros_(self.head.bias)
         self.drawn = nn.Linear(self.head.in_features, 1).requires_grad_(False) if config.drawn else None
+        self.families: nn.Linear | None = None
+        if config.families:
+            self.families = nn.Linear(self.head.in_features, len(config.families.names)).requires_grad_(False)
         self.register_buffer("mean", torch.tensor(tower.config.mean, device="cpu").view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(tower.config.std, device="cpu").view(3, 1, 1), persistent=False)
 
@@ -96,7 +99,7 @@ class MoLENetwork(nn.Module):
         layers = tuple(f"tower.blocks.{block}.mlp." for block in self.config.block_indices(self.tower.config.depth))
 
         def ours(name: str) -> bool:
-            return name.startswith(("head.", "drawn.", "companion.")) or (
+            return name.startswith(("head.", "drawn.", "families.", "companion.")) or (
                 name.startswith(layers) and ".mlp.mlp." not in name
             )
 
@@ -105,6 +108,11 @@ class MoLENetwork(nn.Module):
     def trained_parameters(self) -> dict[str, nn.Parameter]:
         """The parameters that training changes: those of `adapter_parameters` that are not frozen."""
         return {name: p for name, p in self.named_parameters() if p.requires_grad}
+
+    def set_families(self, families: Families | None, layer: nn.Linear | None) -> None:
+        """Set the families of generators, and the layer F -> k that tells them apart; None: there are none."""
+        self.families = layer
+        self.config = self.config.model_copy(update={"families": families})
 
     def train_last_extension_alone(self) -> None:
         """Freeze everything but the extension that was added last to each adapted block."""
@@ -152,11 +160,12 @@ class MoLENetwork(nn.Module):
         return rows_of_patch(self.tower.config.patch_size, self.tower.config.width) if self.companion else 0
 
     def forward(self, crops: Tensor) -> Tensor:
-        """Crops (B, 3, H, W) -> what a runtime computes: logits (B,), or (B, 2) with the second output behind them."""
+        """Crops (B, 3, H, W) -> what a runtime computes: logits (B,), or (B, n) with further outputs behind them."""
         features = self.features(self.before(crops, 0), 0)
-        if self.drawn is None:
+        further = [layer(features) for layer in (self.drawn, self.families) if layer is not None]
+        if not further:
             return self.head(features).squeeze(-1)  # type: ignore[no-any-return]
-        return torch.cat([self.head(features), self.drawn(features)], dim=-1)
+        return torch.cat([self.head(features), *further], dim=-1)
 
     def parted(self, tokens: Tensor, start: int) -> tuple[Tensor, list[Tensor]]:
         """Tokens (B, T + k, d) before block `start` -> the T tokens, and the rows that they carry for `read`."""

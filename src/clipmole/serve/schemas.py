@@ -33,6 +33,7 @@ EXAMPLE_DETECTION: dict[str, Any] = {
     "whole_logit": None,
     "coverage": 1.0,
     "reason": None,
+    "family": None,
 }
 EXAMPLE_RESULT: dict[str, Any] = {
     "name": "photo.jpg",

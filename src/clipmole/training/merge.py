@@ -220,6 +220,7 @@ def grown(configs: Sequence[MoLEConfig], **changes: object) -> MoLEConfig:
     routed = next((config for config in configs if config.expert_ranks), configs[0])
     extensions = tuple(rank for config in configs for rank in config.extension_ranks)
     changes = {"blocks": configs[0].blocks, "alpha": None, "extension_ranks": extensions, "expert_groups": ()} | changes
+    changes["families"] = None  # fitted to the features of one detector
     return MoLEConfig.parse(routed.model_dump() | changes, "merge")
 
 

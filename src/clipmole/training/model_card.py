@@ -10,7 +10,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from clipmole.calibration import Calibration
+from clipmole.config import Families
 from clipmole.training.extend import history_lines
+from clipmole.training.families import card_lines
 
 
 def history(record: dict[str, Any]) -> list[str]:
@@ -76,6 +78,7 @@ def model_card(record: dict[str, Any], calibration: Calibration | None, findings
     lines += [
         *(f"- {finding}" for finding in findings),
         "",
+        *(card_lines(Families.parse(record["families"], "families")) if "families" in record else []),
         "## Limits",
         "- A verdict is a likelihood, never a proof. Generators, cameras and edits that it has not seen, and strong "
         "resizing or compression, make it wrong more often than the figures above say.",

@@ -39,6 +39,7 @@ from clipmole.plumbing.seeding import sample_rng, torch_seeded
 from clipmole.report.training import training_page
 from clipmole.training.distributed import Distributed
 from clipmole.training.extend import Base, kept_tokens, thresholds_changed
+from clipmole.training.families import families_of, fit_families
 from clipmole.training.loop import Epoch, TrainingLoop
 from clipmole.training.model_card import model_card
 from clipmole.training.prefix_cache import PrefixCache, fixed_cache, prefix_cache_folder, prefix_digest
@@ -128,6 +129,7 @@ def train(
     if distributed.is_main:
         distributed.wait()
 
+    families = families_of(config.families, chosen)
     loaded, network = start(config, base, backbone)
     network = network.to(distributed.device)
     announce(network, chosen, base, progress.say)
@@ -167,6 +169,7 @@ def train(
         tokens = kept_tokens(network, chosen.train, config, pool, base)
     if not distributed.is_main:
         return Detector(network, config.preprocess, None, Path(out).name, device=str(distributed.device))
+    fit_families(network, families, chosen, config, progress)
     record = make_record(config, loaded, network, chosen, curve, best, distributed, base)
     try:
         if look_back:
@@ -195,6 +198,8 @@ def start(
     with torch_seeded(config.seed):
         if base is not None:
             return loaded, base.grow(loaded.tower, config.mole)
+        if config.mole.families:
+            raise ConfigError("mole.families: is written by training; ask for it with families = true")
         if config.mole.drawn:
             raise ConfigError(
                 "mole.drawn: is fitted to a detector after its training, not trained with it; leave it out"
@@ -240,6 +245,7 @@ def make_record(
         "best_epoch": best,
         "curve": [epoch.model_dump() for epoch in curve],
         "environment": environment() | {"device": str(distributed.device), "processes": distributed.size},
+        **({"families": network.config.families.model_dump()} if network.config.families else {}),
         **({"history": base.history()} if base is not None else {}),
     }
 

@@ -4,7 +4,7 @@ import { compression } from "./compression.js";
 import { grid, h, nameOf } from "./dom.js";
 import { place } from "./geometry.js";
 import { EvidenceMap } from "./map.js";
-import { RARE, alarms, bytes, capital, caution, errorOf, meaning, ofAI, percent, quote, seen, show, signed, verdictOf } from "./words.js";
+import { RARE, alarms, bytes, capital, caution, errorOf, family, meaning, ofAI, percent, quote, seen, show, signed, verdictOf } from "./words.js";
 
 const soft = (text) => h("p", { class: "soft" }, text);
 
@@ -125,6 +125,7 @@ export function card(item, act = null, view = {}) {
     soft(`The detector looked at ${seen(detection)}.`),
     strong ? h("p", { class: "banner" },
       "The file's metadata also say something (see below): ", h("bdi", {}, strong.title), ".") : null,
+    detection.family ? h("p", {}, family(detection)) : null,
     h("p", {}, caution(detection, calibration), calibrated && show.percentages ? ` ${RARE}` : null),
     h("div", { class: "row", "data-screen": "" },
       h("button", { type: "button", click: () => act.save("html", { picture: keep.checked, view: map.choice }) }, "Save report"),

@@ -39,6 +39,11 @@ export function meaning(detection, calibration) {
   return `Of 100 images scored like this, ${about} ${whole(detection.probability)} were AI-generated, on the calibration data${data}.`;
 }
 
+/** The likely family of generators, where the detector was trained to tell: one careful sentence, or nothing. */
+export const family = ({ family: found }) => (found
+  ? `If it is AI-generated: most like ${found.name}${show.percentages ? ` (${percent(found.share)})` : ""}; on validation images `
+    + `${found.right} of ${found.answers} such answers were right. Never a proof.` : "");
+
 /** What the verdict rests on, what it is not, and what to do with an uncertain one. */
 export function caution(detection, calibration) {
   const { verdict } = detection;
