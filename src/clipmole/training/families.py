@@ -65,11 +65,7 @@ def families_of(setting: bool | Mapping[str, str], data: TrainingData) -> dict[s
 
 
 def fit_families(
-    network: MoLENetwork,
-    families: Mapping[str, str],
-    data: TrainingData,
-    config: TrainConfig,
-    progress: ProgressReporter,
+    network: MoLENetwork, families: dict[str, str], data: TrainingData, config: TrainConfig, progress: ProgressReporter
 ) -> None:
     """Give the network the outputs for the families, and say how they do; without any, take away those it has.
 
@@ -105,7 +101,7 @@ def features_of(
     network: MoLENetwork, samples: Sequence[Sample], variant: Variant, config: TrainConfig, progress: ProgressReporter
 ) -> NDArray[np.float64]:
     """What the head reads of each sample (n, F), pooled over its views."""
-    device, rows = network.head.weight.device, []
+    device, rows = network.eval().head.weight.device, []
     shown = progress.track(windows(samples, variant, config.seed), f"families, {variant}", len(samples))
     with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
         for rgb in shown:
@@ -129,11 +125,10 @@ def fitted(
 
     mean, scale = features.mean(axis=0), features.std(axis=0)
     scale[scale == 0] = 1
-    known = val_truth < len(np.unique(truth))
+    standard, known = (features - mean) / scale, val_truth < len(np.unique(truth))
     best: tuple[float, NDArray[np.float64], NDArray[np.float64]] | None = None
     for strength in STRENGTHS:
-        model = LogisticRegression(C=strength, max_iter=ITERATIONS, class_weight="balanced")
-        model.fit((features - mean) / scale, truth)
+        model = LogisticRegression(C=strength, max_iter=ITERATIONS, class_weight="balanced").fit(standard, truth)
         coefficients, intercept = model.coef_, model.intercept_
         if len(coefficients) == 1:  # of two families: the difference of their logits
             coefficients, intercept = (np.concatenate([-each / 2, each / 2]) for each in (coefficients, intercept))
