@@ -7,6 +7,7 @@ Out: frozen pydantic models. This module knows nothing of torch, images or the c
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar
@@ -35,6 +36,12 @@ def first_problem(error: ValidationError) -> str:
         case _:
             reason = f"{first['msg']} (given: {first['input']!r:.100})"
     return ": ".join(filter(None, [".".join(str(part) for part in first["loc"]), reason]))
+
+
+def check_name(setting: str, given: str | None, known: Sequence[str]) -> None:
+    """Raise a `ConfigError` that lists the known names, unless `given` is one of them, or None for the default."""
+    if given is not None and given not in known:
+        raise ConfigError(f"{setting}={given!r}: is unknown; give one of {', '.join(known)}")
 
 
 class Config(BaseModel):

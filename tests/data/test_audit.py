@@ -17,7 +17,7 @@ from clipmole.data import Folders, read_data
 from clipmole.data.audit import check_data
 from clipmole.data.audit.duplicates import look_alikes
 from clipmole.data.audit.files import FileFacts, file_facts, jpeg_quality, perceptual_hash
-from clipmole.data.audit.shortcuts import find_shortcuts, how_sources_are_told
+from clipmole.data.audit.shortcuts import find_shortcuts, find_source_accuracy
 from clipmole.data.audit.text import report_lines
 from clipmole.data.sample import Sample
 
@@ -187,13 +187,13 @@ def test_sources_are_told_by_a_known_share() -> None:
     # "a" always has quality 75 and "b" 90; "c" has either by chance: (1 + 1 + 0) / 3.
     source = np.array(["a", "b", "c"])[np.arange(1500) % 3]
     quality = np.where(source == "a", 75, np.where(source == "b", 90, rng.choice([75, 90], 1500)))
-    found = how_sources_are_told(facts_of(1500, quality), source.tolist(), list(range(1500)))
+    found = find_source_accuracy(facts_of(1500, quality), source.tolist(), list(range(1500)))
     assert found is not None
     assert (found.sources, found.images) == (3, 1500)
     assert found.balanced_accuracy == pytest.approx(2 / 3, abs=0.02)
-    assert how_sources_are_told(facts_of(1500, quality), [""] * 1500, list(range(1500))) is None
+    assert find_source_accuracy(facts_of(1500, quality), [""] * 1500, list(range(1500))) is None
     few = ["a"] * 1491 + ["b"] * 9  # too few groups of one
-    assert how_sources_are_told(facts_of(1500, quality), few, list(range(1500))) is None
+    assert find_source_accuracy(facts_of(1500, quality), few, list(range(1500))) is None
 
 
 # -- the whole ------------------------------------------------------------------------------------------------

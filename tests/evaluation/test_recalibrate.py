@@ -22,7 +22,12 @@ from clipmole.cli import app
 from clipmole.data import labels_of, read_manifest, windows
 from clipmole.data.sample import Sample
 from clipmole.errors import CheckpointError, ClipmoleError, ConfigError, DataError, ImageNotFound
-from clipmole.evaluation.recalibrate import calibrate, recalibrate, recalibrate_on_photographs, recalibration_summary
+from clipmole.evaluation.recalibrate import (
+    fit_detector_calibration,
+    recalibrate,
+    recalibrate_on_photographs,
+    recalibration_summary,
+)
 from clipmole.inference.detector import Detector
 from clipmole.models.adapter import save_adapter, with_calibration
 from clipmole.models.backbone import save_tower
@@ -89,7 +94,7 @@ def test_the_copy_holds_the_calibration_that_the_logits_give(home: Path, samples
     copy = load(home, tmp_path / "new")
     assert copy.calibration == result.new == expected
     assert result.old == CALIBRATION
-    assert calibrate(detector, samples) == (fit_calibration(logits, y), {})  # type: ignore[arg-type]
+    assert fit_detector_calibration(detector, samples) == (fit_calibration(logits, y), {})  # type: ignore[arg-type]
     # The weights are the same to the last bit, the detector that was given is untouched, and the names differ.
     assert np.array_equal(copy.score(windows(samples, "as stored")), logits["as stored"].astype(np.float32))
     assert contents(home / "mine") == before

@@ -196,7 +196,7 @@ def test_rows_that_were_half_written_are_written_again(tmp_path: Path) -> None:
         size = (tmp_path / name).stat().st_size
         os.truncate(tmp_path / name, size - cut)
         kept = KeptRows(tmp_path / "rows.f16", 4)
-        assert list(kept.place) == ["a", "b"]
+        assert list(kept.row_of) == ["a", "b"]
         kept.add(["c"], rows[2:])
         assert KeptRows(tmp_path / "rows.f16", 4).read(["a", "b", "c"]).tolist() == rows.tolist()
 
@@ -208,7 +208,7 @@ def test_a_row_with_a_flipped_bit_is_computed_again(tmp_path: Path) -> None:
     data[9] ^= 1  # of b
     (tmp_path / "rows.f16").write_bytes(data)
     kept = KeptRows(tmp_path / "rows.f16", 4)
-    assert list(kept.place) == ["a"]
+    assert list(kept.row_of) == ["a"]
     kept.add(["b", "c"], rows[1:])
     assert KeptRows(tmp_path / "rows.f16", 4).read(["a", "b", "c"]).tolist() == rows.tolist()
 

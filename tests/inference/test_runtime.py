@@ -380,8 +380,8 @@ def test_a_damaged_compiled_graph_is_compiled_again(
 def test_settings_that_there_are_not_are_refused_with_those_that_there_are(adapter: tuple[Path, Path]) -> None:
     folder, backbone = adapter
     for options, message in {
-        ("runtime", "foo"): "runtime='foo': there is none; give one of auto, torch, torch-compile, openvino, onnx",
-        ("precision", "float16"): "precision='float16': there is none; give one of float32, bfloat16, int8",
+        ("runtime", "foo"): "runtime='foo': is unknown; give one of auto, torch, torch-compile, openvino, onnx",
+        ("precision", "float16"): "precision='float16': is unknown; give one of float32, bfloat16, int8",
     }.items():
         with pytest.raises(ConfigError, match=message):
             Detector.from_pretrained(folder, backbone=backbone, **dict([options]))  # type: ignore[arg-type]

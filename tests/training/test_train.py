@@ -296,9 +296,9 @@ def test_full_finetuning_with_experts_is_a_contradiction() -> None:
 def test_the_finished_detector_looks_at_no_more_validation_images_than_it_needs(
     manifest: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(training, "LOOKED_AT", 5)
+    monkeypatch.setattr(training, "MOST_SCORED", 5)
     val = take_split(read_manifest(manifest), "val")
-    report, table = training.look_again(Detector(tiny_network(), PREPROCESS), val, seed=0)
+    report, table = training.score_validation(Detector(tiny_network(), PREPROCESS), val, seed=0)
     assert {(each.n_real, each.n_generated) for each in report.sets} == {(5, 5)}
     assert [sample.label for sample in table.samples] == [0] * 5 + [1] * 5  # in the order of the split
     assert set(table.samples) < set(val)

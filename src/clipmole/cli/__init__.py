@@ -59,7 +59,7 @@ def _options(
 
 
 class _Output(io.TextIOWrapper):
-    """stdout with errors that name it, and with escapes for characters that its encoding lacks."""
+    """stdout whose errors name it. Characters that its encoding lacks are written as escapes."""
 
     def flush(self) -> None:
         try:

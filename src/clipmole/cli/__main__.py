@@ -1,4 +1,4 @@
-"""`python -m clipmole.cli`, as `python -m clipmole`: `accelerate launch -m clipmole.cli` starts it several times."""
+"""`python -m clipmole.cli`: the same as `python -m clipmole`, for `accelerate launch -m clipmole.cli`."""
 
 from clipmole.cli import main
 

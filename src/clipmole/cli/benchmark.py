@@ -1,4 +1,4 @@
-"""`clipmole benchmark` and `selftest`: how fast this machine computes logits, path by path, and whether rightly."""
+"""`clipmole benchmark` and `selftest`: how fast each path computes logits here, and whether they are right."""
 
 from __future__ import annotations
 

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from clipmole.cli.inputs import existing_images
 from clipmole.cli.options import FakeFolders, RealFolders, data_app, data_source, remark
 from clipmole.cli.render import long_work
 
@@ -71,18 +72,14 @@ def pair(
     """Make a training set of photographs alone: each gets a twin that a small autoencoder has decoded."""
     from clipmole.data import CAMERA, Unpacking, limit_samples, read_data
     from clipmole.data.sample import Sample
-    from clipmole.errors import ImageError
-    from clipmole.images.discovery import find_images
     from clipmole.training.pairs import MANIFEST, PairConfig, make_pairs
 
     given: dict[str, Any] = {"window": window, "steps": steps, "seed": seed, "mix": tuple(mix or ())}
     config = PairConfig.parse(given, "options")
     with long_work() as progress:
         if os.path.isdir(photographs) and split is None:
-            found = list(find_images([photographs], progress.say))
-            if missing := next((each for each in found if isinstance(each, ImageError)), None):
-                raise missing
-            samples = [Sample(path=Path(str(p)), label=0, generator=CAMERA, split="") for p in found]
+            found = existing_images([photographs], progress.say)
+            samples = [Sample(path=Path(path), label=0, generator=CAMERA, split="") for path in found]
         else:
             samples = read_data(photographs, split, unsplit="", how=Unpacking(say=progress.say))
             samples = [sample for sample in samples if sample.label == 0]

@@ -102,7 +102,7 @@ def detect(
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object per line.")] = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV with a header.")] = False,
     tiles: Annotated[
-        bool, typer.Option("--tiles", help="With --json: also the score and the place of each crop.")
+        bool, typer.Option("--tiles", help="With --json: also the score and the box of each crop.")
     ] = False,
     labels_only: Annotated[bool, typer.Option("--labels-only", help="Leave the percentages out of the table.")] = False,
     provenance: Annotated[

@@ -12,11 +12,11 @@ from clipmole import api
 from clipmole.cli.options import (
     BackboneName,
     BatchSize,
-    CalibrationMethod,
+    CalibrationMethodChoice,
     DataArgument,
     DeviceName,
     FakeFolders,
-    Precision,
+    PrecisionChoice,
     RealFolders,
     RuntimeOption,
     app,
@@ -71,8 +71,8 @@ def evaluate(
     batch_size: BatchSize = None,
     device: DeviceName = "cpu",
     precision: Annotated[
-        Precision, typer.Option(help="bfloat16 is faster and slightly less exact.")
-    ] = Precision.FLOAT32,
+        PrecisionChoice, typer.Option(help="bfloat16 is faster and slightly less exact.")
+    ] = PrecisionChoice.FLOAT32,
     runtime: RuntimeOption = None,
 ) -> None:
     """Measure detectors on labelled images, side by side, and write a report."""
@@ -125,7 +125,7 @@ def calibrate(
         float | None, typer.Option(help="Highest share of generated images called photographs. Default: 0.10.")
     ] = None,
     method: Annotated[
-        CalibrationMethod | None, typer.Option(help="How the probability is fitted. Default: platt.")
+        CalibrationMethodChoice | None, typer.Option(help="How the probability is fitted. Default: platt.")
     ] = None,
     by_source: Annotated[
         bool | None,

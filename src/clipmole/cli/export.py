@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from clipmole.cli.options import BackboneName, Precision, app, remark
+from clipmole.cli.inputs import existing_images
+from clipmole.cli.options import BackboneName, PrecisionChoice, app, remark
 from clipmole.cli.render import long_work
-from clipmole.errors import ImageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -33,8 +33,8 @@ def export(
     out: Annotated[Path, typer.Option("--out", "-o", help="The directory to write.")],
     to: Annotated[GraphTarget, typer.Option(help="The runtime that the graph is for.")] = GraphTarget.OPENVINO,
     precision: Annotated[
-        Precision, typer.Option(help="Arithmetic of the graph; bfloat16 with OpenVINO only.")
-    ] = Precision.FLOAT32,
+        PrecisionChoice, typer.Option(help="Arithmetic of the graph; bfloat16 with OpenVINO only.")
+    ] = PrecisionChoice.FLOAT32,
     int8: Annotated[bool, typer.Option("--int8", help="Quantise the weights to int8.")] = False,
     calibrate_on: Annotated[
         list[str] | None,
@@ -68,7 +68,7 @@ def export(
         labels = labels_of(samples).tolist()
 
     def images() -> Iterable[ImageSource]:
-        return windows(samples, "as stored") if data else _images(check_on)
+        return windows(samples, "as stored") if data else existing_images(check_on or ())
 
     with long_work() as progress:
         record = export_detector(
@@ -78,20 +78,10 @@ def export(
             images,
             labels=labels,
             precision="int8" if int8 else precision.value,
-            calibrate_on=_images(calibrate_on),
+            calibrate_on=existing_images(calibrate_on or ()),
             backbone=backbone,
             progress=progress,
         )
     for line in summary_lines(record):
         remark(line)
     typer.echo(str(out))
-
-
-def _images(paths: list[str] | None) -> Iterable[ImageSource]:
-    """The named images, one by one. Raises the error of the first that is not there."""
-    from clipmole.images.discovery import find_images
-
-    for path in find_images(paths or []):
-        if isinstance(path, ImageError):
-            raise path
-        yield path

@@ -1,4 +1,4 @@
-"""`clipmole push` and `import-univfd`: upload an adapter directory, and make one of UnivFD's published head."""
+"""`clipmole push` and `import-univfd`: upload an adapter directory, and make one from UnivFD's published head."""
 
 from __future__ import annotations
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from clipmole.cli.options import remark
 from clipmole.errors import DataError, ImageError, ImageNotFound
 from clipmole.plumbing.path_lists import text_encoding
+from clipmole.plumbing.progress import Say, silent
 
 if TYPE_CHECKING:
     from clipmole.images.loading import ImageSource
@@ -44,6 +45,16 @@ def listed_on_stdin() -> Iterator[str]:
         chunk = stdin.read(2**16) or b""
     if rest.strip():
         yield os.fsdecode(rest.removesuffix(b"\r"))
+
+
+def existing_images(paths: Iterable[str], say: Say = silent) -> Iterator[str]:
+    """The images that `find_images` finds, one by one. Raises the error of the first that is not there."""
+    from clipmole.images.discovery import find_images
+
+    for path in find_images(paths, say):
+        if isinstance(path, ImageError):
+            raise path
+        yield path
 
 
 def sources(paths: Iterable[str], list_file: str | None = None) -> Iterator[ImageSource | ImageError]:

@@ -62,14 +62,14 @@ data_app = typer.Typer(
 app.add_typer(data_app, name="data")
 
 
-class CalibrationMethod(StrEnum):
+class CalibrationMethodChoice(StrEnum):
     """How a probability is fitted."""
 
     PLATT = "platt"
     TEMPERATURE = "temperature"
 
 
-class Precision(StrEnum):
+class PrecisionChoice(StrEnum):
     """Arithmetic of the network."""
 
     FLOAT32 = "float32"
@@ -117,7 +117,7 @@ BatchSize = Annotated[
 
 
 PrecisionOption = Annotated[
-    Precision | None, typer.Option(help="bfloat16 is faster and slightly less exact. Default: float32.")
+    PrecisionChoice | None, typer.Option(help="bfloat16 is faster and slightly less exact. Default: float32.")
 ]
 
 
@@ -149,7 +149,7 @@ def detector_loader(
     detector: str,
     backbone: str | None,
     device: str,
-    precision: Precision | None,
+    precision: PrecisionChoice | None,
     batch_size: int | None,
     runtime: RuntimeChoice | None,
     workers: int | None = None,

@@ -66,7 +66,7 @@ def get(
 ) -> None:
     """Get a list of certificates and keep it in the cache, with its date and sha256, for all that reads metadata.
 
-    No other command fetches a list, and none is ever fetched again by itself.
+    No other command fetches a list, and a list is never updated automatically.
     """
     from clipmole.provenance.trust_list import URL, get_trust_list
 

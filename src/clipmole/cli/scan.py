@@ -41,7 +41,7 @@ class Engine(StrEnum):
 
 
 def _workers(text: str) -> tuple[int, int]:
-    """(2, 2) of "2", (1, 8) of "1:8"."""
+    """The fewest and the most workers: (2, 2) for "2", (1, 8) for "1:8"."""
     match = re.fullmatch(r"(\d+)(?::(\d+))?", text)
     least, most = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
     if not 1 <= least <= most:

@@ -11,7 +11,7 @@ from clipmole.cli.options import (
     DataArgument,
     DeviceName,
     FakeFolders,
-    Precision,
+    PrecisionChoice,
     RealFolders,
     app,
     command_line,
@@ -54,8 +54,8 @@ def separability(
     seed: Annotated[int, typer.Option(min=0, help="Seed of every draw.")] = 0,
     device: DeviceName = "cpu",
     precision: Annotated[
-        Precision, typer.Option(help="bfloat16 is faster and slightly less exact.")
-    ] = Precision.FLOAT32,
+        PrecisionChoice, typer.Option(help="bfloat16 is faster and slightly less exact.")
+    ] = PrecisionChoice.FLOAT32,
 ) -> None:
     """Say how many images of a generator it takes to tell it from photographs and from other generators."""
     source = data_source(data, real, fake)

@@ -46,10 +46,10 @@ def serve(
     max_megapixels: Annotated[int, typer.Option(min=1, help="Largest image, millions of pixels.")] = 64,
     max_images: Annotated[int, typer.Option(min=1, help="Images in one request, at most.")] = 32,
     max_requests: Annotated[
-        int, typer.Option(min=1, help="Requests at one time, at most; further ones are told to come back.")
+        int, typer.Option(min=1, help="Requests at one time, at most; further ones are told to try again later.")
     ] = 64,
     max_queue: Annotated[
-        int, typer.Option(min=1, help="Images that wait, at most; further ones are told to come back.")
+        int, typer.Option(min=1, help="Images that wait, at most; further ones are told to try again later.")
     ] = 128,
     shutdown_seconds: Annotated[
         float, typer.Option(min=1, help="Seconds to finish accepted requests after a stop signal.")

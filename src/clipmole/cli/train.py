@@ -103,7 +103,7 @@ def train(
         typer.echo(str(out))
 
 
-class MergeMethod(StrEnum):
+class MergeMethodChoice(StrEnum):
     """How adapters are merged."""
 
     STACK = "stack"
@@ -117,11 +117,11 @@ def merge(
     detectors: Annotated[list[str], typer.Argument(help="Two or more detectors with adapters on one backbone.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="The adapter directory to write.")],
     method: Annotated[
-        MergeMethod,
+        MergeMethodChoice,
         typer.Option(
             help="stack keeps everything, with the sum of the ranks; the others keep the ranks; camex learns on --data."
         ),
-    ] = MergeMethod.STACK,
+    ] = MergeMethodChoice.STACK,
     weight: Annotated[
         list[float] | None,
         typer.Option(help="Weight of each detector, in their order. Default: all the same, which gives the mean."),
@@ -132,7 +132,7 @@ def merge(
     backbone: BackboneName = None,
 ) -> None:
     """Merge adapters into one; the result has no thresholds until it is calibrated."""
-    if (data is None) == (method is MergeMethod.CAMEX) or (split is not None and data is None):
+    if (data is None) == (method is MergeMethodChoice.CAMEX) or (split is not None and data is None):
         raise typer.BadParameter("--data and --split are for --method camex, which needs --data")
 
     from clipmole.data import Unpacking, read_data

@@ -108,7 +108,7 @@ def read_data(
         24
     """
     try:
-        samples = _read(source, unsplit, how or Unpacking())
+        samples = _read_source(source, unsplit, how or Unpacking())
     except ImageError as error:  # of a container: a part of it is not taken for the whole
         raise DataError(str(error)) from error
     if split is None:
@@ -120,18 +120,18 @@ def read_data(
     return chosen
 
 
-def _read(source: DataSource, unsplit: str, how: Unpacking) -> list[Sample]:
+def _read_source(source: DataSource, unsplit: str, how: Unpacking) -> list[Sample]:
     if isinstance(source, Folders):
         return read_folders(source, unsplit, how.say)
     text = str(source)
-    place = Path(text)
+    path = Path(text)
     if text.startswith(PREFIX):
         name, query = read_query(text.removeprefix(PREFIX))
         return read_dataset(name, query, unsplit, how)
     if is_address(text):
         return read_shards(text, braces(text), unsplit, how)
-    if place.is_dir():
-        return _read_folder(place, unsplit, how)
+    if path.is_dir():
+        return _read_folder(path, unsplit, how)
     return _read_files(text, unsplit, how)
 
 

@@ -73,7 +73,7 @@ def read_folder(path: str | Path, unsplit: str = "test", say: Say = silent) -> l
     samples = []
     for parts in files:
         below, split = (parts[1:], SPLITS[parts[0]]) if split_above else (parts, unsplit)
-        placed = _placed(below, split)
+        placed = _in_layout(below, split)
         if placed is None:
             raise DataError(f"{root.joinpath(*parts)}: is in no known layout; expected a manifest (.csv) or {LAYOUTS}")
         label, above, split = placed
@@ -157,7 +157,7 @@ def _splits_above(files: Iterable[Sequence[str]]) -> bool:
     )
 
 
-def _placed(parts: Sequence[str], split: str) -> tuple[int, tuple[str, ...], str] | None:
+def _in_layout(parts: Sequence[str], split: str) -> tuple[int, tuple[str, ...], str] | None:
     """Label, folders above the layout's own and split of an image at `parts`; None in no known layout."""
     for i, part in enumerate(parts[:-1]):
         if part in CNNSPOT:

@@ -44,14 +44,16 @@ def read_dataset(name: str, query: Query, unsplit: str, how: Unpacking) -> list[
         else:
             found = []
             facts = part.select_columns([columns[key] for key in ("label", "generator", "group") if key in columns])
-            for row, (place, fact) in enumerate(zip(rows, facts, strict=True)):
+            for row, (location, fact) in enumerate(zip(rows, facts, strict=True)):
                 if query.take is not None and row >= query.take:
                     break
                 fields = _fields(f"{name} ({split}), row {row}", split, fact, columns, part.features, query)
                 inside = (
-                    {"path": place.file / f"row {place.row}", "inside": place} if isinstance(place, ArrowRow) else {}
+                    {"path": location.file / f"row {location.row}", "inside": location}
+                    if isinstance(location, ArrowRow)
+                    else {}
                 )
-                found.append(Sample.model_validate({"path": place} | fields | inside))
+                found.append(Sample.model_validate({"path": location} | fields | inside))
         samples += found
     if not samples:
         raise DataError(f"{name}: holds no samples")
@@ -89,11 +91,11 @@ def _in_place(part: Any, column: str) -> list[ArrowRow | Path] | None:
         return None
     raw = undecoded(part, column)
     for row in {0, len(locations) // 2, len(locations) - 1}:  # a shuffled data set has its files in another order
-        place, stored = locations[row], raw[row][column]
-        if isinstance(place, ArrowRow):
-            same = arrow_bytes(place.file, column, place.row) == stored["bytes"]
+        location, stored = locations[row], raw[row][column]
+        if isinstance(location, ArrowRow):
+            same = arrow_bytes(location.file, column, location.row) == stored["bytes"]
         else:
-            same = str(place) == stored["path"]
+            same = str(location) == stored["path"]
         if not same:
             return None
     return locations

@@ -77,21 +77,21 @@ def limit_samples(samples: Sequence[Sample], limit: int | None, seed: int = 0) -
 
 def sample_bytes(sample: Sample) -> bytes:
     """The stored bytes of the sample's image, wherever they lie. Raises `DataError`."""
-    place = sample.inside
+    inside = sample.inside
     try:
-        if isinstance(place, ArrowRow):
-            return arrow_bytes(place.file, place.column, place.row)
-        if place is None:
+        if isinstance(inside, ArrowRow):
+            return arrow_bytes(inside.file, inside.column, inside.row)
+        if inside is None:
             return read_regular_file(sample.path, DEFAULT_LIMITS.max_bytes)
-        with place.file.open("rb") as opened:
-            opened.seek(place.offset)
-            data = opened.read(place.size)
+        with inside.file.open("rb") as opened:
+            opened.seek(inside.offset)
+            data = opened.read(inside.size)
     except (ImageError, NotReadable) as error:
         raise DataError(f"{sample.path}: {error}") from error
     except OSError as error:
         raise DataError(f"{sample.path}: cannot be read: {error.strerror}") from error
-    if len(data) < place.size:
-        raise DataError(f"{sample.path}: {place.file} ends before it; fetch that file again")
+    if len(data) < inside.size:
+        raise DataError(f"{sample.path}: {inside.file} ends before it; fetch that file again")
     return data
 
 
@@ -137,7 +137,7 @@ def sample_lines(samples: Iterable[Sample], digests: Iterable[str] | None = None
 
 
 def data_digest(samples: Iterable[Sample]) -> str:
-    """sha256 over the samples' `sample_lines`, whatever their order and place."""
+    """sha256 over the samples' `sample_lines`, whatever their order and wherever the files lie."""
     return lines_digest(sample_lines(samples))
 
 

@@ -58,8 +58,8 @@ def draw_splits(samples: Sequence[Sample], digests: Mapping[Sample, str], seed: 
     with warnings.catch_warnings():  # of generators with fewer than ten images
         warnings.simplefilter("ignore", UserWarning)
         for name, (_, chosen) in zip(names, folds.split(strata, strata, groups), strict=False):
-            for place in chosen.tolist():
-                split[order[place]] = name
+            for i in chosen.tolist():
+                split[order[i]] = name
     return [sample.model_copy(update={"split": name}) for sample, name in zip(samples, split, strict=True)]
 
 

@@ -21,7 +21,7 @@ from PIL import Image
 from clipmole.data.sample import Sample
 from clipmole.errors import DataError
 from clipmole.images.formats import IMAGE_EXTENSIONS
-from clipmole.plumbing.files import cache_folder, whole_file
+from clipmole.plumbing.files import cache_folder, whole_file, write_texts
 from clipmole.plumbing.json_toml import parse_json
 from clipmole.plumbing.progress import Say, silent
 
@@ -67,7 +67,7 @@ def unpack(source: str, identity: str, images: Iterable[tuple[bytes, dict[str, A
     index = folder / LIST
     if index.is_file():
         how.say(f"{source}: taken from {folder}, where it was unpacked before; delete that folder to read it again")
-        return _listed(index)
+        return _read_index(index)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(folder).free / GIB
@@ -85,29 +85,24 @@ def unpack(source: str, identity: str, images: Iterable[tuple[bytes, dict[str, A
                 )
             name = f"{len(rows):08d}-{hashlib.sha256(data).hexdigest()[:16]}{_extension(data)}"
             if not (folder / name).is_file():  # a name stands for its content, and appears when that is complete
-                _write(folder / name, data)
+                with whole_file(folder / name) as file:
+                    file.write(data)
             rows.append({"path": name, **fields})
-        _write(index, "".join(json.dumps(row) + "\n" for row in rows).encode())
+        write_texts(folder, {LIST: "".join(json.dumps(row) + "\n" for row in rows)})
     except OSError as error:
         raise DataError(
             f"{folder}: cannot be written: {error.strerror}; free some space, or name another folder: --unpack-to"
         ) from error
     how.say(f"{source}: {len(rows)} images, {total / GIB:.2f} GiB")
-    return _listed(index)
+    return _read_index(index)
 
 
-def _listed(index: Path) -> list[Sample]:
+def _read_index(index: Path) -> list[Sample]:
     try:
         rows = [parse_json(line) for line in index.read_text(encoding="utf-8").splitlines()]
         return [Sample.model_validate(row | {"path": index.parent / row["path"]}) for row in rows]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{index}: is damaged; delete the folder {index.parent} to unpack it again") from error
-
-
-def _write(path: Path, data: bytes) -> None:
-    """The whole file or none."""
-    with whole_file(path) as file:
-        file.write(data)
 
 
 def _extension(data: bytes) -> str:

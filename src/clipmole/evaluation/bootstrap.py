@@ -18,6 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from clipmole.errors import ConfigError, DataError
 from clipmole.metrics import Metric
+from clipmole.plumbing.disjoint_sets import DisjointSets
 from clipmole.plumbing.seeding import sample_rng
 
 
@@ -54,14 +55,10 @@ def group_codes(groups: Sequence[str]) -> NDArray[np.int64]:
 
 def _joined(strata: NDArray[np.int64], codes: NDArray[np.int64]) -> NDArray[np.int64]:
     """Strata (n,) in which those that share a group are joined, numbered by the smallest of them."""
-    while True:
-        lowest = np.full(codes.max() + 1, np.iinfo(np.int64).max)
-        np.minimum.at(lowest, codes, strata)
-        renamed = np.arange(strata.max() + 1)
-        np.minimum.at(renamed, strata, lowest[codes])
-        if np.array_equal(renamed[strata], strata):
-            return strata
-        strata = renamed[strata]
+    sets, first = DisjointSets(int(strata.max()) + 1), dict[int, int]()
+    for stratum, code in zip(strata.tolist(), codes.tolist(), strict=True):
+        sets.join(stratum, first.setdefault(code, stratum))
+    return np.array([sets.find(stratum) for stratum in range(len(sets.parent))])[strata]
 
 
 def bootstrap_indices(
@@ -90,12 +87,12 @@ def bootstrap_indices(
     parts: list[_Stratum] = []
     if n:
         codes = np.arange(n) if groups is None else group_codes(groups)
-        values = _joined(values, codes)
-        for place, value in enumerate(np.unique(values)):
+        values = values if groups is None else _joined(values, codes)
+        for number, value in enumerate(np.unique(values)):
             own = np.flatnonzero(values == value)
             members = own[np.argsort(codes[own], kind="stable")]
             starts = np.flatnonzero(np.diff(codes[members], prepend=-1))
-            keys = [names[i] for i in own.tolist()] if names is not None else [place]
+            keys = [names[i] for i in own.tolist()] if names is not None else [number]
             rng = sample_rng(seed, *keys)
             parts.append(_Stratum(members, starts, np.diff(starts, append=len(members)), rng))
     for _ in range(resamples):

@@ -1,7 +1,7 @@
 """Images -> the features of a frozen backbone for linear heads, computed once for each image and kept in a file.
 
 In: samples, a backbone and the condition under which it sees them. Out: features (n, F). It knows nothing of
-labels, heads or figures.
+labels, heads or estimates.
 
 A linear head on the mean of an image's crops gives the mean of its logits on the crops, so an image needs one row.
 The row is kept by the digest of the content, so a run that was stopped, or one with more images, computes none twice.
@@ -105,7 +105,7 @@ class FeatureExtractor:
         failed: dict[str, str] = {}
         try:
             kept = KeptRows(folder / ROWS_FILE.format(self.digest[:16]), self.width)
-            waiting = {key: each for key, each in zip(keys, samples, strict=True) if key not in kept.place}
+            waiting = {key: each for key, each in zip(keys, samples, strict=True) if key not in kept.row_of}
             coming = iter(waiting)
             with closing(prepared(waiting.values(), [self.condition], self.seed, 2)) as images:
                 chunks = iter(lambda: take_chunk(images, CHUNK_IMAGES), [])
@@ -139,7 +139,7 @@ class KeptRows:
         width: values of a row.
 
     Attributes:
-        place: key -> number of its row.
+        row_of: key -> number of its row.
 
     Raises `OSError`.
     """
@@ -152,7 +152,7 @@ class KeptRows:
         whole = list(takewhile(self._fits, self._lines()))
         os.truncate(path, len(whole) * 2 * width)
         os.truncate(self.names, sum(len(line) + 1 for line, _ in whole))
-        self.place = {line[:-9].decode(): number for number, (line, _) in enumerate(whole)}
+        self.row_of = {line[:-9].decode(): number for number, (line, _) in enumerate(whole)}
 
     def _lines(self) -> Iterator[tuple[bytes, bytes]]:
         """Each line without its end, and the bytes of its row."""
@@ -175,14 +175,14 @@ class KeptRows:
                 b"%s %08x\n" % (key.encode(), zlib.crc32(row)) for key, row in zip(keys, values, strict=True)
             )
         for key in keys:
-            self.place[key] = len(self.place)
+            self.row_of[key] = len(self.row_of)
 
     def read(self, keys: Sequence[str]) -> NDArray[np.float32]:
         """Rows (n, F) of keys; nan for those that are not there."""
         rows = np.fromfile(self.path, dtype="<f2").reshape(-1, self.width)
         found = np.full((len(keys), self.width), np.nan, dtype=np.float32)
-        there = [(i, self.place[key]) for i, key in enumerate(keys) if key in self.place]
+        there = [(i, self.row_of[key]) for i, key in enumerate(keys) if key in self.row_of]
         if there:
-            places, numbers = zip(*there, strict=True)
-            found[list(places)] = rows[list(numbers)]
+            indices, numbers = zip(*there, strict=True)
+            found[list(indices)] = rows[list(numbers)]
         return found

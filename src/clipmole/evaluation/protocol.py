@@ -145,11 +145,11 @@ def _read_set(each: DataSet, owner: Owner, root: Path) -> list[Sample]:
     """Samples of one set: photographs, then generated images, each sorted by path; `DataError` if not both."""
     samples = [
         sample.model_copy(update={"generator": each.name if sample.label else CAMERA})
-        for sample in read_folder(_place(each.folders, owner, root))
+        for sample in read_folder(_folder_of(each.folders, owner, root))
         if each.split in (None, sample.split)
     ]
     if each.photographs:
-        apart = read_folder(_place((each.photographs,), owner, root))
+        apart = read_folder(_folder_of((each.photographs,), owner, root))
         samples = [s for s in samples if s.label == 1] + [s for s in apart if s.label == 0]
     reason = _lacks(samples)
     if reason:
@@ -157,12 +157,12 @@ def _read_set(each: DataSet, owner: Owner, root: Path) -> list[Sample]:
     return sorted(samples, key=lambda sample: sample.label)
 
 
-def _place(folders: Sequence[str], owner: Owner, root: Path) -> Path:
+def _folder_of(folders: Sequence[str], owner: Owner, root: Path) -> Path:
     for below in owner.below:
         for folder in folders:
-            place = root / below / folder
-            if place.is_dir():
-                return place
+            path = root / below / folder
+            if path.is_dir():
+                return path
     raise DataError(f"no folder {folders[0]}")
 
 
@@ -179,7 +179,7 @@ def published_results() -> tuple[PublishedResult, ...]:
     return tuple(
         PublishedResult.model_validate({"metric": "average_precision"} | row)
         for name in ("published.csv", "published_sets.csv")
-        for row in _rows(name)
+        for row in _published_rows(name)
     )
 
 
@@ -188,6 +188,6 @@ def published_for(protocol: Protocol) -> tuple[PublishedResult, ...]:
     return tuple(f for f in published_results() if f.benchmark.partition(" under ")[0] == protocol.benchmark)
 
 
-def _rows(name: str) -> list[dict[str, str]]:
+def _published_rows(name: str) -> list[dict[str, str]]:
     text = (resources.files("clipmole") / "evaluation" / "protocols" / name).read_text(encoding="utf-8")
     return list(csv.DictReader(text.splitlines()))

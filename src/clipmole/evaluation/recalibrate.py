@@ -121,7 +121,9 @@ def check_calibration_set(
     check_enough(int((labels == 1).sum()), max_miss, "generated images")
 
 
-def calibrate(detector: Detector, samples: Sequence[Sample], seed: int = 0) -> tuple[Calibration, dict[str, float]]:
+def fit_detector_calibration(
+    detector: Detector, samples: Sequence[Sample], seed: int = 0
+) -> tuple[Calibration, dict[str, float]]:
     """Fit probability and thresholds to a detector's logits, as stored and equalised together.
 
     Thresholds are set over sources where `calibration_sources` finds enough of them.

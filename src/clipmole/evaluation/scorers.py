@@ -35,7 +35,7 @@ from clipmole.evaluation.records import TrainedOn
 from clipmole.images.transforms import RGB
 from clipmole.inference.detector import Detector
 from clipmole.inference.pytorch import TorchRuntime
-from clipmole.inference.runtime import RuntimeName, batch_for, name_suffix
+from clipmole.inference.runtime import RuntimeName, batch_for, check_arithmetic, name_suffix
 from clipmole.models.adapter import TRAIN, find_adapter
 from clipmole.models.backbone import tower_sha256
 from clipmole.models.hub import why_unreachable
@@ -155,6 +155,7 @@ def load_scorer(
     Args:
         runtime: of clipmole's detectors, as in `Detector.from_pretrained`; the others have their own.
     """
+    check_arithmetic(runtime, precision)
     kind, _, rest = spec.partition(":")
     size = batch_for(device, batch_size)
     if kind == "hf" and rest:

@@ -395,7 +395,7 @@ def separability(
 
     Args:
         samples: labelled images; their splits are ignored. Sources and groups are never divided.
-        backbone: as `load_backbone` takes it. If it was trained on generated images, the figures look too good.
+        backbone: as `load_backbone` takes it. If it was trained on generated images, the results look too good.
         out: the folder that keeps the features; a run that was stopped continues with them.
         config: the protocol's settings.
         device, precision: of the forward passes.

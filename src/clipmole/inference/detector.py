@@ -33,13 +33,11 @@ from clipmole.inference.export_directory import is_export, open_export
 from clipmole.inference.graph import cached_graph, installed
 from clipmole.inference.pytorch import TorchRuntime
 from clipmole.inference.runtime import (
-    PRECISIONS,
-    RUNTIMES,
     Precision,
     Runtime,
     RuntimeName,
     batch_for,
-    check_name,
+    check_arithmetic,
     name_suffix,
 )
 from clipmole.models.adapter import (
@@ -104,15 +102,15 @@ def each_image(images: Iterable[ImageSource | ImageError] | ImageSource) -> Iter
     return [images] if isinstance(images, str | bytes | os.PathLike | Image.Image) else images
 
 
-def _split(crops: list[NDArray[np.uint8]], count: int) -> tuple[NDArray[np.uint8], list[NDArray[np.uint8]]]:
+def _take_crops(crops: list[NDArray[np.uint8]], count: int) -> tuple[NDArray[np.uint8], list[NDArray[np.uint8]]]:
     """The first `count` crops in one array (all, if they are fewer), and those that are left."""
     taken: list[NDArray[np.uint8]] = []
-    for place, part in enumerate(crops):
+    for i, part in enumerate(crops):
         taken.append(part[:count])
         count -= len(taken[-1])
         if count == 0:
             rest = part[len(taken[-1]) :]
-            return np.concatenate(taken), [*([rest] if len(rest) else []), *crops[place + 1 :]]
+            return np.concatenate(taken), [*([rest] if len(rest) else []), *crops[i + 1 :]]
     return np.concatenate(taken), []
 
 
@@ -171,7 +169,7 @@ class Detector:
     Args:
         network: the detector network; None if `runtime` needs none.
         preprocess: how an image becomes crops; an image's logit is the mean over its crops, or a weighted mean of that
-            and the logit of the view of the whole.
+            and the logit of a small view of the whole image.
         calibration: None gives logits without probabilities and verdicts.
         name: the name of this detector in detections.
         device: "cpu", "cuda", ...
@@ -269,10 +267,7 @@ class Detector:
             >>> detector.name.split("@")[0], detector.calibration is not None
             ('embedded', True)
         """
-        if runtime is not None:
-            check_name("runtime", runtime, ("auto", *RUNTIMES))
-        if precision is not None:
-            check_name("precision", precision, PRECISIONS)
+        check_arithmetic(runtime, precision)
         if name == DEFAULT and (line := fallback_remark()):
             warnings.warn(line, stacklevel=2)
         if runtime == "auto" and not is_export(name):
@@ -478,7 +473,7 @@ class Detector:
                 crops.append(item.crops.pixels)
             least = self.batch_size if item is not None else 1
             while sum(map(len, crops)) >= least:
-                batch, crops = _split(crops, self.batch_size)
+                batch, crops = _take_crops(crops, self.batch_size)
                 with self.timings.of("network"):
                     found = self._outputs(self.runtime, batch)
                 outputs = np.concatenate([outputs, found]) if len(outputs) else found
@@ -493,7 +488,7 @@ class Detector:
     def _outputs(self, runtime: Runtime, crops: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Crops (n, 3, S, S) uint8 -> (n, 1) their logits or, with further outputs, (n, m).
 
-        Raises `CheckpointError` if one is not finite, of which no verdict may be made.
+        Raises `CheckpointError` if one is not finite, because no verdict may follow from it.
         """
         outputs = runtime.outputs(crops, self.batch_size).reshape(len(crops), -1)
         if not np.isfinite(outputs).all():

@@ -1,7 +1,7 @@
 """A detector -> a graph for OpenVINO or ONNX Runtime, checked against the detector in float32 or not written.
 
 In: a detector, images to check on, and for OpenVINO's int8 images that show the ranges of activations. Out: the
-directory that `exported` reads. It knows nothing of how graphs are made (`inference.graph`).
+directory that `export_directory` reads. It knows nothing of how graphs are made (`inference.graph`).
 """
 
 from __future__ import annotations
@@ -17,12 +17,13 @@ from numpy.typing import ArrayLike, NDArray
 
 import clipmole
 from clipmole.calibration import Calibration
+from clipmole.config import check_name
 from clipmole.errors import CheckpointError, ConfigError, DataError
 from clipmole.images.crops import cut_crops
 from clipmole.images.loading import ImageSource, load_image
 from clipmole.inference.detector import Detector
 from clipmole.inference.export_directory import EXPORT, Check, Export, file_digests, read_export
-from clipmole.inference.graph import GraphRuntime, convert, open_graph
+from clipmole.inference.graph import GRAPH, GraphRuntime, convert, open_graph
 from clipmole.inference.pytorch import TorchRuntime
 from clipmole.inference.quantize import quantise
 from clipmole.inference.runtime import Precision
@@ -153,8 +154,8 @@ def calibration_crops(images: Iterable[ImageSource], detector: Detector) -> list
         if len(found) == CALIBRATION_CROPS:
             break
         crops = cut_crops(load_image(source), detector.preprocess).pixels
-        place = len(found) % len(crops)
-        found.append(np.ascontiguousarray(crops[place : place + 1]))
+        i = len(found) % len(crops)
+        found.append(np.ascontiguousarray(crops[i : i + 1]))
     return found
 
 
@@ -188,6 +189,8 @@ def export_detector(
     Raises `ExportRefused` if the graph differs from the detector by more than `LIMITS`; the first `ImageError`;
     `MissingDependency`; and as `Detector.from_pretrained` does.
     """
+    check_name("runtime", runtime, tuple(GRAPH))
+    check_name("precision", precision, tuple(LIMITS))
     if runtime == "onnx" and precision == "bfloat16":
         raise ConfigError("precision=bfloat16: ONNX Runtime computes in float32 or int8; take --to openvino")
     target = check_export_folder(out)

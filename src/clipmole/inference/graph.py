@@ -28,6 +28,7 @@ from torch import nn
 from clipmole.errors import CheckpointError, ConfigError, MissingDependency
 from clipmole.inference.runtime import Precision, Runtime, RuntimeName
 from clipmole.models.network import MoLENetwork
+from clipmole.plumbing.child import last_line
 from clipmole.plumbing.files import cache_folder, is_sealed, replacing_folder, seal
 from clipmole.plumbing.locks import locked_by
 from clipmole.plumbing.telemetry import without_telemetry
@@ -184,7 +185,7 @@ class OpenVINORuntime:
             with _compiled_here(compiled) if compiled else nullcontext():
                 self.request = core.compile_model(graph, "CPU", settings).create_infer_request()
         except RuntimeError as error:
-            reason = str(error).strip().splitlines()[-1]
+            reason = last_line(str(error), "no reason given")
             raise CheckpointError(f"{graph}: cannot be run by OpenVINO: {reason}; export it again") from error
 
     def __reduce__(self) -> tuple[type[OpenVINORuntime], tuple[Any, ...]]:

@@ -22,8 +22,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from clipmole.config import check_name
 from clipmole.errors import ConfigError
-from clipmole.inference.runtime import PRECISIONS, Precision, RuntimeName, check_name
+from clipmole.inference.runtime import PRECISIONS, Precision, RuntimeName
 from clipmole.models.network import MoLENetwork
 from clipmole.plumbing.text import first_line
 
@@ -149,9 +150,9 @@ class TorchRuntime:
         with quiet, autocast, matmul_precision(precision):
             batches = torch.split(torch.from_numpy(crops), batch_size)
             coming = self.on_device(self.padded(batches[0]))
-            for place, batch in enumerate(batches):
-                here, last = coming, place + 1 == len(batches)
-                coming = here if last else self.on_device(self.padded(batches[place + 1]))  # while this one computes
+            for i, batch in enumerate(batches):
+                here, last = coming, i + 1 == len(batches)
+                coming = here if last else self.on_device(self.padded(batches[i + 1]))  # while this one computes
                 if self.copies is not None:
                     torch.cuda.current_stream(self.device).wait_stream(self.copies)
                 parts.append(self.forward(here)[: len(batch)].float())

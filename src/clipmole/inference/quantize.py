@@ -39,13 +39,13 @@ def quantise(
 
     Raises `MissingDependency`.
     """
-    place = target or graph.with_name(f"int8-{graph.name}")
+    target = target or graph.with_name(f"int8-{graph.name}")
     with without_telemetry():
         if runtime == "openvino":
-            _quantise_openvino(graph, width, crops, place)
+            _quantise_openvino(graph, width, crops, target)
         else:
-            _quantise_onnx(graph, width, place)
-    return place
+            _quantise_onnx(graph, width, target)
+    return target
 
 
 def _quantise_openvino(graph: Path, width: int, crops: Sequence[NDArray[np.uint8]], target: Path) -> None:

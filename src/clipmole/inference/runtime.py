@@ -1,21 +1,20 @@
 """Execution paths: crops in, logits out, with PyTorch, OpenVINO or ONNX Runtime.
 
-In: crops (n, 3, S, S) uint8. Out: float32 what the network gives, logits (n,) or, with further outputs, (n, m).
+In: crops (n, 3, S, S) uint8. Out: the outputs of the network in float32: logits (n,) or, with further ones, (n, m).
 `pytorch` runs the network as it is; `graph` runs it as a graph of OpenVINO or ONNX Runtime with the adapter inside, and
-`quantize` makes that graph int8. The first two give the `Detector` a
-`Runtime`, and it knows nothing else of them. They know nothing of images, image files or verdicts.
+`quantize` makes that graph int8. The first two give the `Detector` a `Runtime`, which is all that it knows of them.
+They know nothing of images, image files or verdicts.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Literal, Protocol, get_args
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from clipmole.errors import ConfigError
+from clipmole.config import check_name
 
 RuntimeName = Literal["torch", "torch-compile", "openvino", "onnx"]
 Precision = Literal["float32", "bfloat16", "int8"]
@@ -24,7 +23,7 @@ PRECISIONS: tuple[str, ...] = get_args(Precision)
 
 
 class Runtime(Protocol):
-    """One way to compute what a network gives.
+    """One way to compute the outputs of a network.
 
     Attributes:
         name: "torch", "openvino", ...
@@ -46,14 +45,14 @@ class Runtime(Protocol):
 
 
 def logits_of(outputs: NDArray[np.float32]) -> NDArray[np.float32]:
-    """The logits (n,) among what a runtime gives, (n,) or (n, m)."""
+    """The logits (n,) among the outputs of a runtime, (n,) or (n, m)."""
     return outputs.reshape(len(outputs), -1)[:, 0]
 
 
-def check_name(setting: str, given: str, known: Sequence[str]) -> None:
-    """Raise a `ConfigError` that lists the known names, unless `given` is one of `known`."""
-    if given not in known:
-        raise ConfigError(f"{setting}={given!r}: there is none; give one of {', '.join(known)}")
+def check_arithmetic(runtime: str | None, precision: str | None) -> None:
+    """Raise a `ConfigError` that lists the known names unless both are known, or None for the default."""
+    check_name("runtime", runtime, ("auto", *RUNTIMES))
+    check_name("precision", precision, PRECISIONS)
 
 
 def batch_for(device: str | torch.device, asked: int | None = None) -> int:

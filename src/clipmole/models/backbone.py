@@ -29,7 +29,7 @@ from clipmole.errors import WeightsError, WeightsMismatch, WeightsNotFound
 from clipmole.models.hub import HUB_ID, hub_files
 from clipmole.models.vit import Concatenated, ViT
 from clipmole.models.weight_layouts import Json, ParameterSource, Shape, listed, match, tower_and_layouts
-from clipmole.plumbing.files import is_odd_file, replacing_folder, why_not_replaceable
+from clipmole.plumbing.files import is_odd_file, replacing_folder, sha256_of, why_not_replaceable
 from clipmole.plumbing.json_toml import read_json
 from clipmole.plumbing.text import first_line
 
@@ -195,14 +195,13 @@ def read_tower(path: Path, source: str, file_sha256: str | None = None) -> ViT:
         file_sha256: the sha256 that the whole file must have; None: any.
     """
     if file_sha256 is not None:
-        with path.open("rb") as file:
-            given = hashlib.file_digest(file, "sha256").hexdigest()
+        given = sha256_of(path)
         if given != file_sha256:
             raise WeightsMismatch(
                 f"{source}: sha256 is {given[:12]}..., and not {file_sha256[:12]}... as pinned; delete {path} and "
                 "fetch it again"
             )
-    beside = (_settings(path.parent / name) for name in (CONFIG, OPEN_CLIP, PREPROCESSOR))
+    beside = (_json_object(path.parent / name) for name in (CONFIG, OPEN_CLIP, PREPROCESSOR))
     with open_weights(path, source) as (shapes, tensor_of):
         config, layouts = tower_and_layouts(shapes, source, *beside)
         with torch.device("meta"):
@@ -214,7 +213,7 @@ def read_tower(path: Path, source: str, file_sha256: str | None = None) -> ViT:
     return tower.eval().requires_grad_(False)
 
 
-def _settings(path: Path) -> Json | None:
+def _json_object(path: Path) -> Json | None:
     """The JSON object in a configuration file; None if there is no such file."""
     if not path.exists():
         return None
@@ -357,7 +356,7 @@ def save_tower(tower: ViT, directory: str | Path, dtype: torch.dtype = torch.flo
         raise WeightsMismatch(f"{directory}: not saved: {reasons[0]}")
     settings = {"model_type": "clipmole-vit", "format_version": 1, "tower": tower.config.model_dump(mode="json")}
     target = Path(directory)
-    files = {CONFIG: _settings, SAFETENSORS[0]: None}
+    files = {CONFIG: _json_object, SAFETENSORS[0]: None}
     if reason := why_not_replaceable(target, "a backbone directory", files):
         raise WeightsError(f"{target}: {reason}")
     try:

@@ -11,6 +11,7 @@ import json
 import stat
 import tomllib
 import zlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +95,14 @@ def read_toml(path: str | Path) -> dict[str, Any]:
 def checksum(row: dict[str, Any]) -> int:
     """CRC-32 of a JSON object without its key "crc32", the same after it is written and read again."""
     return zlib.crc32(json.dumps({key: value for key, value in row.items() if key != "crc32"}).encode())
+
+
+def flattened(values: Mapping[str, Any], before: str = "") -> dict[str, Any]:
+    """A nested dict as one with dotted keys, as in TOML."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= flattened(value, f"{before}{key}.") if isinstance(value, dict) else {before + key: value}
+    return flat
 
 
 def _integer(digits: str) -> int:

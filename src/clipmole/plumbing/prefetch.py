@@ -57,12 +57,12 @@ def ahead(
         for item in given:
             yield make(item)
         return
-    line = _Line(make, iter(given), limit, weigh)
-    line.start(workers)
+    prefetcher = _Prefetcher(make, iter(given), limit, weigh)
+    prefetcher.start(workers)
     try:
-        yield from line.results()
+        yield from prefetcher.results()
     finally:
-        line.close()
+        prefetcher.close()
 
 
 class _Failure:
@@ -72,7 +72,7 @@ class _Failure:
         self.error = error
 
 
-class _Line(Generic[Given, Made]):
+class _Prefetcher(Generic[Given, Made]):
     """The state that the threads and the reader share; attributes below `state` are used only while it is held."""
 
     def __init__(
@@ -123,7 +123,7 @@ class _Line(Generic[Given, Made]):
 
     def _work(self) -> None:
         while (item := self._next()) is not None:
-            place, value = item
+            position, value = item
             made: tuple[Made, int] | _Failure
             try:
                 result = self.make(value)
@@ -131,7 +131,7 @@ class _Line(Generic[Given, Made]):
             except BaseException as error:
                 made = _Failure(error)
             with self.state:
-                self._put(place, made)
+                self._put(position, made)
             del item, value, made  # keep nothing of this item while the thread waits for the next one
 
     def _next(self) -> tuple[int, Given] | None:
@@ -160,8 +160,8 @@ class _Line(Generic[Given, Made]):
     def _over(self) -> bool:
         return self.ended or self.left
 
-    def _put(self, place: int, made: tuple[Made, int] | _Failure) -> None:
-        self.ready[place] = made
+    def _put(self, position: int, made: tuple[Made, int] | _Failure) -> None:
+        self.ready[position] = made
         if isinstance(made, _Failure):
             self.ended = True
         else:

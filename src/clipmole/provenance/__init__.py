@@ -59,7 +59,7 @@ def read_provenance(
         >>> [finding.points_to for finding in read_provenance("diffusion.png").findings]
         ['ai-generated']
     """
-    return _read(source, limits, trust_list)[0]
+    return _examine(source, limits, trust_list)[0]
 
 
 def read_everything(
@@ -72,11 +72,11 @@ def read_everything(
 
     Arguments and errors are those of `read_provenance`.
     """
-    provenance, metadata, store = _read(source, limits, trust_list)
+    provenance, metadata, store = _examine(source, limits, trust_list)
     return provenance, [*metadata.texts, *metadata.others, *islice(_flattened(store), MAX_CLAIMS)]
 
 
-def _read(
+def _examine(
     source: str | os.PathLike[str] | bytes, limits: ImageLimits, trust_list: TrustList | None
 ) -> tuple[Provenance, Metadata, dict[str, Any]]:
     """The record, what it was made from, and the manifest store of the content credentials."""

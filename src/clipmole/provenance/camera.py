@@ -65,7 +65,7 @@ def _camera(exif: dict[str, Any], name: str, exposure: list[str], gps: bool) -> 
     if len(exposure) < 2:
         detail = f"{name}; of exposure time, aperture, sensitivity and focal length it holds {len(exposure)}; editors "
         return _finding("A camera without exposure data", detail + "and sites drop them too", "EXIF Make", "neither")
-    values = [f"{label} {value}" for label, value in _settings(exif)]
+    values = [f"{label} {value}" for label, value in _exposure(exif)]
     extras = [label for label, there in (("maker note", exif.get("MakerNote")), ("position", gps)) if there]
     if "DateTimeOriginal" in exif:
         extras.append(f"taken {_text(exif['DateTimeOriginal'])}")
@@ -79,7 +79,7 @@ def _camera(exif: dict[str, Any], name: str, exposure: list[str], gps: bool) -> 
     )
 
 
-def _settings(exif: dict[str, Any]) -> list[tuple[str, str]]:
+def _exposure(exif: dict[str, Any]) -> list[tuple[str, str]]:
     """(label, value) of the exposure as a person reads it."""
     found = []
     time, aperture = _number(exif.get("ExposureTime")), _number(exif.get("FNumber"))

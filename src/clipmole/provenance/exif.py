@@ -92,7 +92,7 @@ def read_exif(block: bytes, budget: Budget) -> Exif:
     directories: dict[int, int] = {}
     for entry in entries:
         if entry.tag in (_EXIF_DIRECTORY, _GPS_DIRECTORY):
-            directories[entry.tag] = _number(layout, block, entry)
+            directories[entry.tag] = _offset(layout, block, entry)
         elif entry.tag in _PACKETS:
             if budget.admits(entry.size, f"EXIF {TAGS.get(entry.tag, entry.tag)}"):
                 found.packets[entry.tag] = block[entry.at : entry.at + entry.size]
@@ -104,7 +104,7 @@ def read_exif(block: bytes, budget: Budget) -> Exif:
                 _add(tags, names[entry.tag], layout, block, entry, budget)
     for entry in _directory(layout, block, following)[0]:
         if entry.tag == _THUMBNAIL:
-            found.thumbnail = _number(layout, block, entry)
+            found.thumbnail = _offset(layout, block, entry)
     return found
 
 
@@ -131,7 +131,7 @@ def _directory(layout: _Layout, block: bytes, at: int) -> tuple[list[_Entry], in
     return entries, following
 
 
-def _number(layout: _Layout, block: bytes, entry: _Entry) -> int:
+def _offset(layout: _Layout, block: bytes, entry: _Entry) -> int:
     """The first value of an entry that is an offset; 0 if it holds no whole number."""
     packed = _FORMATS[entry.type]
     return int(layout.unpack(packed, block, entry.at)[0]) if packed in ("H", "I", "Q") else 0
@@ -145,7 +145,7 @@ def _add(tags: dict[str, Any], name: str, layout: _Layout, block: bytes, entry: 
         return
     if textual:
         value = block[entry.at : entry.at + entry.size]
-        tags[name] = _text(name, value) if entry.type in (_TEXT, _UTF8) else _of_bytes(name, value)
+        tags[name] = _text_value(name, value) if entry.type in (_TEXT, _UTF8) else _of_bytes(name, value)
         return
     numbers = layout.unpack(packed * entry.n, block, entry.at)
     if len(packed) == 2:
@@ -153,7 +153,7 @@ def _add(tags: dict[str, Any], name: str, layout: _Layout, block: bytes, entry: 
     tags[name] = numbers[0] if len(numbers) == 1 else numbers
 
 
-def _text(name: str, value: bytes) -> str:
+def _text_value(name: str, value: bytes) -> str:
     return _user_comment(value) if name == "UserComment" else decoded(value).strip("\0 ")
 
 

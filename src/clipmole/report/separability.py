@@ -65,7 +65,7 @@ def write_separability(found: Separability, folder: Path) -> Path:
     try:
         write_texts(folder, texts)
     except OSError as error:
-        raise DataError(f"{folder}: the report cannot be written: {error.strerror}; name another place") from error
+        raise DataError(f"{folder}: the report cannot be written: {error.strerror}; name another folder") from error
     return folder / PAGE
 
 

@@ -14,6 +14,7 @@ from xml.etree.ElementTree import Element
 
 from clipmole.evaluation.records import EvaluationReport
 from clipmole.evaluation.scores import ScoreTable
+from clipmole.plumbing.json_toml import flattened
 from clipmole.report import curves, mistakes, plots, tables
 from clipmole.report.content import Content, in_line, number
 from clipmole.report.page import Cell, Drawings, Note, PageBlock, Section, Table, Value, element, html_page
@@ -135,21 +136,13 @@ def gate_charts(curve: Sequence[dict[str, Any]], blocks: Sequence[int], best: di
 
 def run_recipe(record: dict[str, Any]) -> list[PageBlock]:
     """Settings, data and versions."""
-    settings = flat(record["config"])
+    settings = flattened(record["config"])
     facts = {f"backbone {key}": value for key, value in record["backbone"].items() if value is not None}
     facts |= {f"data {key}": value for key, value in record["data"].items()} | record["environment"]
     return [
         Table("Settings", ["", ""], [(key, text(value)) for key, value in settings.items()]),
         Table("Backbone, data, versions and hardware", ["", ""], [(key, text(value)) for key, value in facts.items()]),
     ]
-
-
-def flat(values: dict[str, Any], before: str = "") -> dict[str, Any]:
-    """A nested dict with dotted keys, as in TOML."""
-    found: dict[str, Any] = {}
-    for key, value in values.items():
-        found |= flat(value, f"{before}{key}.") if isinstance(value, dict) else {before + key: value}
-    return found
 
 
 def text(value: Any) -> str:

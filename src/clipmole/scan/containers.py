@@ -90,7 +90,7 @@ def _inside(item: WorkItem, settings: ScanSettings, passed_over: Counter[str]) -
     left = dict.fromkeys(item.only or ())
     error: ImageError = ImageNotFound(item.location, "is no longer in it")
     try:
-        for member, size, read in _tar(item, passed_over) if item.kind == "tar" else _READERS[item.kind](item):
+        for member, size, read in _tar_images(item, passed_over) if item.kind == "tar" else _READERS[item.kind](item):
             source = _source(item, member)
             if (item.only is None or member in left) and settings.draws(source):
                 yield _entry(Entry(source, item.location, member, size), read)
@@ -124,7 +124,7 @@ def _source(item: WorkItem, member: str) -> str:
     return f"{item.location}/{member}" if item.kind == "tar" else f"{item.location}/row {member}"
 
 
-def _tar(item: WorkItem, passed_over: Counter[str]) -> Iterator[tuple[str, int, Read]]:
+def _tar_images(item: WorkItem, passed_over: Counter[str]) -> Iterator[tuple[str, int, Read]]:
     """The images of a tar. A repeated name becomes `name#2`, `name#3`, which no image's own name ends with."""
     times: Counter[str] = Counter()
     for member, read in tar_members(item.location):
@@ -162,7 +162,7 @@ def table_paths(location: str, column: str) -> Iterator[str]:
             yield path if "://" in path or os.path.isabs(path) or not folder else f"{folder}/{path}"
 
 
-def _table(item: WorkItem) -> Iterator[tuple[str, None, Read]]:
+def _table_images(item: WorkItem) -> Iterator[tuple[str, None, Read]]:
     try:
         column, paths, _ = table_columns(item.location)
     except DataError as error:  # it had such columns when it was listed
@@ -202,7 +202,7 @@ def _data_set(location: str) -> tuple[Any, str]:
     return undecoded(part, column).select_columns([column]), column
 
 
-def _rows(item: WorkItem) -> Iterator[tuple[str, None, Read]]:
+def _data_set_images(item: WorkItem) -> Iterator[tuple[str, None, Read]]:
     part, column = _data_set(item.location)
     rows: Iterable[tuple[int, Any]]
     if hasattr(part, "__len__"):
@@ -215,7 +215,7 @@ def _rows(item: WorkItem) -> Iterator[tuple[str, None, Read]]:
             yield str(number), None, partial(image_bytes, row[column], _source(item, str(number)))
 
 
-_READERS = {"table": _table, "rows": _rows}
+_READERS = {"table": _table_images, "rows": _data_set_images}
 
 
 def entries_of(

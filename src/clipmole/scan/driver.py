@@ -9,7 +9,6 @@ makes none twice. It knows nothing of pages or terminals.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 import sqlite3
@@ -25,7 +24,7 @@ from clipmole.errors import ConfigError, DataError, Stopped
 from clipmole.images.discovery import say_passed_over
 from clipmole.inference.detector import Detector
 from clipmole.plumbing.environment import environment
-from clipmole.plumbing.files import foreign_file, is_odd_file, write_texts
+from clipmole.plumbing.files import foreign_file, is_odd_file, sha256_of, write_texts
 from clipmole.plumbing.json_toml import read_json
 from clipmole.plumbing.progress import SILENT, ProgressReporter
 from clipmole.scan import ray_engine as on_ray
@@ -61,7 +60,7 @@ def scan(
     `DataError` if a source is wrong or gone, or the folder cannot be written, and `Stopped` once `progress` asks to
     stop; rows scored until then are written, if the folder can be.
     """
-    settings = _placed(settings)
+    settings = _with_absolute_paths(settings)
     detector = load()
     configuration = _configuration(settings, detector)
     if path := foreign_file(out, {SCAN: _read_scan, ".lock": _read_lock}):
@@ -69,10 +68,10 @@ def scan(
     with locked(out):
         before = _begun(out, configuration)
         with writing(out):
-            _write(out, before | {"format": FORMAT, "finished": False, "configuration": configuration})
+            _write_scan(out, before | {"format": FORMAT, "finished": False, "configuration": configuration})
         began, clock = datetime.now(UTC).replace(microsecond=0), time.perf_counter()
         try:
-            rows = _bring_up(settings, out, load, detector, cluster, progress)
+            rows = _score_missing(settings, out, load, detector, cluster, progress)
         except sqlite3.Error as error:
             raise DataError(
                 f"the index of contents cannot be kept in the temporary folder: {error}; free space there, or name "
@@ -88,11 +87,11 @@ def scan(
         runs = [*before.get("runs", []), *([run] if rows else [])]
         facts = {"format": FORMAT, "finished": True, "configuration": configuration, **counts.facts(), "runs": runs}
         with writing(out):
-            _write(out, facts | {"versions": environment()})
+            _write_scan(out, facts | {"versions": environment()})
     return counts
 
 
-def _bring_up(
+def _score_missing(
     settings: ScanSettings,
     out: Path,
     load: Callable[[], Detector],
@@ -108,7 +107,7 @@ def _bring_up(
     if not missing:
         again = bool(listings.files)
         if again and settings.limit is not None:
-            return 0  # the first so many are there
+            return 0  # as many images as the limit allows are there
         with writing(out):
             added = write_listing(out, settings, progress)
         if again:
@@ -120,18 +119,18 @@ def _bring_up(
     if not missing:
         return 0
     passed_over: Counter[str] = Counter()
-    known: Claims
+    claims: Claims
     if cluster is None:
-        known = LocalClaims()
-        steps = score_here(detector, settings, listings, missing, known, passed_over)
+        claims = LocalClaims()
+        steps = score_here(detector, settings, listings, missing, claims, passed_over)
     else:
         on_ray.connect(cluster)
-        known = on_ray.start_coordinator(out)
-        steps = on_ray.score_on_ray(load, settings, missing, known, cluster, passed_over)
+        claims = on_ray.start_coordinator(out)
+        steps = on_ray.score_on_ray(load, settings, missing, claims, cluster, passed_over)
     for rows in parts.rows():  # before the first step is asked for
-        known.put(rows)
+        claims.put(rows)
     begun = {chunk: each.parts for chunk, each in done.items() if not each.ended}
-    writer = Writer(parts, known, settings.part_rows, begun)
+    writer = Writer(parts, claims, settings.part_rows, begun)
     total = None if listings.images is None else max(0, listings.images - there)
     with contextlib.closing(steps):
         try:
@@ -160,9 +159,9 @@ def _missing(done: Mapping[int, ChunkProgress], listings: Listings) -> dict[int,
 class Writer:
     """Rows of chunks -> parts; a part with copies of images waits until the scores of the originals are known."""
 
-    def __init__(self, parts: Parts, known: Claims, part_rows: int, begun: dict[int, int]) -> None:
+    def __init__(self, parts: Parts, claims: Claims, part_rows: int, begun: dict[int, int]) -> None:
         self.parts = parts
-        self.known = known
+        self.claims = claims
         self.part_rows = part_rows
         self.next = begun  # chunk -> number of its next part
         self.rows: dict[int, list[Row]] = {}  # of the part that is being filled
@@ -182,11 +181,11 @@ class Writer:
 
     def keep(self) -> None:
         """Write all complete rows: in each chunk, those before the first incomplete one."""
-        self.known.put([row for rows in self.rows.values() for row in rows if row.duplicate_of is None])
+        self.claims.put([row for rows in self.rows.values() for row in rows if row.duplicate_of is None])
         at_hand = [*self.waiting, *((chunk, self.next.get(chunk, 0), rows, False) for chunk, rows in self.rows.items())]
         self.waiting, self.rows, held = [], {}, set()
         for chunk, number, rows, ended in at_hand:
-            whole = list(takewhile(is_filled, self.known.fill(rows)))
+            whole = list(takewhile(is_filled, self.claims.fill(rows)))
             if chunk not in held and (whole or (ended and not rows)):
                 self.parts.write(chunk, number, whole, ended and len(whole) == len(rows))
             if len(whole) < len(rows):
@@ -199,7 +198,7 @@ class Writer:
             self.next.pop(chunk, None)
         else:
             self.next[chunk], self.rows[chunk] = number + 1, []
-        self.known.put([row for row in rows if row.duplicate_of is None])
+        self.claims.put([row for row in rows if row.duplicate_of is None])
         self.waiting.append((chunk, number, rows, ended))
         self._settle()
 
@@ -210,7 +209,7 @@ class Writer:
         try:
             while self.waiting:
                 chunk, number, rows, ended = self.waiting[0]
-                filled = self.known.fill(rows)
+                filled = self.claims.fill(rows)
                 if chunk in held or not all(map(is_filled, filled)):
                     held.add(chunk)
                     left.append((chunk, number, filled, ended))
@@ -221,7 +220,7 @@ class Writer:
             self.waiting = left + self.waiting
 
 
-def _placed(settings: ScanSettings) -> ScanSettings:
+def _with_absolute_paths(settings: ScanSettings) -> ScanSettings:
     """The settings with absolute paths, which mean the same wherever the command or a worker is started."""
     changes: dict[str, Any] = {"sources": tuple(map(absolute, settings.sources))}
     if settings.list_file is not None:
@@ -231,8 +230,7 @@ def _placed(settings: ScanSettings) -> ScanSettings:
                 f"{path}: is a pipe or a device; a scan reads its list several times: save it to a file first"
             )
         try:
-            with open(path, "rb") as file:
-                digest = hashlib.file_digest(file, "sha256").hexdigest()
+            digest = sha256_of(Path(path))
         except OSError as error:
             raise DataError(f"{path}: cannot be read: {error.strerror}") from error
         changes |= {"list_file": path, "list_sha256": digest}
@@ -283,7 +281,7 @@ def _read_lock(path: Path) -> None:
         raise DataError(f"{path}: is not the lock of a scan, which is empty")
 
 
-def _write(out: Path, facts: dict[str, Any]) -> None:
+def _write_scan(out: Path, facts: dict[str, Any]) -> None:
     write_texts(out, {SCAN: json.dumps(facts, indent=2) + "\n"})
 
 

@@ -182,13 +182,13 @@ def write_listing(folder: Path, settings: ScanSettings, progress: ProgressReport
 
 def _new(settings: ScanSettings, seen: _Seen, say: Say) -> Iterator[WorkItem]:
     for source in settings.sources:
-        yield from seen.new(_drawn(_of_source(source, settings, say), settings))
+        yield from seen.new(_sampled(_of_source(source, settings, say), settings))
     if settings.list_file is not None:
         listed = (item for line in listed_paths(settings.list_file) for item in _of_listed(line, settings, say))
-        yield from seen.new(_drawn(listed, settings))
+        yield from seen.new(_sampled(listed, settings))
 
 
-def _drawn(items: Iterable[WorkItem], settings: ScanSettings) -> Iterator[WorkItem]:
+def _sampled(items: Iterable[WorkItem], settings: ScanSettings) -> Iterator[WorkItem]:
     return (item for item in items if item.kind != "file" or settings.draws(item.location))
 
 

@@ -24,7 +24,7 @@ from typing import Any
 from clipmole.errors import ClipmoleError, ConfigError, DataError, MissingDependency
 from clipmole.inference.detector import Detector
 from clipmole.plumbing.telemetry import environment_variables
-from clipmole.plumbing.text import first_line
+from clipmole.plumbing.text import first_line, one_line
 from clipmole.scan.containers import WorkItem, entries_of
 from clipmole.scan.duplicates import LocalClaims
 from clipmole.scan.listing import Listings
@@ -169,7 +169,7 @@ def _connect(cluster: Cluster) -> None:
         try:
             ray.init(**own, job_config=job, log_to_driver=False, logging_level=logging.ERROR)
         except (ConnectionError, ValueError, RuntimeError) as error:
-            reason = " ".join(str(error).split())[:200]
+            reason = one_line(str(error), 200)
             raise ConfigError(
                 f"--address {cluster.address}: no Ray cluster could be reached there: {reason}"
             ) from error

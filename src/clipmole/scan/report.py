@@ -110,7 +110,7 @@ class Overview:
             self.error_counts[key] += 1
             self.errors.setdefault(key, [row["source"]])
             return
-        self.sizes[_size(row["width"], row["height"])].add(row)
+        self.sizes[_size_class(row["width"], row["height"])].add(row)
         score = row["logit"]
         if row["probability"] is not None:
             self.calibrated = True
@@ -139,7 +139,7 @@ def _kind(reason: str) -> str:
     return "".join("#" if c.isdigit() else c for c in reason)[:120]
 
 
-def _size(width: int, height: int) -> str:
+def _size_class(width: int, height: int) -> str:
     return next((name for most, name in SIZES if max(width, height) <= most), LARGER)
 
 
@@ -164,7 +164,7 @@ def write_page(folder: Path, out: Path | None = None, *, gallery: bool = True, s
     if not overview.all.rows:
         raise DataError(f"{folder}: holds no rows yet; give the scan's command again to continue")
     parts = [
-        Section("counts", "Counts", _counts(overview)),
+        Section("counts", "Counts", _totals(overview)),
         Section("scores", "Scores", _scores(overview, thresholds)),
         Section("folders", "By folder", _folders(overview)),
         Section("formats", "By format", [_tallies("Format of the file", overview.formats)]),
@@ -194,7 +194,7 @@ def _share(count: int, of: int) -> Value:
     return Value(f"{count:,}", f"{100 * count / of:.1f} %" if of else "")
 
 
-def _counts(overview: Overview) -> list[PageBlock]:
+def _totals(overview: Overview) -> list[PageBlock]:
     whole, scored = overview.all.rows, overview.all.rows - overview.all.errors
     rows: list[list[Cell]] = [["Images", Value(f"{whole:,}")], ["Scored", _share(scored, whole)]]
     if overview.calibrated:
@@ -299,7 +299,7 @@ def thumbnails(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, str] | Non
     found: dict[str, dict[str, str] | None] = {row["source"]: None for row in rows}
     ordered = sorted(rows, key=lambda row: row["container"] or "")
     for container, own in groupby(ordered, key=lambda row: row["container"]):
-        for source, data in _again(container, list(own)):
+        for source, data in _read_again(container, list(own)):
             try:
                 found[source] = thumbnail(load_image(data))
             except ClipmoleError:
@@ -307,7 +307,7 @@ def thumbnails(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, str] | Non
     return found
 
 
-def _again(container: str | None, rows: Sequence[dict[str, Any]]) -> Iterator[tuple[str, bytes]]:
+def _read_again(container: str | None, rows: Sequence[dict[str, Any]]) -> Iterator[tuple[str, bytes]]:
     """Source and bytes of images that can still be read."""
     if container is None:
         for row in rows:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from itertools import islice
 
-from clipmole.data.audit.files import looks
+from clipmole.data.audit.files import hash_and_thumbnail
 from clipmole.data.containers.filesystems import read_location
 from clipmole.errors import DataError, ImageError, ImageNotFound, ImageNotRead
 from clipmole.images.formats import image_format
@@ -97,7 +97,7 @@ class EntryScorer:
     def _prepared(
         self, entries: Iterable[tuple[int, Entry | None]], scoring: deque[ChunkRow]
     ) -> Generator[Prepared | ChunkRow | None, None, None]:
-        """Decoded images, whose rows are put into `scoring`; at their places among them steps with nothing to score."""
+        """Decoded images, whose rows are put into `scoring`; in between, in order, the steps with nothing to score."""
 
         def prepare(claimed: tuple[int, _Read | Row | None]) -> tuple[ChunkRow, Prepared | None]:
             chunk, item = claimed
@@ -187,6 +187,6 @@ class EntryScorer:
         )
         if self.look_alikes and isinstance(data, bytes):
             with suppress(ImageError):  # the detector says so
-                phash, thumbnail = looks(load_image(data))
+                phash, thumbnail = hash_and_thumbnail(load_image(data))
                 row = replace(row, phash=None if phash is None else f"{phash:016x}", thumbnail=thumbnail)
         return _Read(row, data)

@@ -19,9 +19,9 @@ from starlette.requests import ClientDisconnect
 
 import clipmole
 from clipmole.images.crops import Box, region_box
-from clipmole.serve.errors import Problem
+from clipmole.serve.errors import INTERNAL, Problem
 from clipmole.serve.metrics import CONTENT_TYPE
-from clipmole.serve.middleware import Exchange, SecurityMiddleware
+from clipmole.serve.middleware import Exchange, SecurityMiddleware, refusal
 from clipmole.serve.schemas import (
     BytesAnswer,
     DetectAnswer,
@@ -37,15 +37,15 @@ from clipmole.serve.upload import FIELD, Upload, read_body, read_images
 STATIC = Path(__file__).parent / "static"
 _REFUSALS = {
     400: "The body is not what its header says, or has no image.",
-    401: "The server wants a token.",
+    401: "The server requires a token.",
     403: "A page of another site made the request.",
     408: "The body arrived too slowly.",
-    413: "More bytes or images than are admitted.",
-    415: "Another content type is wanted.",
+    413: "More bytes or images than are allowed.",
+    415: "The route does not take this content type.",
     421: "The Host header names another server.",
     422: "A query parameter has a value that it cannot have, or that this detector cannot answer.",
     429: "As many requests or images as the server takes at once; Retry-After says when to try again.",
-    500: "A mistake of the server.",
+    500: "An error inside the server.",
     503: "Loading, stopping, or too slow; Retry-After says when to try again.",
 }
 _BY_SPECIAL = {404: "not_found", 405: "method_not_allowed"}
@@ -54,7 +54,7 @@ Returned = TypeVar("Returned")
 
 EvidenceQuery = Annotated[
     EvidenceKind,
-    Query(description="`tiles`: each crop's logit and place; `tokens`: also what each patch contributed, much slower."),
+    Query(description="`tiles`: each crop's logit and box; `tokens`: also what each patch contributed, much slower."),
 ]
 ProvenanceQuery = Annotated[bool, Query(description="Also what the file's metadata say of its origin.")]
 Region = Annotated[
@@ -113,7 +113,7 @@ def _describe_token(app: FastAPI) -> None:
 def _detection(service: Service, *, secured: bool) -> APIRouter:
     """POST /v1/detect, POST /v1/detect/bytes, GET /v1/detectors."""
     router = APIRouter(prefix="/v1", tags=["detection"])
-    errors = _errors(400, 401, 403, 408, 413, 415, 421, 422, 429, 500, 503)
+    errors = _refusals(400, 401, 403, 408, 413, 415, 421, 422, 429, 500, 503)
     security: list[dict[str, list[str]]] = [{"bearer": []}] if secured else []
 
     @router.post(
@@ -159,7 +159,7 @@ def _detection(service: Service, *, secured: bool) -> APIRouter:
         "/detectors",
         operation_id="detectors",
         summary="What this server runs, its thresholds and limits",
-        responses=_errors(401, 421, 503),
+        responses=_refusals(401, 421, 503),
         openapi_extra={"security": security},
     )
     async def detectors() -> DetectorsAnswer:
@@ -198,7 +198,7 @@ def _operation(service: Service) -> APIRouter:
         operation_id="metrics",
         summary="Counters for Prometheus",
         response_class=Response,
-        responses=_errors(401, 421) | {200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
+        responses=_refusals(401, 421) | {200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
     )
     async def metrics() -> Response:
         return Response(service.metrics.text(), headers={"content-type": CONTENT_TYPE})
@@ -238,7 +238,7 @@ async def _gone(request: Request) -> None:
         pass
 
 
-def _errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
+def _refusals(*statuses: int) -> dict[int | str, dict[str, Any]]:
     return {status: {"model": Refusal, "description": _REFUSALS[status]} for status in statuses}
 
 
@@ -262,8 +262,7 @@ def _raw() -> dict[str, Any]:
 def _refused(request: Request, problem: Problem) -> Response:
     exchange: Exchange = request.state.exchange
     exchange.code = problem.code
-    content = {"error": {"code": problem.code, "message": problem.message}, "request_id": exchange.id}
-    return JSONResponse(content, problem.status, problem.headers)
+    return Response(refusal(problem, exchange.id), problem.status, problem.headers, "application/json")
 
 
 async def _problem(request: Request, error: Exception) -> Response:
@@ -290,4 +289,4 @@ async def _disconnected(_request: Request, _error: Exception) -> Response:
 
 
 async def _internal(request: Request, _error: Exception) -> Response:
-    return _refused(request, Problem("internal", "a mistake of the server; the log says where"))
+    return _refused(request, Problem("internal", INTERNAL))

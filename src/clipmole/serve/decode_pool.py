@@ -179,7 +179,7 @@ class DecodePool:
             start_new_session=True,  # Ctrl-C is for the server, which lets the processes finish
         )
         self._processes.add(process)
-        said = asyncio.create_task(_last_words(process))
+        said = asyncio.create_task(_read_stderr(process))
         self._tasks.add(said)
         said.add_done_callback(self._tasks.discard)
         try:
@@ -240,7 +240,7 @@ async def _give(process: asyncio.subprocess.Process, request: dict[str, Any], da
     await process.stdin.drain()
 
 
-async def _last_words(process: asyncio.subprocess.Process) -> str:
+async def _read_stderr(process: asyncio.subprocess.Process) -> str:
     """The end of what a process writes to stderr until it closes it."""
     assert process.stderr is not None
     kept = b""

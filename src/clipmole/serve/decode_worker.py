@@ -11,8 +11,8 @@ stdout, one at a time, in order:
               crops (n, 3, S, S) uint8;
               or {"error": {"code", "message"}} and nothing
 
-It imports no torch, opens no network, writes no file, and ends when stdin does. What libraries print is dropped:
-it may be of the image. It knows nothing of HTTP and of who sent the image; a name never comes here.
+It imports no torch, opens no network, writes no file, and ends when stdin does. What libraries print is discarded,
+because it may hold parts of the image. It knows nothing of HTTP or of who sent the image, and never gets its name.
 """
 
 from __future__ import annotations
@@ -69,16 +69,13 @@ def answer_request(
     try:
         image = load_pixels(data, name=NAME, limits=limits)
         crops = cut_crops(image, config, region=request["region"] and tuple(request["region"]))
-    except ImageError as error:
-        if isinstance(error.__cause__, MemoryError):
+    except (ImageError, MemoryError) as error:
+        if isinstance(error, MemoryError) or isinstance(error.__cause__, MemoryError):
             reason = "needs more memory to decode than one image may take; make it smaller"
             return {"error": {"code": "too_large", "message": reason}}, b""
         return {"error": {"code": error.code, "message": error.reason}}, b""
     except ValueError as error:  # the region
         return {"error": {"code": "unreadable", "message": str(error)}}, b""
-    except MemoryError:
-        reason = "needs more memory to decode than one image may take; make it smaller"
-        return {"error": {"code": "too_large", "message": reason}}, b""
     header = {
         "width": crops.width,
         "height": crops.height,

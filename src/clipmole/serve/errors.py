@@ -27,12 +27,14 @@ STATUS = {
 }
 """Code of an error that concerns a whole request -> its HTTP status."""
 
+INTERNAL = "an error inside the server; the log says where"  # message of the code "internal"
+
 IMAGE_CODES = {
     "unreadable": "empty, truncated, damaged, or not an image of a known format",
     "too_large": "more bytes or pixels than the limits allow, or more memory than decoding may take",
     "decoder_timeout": "decoding took longer than it may",
     "decoder_crashed": "the decoder crashed while it read the image",
-    "internal": "a mistake of the server",
+    "internal": "an error inside the server",
 }
 """Code of an error that concerns one image of a request -> what it means."""
 

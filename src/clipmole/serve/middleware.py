@@ -18,7 +18,7 @@ import time
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from clipmole.serve.errors import Problem
+from clipmole.serve.errors import INTERNAL, Problem
 from clipmole.serve.metrics import Metrics
 from clipmole.serve.service import where
 
@@ -61,7 +61,7 @@ class SecurityMiddleware:
 
     def __init__(self, app: ASGIApp, metrics: Metrics, token: str | None, hosts: tuple[str, ...]) -> None:
         self._app, self._metrics = app, metrics
-        self._digest = _digest(token) if token is not None else None
+        self._digest = _token_digest(token) if token is not None else None
         self._hosts = {host.lower().strip("[]") for host in hosts}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -79,7 +79,7 @@ class SecurityMiddleware:
         except Exception as error:
             log.error("request %s failed: %s", exchange.id, where(error))
             if not exchange.status:
-                await exchange.refuse(Problem("internal", "a mistake of the server; the log says where"))
+                await exchange.refuse(Problem("internal", INTERNAL))
             elif not exchange.complete:
                 raise ConnectionAbortedError("the answer could not be finished") from None
         finally:
@@ -99,8 +99,8 @@ class SecurityMiddleware:
         if self._digest is None or not scope["path"].startswith(PROTECTED):
             return
         kind, _, given = headers.get("authorization", "").partition(" ")
-        if kind.lower() != "bearer" or not hmac.compare_digest(_digest(given.strip()), self._digest):
-            raise Problem("unauthorized", "this server wants a token: Authorization: Bearer TOKEN")
+        if kind.lower() != "bearer" or not hmac.compare_digest(_token_digest(given.strip()), self._digest):
+            raise Problem("unauthorized", "this server requires a token: Authorization: Bearer TOKEN")
 
     def _account(self, scope: Scope, exchange: Exchange) -> None:
         seconds = time.monotonic() - exchange.began
@@ -114,7 +114,7 @@ class SecurityMiddleware:
 
 
 class Exchange:
-    """One request and its answer; stands in the request's state as `exchange`.
+    """One request and its answer; kept in the request's state as `exchange`.
 
     Attributes:
         id: the client's X-Request-ID if it is of harmless characters, else a random one.
@@ -201,6 +201,6 @@ def _name(host: str) -> str:
     return host.partition(":")[0].lower()
 
 
-def _digest(token: str) -> bytes:
+def _token_digest(token: str) -> bytes:
     """Of equal length for every token, so that a comparison does not reveal the length."""
     return hashlib.sha256(token.encode("utf-8", "surrogateescape")).digest()

@@ -58,13 +58,6 @@ EXAMPLE_FAILURE: dict[str, Any] = {
 }
 
 
-class ErrorDetail(Record):
-    """Why: a stable code for programs, one line for people."""
-
-    code: str
-    message: str
-
-
 class ImageErrorDetail(Record):
     """Why one image has no detection: a stable code for programs, one line for people."""
 

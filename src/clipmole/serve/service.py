@@ -21,7 +21,7 @@ from clipmole.provenance.trust_list import TrustList
 from clipmole.records import Detection
 from clipmole.serve.batching import Batcher
 from clipmole.serve.decode_pool import Decoded, DecodePool
-from clipmole.serve.errors import ImageProblem, Problem
+from clipmole.serve.errors import INTERNAL, ImageProblem, Problem
 from clipmole.serve.metrics import Metrics
 from clipmole.serve.schemas import (
     CalibrationInfo,
@@ -198,11 +198,10 @@ class Service:
             return Result(name=name, error=ImageErrorDetail(code=problem.code, message=problem.message))
         except Exception as error:
             log.error("image failed: %s", where(error))
-            message = "a mistake of the server; the log says where"
-            return Result(name=name, error=ImageErrorDetail(code="internal", message=message))
+            return Result(name=name, error=ImageErrorDetail(code="internal", message=INTERNAL))
         if evidence == "none":
-            untold = dict.fromkeys(("tile_logits", "tile_boxes", "whole_logit"))
-            detection = detection.model_copy(update=untold)
+            left_out = dict.fromkeys(("tile_logits", "tile_boxes", "whole_logit"))
+            detection = detection.model_copy(update=left_out)
         found = image.provenance and image.provenance.model_copy(update={"source": name})
         return Result(
             name=name, sha256=image.sha256, region=region, detection=detection, evidence=shown, provenance=found

@@ -87,7 +87,7 @@ async def read_images(request: Request, settings: ServeSettings, lease: Lease) -
             )
         try:
             parser = MultipartParser(options[b"boundary"], form.callbacks())
-            async for piece in _pieces(request, settings, settings.max_request_bytes):
+            async for piece in _body_pieces(request, settings, settings.max_request_bytes):
                 parser.write(piece)
             parser.finalize()
         except FormParserError as error:
@@ -117,7 +117,7 @@ async def read_body(request: Request, settings: ServeSettings, lease: Lease) -> 
         kind, _ = parse_options_header(request.headers.get("content-type"))
         if kind.startswith(b"multipart/") or kind == b"application/x-www-form-urlencoded":
             raise Problem("unsupported_media_type", "send the raw bytes of one image; forms go to /v1/detect")
-        async for piece in _pieces(request, settings, settings.max_image_bytes):
+        async for piece in _body_pieces(request, settings, settings.max_image_bytes):
             lease.take(len(piece))
             upload.data += piece
     if not upload.data:
@@ -187,9 +187,9 @@ def _shown(name: str) -> str:
     return printable(name[:NAME_CHARACTERS])
 
 
-async def _pieces(request: Request, settings: ServeSettings, most: int) -> AsyncIterator[bytes]:
+async def _body_pieces(request: Request, settings: ServeSettings, most: int) -> AsyncIterator[bytes]:
     """The body as it arrives: `most` bytes at most, in time. Raises `Problem`."""
-    too_large = Problem("too_large", f"the body has more than the {most:,} bytes that are admitted; send less at once")
+    too_large = Problem("too_large", f"the body has more than the {most:,} bytes that are allowed; send less at once")
     if int(request.headers.get("content-length", "0")) > most:
         raise too_large
     stream = request.stream()

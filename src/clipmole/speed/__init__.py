@@ -170,7 +170,7 @@ def measure_speed(
             for batch in batches:
                 turns, new = _turns(workers, machine, batch, seconds, repeats, say)
                 peaks |= {name: max(peaks.get(name, 0.0), value) for name, value in new.items()}
-                rows += _rows(shape, batch, turns)
+                rows += _speed_rows(shape, batch, turns)
     rows = [with_peak(row, peaks) for row in rows]
     return SpeedReport(
         rows=tuple(rows),
@@ -231,7 +231,7 @@ def _turns(
     return turns, peaks
 
 
-def _rows(shape: str, batch: int, turns: dict[SpeedPath, tuple[list[float], int]]) -> list[SpeedRow]:
+def _speed_rows(shape: str, batch: int, turns: dict[SpeedPath, tuple[list[float], int]]) -> list[SpeedRow]:
     speeds = {path: batch * len(seconds) / sum(seconds) for path, (seconds, _) in turns.items()}
     baseline = next((speed for path, speed in speeds.items() if path.name == BASELINE), None)
     rows = []

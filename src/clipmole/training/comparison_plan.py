@@ -29,7 +29,7 @@ from pydantic import Field, model_validator
 from clipmole.config import LOCATION_SETTINGS, Config, TrainConfig
 from clipmole.data import VARIANTS, Variant
 from clipmole.errors import ConfigError
-from clipmole.plumbing.json_toml import read_toml
+from clipmole.plumbing.json_toml import flattened, read_toml
 from clipmole.training.presets import EXTENDS, built_on, load_train_config, resolved
 
 Rate = Annotated[float, Field(gt=0)]
@@ -159,14 +159,3 @@ def differing(configs: Mapping[str, TrainConfig]) -> dict[str, dict[str, Any]]:
     ]
     table = {key: {name: values[key] for name, values in flat.items()} for key in keys}
     return {key: row for key, row in table.items() if len({str(value) for value in row.values()}) > 1}
-
-
-def flattened(values: Mapping[str, Any]) -> dict[str, Any]:
-    """A nested dict as one, its keys joined by points."""
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, dict):
-            flat |= {f"{key}.{below}": each for below, each in flattened(value).items()}
-        else:
-            flat[key] = value
-    return flat

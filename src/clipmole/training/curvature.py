@@ -41,7 +41,7 @@ EPOCHS, BATCH, RATE = 6, 32, 2e-3
 MOST = 256  # images of each class to learn on
 ROWS = 16  # of a forward pass without gradients
 
-Place = tuple[str, int]
+Position = tuple[str, int]
 """A LoRA: the prefix of its layer's tensors, and its number there."""
 
 
@@ -132,7 +132,7 @@ class CurvedNetwork(nn.Module):
     def __init__(
         self,
         network: MoLENetwork,
-        thin: Mapping[Place, Sequence[tuple[Tensor, Tensor]]],
+        thin: Mapping[Position, Sequence[tuple[Tensor, Tensor]]],
         weights: Sequence[float],
         terms: int = TERMS,
     ) -> None:
@@ -142,17 +142,17 @@ class CurvedNetwork(nn.Module):
         width = network.tower.config.width
         self.curvatures = nn.ModuleList(Curvature(width, terms) for _ in thin for _ in weights)
 
-    def of(self, place: Place) -> list[Curvature]:
+    def of(self, position: Position) -> list[Curvature]:
         """The factors of each difference at a position."""
-        start = list(self.thin).index(place) * len(self.weights)
+        start = list(self.thin).index(position) * len(self.weights)
         return list(self.curvatures)[start : start + len(self.weights)]  # type: ignore[return-value]
 
     def forward(self, tokens: Tensor) -> Tensor:
         found: dict[str, list[tuple[Tensor, Tensor]]] = {}
-        for place, (base, *differences) in self.thin.items():
-            parts = found.setdefault(place[0], [])
+        for position, (base, *differences) in self.thin.items():
+            parts = found.setdefault(position[0], [])
             parts.append(base)
-            for weight, curvature, pair in zip(self.weights, self.of(place), differences, strict=True):
+            for weight, curvature, pair in zip(self.weights, self.of(position), differences, strict=True):
                 a, b = curvature(*pair)
                 parts.append((a, weight * b))
         matrices = {}

@@ -70,9 +70,10 @@ class Base:
         if config.full_finetune:
             raise CheckpointError(f"{label}: its whole tower was trained, so it has no adapter to extend")
         path = folder / TRAIN
-        record = read_json(path, CheckpointError, "take it away") if path.is_file() else {}
+        cure = "delete it, and the training data count as unknown"
+        record = read_json(path, CheckpointError, cure) if path.is_file() else {}
         if not isinstance(record, dict):
-            raise CheckpointError(f"{path}: is damaged; delete it, and the training data count as unknown")
+            raise CheckpointError(f"{path}: is damaged; {cure}")
         digest = adapter_digest(folder)
         return cls(label, digest, folder, config, record, read_calibration(folder), read_kept_tokens(folder))
 

@@ -24,12 +24,12 @@ import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
-from clipmole.config import MoLEConfig, PreprocessConfig
+from clipmole.config import MoLEConfig, PreprocessConfig, check_name
 from clipmole.data.sample import Sample
 from clipmole.errors import CheckpointError, ConfigError
 from clipmole.models.adapter import ADAPTER, backbone_for, check_copy, read_tensors, save_adapter
@@ -37,13 +37,13 @@ from clipmole.models.network import MoLENetwork
 from clipmole.models.vit import ViT
 from clipmole.plumbing.progress import SILENT, ProgressReporter
 from clipmole.records import Record
-from clipmole.training.curvature import TERMS, CurvedNetwork, Merging, Place, curved, tokens_of
+from clipmole.training.curvature import TERMS, CurvedNetwork, Merging, Position, curved, tokens_of
 from clipmole.training.extend import Base, history_lines
 
 MergeMethod = Literal["stack", "average", "ties", "camex"]
 State = dict[str, Tensor]
-Combine = Callable[[Place, Sequence[Tensor], Sequence[float]], Tensor]
-"""(place, updates (d, d) of the parts there, their weights) -> the merged update (d, d)."""
+Combine = Callable[[Position, Sequence[Tensor], Sequence[float]], Tensor]
+"""(position, updates (d, d) of the parts there, their weights) -> the merged update (d, d)."""
 
 
 class Merged(Record):
@@ -112,6 +112,7 @@ def merge(
         )
     if not 0 < density <= 1:
         raise ConfigError(f"density={density}: the share of the entries that are kept is above 0 and at most 1")
+    check_name("method", method, get_args(MergeMethod))
     if bool(samples) != (method == "camex"):
         raise ConfigError("merge: labelled images (--data) are for the method camex, which needs them")
     parts = [Base.open(name) for name in names]
@@ -262,14 +263,16 @@ def stack(
         own |= side_by_side(shared + experts, layers[0])
         for name in ("router.weight", "router.global_weight"):
             if rows := [
-                _rows(name, c, layer, w) for c, layer, w in zip(configs, layers, weights, strict=True) if name in layer
+                _router_rows(name, c, layer, w)
+                for c, layer, w in zip(configs, layers, weights, strict=True)
+                if name in layer
             ]:
                 own[name] = torch.cat(rows)
         state |= {prefix + name: tensor for name, tensor in own.items()}
     return config, state, 0.0
 
 
-def _rows(name: str, config: MoLEConfig, layer: State, weight: float) -> Tensor:
+def _router_rows(name: str, config: MoLEConfig, layer: State, weight: float) -> Tensor:
     """Rows of a router; those that read the experts' outputs are rescaled, since the scaling is now in B."""
     if name == "router.weight":
         return layer[name]
@@ -288,8 +291,8 @@ def cut(
     for prefix in every[0]:
         layers = [each[prefix] for each in every]
         own, pairs = extensions(configs, layers, weights), []
-        for place, rank in enumerate(kept_ranks):
-            merged = combine((prefix, place), updates_at(configs, layers, place, config), weights)
+        for position, rank in enumerate(kept_ranks):
+            merged = combine((prefix, position), updates_at(configs, layers, position, config), weights)
             a, b = low_rank(merged, rank)
             pairs.append((a, b))
             lost += float((merged - b @ a).square().sum())
@@ -309,7 +312,9 @@ def cut_config(configs: Sequence[MoLEConfig]) -> tuple[MoLEConfig, list[int]]:
     return config, [config.shared_rank] * (config.shared_rank > 0) + ranks
 
 
-def updates_at(configs: Sequence[MoLEConfig], layers: Sequence[State], place: int, merged: MoLEConfig) -> list[Tensor]:
+def updates_at(
+    configs: Sequence[MoLEConfig], layers: Sequence[State], position: int, merged: MoLEConfig
+) -> list[Tensor]:
     """Updates s B A (d, d) of the parts at one position: the shared LoRA's (0 if a part lacks it), then the
     experts'."""
     found = []
@@ -317,7 +322,7 @@ def updates_at(configs: Sequence[MoLEConfig], layers: Sequence[State], place: in
         own = loras(config, layer)
         if merged.shared_rank and not config.shared_rank:
             own.insert(0, (layer["lora_A"][:0], layer["lora_B"][:, :0]))
-        a, b = own[place]
+        a, b = own[position]
         found.append(b @ a)
     return found
 
@@ -339,14 +344,14 @@ def learn(
     """
     config, ranks = cut_config(configs)
     every = [layers_of(each) for each in states]
-    whole: dict[Place, Merging] = {}
-    thin: dict[Place, list[tuple[Tensor, Tensor]]] = {}
+    whole: dict[Position, Merging] = {}
+    thin: dict[Position, list[tuple[Tensor, Tensor]]] = {}
     for prefix in every[0]:
-        for place, rank in enumerate(ranks):
-            updates = updates_at(configs, [each[prefix] for each in every], place, config)
-            own = whole[prefix, place] = Merging.of(updates, weights)
+        for position, rank in enumerate(ranks):
+            updates = updates_at(configs, [each[prefix] for each in every], position, config)
+            own = whole[prefix, position] = Merging.of(updates, weights)
             pairs = [low_rank(each, min(2 * rank, len(own.base))) for each in own.differences]
-            thin[prefix, place] = [low_rank(own.base, rank), *pairs]
+            thin[prefix, position] = [low_rank(own.base, rank), *pairs]
     wide = [len(pairs[0][0]) + TERMS * sum(len(a) for a, _ in pairs[1:]) for pairs in thin.values()][: len(ranks)]
     shared = config.shared_rank > 0
     changes = {"shared_rank": wide[0] if shared else 0, "expert_ranks": tuple(wide[shared:])}
@@ -359,18 +364,18 @@ def learn(
     curvature = CurvedNetwork(network, thin, whole[next(iter(whole))].weights)
     losses = curved(curvature, tokens, labels, progress)
 
-    def combine(place: Place, _updates: Sequence[Tensor], _weights: Sequence[float]) -> Tensor:
+    def combine(position: Position, _updates: Sequence[Tensor], _weights: Sequence[float]) -> Tensor:
         with torch.no_grad():
-            return whole[place].merged(curvature.of(place))
+            return whole[position].merged(curvature.of(position))
 
     return combine, losses
 
 
-def _average(_place: Place, updates: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
+def _average(_position: Position, updates: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
     return weighted_sum(updates, weights)
 
 
-def _ties(_place: Place, updates: Sequence[Tensor], weights: Sequence[float], density: float) -> Tensor:
+def _ties(_position: Position, updates: Sequence[Tensor], weights: Sequence[float], density: float) -> Tensor:
     return ties(updates, weights, density)
 
 

@@ -40,13 +40,13 @@ from torch import Tensor
 
 from clipmole.config import Config
 from clipmole.data.sample import Sample
-from clipmole.data.samples import CAMERA, sample_bytes
+from clipmole.data.samples import CAMERA, load_window, sample_bytes
 from clipmole.errors import DataError, ImageError, Stopped
 from clipmole.images.dct import dct_matrix
-from clipmole.images.loading import load_image, source_name
+from clipmole.images.loading import source_name
 from clipmole.images.transforms import JPEG_BLOCK, RGB, random_crop, resize
 from clipmole.models.autoencoder import SCALE, UPSAMPLERS, Autoencoder, Upsampler
-from clipmole.plumbing.files import whole_file, write_texts
+from clipmole.plumbing.files import replacing_files, whole_file, write_texts
 from clipmole.plumbing.json_toml import read_json
 from clipmole.plumbing.progress import SILENT, ProgressReporter
 from clipmole.plumbing.seeding import sample_rng, torch_seeded
@@ -279,9 +279,8 @@ def autoencoders(
     for kind in missing:
         network = train_autoencoder(kind, np.concatenate(crops), config, progress)
         state = {name: value.contiguous() for name, value in network.state_dict().items()}
-        (out / DECODERS).mkdir(exist_ok=True)
-        with whole_file(out / DECODERS / f"{kind}.safetensors") as file:
-            save_file(state, file.name)
+        with replacing_files(out / DECODERS) as folder:
+            save_file(state, folder / f"{kind}.safetensors")
         kept[kind] = network
     return {kind: network for kind, network in kept.items() if network is not None}
 
@@ -308,20 +307,13 @@ def training_crops(
     for sha in progress.track(chosen, "looking at photographs", len(chosen)):
         rng = sample_rng(config.seed, "crops", sha)
         try:
-            rgb = cut_window(pixels_of(photographs[sha])[0], config, rng)
+            rgb = cut_window(load_window(photographs[sha]), config, rng)
         except (ImageError, DataError):
             continue  # it is named when its twin should be made
         found = True
         yield np.stack([random_crop(rgb, config.crop, rng) for _ in range(CROPS)])
     if not found:
         raise DataError(f"none of the {len(chosen)} photographs can be used; clipmole data check says why")
-
-
-def pixels_of(sample: Sample) -> tuple[RGB, bytes]:
-    """A photograph without the rows that hold a visible mark, and its file. Raises `ImageError` or `DataError`."""
-    data = sample_bytes(sample)
-    rgb = np.asarray(load_image(data, name=source_name(sample.path)))
-    return rgb[: len(rgb) - sample.ignore_bottom_px], data
 
 
 def write_pairs(
@@ -339,21 +331,21 @@ def write_pairs(
         progress.track(sorted(photographs.items()), "making pairs", len(photographs))
     ):
         kind = list(networks)[number % len(networks)]
-        places = (f"{PHOTOGRAPHS}/{sha[:16]}.jpg", f"{kind}/{sha[:16]}.jpg")
-        if not all((out / place).is_file() for place in places):
+        paths = (f"{PHOTOGRAPHS}/{sha[:16]}.jpg", f"{kind}/{sha[:16]}.jpg")
+        if not all((out / path).is_file() for path in paths):
             try:
-                rgb, data = pixels_of(sample)
+                rgb, data = load_window(sample), sample_bytes(sample)
                 *files, psnr = make_pair(rgb, data, networks[kind], config, sample_rng(config.seed, "pair", sha))
             except (ImageError, DataError) as error:
                 failed[source_name(sample.path)] = str(error)
                 continue
-            for place, content in zip(places, files, strict=True):
-                with whole_file(out / place) as file:
+            for path, content in zip(paths, files, strict=True):
+                with whole_file(out / path) as file:
                     file.write(content)
             quality[kind].append(psnr)
-        for label, place in enumerate(places):
+        for label, path in enumerate(paths):
             generator = f"twin-{kind}" if label else CAMERA
-            row = {"path": place, "label": str(label), "generator": generator}
+            row = {"path": path, "label": str(label), "generator": generator}
             row |= {"group": sample.group or f"pair-{sha[:16]}", "source": sample.source, "kind": sample.kind}
             rows.append(row | {"split": sample.split})
         if progress.stopping():

@@ -221,7 +221,7 @@ class PrefixCache:
             raise DataError(_unwritable(folder, error)) from error
         if len(missing) * size > free:
             raise DataError(
-                f"{what}: only {free / GIB:.3g} GiB are free there; free space, name another place "
+                f"{what}: only {free / GIB:.3g} GiB are free there; free space, name another folder "
                 "(--cache-dir), or lower cached_views"
             )
         say(f"{what} (at most {limit:g}): {len(missing)} to be computed")
@@ -371,6 +371,6 @@ def make_room(folder: Path, keep: Iterable[Path], budget: float, say: Say) -> No
 
 def _unwritable(folder: Path, error: OSError) -> str:
     return (
-        f"{folder}: the prefix cache cannot be written: {error.strerror}; free space, name another place "
+        f"{folder}: the prefix cache cannot be written: {error.strerror}; free space, name another folder "
         "(--cache-dir), or leave cached_views out"
     )

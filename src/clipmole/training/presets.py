@@ -30,7 +30,7 @@ def preset_names() -> tuple[str, ...]:
 def preset_text(name: str) -> str:
     """The TOML file of a preset, with its comments; `ConfigError` if there is none of this name."""
     if name not in preset_names():
-        raise ConfigError(f"preset {name!r}: there is none; the presets are {', '.join(preset_names())}")
+        raise ConfigError(f"preset {name!r}: is unknown; the presets are {', '.join(preset_names())}")
     return (resources.files("clipmole") / "training" / "presets" / f"{name}.toml").read_text(encoding="utf-8")
 
 
@@ -80,15 +80,15 @@ def resolved(values: dict[str, Any], folder: Path, source: str, above: tuple[str
         raise ConfigError(f"{source}: {EXTENDS}: must be the name of a preset or a file (given: {name!r})")
     if name in preset_names():
         with resources.as_file(resources.files("clipmole") / "training" / "presets" / f"{name}.toml") as path:
-            base, place, key = read_toml(path), path.parent, name
+            base, folder, key = read_toml(path), path.parent, name
     elif os.path.isfile(folder / name):  # False, too, of a name that no file can have
-        place, key = (folder / name).parent, str((folder / name).resolve())
-        base = read_toml(folder / name)
+        path = folder / name
+        base, folder, key = read_toml(path), path.parent, str(path.resolve())
     else:
         raise ConfigError(f"{source}: {name!r:.100} is neither a TOML file nor one of {', '.join(preset_names())}")
     if key in above:
         raise ConfigError(f"{source}: {EXTENDS} = {name!r} leads back to itself")
-    return built_on(resolved(base, place, name, (*above, key)), values, source)
+    return built_on(resolved(base, folder, name, (*above, key)), values, source)
 
 
 def built_on(base: dict[str, Any], values: dict[str, Any], source: str) -> dict[str, Any]:

@@ -28,7 +28,7 @@ def save_state(path: Path, tensors: dict[str, Tensor], facts: dict[str, Any]) ->
     """Write a state over an older one. If it raises `CheckpointError`, the older one is still there."""
     on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     text = json.dumps(facts)
-    metadata = {FACTS: text, CHECKSUM: checksum(on_cpu, text)}
+    metadata = {FACTS: text, CHECKSUM: state_sha256(on_cpu, text)}
     try:
         with replacing_files(path.parent) as folder:
             save_file(on_cpu, folder / path.name, metadata=metadata)
@@ -36,7 +36,7 @@ def save_state(path: Path, tensors: dict[str, Tensor], facts: dict[str, Any]) ->
         raise CheckpointError(f"{path}: cannot be written: {error}; free space") from error
 
 
-def checksum(tensors: dict[str, Tensor], facts: str) -> str:
+def state_sha256(tensors: dict[str, Tensor], facts: str) -> str:
     """sha256 over the facts as they are written, and the names and bits of tensors, whatever order they come in."""
     digest = hashlib.sha256(facts.encode())
     for name, tensor in sorted(tensors.items()):
@@ -54,7 +54,7 @@ def load_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
             metadata = file.metadata()
         facts: dict[str, Any] = parse_json(metadata[FACTS])
-        whole = CHECKSUM not in metadata or metadata[CHECKSUM] == checksum(
+        whole = CHECKSUM not in metadata or metadata[CHECKSUM] == state_sha256(
             tensors, metadata[FACTS]
         )  # older states have none
     except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:

@@ -94,8 +94,8 @@ def apportion(total: int, weights: np.ndarray) -> list[int]:
     """Integers that sum to `total`, closest to its division in proportion to `weights` (largest remainders)."""
     exact = total * weights / weights.sum()
     counts = np.floor(exact).astype(int)
-    for place in np.argsort(counts - exact, kind="stable")[: total - counts.sum()]:
-        counts[place] += 1
+    for i in np.argsort(counts - exact, kind="stable")[: total - counts.sum()]:
+        counts[i] += 1
     return [int(count) for count in counts]
 
 

@@ -24,8 +24,9 @@ from clipmole.data.sample import Sample
 from clipmole.data.training_set import TrainingData, training_data
 from clipmole.errors import CheckpointError, ConfigError, DataError
 from clipmole.evaluation.estimates import report_table
-from clipmole.evaluation.recalibrate import calibrate, check_calibration_set, promises
-from clipmole.evaluation.records import DetectorInfo, EvaluationReport
+from clipmole.evaluation.evaluate import detector_info
+from clipmole.evaluation.recalibrate import check_calibration_set, fit_detector_calibration, promises
+from clipmole.evaluation.records import EvaluationReport
 from clipmole.evaluation.scores import ScoreTable
 from clipmole.inference.detector import Detector
 from clipmole.models.adapter import backbone_for, check_copy, check_target, save_adapter
@@ -48,7 +49,7 @@ from clipmole.training.sampling import check_batch
 STATE, LOG = "state.safetensors", "tensorboard"
 PAGE_BYTES = 2**20  # of the page, the record and the card of a run, about
 RESAMPLES = 200  # of the bootstrap for the page
-LOOKED_AT = 200  # validation images of a class that the finished detector scores
+MOST_SCORED = 200  # validation images of a class that the finished detector scores
 
 
 def run_folder(out: str | Path) -> Path:
@@ -85,7 +86,7 @@ def train(
     cache_dir: str | Path | None = None,
     fresh: bool = False,
     save_seconds: float = 600.0,
-    look_back: bool = True,
+    with_report: bool = True,
 ) -> Detector:
     """Train an adapter and write its directory.
 
@@ -107,7 +108,7 @@ def train(
         cache_dir: of the prefix cache; None: `prefix_cache_folder()`.
         fresh: begin anew even if an unfinished run is there.
         save_seconds: how often the state of the run is saved within an epoch; it always is after one.
-        look_back: calibrate at the end, and score the validation images once more for the page; False: neither.
+        with_report: calibrate at the end, and score the validation images once more for the page; False: neither.
 
     Returns the trained detector, calibrated if there is a calibration split (in the first process; the
     others return it without a calibration).
@@ -142,12 +143,12 @@ def train(
         cache = val_cache = None
         if config.cached_views:
             key = prefix_digest(network, loaded.sha256, chosen.lines[: len(chosen.train)], config)
-            place = Path(cache_dir) if cache_dir else prefix_cache_folder()
+            kept = Path(cache_dir) if cache_dir else prefix_cache_folder()
             workers: Any = {"distributed": distributed, "pool": pool, "progress": progress}
-            cache = PrefixCache(network, chosen.train, config, place, key, **workers)
+            cache = PrefixCache(network, chosen.train, config, kept, key, **workers)
             val_lines = chosen.lines[len(chosen.train) : len(chosen.train) + len(chosen.val)]
             val_cache = fixed_cache(
-                network, loaded.sha256, chosen.val, config, place, "equalised", lines=val_lines, **workers
+                network, loaded.sha256, chosen.val, config, kept, "equalised", lines=val_lines, **workers
             )
         run = TrainingLoop(
             network,
@@ -172,7 +173,7 @@ def train(
     fit_families(network, families, chosen, config, progress)
     record = make_record(config, loaded, network, chosen, curve, best, distributed, base)
     try:
-        if look_back:
+        if with_report:
             detector = finish(out, record, network, loaded, config, chosen, progress.say, base, tokens)
         else:
             save_adapter(out, network, loaded, config.preprocess, None, record, model_card(record, None, ()))
@@ -276,11 +277,11 @@ def finish(
     left_out: dict[str, float] = {}
     try:
         if chosen.calibration:
-            calibration, left_out = calibrate(detector, chosen.calibration, config.seed)
+            calibration, left_out = fit_detector_calibration(detector, chosen.calibration, config.seed)
     except DataError as error:  # the weights are worth keeping anyway
         say(f"not calibrated: {error}")
     detector = Detector(network, config.preprocess, calibration, Path(out).name, **options)
-    report, table = look_again(detector, chosen.val, config.seed)
+    report, table = score_validation(detector, chosen.val, config.seed)
     findings = [better_than_chance(report), *verdicts_promised(calibration, left_out)]
     findings += thresholds_changed(base.calibration, calibration) if base else []
     page = training_page(record, report, table)
@@ -313,20 +314,13 @@ def verdicts_promised(calibration: Calibration | None, left_out: Mapping[str, fl
     return promises(calibration, left_out)
 
 
-def look_again(detector: Detector, val: Sequence[Sample], seed: int) -> tuple[EvaluationReport, ScoreTable]:
-    """Estimates and logits of at most `LOOKED_AT` validation images of a class, by the finished detector."""
+def score_validation(detector: Detector, val: Sequence[Sample], seed: int) -> tuple[EvaluationReport, ScoreTable]:
+    """Estimates and logits of at most `MOST_SCORED` validation images of a class, by the finished detector."""
     rng = sample_rng(seed, "look again")
-    chosen = [rng.permutation(np.flatnonzero(labels_of(val) == label))[:LOOKED_AT] for label in (0, 1)]
+    chosen = [rng.permutation(np.flatnonzero(labels_of(val) == label))[:MOST_SCORED] for label in (0, 1)]
     val = [val[i] for i in sorted(np.concatenate(chosen).tolist())]
     logits = np.array([[detector.score(windows(val, variant, seed)) for variant in VARIANTS]], dtype=np.float64)
     table = ScoreTable(tuple(val), np.array(["val"] * len(val)), (detector.name,), VARIANTS, logits)
     reports, _ = report_table(table, {detector.name: detector.calibration}, RESAMPLES, seed)
-    known = detector.calibration
-    info = DetectorInfo(
-        name=detector.name,
-        id=detector.name,
-        thresholds=known.thresholds if known else None,
-        slope=known.slope if known else None,
-        intercept=known.intercept if known else None,
-    )
+    info = detector_info(detector.name, detector)
     return EvaluationReport(title="Validation", detectors=(info,), sets=reports), table

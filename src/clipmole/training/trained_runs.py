@@ -43,18 +43,18 @@ from clipmole.training.train import train
 USED = ("train", "val", "calibration")  # splits that a run reads
 
 
-class EpochRead(BaseModel):
+class EpochRecord(BaseModel):
     """The part of an epoch's record that comparisons read."""
 
     val_ap: float
     seconds: float
 
 
-class WhatIsRead(BaseModel):
+class RunRecord(BaseModel):
     """The part of a `train.json` that comparisons read."""
 
     best_epoch: int = Field(ge=0)
-    curve: list[EpochRead]
+    curve: list[EpochRecord]
     trained_parameters: int
     backbone: dict[Literal["id", "revision", "sha256"], str | None]
     config: dict[str, Any]
@@ -139,14 +139,14 @@ class TrainedRuns:
             self.progress.say(f"{name}, rate {rate_of(config):g}, seed {config.seed}: {folder}")
             backbone = load_backbone(self.backbone or config.backbone)
             try:
-                train(config, folder, data=self.data, backbone=backbone, progress=self.progress, look_back=False)
+                train(config, folder, data=self.data, backbone=backbone, progress=self.progress, with_report=False)
             except TrainingDiverged as error:
                 write_whole(diverged, f"{error}\n")
                 raise
         cure = f"delete {folder} to train it again"
         record = read_json(folder / "train.json", DataError, cure)
         try:
-            WhatIsRead.model_validate(record)
+            RunRecord.model_validate(record)
         except ValidationError as error:
             raise DataError(f"{folder / 'train.json'}: is damaged: {first_problem(error)}; {cure}") from error
         return TrainedRun(folder, record)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from clipmole.data import labels_of
 from clipmole.data.audit.duplicates import look_alikes, same_bytes
 from clipmole.data.audit.files import FileFacts, file_facts
-from clipmole.data.audit.shortcuts import ALL, Shortcut, SourceTold, find_shortcuts, how_sources_are_told
+from clipmole.data.audit.shortcuts import ALL, Shortcut, SourceAccuracy, find_shortcuts, find_source_accuracy
 from clipmole.data.reading import look_at_all
 from clipmole.data.sample import Sample
 from clipmole.data.splits import whole_groups
@@ -61,7 +61,7 @@ class DataReport(Record):
     alike: tuple[Duplicates, ...]
     groups_across_splits: tuple[str, ...]
     sources_across_splits: tuple[str, ...]
-    source_told: SourceTold | None
+    source_told: SourceAccuracy | None
     shortcuts: tuple[Shortcut, ...]
     problems: tuple[str, ...]
 
@@ -93,7 +93,7 @@ def check_data(samples: Sequence[Sample], seed: int = 0, track: Track = untracke
 
     report = DataReport(
         images=len(samples),
-        counts=_counts(samples, facts),
+        counts=_value_counts(samples, facts),
         unreadable=tuple(each.problem for each in facts if each.problem),
         empty=tuple(
             source_name(sample.path)
@@ -104,14 +104,14 @@ def check_data(samples: Sequence[Sample], seed: int = 0, track: Track = untracke
         alike=duplicates(look_alikes(facts)),
         groups_across_splits=across_splits([sample.group for sample in samples]),
         sources_across_splits=across_splits([sample.source for sample in samples]),
-        source_told=how_sources_are_told(good_facts, [samples[i].source for i in good], good_groups, seed),
+        source_told=find_source_accuracy(good_facts, [samples[i].source for i in good], good_groups, seed),
         shortcuts=tuple(shortcuts),
         problems=(),
     )
     return report.model_copy(update={"problems": tuple(_problems(report))})
 
 
-def _counts(samples: Sequence[Sample], facts: Sequence[FileFacts]) -> dict[str, dict[str, tuple[int, int]]]:
+def _value_counts(samples: Sequence[Sample], facts: Sequence[FileFacts]) -> dict[str, dict[str, tuple[int, int]]]:
     pairs = list(zip(samples, facts, strict=True))
     good = [(sample, each) for sample, each in pairs if not each.problem]
 
@@ -160,7 +160,7 @@ def _problems(report: DataReport) -> list[str]:
     telling = [each for each in report.shortcuts if each.warns]
     if telling:
         alone = [each for each in telling if each.attribute != ALL]
-        names = " and ".join(f"{each.attribute} ({_percent(each)})" for each in alone or telling)
+        names = " and ".join(f"{each.attribute} ({100 * each.balanced_accuracy:.0f} %)" for each in alone or telling)
         lines.append(
             f"a shortcut: {names} alone tells photographs from generated images (chance: 50 %); a detector "
             "can learn it in place of the images. Even it out, or train and report with both classes re-encoded alike"
@@ -173,7 +173,3 @@ def _problems(report: DataReport) -> list[str]:
 
 def _of(report: DataReport, label: int) -> int:
     return sum(pair[label] for pair in report.counts["split"].values())
-
-
-def _percent(each: Shortcut) -> str:
-    return f"{100 * each.balanced_accuracy:.0f} %"

@@ -76,13 +76,13 @@ def file_facts(sample: Sample) -> FileFacts:
     sha256 = hashlib.sha256(data).hexdigest()
     if image is None:
         return FileFacts(sha256, len(data), problem)
-    phash, thumbnail = looks(image)
+    phash, thumbnail = hash_and_thumbnail(image)
     kind, size, tables, subsampling = _header(data, image)
     return FileFacts(sha256, len(data), "", kind, *size, tables, subsampling, phash, thumbnail)
 
 
-def looks(image: Image.Image) -> tuple[int | None, bytes]:
-    """Perceptual hash, None of an even image, and thumbnail of an RGB image."""
+def hash_and_thumbnail(image: Image.Image) -> tuple[int | None, bytes]:
+    """Perceptual hash (None for an even image) and thumbnail of an RGB image."""
     grey = image.convert("L")
     small = np.asarray(grey.resize((HASHED, HASHED), Image.Resampling.BOX), dtype=np.float64)
     return perceptual_hash(small), grey.resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX).tobytes()
@@ -125,8 +125,8 @@ def jpeg_quality(luminance: tuple[int, ...]) -> int:
 @cache
 def _cosines() -> NDArray[np.float64]:
     """(8, 32): the lowest rows of the DCT-II, but for their scale."""
-    place, frequency = np.arange(HASHED), np.arange(8)[:, None]
-    return np.cos(np.pi * (2 * place + 1) * frequency / (2 * HASHED))
+    position, frequency = np.arange(HASHED), np.arange(8)[:, None]
+    return np.cos(np.pi * (2 * position + 1) * frequency / (2 * HASHED))
 
 
 def perceptual_hash(grey: NDArray[np.float64]) -> int | None:

@@ -47,7 +47,7 @@ class Shortcut(Record):
         return self.balanced_accuracy > WARN and self.low > 0.5
 
 
-class SourceTold(Record):
+class SourceAccuracy(Record):
     """How well format, size and compression tell which source an image comes from.
 
     Attributes:
@@ -78,7 +78,7 @@ def _jpeg(facts: FileFacts) -> list[float]:
     if not facts.tables:
         return [-1.0] * 12
     luminance, chrominance = facts.tables[0], facts.tables[min(1, len(facts.tables) - 1)]
-    steps = [float(table[place]) for table in (luminance, chrominance) for place in (0, 1, 9, 63)]
+    steps = [float(table[i]) for table in (luminance, chrominance) for i in (0, 1, 9, 63)]
     sums = [float(sum(luminance)), float(sum(chrominance))]
     return [float(facts.quality or 0), *sums, *steps, float(facts.subsampling)]
 
@@ -114,9 +114,9 @@ def find_shortcuts(
     return sorted(found, key=lambda each: (each.attribute == ALL, -each.balanced_accuracy))
 
 
-def how_sources_are_told(
+def find_source_accuracy(
     facts: Sequence[FileFacts], sources: Sequence[str], groups: Sequence[int], seed: int = 0
-) -> SourceTold | None:
+) -> SourceAccuracy | None:
     """How well all attributes together tell the sources of at least ten groups each; None with fewer than two of them.
 
     Args:
@@ -137,7 +137,7 @@ def how_sources_are_told(
     values = np.concatenate(list(attributes([facts[i] for i in chosen.tolist()]).values()), axis=1)
     right = _right(values, y, members, seed)
     shares = [right[y == k].mean() for k in range(len(known)) if (y == k).any()]
-    return SourceTold(balanced_accuracy=float(np.mean(shares)), sources=len(shares), images=len(y))
+    return SourceAccuracy(balanced_accuracy=float(np.mean(shares)), sources=len(shares), images=len(y))
 
 
 def _right(

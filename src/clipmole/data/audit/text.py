@@ -32,7 +32,7 @@ def report_lines(report: DataReport) -> Iterator[str]:
         yield from _sets(title, sets)
     yield ""
     if report.shortcuts:
-        yield "Metadata alone separates the classes by (balanced accuracy, cross-validated; 50 % is chance)"
+        yield "Metadata alone separate the classes by (balanced accuracy, cross-validated; 50 % is chance)"
         for each in report.shortcuts:
             interval = f"[{100 * each.low:.1f}, {100 * each.high:.1f}]"
             mark = "  <- a shortcut" if each.warns else ""
@@ -41,7 +41,7 @@ def report_lines(report: DataReport) -> Iterator[str]:
         yield "Shortcuts: not looked for; at least ten independent images of each class are needed"
     if told := report.source_told:
         yield (
-            f"Metadata alone tells the source of an image correctly in {100 * told.balanced_accuracy:.0f} % of "
+            f"Metadata alone tell the source of an image correctly in {100 * told.balanced_accuracy:.0f} % of "
             f"{told.images} images, mean over {told.sources} sources (chance: {100 / told.sources:.0f} %)"
         )
     yield ""

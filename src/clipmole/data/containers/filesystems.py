@@ -32,7 +32,7 @@ MODIFIED = ("mtime", "LastModified", "last_modified", "updated", "created")  # w
 
 @dataclass(frozen=True)
 class File:
-    """A file: its path or address, bytes, and when it was last changed; None: not known.
+    """A file: its path or address, its size in bytes, and when it was last changed; None: not known.
 
     Attributes:
         there: False for one that was named and is not there, or may not be looked at.
@@ -131,6 +131,7 @@ def _without_waiting(file: str, flags: int) -> int:  # a FIFO must not hang
 
 
 def too_large(location: str, size: int) -> ImageTooLarge:
+    """The error for a file of more bytes than an image may have."""
     return ImageTooLarge(location, f"{size:,} bytes, over the limit of {DEFAULT_LIMITS.max_bytes:,}")
 
 
@@ -204,7 +205,7 @@ def local_file(path: str) -> File:
 
 
 def file_at(location: str) -> File:
-    """Size and time of one file, near or far. Raises `DataError` if its file system cannot be asked."""
+    """Size and time of one file, local or remote. Raises `DataError` if its file system cannot be asked."""
     if not is_address(location):
         return local_file(location)
     fs, path, _ = file_system(location)

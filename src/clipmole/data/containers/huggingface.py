@@ -18,6 +18,7 @@ from clipmole.config import Config
 from clipmole.data.containers.filesystems import reading
 from clipmole.errors import DataError, MissingDependency
 from clipmole.plumbing.progress import Say
+from clipmole.plumbing.text import one_line
 
 PREFIX = "hf:"
 SAVED = ("dataset_info.json", "dataset_dict.json")  # in a folder that save_to_disk wrote
@@ -85,7 +86,7 @@ def load_splits(name: str, query: Query, say: Say) -> Mapping[str, Any]:
             )
             loaded = datasets.load_dataset(name, query.config, revision=query.revision, streaming=query.streaming)
     except Exception as error:  # of networks, hubs, files and formats: a dozen kinds
-        raise DataError(f"{name}: datasets cannot load it: {' '.join(str(error).split())[:300]}") from error
+        raise DataError(f"{name}: datasets cannot load it: {one_line(str(error))}") from error
     parts = dict(loaded) if isinstance(loaded, dict) else {str(loaded.split or "train"): loaded}
     if query.split is not None:
         if query.split not in parts:

@@ -1,4 +1,4 @@
-"""A table (a Parquet file), near or far -> its columns and rows, a few rows at a time.
+"""A table (a Parquet file), local or remote -> its columns and rows, a few rows at a time.
 
 Bytes and text are given as such however Arrow lays them out: large, as views, of fixed size, as dictionaries.
 """

@@ -1,4 +1,4 @@
-"""A tar file, compressed or not, near or far -> its members.
+"""A tar file, compressed or not, local or remote -> its members.
 
 `tarfile` takes a damaged header, or the end of the file, for the end of the archive. Here the archive ends at its end
 marker, and no data may follow it.
