@@ -45,7 +45,7 @@ def train(
             None: the data that `config` names.
         cache_dir: where the outputs of the frozen blocks are kept. None: `$CLIPMOLE_CACHE`, or `~/.cache/clipmole`.
         fresh: start again even if an unfinished run is there.
-        progress: follows the steps of an epoch, gets one line of text an epoch, and may ask the run to stop, which is
+        progress: follows the steps of an epoch, gets one line of text per epoch, and may ask the run to stop, which is
             then saved. `ProgressReporter(say=print)` prints the lines.
 
     Returns:
@@ -270,7 +270,7 @@ def compare(
         rates: learning rates, of which the best on val is taken for each configuration. (): each keeps its own.
         backbone: instead of the backbones that the configurations name.
         resamples: of the bootstrap that gives the 95 % intervals.
-        progress: follows steps and images, and gets one line of text an epoch.
+        progress: follows steps and images, and gets one line of text per epoch.
 
     Returns:
         For each configuration its average precision with intervals, and the paired differences.

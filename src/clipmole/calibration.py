@@ -207,7 +207,7 @@ def upper_threshold_by_source(
     draws. It is about the mix of sources, not the worst of them; `leave_one_source_out` shows those.
 
     Few sources make a bootstrap optimistic. Simulated with logits N(m, 1), m of each source from N(0, 1), 20 to 199
-    images a source and a rate of 5 %, photographs of new sources exceeded the threshold of 5, 12 and 30 sources at a
+    images per source and a rate of 5 %, photographs of new sources exceeded the threshold of 5, 12 and 30 sources at a
     mean rate of 5.4, 4.3 and 3.9 %, and 56, 69 and 79 % of the thresholds kept to 5 % (`upper_threshold`: 8.1, 6.7 and
     5.7 %; 31, 33 and 43 %). A bound for any distribution, hierarchical conformal prediction (Lee, Barber and Willett,
     arXiv 2306.06342), needs 1 / rate - 1 sources, 19 for 5 %, before it says anything.

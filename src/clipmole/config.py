@@ -289,7 +289,10 @@ class PreprocessConfig(Config):
     crop_size: int = Field(224, gt=0, le=MOST_PIXELS, description="side of a crop, pixels")
     max_tiles: int = Field(9, gt=0, le=10_000, description="crops of one image in mode 'tiles', at most")
     whole_weight: float = Field(
-        0.0, ge=0, lt=1, description="weight of the view of the whole in an image's logit; the crops' mean has the rest"
+        0.0,
+        ge=0,
+        lt=1,
+        description="weight of the view of the whole image in an image's logit; the crops' mean has the rest",
     )
 
 
@@ -428,7 +431,7 @@ class TrainConfig(Config):
     )
     sampling: Literal["every", "classes", "sqrt", "generators"] = Field(
         "every",
-        description="every: each image once an epoch; classes: as many photographs as generated images; sqrt and "
+        description="every: each image once per epoch; classes: as many photographs as generated images; sqrt and "
         "generators: and of a class each generator (or source of photographs) by the root of its images, or alike",
     )
     views_from: int | None = Field(

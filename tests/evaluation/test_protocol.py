@@ -67,7 +67,7 @@ OWNER = '[owners.us]\npublishes = "https://example.org"\nlayout = "{folder}/0_re
             "give either the sets or the splits",
         ),
         ("", "give either the sets or the splits"),
-        ('splits = ["a", "b", "a"]', "name 'a' stands twice"),
+        ('splits = ["a", "b", "a"]', "name 'a' occurs twice"),
         ('sets = [{ name = "x", folders = ["x"], owner = "them" }]', "owner 'them' of set 'x': not one of us"),
         ('sets = [{ name = "x", folders = [], owner = "us" }]', "sets.0.folders"),
         ('splits = ["a"]\nlimit = 0', "limit: Input should be greater than 0 (given: 0)"),

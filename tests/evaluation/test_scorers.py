@@ -104,7 +104,7 @@ def test_a_function_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 @pytest.mark.parametrize("answer", [lambda _: [1.0], lambda images: [float("nan")] * len(images)])
 def test_a_function_must_give_one_finite_score_an_image(answer: object) -> None:
-    with pytest.raises(ConfigError, match="must give one finite score an image"):
+    with pytest.raises(ConfigError, match="must give one finite score per image"):
         FunctionScorer("f", answer, batch_size=2).score(IMAGES)  # type: ignore[arg-type]
 
 

@@ -169,7 +169,7 @@ def test_a_git_lfs_pointer_is_named() -> None:
 def test_depths_of_a_tiff_that_are_not_read(bits: int, channels: int) -> None:
     content = bytes(24 * ((32 * bits * channels + 7) // 8))
     message = refusal(ImageUnreadable, tiff(kind(32, 24, [bits] * channels, 1 if channels == 1 else 2), content))
-    assert f" {' + '.join([str(bits)] * channels)} bits a pixel" in message
+    assert f" {' + '.join([str(bits)] * channels)} bits per pixel" in message
     assert "not supported" in message
     assert "damaged" not in message
 

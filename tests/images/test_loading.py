@@ -324,7 +324,7 @@ def tiff_of_grey(bits: int, photometric: int, content: bytes, sample_format: int
 
 def test_depths_without_a_known_range_are_refused() -> None:
     assert pixels(tiff_of_grey(16, 1, struct.pack("<HH", 0x1234, 0xFFFF))).tolist() == [[[0x12] * 3, [0xFF] * 3]]
-    assert "12 bits a pixel is not supported" in refusal(ImageUnreadable, tiff_of_grey(12, 1, b"\x12\x34\x56"))
+    assert "12 bits per pixel is not supported" in refusal(ImageUnreadable, tiff_of_grey(12, 1, b"\x12\x34\x56"))
     assert "16-bit grey" in refusal(ImageUnreadable, tiff_of_grey(16, 0, b"\1\2\3\4"))  # white is zero
     assert "32-bit" in refusal(ImageUnreadable, tiff_of_grey(32, 1, struct.pack("<II", 1, 70000)))
     assert "floating-point" in refusal(ImageUnreadable, tiff_of_grey(32, 1, struct.pack("<ff", 0, 1), 3))

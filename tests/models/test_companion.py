@@ -293,7 +293,7 @@ def test_it_is_trained_from_the_cache_kept_loaded_and_explained_as_any_other(kin
     start = MoLENetwork(backbone.tower, config.mole).state_dict()
     moved = {name for name, value in loaded.network.state_dict().items() if not torch.equal(value, start[name])}
     assert moved == loaded.network.adapter_parameters().keys()
-    assert f"Beside it stands a second network, `{kind}`" in (tmp_path / "out" / "README.md").read_text()
+    assert f"A second network beside it, `{kind}`" in (tmp_path / "out" / "README.md").read_text()
     tile = explain(loaded, images[0], tokens=True).tiles[0]
     assert tile.attribution is not None
     assert np.abs(tile.attribution).max() > 0

@@ -729,7 +729,7 @@ def test_a_full_disk_stops_with_one_line_and_leaves_whole_parts(tmp_path: Path) 
     assert process.exitcode == 3
     line = (tmp_path / "large.log").read_text()
     assert line.startswith(f"DataError: {tmp_path}/large")
-    assert "cannot be written: File too large; what is there is whole: free space and give the same command" in line
+    assert "cannot be written: File too large; what is there is complete: free space and give the same command" in line
     assert line.count("\n") == 1
     assert list((tmp_path / "large" / "parts").iterdir()) == []
     assert len(run(tmp_path / "large", tmp_path / "images", part_rows=60)) == len(images)

@@ -20,7 +20,7 @@ app.add_typer(provenance_app, name="provenance")
 def provenance(
     file: Annotated[str | None, typer.Argument(help="The image.")] = None,
     everything: Annotated[
-        bool, typer.Option("--all", help="Also print all metadata, as they stand in the file; they may hold anything.")
+        bool, typer.Option("--all", help="Also print all metadata, as they are in the file; they may hold anything.")
     ] = False,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     trust_anchors: TrustAnchors = None,

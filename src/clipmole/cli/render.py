@@ -151,7 +151,7 @@ class DetectionTable:
 
 
 class JSONLines:
-    """One JSON object a line; for a failed input {"source": ..., "error": {"code": ..., "message": ...}}."""
+    """One JSON object per line; for a failed input {"source": ..., "error": {"code": ..., "message": ...}}."""
 
     def write(self, result: Detection | ImageError, provenance: Provenance | None = None) -> None:
         import json

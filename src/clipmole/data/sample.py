@@ -48,7 +48,7 @@ class Sample(Record):
         label: 1 = AI-generated, 0 = photograph.
         generator: what made it; "camera" for photographs.
         split: the part of the data set that it belongs to; "": the data set names none.
-        ignore_bottom_px: rows at the lower edge that hold a visible mark and are never looked at.
+        ignore_bottom_px: rows at the lower edge that hold a visible mark and are never used.
         group: images of one group show the same scene or prompt and are not independent; "": its own.
         source: collection that it was taken from; "": not known.
         kind: of a photograph, such as "camera-file", "stock" or "scan"; "": not known.

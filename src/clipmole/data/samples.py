@@ -125,7 +125,7 @@ def file_sha256(sample: Sample) -> str:
 
 
 def sample_lines(samples: Iterable[Sample], digests: Iterable[str] | None = None) -> list[str]:
-    """A line a sample, in their order: sha256 of its file's content, label, generator, split and ignored rows.
+    """One line per sample, in their order: sha256 of its file's content, label, generator, split and ignored rows.
 
     `digests` are the files' sha256 in the order of `samples`, where they are known already.
     """

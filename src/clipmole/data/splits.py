@@ -22,7 +22,7 @@ CALIBRATED = 20  # images of each class that calibration takes if they are in th
 
 
 def draw_splits(samples: Sequence[Sample], digests: Mapping[Sample, str], seed: int) -> list[Sample]:
-    """The samples with a split each: eight tenths train, one val, one calibration, in the same order.
+    """The samples with one split each: eight tenths train, one val, one calibration, in the same order.
 
     If a tenth of a class has fewer than `CALIBRATED` images, calibration takes two or three tenths if that is enough:
     with too few, no verdict can be given. Groups stay whole, and so do files of the same content; classes and
@@ -78,9 +78,9 @@ def draw_per_class(samples: Sequence[Sample], per_class: int, seed: int) -> list
     """`per_class` samples of each category, half of them photographs, half generated, in the order of `samples`.
 
     The categories are the class folders of the layout; a source without any is one category. So 100 of CNNSpot's 20
-    object classes are 2,000 images, 0.28 % of its 720,119 (MoLE, arXiv 2404.04883). Of an odd number the generated
-    images are one more. Which ones depends on the seed, category and name alone: a larger number keeps what a smaller
-    one took.
+    object classes are 2,000 images, 0.28 % of its 720,119 (MoLE, arXiv 2404.04883). If `per_class` is odd, there is one
+    more generated image than photographs. Which ones are drawn depends on the seed, category and name alone: a larger
+    number keeps what a smaller one took.
 
     Raises `DataError` if a category has too few of a class.
     """

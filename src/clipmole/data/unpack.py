@@ -39,7 +39,7 @@ class Unpacking:
     """Where original bytes may be unpacked to, and how many.
 
     Attributes:
-        folder: holds one folder a source; None: `unpack_folder()`.
+        folder: holds one folder per source; None: `unpack_folder()`.
         gib: most GiB of one source.
         say: gets the announcement before anything is written, and a line at the end.
     """

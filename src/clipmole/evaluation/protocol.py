@@ -89,7 +89,7 @@ class Protocol(Config):
         names = self.splits or tuple(each.name for each in self.sets)
         for name in names:
             if names.count(name) > 1:
-                raise ValueError(f"name {name!r} stands twice; each set needs its own")
+                raise ValueError(f"name {name!r} occurs twice; each set needs its own")
         for each in self.sets:
             if each.owner not in self.owners:
                 raise ValueError(f"owner {each.owner!r} of set {each.name!r}: not one of {', '.join(self.owners)}")

@@ -143,7 +143,7 @@ class PublishedResult(Record):
     """A result that somebody else published; not like for like with ours.
 
     Attributes:
-        benchmark: such as "univfd-19"; a perturbation may stand after " under ".
+        benchmark: such as "univfd-19"; a perturbation may follow after " under ".
         metric: "mean_ap" or "mean_accuracy" over its sets; of one set a name of `metrics`.
         value: in percent, or as a share up to 1.
         note: the caveat, or where it was published.
@@ -195,8 +195,8 @@ class ComparedMethod(StoredRecord):
         learning_rate: the one chosen, or the only one.
         val_by_rate: rate -> validation AP of the best epoch with the first seed; None: the run diverged.
         on_edge: the chosen rate is still the lowest or highest of those tried.
-        val: validation AP of the best epoch, a seed each.
-        runs: folders of the trained adapters, a seed each.
+        val: validation AP of the best epoch, one per seed.
+        runs: folders of the trained adapters, one per seed.
         estimates: "SPLIT, CONDITION" -> average precision, mean over the seeds; JSON: `figures`.
         seeds: the same -> average precision of each seed.
         seconds_per_epoch: median over all epochs of the seeds' runs.

@@ -135,7 +135,7 @@ class FunctionScorer:
             scores = np.asarray(self.function(batch), dtype=np.float32)
             if scores.shape != (len(batch),) or not np.isfinite(scores).all():
                 raise ConfigError(
-                    f"{self.name}: must give one finite score an image: got {scores.shape} for {len(batch)}"
+                    f"{self.name}: must give one finite score per image: got {scores.shape} for {len(batch)}"
                 )
             parts.append(scores)
         return np.concatenate(parts) if parts else np.zeros(0, dtype=np.float32)

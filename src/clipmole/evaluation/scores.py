@@ -2,7 +2,7 @@
 
 In: logits as they are computed. Out: a `ScoreTable`. It knows nothing of detectors, metrics or reports.
 
-The file holds one JSON object a line: first the settings (conditions, seed), then a line for each image with
+The file holds one JSON object per line: first the settings (conditions, seed), then a line for each image with
 its logits by detector, or the reason why it could not be read, and a checksum. Incomplete lines do not count, so
 a run that was killed continues after its last complete line. A detector that is added later gets lines of its own, and
 an image in several sets is there once.

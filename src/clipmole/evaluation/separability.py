@@ -1,4 +1,4 @@
-"""How many images of a generator a detector needs to tell it apart, and how well a detector of one finds others.
+"""How many images of a generator a detector needs to tell it apart, and how well it then finds others.
 
 In: labelled images and a frozen backbone. Out: a `Separability` record. It knows nothing of pages.
 
@@ -233,7 +233,7 @@ class Heads:
 
         min over w, b of  sum_i c_i (w . x_i + b - t_i)^2 + ridge |w|^2,   t_i = 1 or -1, sum_i c_i = 1
 
-    It is the discriminant of least squares; its direction is Fisher's if the ridge is 0.
+    It is the least-squares discriminant; its direction is Fisher's if the ridge is 0.
 
     Args:
         features: (n, F); centred by the mean of the rows `origin`, and scaled to a mean squared length of 1 there.
@@ -281,7 +281,7 @@ def estimate_auroc(
     pairs.
 
     Args:
-        scores: (n,) of all rows, a seed each.
+        scores: (n,) of all rows, one per seed.
         positive, negative: rows that are held apart.
     """
     wins = np.stack([_wins(each[positive], each[negative]) for each in scores])

@@ -132,11 +132,11 @@ def _is_new(link: str, followed: list[str]) -> bool:
 
 def _is_circle(link: str, root: str) -> bool:
     """Whether a link leads to a folder in which it lies itself, or from which a link on the way to it led here."""
-    target, place = os.path.realpath(link), os.path.dirname(link)
-    while len(place) > len(root):
-        if _lies_in(os.path.realpath(place), target):
+    target, folder = os.path.realpath(link), os.path.dirname(link)
+    while len(folder) > len(root):
+        if _lies_in(os.path.realpath(folder), target):
             return True
-        place = os.path.dirname(place)
+        folder = os.path.dirname(folder)
     return _lies_in(os.path.realpath(root), target)
 
 

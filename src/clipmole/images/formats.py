@@ -178,7 +178,7 @@ def _prepare_tiff(image: TiffImageFile, name: str) -> None:
     bits, photometric = image.tag_v2.get(258), image.tag_v2.get(262)
     if image.mode.startswith("I;16") and bits != (16,):
         told = " + ".join(map(str, bits or (1,)))
-        raise ImageUnreadable(name, f"a TIFF of {told} bits a pixel is not supported; export it with 8 or 16 bits")
+        raise ImageUnreadable(name, f"a TIFF of {told} bits per pixel is not supported; export it with 8 or 16 bits")
     if image.mode.startswith("I;16") and photometric != 1:
         raise ImageUnreadable(name, f"a TIFF of 16 bits, photometric {photometric}; export it as 16-bit grey")
     if max(tile[1][3] for tile in image.tile if tile[1]) < size[1]:

@@ -68,7 +68,7 @@ def unsupported(data: bytes, found: str, error: BaseException) -> str | None:
             bits = " + ".join(str(each) for each in _numbers(tags, _BITS, 1))
             kinds = ("compression", _COMPRESSION, 1), ("photometric", _PHOTOMETRIC, 0), ("format", _SAMPLE_FORMAT, 1)
             rest = ", ".join(f"{kind} {_numbers(tags, tag, default)[0]}" for kind, tag, default in kinds)
-            return f"a TIFF of {bits} bits a pixel ({rest})"
+            return f"a TIFF of {bits} bits per pixel ({rest})"
     message = str(error)
     if found == "BMP" and message.startswith("Unsupported "):
         return f"a BMP file: {message.removeprefix('Unsupported ')}"

@@ -21,7 +21,7 @@ JPEG are noticed only if they break its structure; the same holds for WebP, AVIF
 that was cut is refused in every format, as is a JPEG whose tail was never written, even in a process
 where somebody has set `ImageFile.LOAD_TRUNCATED_IMAGES`. The limits bound memory, not the time to decode.
 
-Memory: the file and one decoded image (Pillow holds RGB in 4 bytes a pixel); two if it has to be turned or
+Memory: the file and one decoded image (Pillow holds RGB in 4 bytes per pixel); two if it has to be turned or
 converted, or is a progressive JPEG; three for 16-bit grey; four for WebP, whose decoder keeps its own. Safe to use from
 many threads: no global of Pillow is set, and only WebP's reader obeys `Image.MAX_IMAGE_PIXELS`.
 """

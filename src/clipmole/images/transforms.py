@@ -138,7 +138,7 @@ def tone(rgb: RGB, gamma: float, contrast: float) -> RGB:
 
 
 def camera(rgb: RGB, sigma: float, rng: np.random.Generator) -> RGB:
-    """The scene as a camera would record it: one colour a pixel, noise, the two other colours interpolated, sharpened.
+    """The scene as a camera would record it: one colour per pixel, noise, the other two interpolated, sharpened.
 
     Values are taken as linear light to the power 1 / 2.2. The linear light is sampled in a Bayer pattern; the noise has
     the standard deviation `sigma` (of values 0..255) at full white and falls with the square root of the light.
@@ -161,7 +161,9 @@ def local_contrast(rgb: RGB, limit: float) -> RGB:
     return cv2.cvtColor(lab, cv2.COLOR_LAB2RGB)  # type: ignore[no-any-return]
 
 
-SPECTRUM_FROM = 0.1  # cycles a pixel: higher frequencies are changed; lower ones, which show the scene, are left alone
+SPECTRUM_FROM = (
+    0.1  # cycles per pixel: higher frequencies are changed; lower ones, which show the scene, are left alone
+)
 
 
 def match_spectrum(rgb: RGB, strength: float) -> RGB:
@@ -174,7 +176,7 @@ def match_spectrum(rgb: RGB, strength: float) -> RGB:
     spectrum = np.fft.rfft2(values, axes=(0, 1))
     high, wide = rgb.shape[:2]
     frequency = np.hypot(np.fft.fftfreq(high)[:, None], np.fft.rfftfreq(wide)[None])
-    rings = np.minimum((frequency * 200).astype(int), 141)  # of 1/200 cycle a pixel; the corner lies at 0.707
+    rings = np.minimum((frequency * 200).astype(int), 141)  # of 1/200 cycle per pixel; the corner lies at 0.707
     count = np.bincount(rings.ravel(), minlength=142)
     amplitude = np.bincount(rings.ravel(), np.abs(spectrum).mean(2).ravel(), minlength=142) / np.maximum(count, 1)
     first = int(SPECTRUM_FROM * 200)

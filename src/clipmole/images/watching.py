@@ -76,11 +76,11 @@ def images_in(folder: str) -> dict[str, Signature]:
     if not os.path.isdir(folder):
         raise DataError(f"{escaped(folder)}: there is no such folder to watch")
     found: dict[str, Signature] = {}
-    for place, folders, names in os.walk(folder):
+    for current, folders, names in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith(".") and not leftover(name)]
         for name in names:
             if not name.startswith(".") and os.path.splitext(name)[1].lower() in IMAGE_EXTENSIONS:
-                path = os.path.join(place, name)
+                path = os.path.join(current, name)
                 try:
                     status = os.stat(path)
                 except OSError:  # gone since, or a link to nothing

@@ -177,7 +177,7 @@ class Detector:
             within `RECHECK` of a threshold is scored again in float32, so bfloat16 hardly ever changes a verdict.
         batch_size: crops in one forward pass, at most; None: 8 on a CPU, 32 elsewhere. Logits do not depend on it
             beyond float rounding.
-        workers: threads that decode and cut images ahead of the network; 0: none; None: one a core, at most
+        workers: threads that decode and cut images ahead of the network; 0: none; None: one per core, at most
             `MOST_WORKERS`. They do not change any number.
         runtime: what computes the logits; None: PyTorch, by `network`, `device` and `precision`.
         families: of generators, whose logits are the runtime's last outputs; None: those of the network, if any.
@@ -372,7 +372,7 @@ class Detector:
             region: (left, top, right, bottom), pixels of the upright image: the only part to look at; None: all of it.
 
         Returns:
-            One detection an image, in their order.
+            One detection per image, in their order.
 
         Raises:
             ImageError: the first image that cannot be scored; `stream` goes on after one.

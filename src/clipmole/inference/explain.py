@@ -51,7 +51,7 @@ class TileEvidence(Record):
         grid_box: (left, top, right, bottom) of the grid of patches, pixels of the image; an image smaller than a crop
             was mirrored, and its grid reaches beyond its borders.
         attribution: logit units by patch (rows, columns), positive towards AI-generated; None unless asked for.
-        routing: one entry an adapted block with experts; () unless asked for, or if the detector has none.
+        routing: one entry per adapted block with experts; () unless asked for, or if the detector has none.
     """
 
     box: Box

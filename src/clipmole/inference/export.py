@@ -56,8 +56,8 @@ class Limits:
     Attributes:
         average_precision: difference, either way.
         difference: of a logit, in standard deviations of the float32 logits.
-        changed: verdicts that were real or AI-generated and are something else; None: any number.
-        reversed: verdicts that turned into the opposite.
+        changed: how many verdicts may change from real or AI-generated to something else; None: any number.
+        reversed: how many verdicts may turn into the opposite.
     """
 
     average_precision: float

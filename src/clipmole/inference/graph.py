@@ -4,7 +4,7 @@ In: a network, or a folder that holds its graph. Out: graph files, or a `Runtime
 takes crops (n, 3, S, S) uint8 of any number n and of the size S it was traced with, and gives what the network gives.
 It knows nothing of adapter directories or of whether a graph is right (`clipmole.inference.export` checks that).
 
-OpenVINO would choose bfloat16 by itself if the processor has it, so the precision is always stated.
+OpenVINO would choose bfloat16 on its own if the processor supports it, so the precision is always stated.
 """
 
 from __future__ import annotations

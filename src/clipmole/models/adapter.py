@@ -400,8 +400,8 @@ def backbone_as_trained(folder: Path, wanted: BackboneReference) -> Backbone | N
     if not (folder / LOCAL).exists():
         return None
     try:
-        place = Path(read_json(folder / LOCAL, CheckpointError)["backbone"])
-        loaded = load_backbone(place) if place.is_dir() else None
+        source = Path(read_json(folder / LOCAL, CheckpointError)["backbone"])
+        loaded = load_backbone(source) if source.is_dir() else None
     except (CheckpointError, WeightsError, KeyError, TypeError, ValueError):
         return None
     return loaded if loaded and loaded.sha256 == wanted.sha256 else None

@@ -33,7 +33,7 @@ from clipmole.plumbing.files import is_odd_file, replacing_folder, sha256_of, wh
 from clipmole.plumbing.json_toml import read_json
 from clipmole.plumbing.text import first_line
 
-PACKAGED_DETECTORS = Path(str(files("clipmole"))) / "detectors"  # a folder each
+PACKAGED_DETECTORS = Path(str(files("clipmole"))) / "detectors"  # one folder each
 SAFETENSORS = ("model.safetensors", "open_clip_model.safetensors")
 PICKLES = ("pytorch_model.bin", "open_clip_pytorch_model.bin")
 JOINT = "+"  # between the names of backbones that are concatenated

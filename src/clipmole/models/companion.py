@@ -42,7 +42,7 @@ def rows_of_patch(patch_size: int, width: int) -> int:
 
 
 def to_rows(crops: Tensor, patch_size: int, width: int) -> Tensor:
-    """Crops (B, 3, S, S), uint8 0..255 or float 0..1 -> rows (B, n q, width) of levels 0..255, q a patch.
+    """Crops (B, 3, S, S), uint8 0..255 or float 0..1 -> rows (B, n q, width) of levels 0..255, q per patch.
 
     Levels are integers, which bfloat16 holds exactly. Pixels beyond the last whole patch are left out, as in the
     tower. Raises `ValueError` for crops that are not square.

@@ -21,7 +21,7 @@ from clipmole.config import TowerConfig
 from clipmole.models.companion import Companion, in_float32
 from clipmole.models.vit import Block, ViT
 
-FREQUENCIES = 224  # of an axis, from -1/2 to 1/2 cycles a pixel
+FREQUENCIES = 224  # of an axis, from -1/2 to 1/2 cycles per pixel
 ENCODER = TowerConfig(image_size=FREQUENCIES, patch_size=16, width=192, depth=6, heads=3, mlp_width=768)
 DECODER_BLOCKS = 2
 MASK_RATIO = (0.5, 0.9)
@@ -31,7 +31,7 @@ LOG_MEAN, LOG_STD = 7.0, 1.4  # of the logarithms in photographs, approximately
 def log_magnitude(crops: Tensor, frequencies: int = FREQUENCIES) -> Tensor:
     """log(1 + |F|) of the levels of each colour channel minus their mean, at frequencies shifted by half a step.
 
-    F(u, v) = K / S sum_xy (x - mean)_xy exp(-2 pi i (u x + v y)) at u, v = (k + 1/2) / K cycles a pixel,
+    F(u, v) = K / S sum_xy (x - mean)_xy exp(-2 pi i (u x + v y)) at u, v = (k + 1/2) / K cycles per pixel,
     k = -K/2 ... K/2 - 1. So the symmetry |F(u, v)| = |F(-u, -v)| is a rotation of the whole array by 180 degrees, which
     maps patches onto patches. The usual frequencies k / K lack +1/2: the first row and column of a patch would have
     their mirror image in a neighbouring patch. It is computed by matrix products, since graphs of OpenVINO and ONNX
@@ -154,7 +154,7 @@ class FFiT(Companion):
         As many are hidden in each row of the batch.
         """
         batch, count, width = len(tokens), *self.decoder_positions.shape
-        seen = (~hidden).nonzero()[:, 1].view(batch, -1, 1).expand(-1, -1, width)  # (B, n, d) places
+        seen = (~hidden).nonzero()[:, 1].view(batch, -1, 1).expand(-1, -1, width)  # (B, n, d) positions
         encoded = self.encode(torch.cat([tokens[:, :1], tokens[:, 1:].gather(1, seen)], dim=1))
         filled = self.mask_token.expand(batch, count, width).scatter(1, seen, encoded.to(self.mask_token.dtype))
         return self.predict(self.decoder(filled + self.decoder_positions))  # type: ignore[no-any-return]

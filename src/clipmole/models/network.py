@@ -241,7 +241,7 @@ class MoLENetwork(nn.Module):
             layer.keep_gates, layer.gates = keep, None
 
     def gates(self) -> list[Tensor]:
-        """Gates (B, T, E) of the last forward pass, one tensor an adapted block; needs `keep_gates(True)`.
+        """Gates (B, T, E) of the last forward pass, one tensor per adapted block; needs `keep_gates(True)`.
 
         Those of the router come first, then those of the extensions.
         """

@@ -231,16 +231,16 @@ class Concatenated(ViT):
         self.config = towers[0].config.model_copy(update=sizes | pixels)
         self.towers = nn.ModuleList(towers)
         self.blocks = nn.ModuleList()
-        for place, tower in enumerate(towers):
+        for i, tower in enumerate(towers):
             for name in ("mean", "std"):
                 values = torch.tensor(getattr(tower.config, name), device="cpu").view(3, 1, 1)
-                self.register_buffer(f"{name}_{place}", values, persistent=False)
+                self.register_buffer(f"{name}_{i}", values, persistent=False)
 
     def embed(self, pixels: Tensor) -> Tensor:
         """Pixels (B, 3, H, W) of 0..1 -> features of all towers (B, 1, their sum)."""
         features = [
-            tower((pixels - getattr(self, f"mean_{place}")) / getattr(self, f"std_{place}"))
-            for place, tower in enumerate(self.towers)
+            tower((pixels - getattr(self, f"mean_{i}")) / getattr(self, f"std_{i}"))
+            for i, tower in enumerate(self.towers)
         ]
         return torch.cat(features, dim=-1)[:, None]
 

@@ -1,6 +1,6 @@
 """Text files written by people and programs -> their encoding, and the paths in a list.
 
-In: a file with one path a line, or paths separated by NUL, in UTF-8, in UTF-16 as Windows' shell writes it, or of any
+In: a file with one path per line, or paths separated by NUL, in UTF-8, in UTF-16 as Windows' shell writes it, or of any
 bytes. Out: the paths, one at a time. It knows nothing of what is at these paths.
 """
 

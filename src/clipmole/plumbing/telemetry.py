@@ -5,8 +5,8 @@ In somebody else's process, clipmole imports and uses such a library only within
 environment variables and modules as they were. It knows nothing of what the libraries do.
 
 OpenVINO and NNCF import `openvino_telemetry` if it is installed. It sends events to a server of Google when it is
-imported and used, and writes a client number to the home folder. ONNX Runtime, from 1.29, sends events to a server of
-Microsoft with code of its own, unless a variable is set when it is imported.
+imported and used, and writes a client identifier to the home folder. ONNX Runtime, from 1.29, sends events to a server
+of Microsoft with code of its own, unless a variable is set when it is imported.
 """
 
 from __future__ import annotations

@@ -59,7 +59,7 @@ class Metadata:
         texts: every text of all of them.
         others: what is no text, written as text: numbers, positions, sizes of blocks.
         credentials: whether a C2PA manifest seems to be embedded.
-        damaged: parts that could not be read, a line each.
+        damaged: parts that could not be read, one line each.
     """
 
     format: str

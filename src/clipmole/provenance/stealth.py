@@ -3,7 +3,7 @@
 In: the bytes of a PNG or WebP file. Out: the hidden text. The pixels are decoded for this, and only their alpha is
 looked at. It knows nothing of what the text means.
 
-Source: ashen-sensored/sd_webui_stealth_pnginfo: one bit a pixel, column by column from the upper left, the highest
+Source: ashen-sensored/sd_webui_stealth_pnginfo: one bit per pixel, column by column from the upper left, the highest
 bit of each byte first: a mark of 15 characters, the number of bits as 32 bits, and the text in UTF-8, plain or as
 gzip.
 """

@@ -102,8 +102,8 @@ def get_trust_list(url: str = URL) -> TrustList:
         ConfigError: an address of another kind.
         TrustListError: it cannot be fetched, or is no list of certificates; the older one is then still there.
     """
-    place = urlsplit(url)
-    if place.scheme != "https" and not (place.scheme == "http" and place.hostname in _LOOPBACK):
+    parts = urlsplit(url)
+    if parts.scheme != "https" and not (parts.scheme == "http" and parts.hostname in _LOOPBACK):
         raise ConfigError(f"{escaped(url)}: give an address that begins with https://")
     try:
         with urllib.request.urlopen(url, timeout=_SECONDS) as response:

@@ -93,7 +93,7 @@ def write_report(
 
 
 def tidy(content: Content) -> str:
-    """One estimate a row.
+    """One estimate per row.
 
     `scope` says over what: "set" all images of the set, "generator" those of `generator` and all photographs, "mean"
     the mean over generators, "difference" the estimate of `detector` less that of `minus` on the same images,

@@ -73,7 +73,7 @@ def comparison_page(comparison: Comparison) -> str:
 
 
 def difference_table(comparison: Comparison, columns: Sequence[str]) -> list[str]:
-    """A row a pair, a column a split and condition."""
+    """One row per pair, one column per split and condition."""
     rows: dict[str, dict[str, str]] = {}
     for each in comparison.differences:
         f = each.estimate
@@ -91,7 +91,7 @@ def seed_table(comparison: Comparison, columns: Sequence[str]) -> list[str]:
 
 
 def settings(methods: Sequence[ComparedMethod]) -> list[str]:
-    """The settings in which the methods differ, a row each."""
+    """The settings in which the methods differ, one row each."""
     keys = list(methods[0].settings)
     if not keys:
         return []

@@ -230,7 +230,7 @@ def robustness(content: Content) -> list[PageBlock]:
 def family_charts(
     content: Content, name: str, key: str, curves: Mapping[str, Sequence[tuple[float, str]]]
 ) -> list[tuple[Element, str]]:
-    """One chart a family of conditions, all with the same vertical axis on every set."""
+    """One chart per family of conditions, all with the same vertical axis on every set."""
     every = [f for s in content.report.sets if (f := s.estimates.get(key)) and not math.isnan(f.value)]
     if not every:
         return []

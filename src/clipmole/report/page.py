@@ -223,18 +223,18 @@ def _html(block: PageBlock) -> Element:
 
 
 def _html_table(table: Table) -> Element:
-    numbers = {place for row in table.rows for place, cell in enumerate(row) if isinstance(cell, Value)}
+    numbers = {i for row in table.rows for i, cell in enumerate(row) if isinstance(cell, Value)}
     heads = []
-    for place, column in enumerate(table.columns):
+    for i, column in enumerate(table.columns):
         first, _, second = column.partition("\n")
         small = [element("small", second)] if second else []
-        small += [table.axes[place]] if place in table.axes else []
-        heads.append(element("th", first, *small, scope="col", class_="number" if place in numbers else "words"))
+        small += [table.axes[i]] if i in table.axes else []
+        heads.append(element("th", first, *small, scope="col", class_="number" if i in numbers else "words"))
     rows = []
     for index, row in enumerate(table.rows):
-        cells = [_html_cell(cell, place < table.names) for place, cell in enumerate(row)]
-        for place in table.apart_columns:
-            cells[place].set("class", f"{cells[place].get('class', '')} apart".strip())
+        cells = [_html_cell(cell, i < table.names) for i, cell in enumerate(row)]
+        for i in table.apart_columns:
+            cells[i].set("class", f"{cells[i].get('class', '')} apart".strip())
         kinds = ["apart"] * (index in table.apart) + ["sum"] * (index in table.sums)
         kinds += ["next"] * (table.names > 1 and index > 0 and row[0] != table.rows[index - 1][0])
         rows.append(element("tr", *cells, **({"class_": " ".join(kinds)} if kinds else {})))
@@ -304,14 +304,14 @@ def _markdown(block: PageBlock) -> str:
 
 
 def _markdown_table(table: Table) -> str:
-    drawn = {place for row in table.rows for place, cell in enumerate(row) if isinstance(cell, Element)}
-    kept = [place for place in range(len(table.columns)) if place not in drawn]
-    heads = [_plain(table.columns[place].replace("\n", ", ")) for place in kept]
+    drawn = {i for row in table.rows for i, cell in enumerate(row) if isinstance(cell, Element)}
+    kept = [i for i in range(len(table.columns)) if i not in drawn]
+    heads = [_plain(table.columns[i].replace("\n", ", ")) for i in kept]
     rows = []
     for row in table.rows:
-        cells = [row[place] for place in kept]
+        cells = [row[i] for i in kept]
         rows.append([_plain(f"{c.text} {c.small}") if isinstance(c, Value) else _plain(_cell_text(c)) for c in cells])
-    left = [place for place, column in enumerate(kept) if column < table.names]
+    left = [i for i, column in enumerate(kept) if column < table.names]
     return "\n".join([f"{_plain(table.caption)}:", "", *markdown_table(heads, rows, left)])
 
 
@@ -323,7 +323,7 @@ def markdown_table(
     Args:
         left: indices of the columns of words, which lean to the left; the others, of numbers, lean to the right.
     """
-    sides = ["---" if place in left else "--:" for place in range(len(heads))]
+    sides = ["---" if i in left else "--:" for i in range(len(heads))]
     return ["| " + " | ".join(heads) + " |", "|" + "|".join(sides) + "|", *("| " + " | ".join(r) + " |" for r in rows)]
 
 

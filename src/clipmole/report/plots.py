@@ -27,7 +27,7 @@ COLOURS, DASHES = 6, ("none", "7 3", "2 2.5", "9 3 2 3", "12 3")
 
 @dataclass(frozen=True)
 class Axis:
-    """`label`, the range from `low` to `high`, and the ticks: (place, text)."""
+    """`label`, the range from `low` to `high`, and the ticks: (position, text)."""
 
     label: str
     low: float
@@ -37,7 +37,7 @@ class Axis:
 
 @dataclass(frozen=True)
 class Line:
-    """One detector's points; `index` is its place among the detectors, `low` and `high` bound a band."""
+    """One detector's points; `index` is its position among the detectors, `low` and `high` bound a band."""
 
     index: int
     x: Sequence[float]
@@ -110,9 +110,9 @@ def chart(
             for point in points:
                 svg.append(marker(line.index, *point))
     width = (WIDTH - LEFT - RIGHT) / max((len(row) for row in rows), default=1)
-    for place, row in enumerate(rows):
-        below = HEIGHT + 2 + 11 * place
-        svg.append(marker(lines[place].index, LEFT - 12, below - 3))
+    for position, row in enumerate(rows):
+        below = HEIGHT + 2 + 11 * position
+        svg.append(marker(lines[position].index, LEFT - 12, below - 3))
         for column, text in enumerate(row):
             svg.append(element("text", text, x=_n(LEFT + (column + 0.5) * width), y=below, class_="count"))
     return svg
@@ -132,7 +132,7 @@ def mirrored_histogram(
 
     Args:
         corners: texts above and below the base line.
-        lines: places on `x` that are marked, each with a text.
+        lines: positions on `x` that are marked, each with a text.
     """
     tallest = max([*up, *down, 1e-9]) * 1.1
     y = Axis("share of the class", -tallest, tallest, [(0, "0")])
@@ -153,7 +153,7 @@ def histogram(
 
     Args:
         height: what is counted.
-        lines: places on `x` that are marked, each with a text.
+        lines: positions on `x` that are marked, each with a text.
     """
     y = even_axis(height, 0, max([*values, 1]), percent=False)
     svg = _canvas(WIDTH, HEIGHT, label)
@@ -174,12 +174,12 @@ def _steps(values: Sequence[float], x: Axis, y: Axis, kind: str) -> Element:
 
 
 def _mark(svg: Element, x: Axis, y: Axis, lines: Sequence[tuple[float, str]]) -> None:
-    """Upright lines at places on `x`, each with its text; that of the first stands to its left."""
-    for place, text in lines:
-        if x.low < place < x.high:
-            across = _xy(x, y, place, 0)[0]
+    """Upright lines at positions on `x`, each with its text; that of the first stands to its left."""
+    for position, text in lines:
+        if x.low < position < x.high:
+            across = _xy(x, y, position, 0)[0]
             svg.append(element("path", d=f"M{_n(across)} {TOP}V{HEIGHT - BOTTOM}", class_="mark"))
-            first = place == min(p for p, _ in lines)
+            first = position == min(p for p, _ in lines)
             svg.append(element("text", text, x=_n(across), y=TOP - 5, class_="end" if first else "start"))
 
 
@@ -265,8 +265,8 @@ def strip(
         svg.append(element("path", d=f"M{_n(_across(axis, tick))} 0V{height}", class_="grid"))
     if at is not None:
         svg.append(element("path", d=f"M{_n(_across(axis, at))} 0V{height}", class_="mark"))
-    for place, (index, value, low, high) in enumerate(values):
-        y = ROW * (place + 0.5) + 3.5
+    for position, (index, value, low, high) in enumerate(values):
+        y = ROW * (position + 0.5) + 3.5
         if math.isfinite(low) and math.isfinite(high):
             ends = f"M{_n(_across(axis, low))} {_n(y)}H{_n(_across(axis, high))}"
             svg.append(element("path", d=ends, class_=f"range c{index % COLOURS}"))

@@ -134,7 +134,7 @@ def curve_table(found: Separability) -> Table:
     counts = sorted({point.n for curve in found.curves for point in curve.points})
     controls = {each.name for each in found.sets if each.control}
     rows: list[Sequence[Cell]] = []
-    order = {each.name: place for place, each in enumerate(found.sets)}
+    order = {each.name: position for position, each in enumerate(found.sets)}
     for curve in sorted(found.curves, key=lambda each: order[each.name]):
         by_n = {point.n: point for point in curve.points}
         cells = [number(by_n[n].auroc) if n in by_n else "" for n in counts]
@@ -159,7 +159,7 @@ def from_n(n: int | None) -> str:
 
 
 def charts(found: Separability) -> list[tuple[str, Element]]:
-    """A chart a set: lines against photographs and against other generators over n, on a logarithmic axis."""
+    """One chart per set: lines against photographs and against other generators over n, on a logarithmic axis."""
     by_name: dict[str, list[SeparabilityCurve]] = {}
     for curve in found.curves:
         by_name.setdefault(curve.name, []).append(curve)

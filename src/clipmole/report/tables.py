@@ -286,11 +286,11 @@ def means_beside(content: Content, benchmark: str, metric: str, results: Sequenc
 
 
 def sets_beside(content: Content) -> Table | None:
-    """A set a row, a published method or a detector of ours a column; last the means of the sets that are here."""
+    """One row per set, one column per published method or own detector; last the means of the sets that are here."""
     own = {(p.set, p.method): p for p in content.report.published if p.set}
     if not own:
         return None
-    names, methods = (list(dict.fromkeys(key[place] for key in own)) for place in (0, 1))
+    names, methods = (list(dict.fromkeys(key[i] for key in own)) for i in (0, 1))
     metric = next(iter(own.values())).metric
     rows: list[tuple[Cell, ...]] = []
     for name in names:
@@ -342,7 +342,7 @@ def ours(content: Content, where: str) -> str:
 
 
 def generator_tables(content: Content) -> list[PageBlock]:
-    """A table a set; one table of all sets where each holds one generator, as the benchmarks' do."""
+    """One table per set; one table of all sets where each holds one generator, as the benchmarks' do."""
     keys = ("average_precision", "accuracy")
     pairs = dict.fromkeys((s.set, g) for s in content.report.sets if s.condition in content.main for g in s.generators)
     blocks: list[PageBlock] = []
@@ -363,14 +363,14 @@ def generator_tables(content: Content) -> list[PageBlock]:
 def generator_table(
     content: Content, head: str, named: Mapping[str, tuple[str, str]], of_all: str, key: str
 ) -> Table | None:
-    """Strips and numbers of one metric, a generator a row, and the mean of `of_all` last.
+    """Strips and numbers of one metric, one row per generator, and the mean of `of_all` last.
 
     `named` is what a row is called -> the set and the generator.
     """
 
     def row_estimates(name: str, generator: str) -> dict[tuple[str, str], Estimate | None]:
         reports = {(d, c): content.found.get((d, name, c)) for c in content.main for d in content.names}
-        return {place: s.generators.get(generator, {}).get(key) if s else None for place, s in reports.items()}
+        return {pair: s.generators.get(generator, {}).get(key) if s else None for pair, s in reports.items()}
 
     def hardness(row: str) -> float:
         mean = mean_estimate([f for (_, condition), f in every[row].items() if condition == content.main[-1]])
@@ -394,7 +394,7 @@ def generator_table(
         images = sum(counts.values()) if estimates is means else counts[row]
         rows.append((row, Value(f"{images:,}"), *drawn, *(number(f) for f in estimates.values())))
     heads = [head, "generated\nimages", *content.main, *(f"{content.brief(d)}\n{c}" for d, c in means)]
-    axes = {2 + place: plots.strip_axis(axis) for place in range(len(content.main))}
+    axes = {2 + i: plots.strip_axis(axis) for i in range(len(content.main))}
     where = "" if of_all == ALL_SETS else f" on {of_all}"
     return Table(f"{metric_name(key)}{where}, percent", heads, rows, axes=axes, sums=frozenset({len(rows) - 1}))
 
@@ -439,7 +439,7 @@ def origin_tables(content: Content) -> list[PageBlock]:
 
 
 def kind_tables(content: Content) -> list[PageBlock]:
-    """False alarms and missing verdicts by kind of photograph, a row a kind."""
+    """False alarms and missing verdicts by kind of photograph, one row per kind."""
     blocks: list[PageBlock] = []
     conditions = [c for c in content.main if any(s.kinds for s in content.report.sets if s.condition == c)]
     for name in content.sets:

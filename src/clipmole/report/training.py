@@ -111,7 +111,7 @@ def over_epochs(lines: Sequence[plots.Line], label: str, percent: bool = False) 
 
 
 def gate_charts(curve: Sequence[dict[str, Any]], blocks: Sequence[int], best: dict[str, Any]) -> list[PageBlock]:
-    """Mean gate of each expert over the epochs, a chart a block; nothing if nothing is routed."""
+    """Mean gate of each expert over the epochs, one chart per block; nothing if nothing is routed."""
     if not best.get("gates"):
         return []
     experts = len(best["gates"][0])

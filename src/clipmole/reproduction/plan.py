@@ -248,8 +248,8 @@ def plan_lines(plan: ExperimentPlan, rates: Rates) -> list[str]:
         ),
         f"the paper's table beside these results: {out / TABLE}.md",
     ]
-    place = next(path for path in (out.resolve(), *out.resolve().parents) if path.exists())
-    free = shutil.disk_usage(place).free / GIB
+    folder = next(path for path in (out.resolve(), *out.resolve().parents) if path.exists())
+    free = shutil.disk_usage(folder).free / GIB
     cache = f"{plan.cache_gib:,.1f} GiB of prefix cache in {prefix_cache_folder()}" if plan.cache_gib else "no cache"
     return [
         f"Data in {plan.root}:",

@@ -176,7 +176,7 @@ def _table_images(item: WorkItem) -> Iterator[tuple[str, None, Read]]:
 
 
 def data_set_items(spec: str, rows: int) -> Iterator[WorkItem]:
-    """Items of at most `rows` rows of `hf:name?split=...`; a streamed data set is one item a split.
+    """Items of at most `rows` rows of `hf:name?split=...`; a streamed data set is one item per split.
 
     Raises as `load_splits` and `image_column` do.
     """

@@ -1,9 +1,9 @@
 """Sources, settings, a detector and an engine -> a scan's folder: listings, parts, `scan.json`.
 
-In: `ScanSettings` and how to load the detector. Out: `parts/`, a Parquet data set of one row an image, and `scan.json`
-with counts and configuration. Started again, it does the missing work, and if there is none, it looks for new images. A
-part is there whole or not at all, and its images depend only on the listing: so a kill at any moment loses no row and
-makes none twice. It knows nothing of pages or terminals.
+In: `ScanSettings` and how to load the detector. Out: `parts/`, a Parquet data set of one row per image, and `scan.json`
+with counts and configuration. When it is started again, it does the missing work; if nothing is missing, it looks for
+new images. A part is there whole or not at all, and its images depend only on the listing: so a kill at any moment
+loses no row and makes none twice. It knows nothing of pages or terminals.
 """
 
 from __future__ import annotations

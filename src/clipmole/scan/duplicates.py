@@ -2,7 +2,7 @@
 
 In: digests with the source that asks. Out: whether to score it, and afterwards its result. Kept in a temporary
 database on the disk (in the folder that SQLITE_TMPDIR names, else /var/tmp or /tmp), which is gone with the process:
-about 200 bytes a distinct image there, and at most 16 MiB in memory. Safe from many threads. It knows nothing of
+about 200 bytes per distinct image there, and at most 16 MiB in memory. Safe from many threads. It knows nothing of
 engines or files.
 """
 

@@ -307,7 +307,7 @@ def _local(source: str, say: Say) -> Iterator[File]:
 
 
 def _gathered(source: str, files: Iterable[File], folder: bool, say: Say) -> Iterator[tuple[WorkItem, File]]:
-    """Items of files. Of a folder's: its images; its shards and tables only where it holds no image."""
+    """Items of files; of a folder, its images, and its shards and tables only if it holds no images."""
     aside: list[File] = []
     passed_over: Counter[str] = Counter()
     found = False

@@ -1,7 +1,7 @@
 """Rows with perceptual hashes -> which images look the same.
 
 In: the folder of a scan that kept them. Out: `groups.parquet` with a source and the number of its group. It holds
-about 400 bytes an image in memory: for more than a few million images, scan and group them folder by folder.
+about 400 bytes per image in memory: for more than a few million images, scan and group them folder by folder.
 """
 
 from __future__ import annotations

@@ -94,7 +94,7 @@ def writing(folder: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise DataError(
-            f"{folder}: cannot be written: {error.strerror or error}; what is there is whole: free space and {GO_ON}"
+            f"{folder}: cannot be written: {error.strerror or error}; what is there is complete: free space and {GO_ON}"
         ) from error
 
 

@@ -174,7 +174,7 @@ def write_page(folder: Path, out: Path | None = None, *, gallery: bool = True, s
         Section("recipe", "Recipe", [Code(json.dumps({k: v for k, v in facts.items() if k != "counts"}, indent=2))]),
     ]
     lead: list[PageBlock] = [
-        f"{overview.all.rows:,} images, {overview.bytes / 1e6:,.1f} MB, looked at by {configuration['detector']}."
+        f"{overview.all.rows:,} images, {overview.bytes / 1e6:,.1f} MB, scored by {configuration['detector']}."
     ]
     if not facts.get("finished"):
         lead.append(Note("This scan is not finished; give its command again to continue."))

@@ -22,7 +22,7 @@ class Row:
     """One image.
 
     Attributes:
-        source: its path or address; of an image inside a shard or a table, that file's, and its name or row below it.
+        source: its path or address; for an image in a shard or a table, the container's, with its name or row below it.
             No two rows of a scan have the same.
         container: the shard, table or data set that it lies in; None: it is a file of its own.
         member: its name or row number there.

@@ -27,10 +27,10 @@ class ScanSettings(Config):
 
     Attributes:
         sources: files, folders, patterns, shards, tables, addresses, `hf:` data sets, folders of earlier scans.
-        list_file: a file with such a source a line; None: none. Here its content is what counts: `list_sha256`.
+        list_file: a file with one such source per line; None: none. Here its content is what counts: `list_sha256`.
         where: of an earlier scan, only the rows that meet all of these, such as "verdict=uncertain,ai_generated" or
             "probability>0.9".
-        since: only files that were changed then or later, UTC; of shards and tables, those files.
+        since: only files that were changed then or later, UTC; for shards and tables, the time of those files counts.
         limit: only the first `limit` images; None: all.
         sample: share of the images, drawn by their source and `seed`; None: all.
         part_rows: rows in a part, at most; a kill costs no more than these.

@@ -4,4 +4,4 @@ In: uploaded images, and one detector. Out: the page, JSON, metrics. It knows no
 """
 
 TOKEN_VARIABLE = "CLIPMOLE_TOKEN"
-"""Of the environment: the token that clients must send."""
+"""The environment variable with the token that clients must send."""

@@ -127,7 +127,7 @@ def _detection(service: Service, *, secured: bool) -> APIRouter:
     async def detect(
         request: Request, evidence: EvidenceQuery = "none", provenance: ProvenanceQuery = False, region: Region = None
     ) -> Response:
-        """One result an image, in the order they were sent; an image that cannot be scored has an `error`."""
+        """One result per image, in the order they were sent; an image that cannot be scored has an `error`."""
         exchange: Exchange = request.state.exchange
         box = _box(region)
         with service.request(), service.memory.lease() as lease:

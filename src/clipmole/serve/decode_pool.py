@@ -94,7 +94,7 @@ class DecodePool:
 
     @property
     def pids(self) -> list[int]:
-        """Of the processes that run."""
+        """Process ids of the running processes."""
         return [process.pid for process in self._processes]
 
     async def start(self) -> None:

@@ -131,7 +131,7 @@ class Exchange:
         headers = Headers(scope=scope)
         self._unread = "transfer-encoding" in headers or headers.get("content-length", "0") != "0"
         self._api = not (scope["path"] == "/" or scope["path"].startswith("/static/"))
-        # Parts of a file are never wanted here, and many small parts cost much.
+        # Nobody needs a part of a file from here, and many small parts cost much.
         scope["headers"] = [(name, value) for name, value in scope["headers"] if name.lower() != b"range"]
         scope.setdefault("state", {})
         scope["state"]["exchange"] = self
@@ -202,5 +202,5 @@ def _name(host: str) -> str:
 
 
 def _token_digest(token: str) -> bytes:
-    """Of equal length for every token, so that a comparison does not reveal the length."""
+    """A digest, of equal length for every token, so that a comparison does not reveal the length."""
     return hashlib.sha256(token.encode("utf-8", "surrogateescape")).digest()

@@ -103,7 +103,7 @@ class Result(Record):
 
 
 class DetectAnswer(Record):
-    """One result an image, in the order they were sent."""
+    """One result per image, in the order they were sent."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -186,7 +186,7 @@ class DetectorAnswer(Record):
         crop_size: side of a crop, pixels.
         max_tiles: most crops of one image.
         backbone: what the network is, in words.
-        limitations: what to know before relying on an answer, a sentence each.
+        limitations: what to know before relying on an answer, one sentence each.
     """
 
     name: str

@@ -66,12 +66,12 @@ def serve(
 
 
 def _in_address(host: str) -> str:
-    """A host as it stands in a URL."""
+    """A host as it is written in a URL."""
     return f"[{host}]" if ":" in host else host
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """A socket that listens. Raises `ConfigError` if there is none at that address."""
+    """A listening socket. Raises `ConfigError` if the address cannot be used."""
     listener = None
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, proto=socket.IPPROTO_TCP)[0]
@@ -153,7 +153,7 @@ class Server(uvicorn.Server):
 
 
 def log_to_stderr() -> None:
-    """Show the server's log: a line a request, of codes and times; nothing of an image, its name or the client."""
+    """Show the server's log: one line per request, of codes and times; nothing of an image, its name or the client."""
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     for name, level in (("clipmole.serve", logging.INFO), ("uvicorn.error", logging.WARNING)):

@@ -16,7 +16,7 @@ MIB = 2**20
 
 
 def default_workers() -> int:
-    """A decoding process a core, from two to four."""
+    """One decoding process per core, from two to four."""
     return max(2, min(4, os.cpu_count() or 1))
 
 
@@ -69,7 +69,7 @@ class ServeSettings(Config):
     def worker_memory(self) -> int:
         """Address space that a decoding process may take, bytes.
 
-        512 MiB for Python and its libraries, the file twice, and 20 bytes a pixel: four decoded images of 4 bytes
+        512 MiB for Python and its libraries, the file twice, and 20 bytes per pixel: four decoded images of 4 bytes
         (see `images.loading`) and room for one more.
         """
         return self.memory_bytes or 512 * MIB + 2 * self.max_image_bytes + 20 * self.max_pixels

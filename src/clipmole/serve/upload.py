@@ -183,7 +183,7 @@ class _Form:
 
 
 def _shown(name: str) -> str:
-    """A name as it may stand in an answer: one printable line of bounded length."""
+    """A name as it may appear in an answer: one printable line of bounded length."""
     return printable(name[:NAME_CHARACTERS])
 
 

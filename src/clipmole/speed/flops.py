@@ -83,7 +83,7 @@ def flops(tower: TowerConfig, mole: MoLEConfig | None = None, class_token_only: 
 
 
 def weight_bytes(tower: TowerConfig, mole: MoLEConfig | None = None, precision: str = "float32") -> int:
-    """Bytes of the parameters of all matrix products: read once a forward pass, however large the batch."""
+    """Bytes of the parameters of all matrix products: read once per forward pass, however large the batch."""
     return sum(p.inner * p.columns * p.count for p in products(tower, mole) if p.weight) * BYTES[precision]
 
 

@@ -1,6 +1,6 @@
 """The process of one path: it loads, then measures whenever it is asked to.
 
-In: a task as JSON on the command line, questions as JSON lines on stdin. Out: an answer a line on stdout. Output of
+In: a task as JSON on the command line, questions as JSON lines on stdin. Out: one answer per line on stdout. Output of
 libraries goes to stderr. `python -m clipmole.speed.worker` is not for people.
 """
 

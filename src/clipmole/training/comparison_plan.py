@@ -82,7 +82,7 @@ class Plan(Config):
         names = [method.name for method in self.methods]
         for what, values in (("methods", names), ("seeds", self.seeds), ("splits", self.splits)):
             if len(set(values)) < len(values):
-                raise ValueError(f"{what}: {', '.join(map(str, values))}: each may stand once")
+                raise ValueError(f"{what}: {', '.join(map(str, values))}: each may occur once")
         for key, name in (("reference", self.reference), *(("against", method.against) for method in self.methods)):
             if name is not None and name not in names:
                 raise ValueError(f"{key} {name!r}: is none of the methods {', '.join(names)}")

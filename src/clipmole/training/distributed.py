@@ -1,6 +1,6 @@
 """The processes that train one network together: one alone, or several started by `accelerate launch`.
 
-In: the environment that a launcher sets. Out: which process this is, its device, and operations of all processes:
+In: the environment that a launcher sets. Out: which process this is, its device, and operations over all processes:
 sums, gathered lists, averaged gradients. It is the only module that uses accelerate, and knows nothing of what is
 trained.
 """

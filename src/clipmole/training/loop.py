@@ -46,7 +46,7 @@ from clipmole.training.tensorboard import ScalarLog
 
 
 class Epoch(Record):
-    """One epoch's curve.
+    """One epoch of the training curve.
 
     Attributes:
         loss, balance_loss: means over its images, in training.

@@ -47,11 +47,7 @@ def model_card(record: dict[str, Any], calibration: Calibration | None, findings
         f"A clipmole adapter on the frozen backbone `{record['backbone']['id']}` "
         f"(weights sha256 `{record['backbone']['sha256'][:12]}...`).",
         f"{record['trained_parameters']:,} parameters were trained; the tower has {record['tower_parameters']:,}.",
-        *(
-            [f"Beside it stands a second network, `{companion}`, which reads the pixels of a crop."]
-            if companion
-            else []
-        ),
+        *([f"A second network beside it, `{companion}`, reads the pixels of a crop."] if companion else []),
         "",
         "## Training",
         f"- Data: {data['train']} training, {data['val']} validation and {data['calibration']} calibration images, "

@@ -72,8 +72,8 @@ class PairConfig(Config):
     mix: tuple[Mix, ...] = Field((), description="ways of mixing; each pair draws one of them, or none")
     mix_share: tuple[float, float] = Field((0.5, 1.0), description="share of the twin in a mixture")
     resize_probability: float = Field(0.5, ge=0, le=1)
-    resize_scale: tuple[float, float] = Field((0.6, 1.0), description="drawn once a pair")
-    quality: tuple[int, int] = Field((75, 95), description="of the JPEG files, drawn once a pair")
+    resize_scale: tuple[float, float] = Field((0.6, 1.0), description="drawn once per pair")
+    quality: tuple[int, int] = Field((75, 95), description="of the JPEG files, drawn once per pair")
     seed: int = Field(0, ge=0)
 
 

@@ -179,7 +179,7 @@ class PrefixCache:
             yield future.result()
 
     def class_tokens(self, view: int) -> NDArray[np.float32]:
-        """The k class tokens (n, k, d) of head blocks that the tokens of one view carry, one row a sample."""
+        """The k class tokens (n, k, d) of head blocks that the tokens of one view carry, one row per sample."""
         records: Any = self._views[view]
         bits = np.array(records["tokens"][:, self._read[len(self._read) - self.carried :]])
         return torch.from_numpy(bits.view(np.int16)).view(torch.bfloat16).float().numpy()

@@ -37,7 +37,7 @@ def preset_text(name: str) -> str:
 def load_train_config(name: str | Path) -> TrainConfig:
     """The training settings of a preset or a TOML file.
 
-    Raises `ConfigError` if there is neither, if a file cannot be read, or if what comes together does not validate.
+    Raises `ConfigError` if there is neither, if a file cannot be read, or if the merged settings do not validate.
     """
     return TrainConfig.parse(resolved({EXTENDS: str(name)}, Path(), "config"), str(name))
 

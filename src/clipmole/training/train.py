@@ -103,8 +103,8 @@ def train(
         data: instead of the data that the configuration names.
         backbone: instead of `config.backbone`, or of the extended detector's; the tower of a loaded one is changed
             in place.
-        progress: follows the steps of an epoch, and gets a line an epoch. Once it asks to stop, the state of the run is
-            kept and `Stopped` raised.
+        progress: follows the steps of an epoch, and gets one line per epoch. Once it asks to stop, the state of the run
+            is kept and `Stopped` raised.
         cache_dir: of the prefix cache; None: `prefix_cache_folder()`.
         fresh: begin anew even if an unfinished run is there.
         save_seconds: how often the state of the run is saved within an epoch; it always is after one.

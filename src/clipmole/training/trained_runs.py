@@ -159,7 +159,7 @@ class TrainedRuns:
         Args:
             digests: split -> `order_digest` of its samples; logits that were kept for other images do not count.
         """
-        if self.kept_views:  # what was looked at otherwise is for "other images"
+        if self.kept_views:  # logits of other views do not count as these
             digests = {split: f"{digest}, kept views" for split, digest in digests.items()}
         file = run.folder.with_name(run.folder.name + ".logits.json")
         cure = "delete it, and the images are scored again"
@@ -215,7 +215,7 @@ def trained_run_digest(config: TrainConfig, data: str, backbone: str) -> str:
 
 
 def order_digest(samples: Sequence[Sample]) -> str:
-    """sha256 over the files' contents, ignored rows and labels in their order, as logits stand in it."""
+    """sha256 over the files' contents, ignored rows and labels, in the order of the logits."""
     lines = [f"{file_sha256(s)} {s.ignore_bottom_px} {s.label}" for s in samples]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 

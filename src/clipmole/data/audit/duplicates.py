@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from clipmole.data.audit.files import FileFacts
 from clipmole.plumbing.disjoint_sets import DisjointSets
 
-BITS = 4  # most bits of 64 in which the hashes of two files that look the same differ
-CORRELATION = 0.98  # lowest at which their thumbnails look the same
+BITS = 4  # of 64; the hashes of two files that look the same differ in at most this many
+CORRELATION = 0.98  # and their thumbnails correlate at least this well
 BAND = 8  # bits; hashes that differ in 4 bits agree in at least 4 of 8 bands
-CROWD = 4000  # files of one band that are compared with one another
+CROWD = 4000  # most files of one band that are compared with one another
 
 
 def same_bytes(facts: Sequence[FileFacts]) -> list[list[int]]:
@@ -32,10 +32,10 @@ def same_bytes(facts: Sequence[FileFacts]) -> list[list[int]]:
 def look_alikes(facts: Sequence[FileFacts]) -> list[list[int]]:
     """Sets of two and more indices whose files differ and look the same, in order of the first.
 
-    Two images look the same if their perceptual hashes differ in at most 4 of 64 bits and their thumbnails correlate
-    to at least 0.98: re-encoded, resized or slightly retouched copies. Of files that are the same, the first stands
-    for all. Sets are joined where they share an image. Featureless images have no hash and are never found; of more
-    than 4,000 files that agree in a band of the hash only neighbours in its order are compared.
+    Two images look the same if their perceptual hashes differ in at most 4 of 64 bits and their thumbnails correlate to
+    at least 0.98: re-encoded, resized or slightly retouched copies. Identical files count once, by the first. Sets are
+    joined where they share an image. Featureless images have no hash and are never found. If more than 4,000 files
+    agree in a band of the hash, only neighbours in its order are compared.
     """
     first: dict[str, int] = {}
     for i, each in enumerate(facts):

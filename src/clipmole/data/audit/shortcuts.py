@@ -20,7 +20,7 @@ from clipmole.records import Record
 
 WARN = 0.60
 FOLDS = 5
-MOST = 50_000  # images that are looked at
+MOST = 50_000  # images that are examined, at most
 RESAMPLES = 1000
 ALL = "all together"
 
@@ -32,7 +32,7 @@ class Shortcut(Record):
         attribute: "format", "size", "aspect", "JPEG quantisation", or "all together".
         balanced_accuracy: mean of the two classes' accuracies on images that the tree did not see; 0.5: not at all.
         low, high: 95 % bootstrap interval over groups.
-        images: how many were looked at.
+        images: how many were examined.
     """
 
     attribute: str
@@ -54,7 +54,7 @@ class SourceAccuracy(Record):
         balanced_accuracy: mean over the sources of the share of their images that a tree, which did not see them,
             assigns to the right source, in [0, 1].
         sources: how many there are; chance gives 1 / sources.
-        images: how many were looked at.
+        images: how many were examined.
     """
 
     balanced_accuracy: float
@@ -89,8 +89,8 @@ def find_shortcuts(
     """Each attribute by itself, the strongest first, then all together; [] with fewer than ten groups of a class.
 
     A decision tree (scikit-learn, classes weighted evenly, at least five images a leaf) is fitted five times on four
-    fifths of the groups and tested on the rest, so that no group is on both sides. Of more than
-    50,000 images that many are drawn.
+    fifths of the groups and tested on the rest, so that no group is on both sides. If there are more than 50,000
+    images, that many are drawn.
 
     Args:
         labels: (n,), 1 = AI-generated.

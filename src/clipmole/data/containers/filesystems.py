@@ -35,7 +35,7 @@ class File:
     """A file: its path or address, its size in bytes, and when it was last changed; None: not known.
 
     Attributes:
-        there: False for one that was named and is not there, or may not be looked at.
+        there: False if a file that was named does not exist, or may not be accessed.
     """
 
     location: str

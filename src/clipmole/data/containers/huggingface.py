@@ -30,7 +30,7 @@ class Query(Config):
     Attributes:
         config, split, revision: as `load_dataset` takes them; None: the only configuration, all splits, the newest.
         image: column of the images; None: the only one of images.
-        label, generator, group: columns; a generator or group column that is not there is none.
+        label, generator, group: columns; a generator or group column that is missing is ignored.
         ai: values of the label column that mean AI-generated, separated by commas; None: the usual words.
         streaming: 1: read once from the network and unpack; 0: let `datasets` download it to its own cache.
         take: only the first `take` images of each split; None: all.
@@ -119,7 +119,7 @@ def undecoded(part: Any, column: str) -> Any:
 
 @cache
 def arrow_table(file: Path) -> Any:
-    """The table in an Arrow file, mapped into memory, so that only what is looked at is read.
+    """The table in an Arrow file, mapped into memory, so that only what is used is read.
 
     Raises `ImageUnreadable` where it is damaged, and as `reading` does.
     """
