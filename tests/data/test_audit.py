@@ -212,13 +212,13 @@ def test_data_without_fault_pass(even: Folders) -> None:
 
 def test_sources_in_several_splits_are_a_problem(even: Folders) -> None:
     read = read_data(even, unsplit="")
-    places = ("train", "train", "test")
-    marked = [each.model_copy(update={"split": places[i % 3], "source": f"s{i % 2}"}) for i, each in enumerate(read)]
+    splits = ("train", "train", "test")
+    marked = [each.model_copy(update={"split": splits[i % 3], "source": f"s{i % 2}"}) for i, each in enumerate(read)]
     report = check_data(marked)
     assert report.sources_across_splits == ("s0", "s1")
     assert any(line.startswith("2 sources are in train and in another split, such as s0") for line in report.problems)
     assert report.source_told is not None
-    assert any("tells the source of an image correctly in" in line for line in report_lines(report))
+    assert any("tell the source of an image correctly in" in line for line in report_lines(report))
     apart = [each.model_copy(update={"source": f"s{each.split}"}) for each in marked]
     assert check_data(apart).sources_across_splits == ()
 

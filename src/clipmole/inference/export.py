@@ -24,7 +24,6 @@ from clipmole.images.loading import ImageSource, load_image
 from clipmole.inference.detector import Detector
 from clipmole.inference.export_directory import EXPORT, Check, Export, file_digests, read_export
 from clipmole.inference.graph import GRAPH, GraphRuntime, convert, open_graph
-from clipmole.inference.pytorch import TorchRuntime
 from clipmole.inference.quantize import quantise
 from clipmole.inference.runtime import Precision
 from clipmole.metrics import average_precision
@@ -197,10 +196,7 @@ def export_detector(
     adapter = load_adapter(name, backbone)
     _, folder = find_adapter(name)
     called = f"{adapter.name}@{adapter.digest[:12]}"
-    settings, families = adapter.config.preprocess, adapter.config.mole.families
-    exact = Detector(
-        adapter.network, settings, adapter.calibration, called, runtime=TorchRuntime(adapter.network, "cpu", "float32")
-    )
+    exact = Detector(adapter.network, adapter.config.preprocess, adapter.calibration, called)
     crops = calibration_crops(calibrate_on, exact) if precision == "int8" and runtime == "openvino" else []
     progress.say("scoring in float32")
     reference = exact.score(progress.track(images(), "scoring in float32", None if labels is None else len(labels)))
@@ -212,7 +208,8 @@ def export_detector(
                 graph = open_graph(new, runtime, precision)
                 progress.say("scoring with the graph")
                 followed = progress.track(images(), "scoring with the graph", len(reference))
-                ours = Detector(None, settings, adapter.calibration, called, runtime=graph, families=families)
+                families = adapter.config.mole.families
+                ours = Detector(None, exact.preprocess, adapter.calibration, called, runtime=graph, families=families)
                 scores = ours.score(followed)
                 check = compare_logits(reference, scores, labels, adapter.calibration)
                 why = "; ".join(failures(check, precision))
