@@ -168,5 +168,5 @@ def test_a_runtime_is_taken_for_clipmoles_own_detectors(tmp_path: Path) -> None:
     plain, graph = (load_scorer(str(adapter), backbone=str(tower), runtime=name) for name in (None, "openvino"))
     assert (plain.runtime.name, graph.runtime.name) == ("torch", "openvino")  # type: ignore[attr-defined]
     assert graph.score(images) == pytest.approx(plain.score(images), abs=1e-4)
-    with pytest.raises(ConfigError, match="runtime='foo': there is none"):
+    with pytest.raises(ConfigError, match="runtime='foo': is unknown"):
         load_scorer(str(adapter), backbone=str(tower), runtime="foo")  # type: ignore[arg-type]

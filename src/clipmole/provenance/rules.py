@@ -281,7 +281,7 @@ def _any_of(nodes: Iterable[str], name: str) -> bool:
     return any(_list_expression(name).search(node) for node in nodes)
 
 
-def _plain(key: object) -> str:
+def _bare_key(key: object) -> str:
     """A JSON key without its spelling: "cfg_scale" and "cfgScale" are the same."""
     return str(key).lower().replace("_", "").replace(" ", "")
 
