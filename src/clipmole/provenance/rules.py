@@ -182,8 +182,8 @@ class _Reading:
 
     @cached_property
     def keys(self) -> frozenset[str]:
-        """The keys of the JSON object, spelled as `_plain` does."""
-        return frozenset(map(_plain, self.record or ()))
+        """The keys of the JSON object, spelled as `_bare_key` does."""
+        return frozenset(map(_bare_key, self.record or ()))
 
     @cached_property
     def nodes(self) -> list[str]:
@@ -213,8 +213,8 @@ class _Reading:
             wanted = rule.json_keys
             fits = (
                 self.record is not None
-                and self.keys.issuperset(map(_plain, wanted.all))
-                and len(self.keys.intersection(map(_plain, wanted.some))) >= wanted.at_least
+                and self.keys.issuperset(map(_bare_key, wanted.all))
+                and len(self.keys.intersection(map(_bare_key, wanted.some))) >= wanted.at_least
             )
             return _Match("", self.window) if fits else None
         if rule.graph is not None:
