@@ -4,8 +4,9 @@
 
 In: lists (`originals.csv`, or the outside list) and a folder with the files that they name, as `<sha256>.<ending>`.
 Out: `train.csv` with train and val of the first list and, as train, train of the second; `score.csv` with calibration
-and test of the first and, as outside, the third. In train a repository gives at most `MOST` images of a class, so that
-none outweighs the others. Files that cannot be read are left out and named.
+and test of the first, as outside, the third, and, as seen, images of the training's own repositories. In train a
+repository gives at most `MOST` images of a class, so that none outweighs the others. What is over, up to `SEEN` of a
+class and repository, and val of the second list are what is seen. Files that cannot be read are left out and named.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ from clipmole import ImageError
 from clipmole.images.loading import load_pixels
 
 MOST = 250
-FILES = {"train.csv": ("train", "val"), "score.csv": ("calibration", "test", "outside")}
+SEEN = 150
+FILES = {"train.csv": ("train", "val"), "score.csv": ("calibration", "test", "outside", "seen")}
 COLUMNS = ("path", "label", "generator", "split", "source", "group", "kind", "ignore_bottom_px", "sha256")
 KINDS = {"photograph-like": "photo", "drawn or rendered": "drawn"}  # words of the outside list's note
 
@@ -34,7 +36,7 @@ def rows_of(path: Path, images: Path, older: bool) -> Iterator[dict[str, str]]:
             note = row.get("note", "")
             yield {
                 "path": str((images / f"{row['sha256']}{Path(row['path']).suffix.lower() or '.jpg'}").resolve()),
-                "split": "older-val" if older and row["split"] == "val" else row.get("split", "outside"),
+                "split": "seen" if older and row["split"] == "val" else row.get("split", "outside"),
                 "kind": row.get("kind") or next((kind for words, kind in KINDS.items() if note.startswith(words)), ""),
                 "group": row.get("group", ""),
                 "ignore_bottom_px": row.get("ignore_bottom_px") or "0",
@@ -43,14 +45,20 @@ def rows_of(path: Path, images: Path, older: bool) -> Iterator[dict[str, str]]:
 
 
 def capped(rows: list[dict[str, str]]) -> list[dict[str, str]]:
-    """At most `MOST` training images of a repository and class, drawn by seed 0, in the order of the lists."""
-    kept, seen = set(), Counter[tuple[str, str]]()
+    """At most `MOST` training images of a repository and class, drawn by seed 0, in the order of the lists.
+
+    Up to `SEEN` more get the split seen; the others are left out.
+    """
+    left_out, counts = set(), Counter[tuple[str, str]]()
     for i in np.random.default_rng(0).permutation(len(rows)).tolist():
-        key = (rows[i]["repository"], rows[i]["label"])
-        seen[key] += rows[i]["split"] == "train"
-        if rows[i]["split"] != "train" or seen[key] <= MOST:
-            kept.add(i)
-    return [row for i, row in enumerate(rows) if i in kept]
+        if rows[i]["split"] == "train":
+            key = (rows[i]["repository"], rows[i]["label"])
+            counts[key] += 1
+            if counts[key] > MOST:
+                rows[i]["split"] = "seen"
+            if counts[key] > MOST + SEEN:
+                left_out.add(i)
+    return [row for i, row in enumerate(rows) if i not in left_out]
 
 
 def readable(row: dict[str, str]) -> bool:

@@ -262,15 +262,13 @@ def bootstrap_metric(
     return Replicates(metric(labels, scores), np.array([metric(labels[i], scores[i]) for i in drawn])).estimate()
 
 
-def estimate_origins(
-    samples: Sequence[Sample], scores: NDArray[np.float64], trained_on: TrainedOn | None, resamples: int, seed: int
-) -> tuple[OriginEstimate, ...]:
-    """The AUROC of logits (n,) for known and new sources of photographs x known and new generators.
+def origin_parts(samples: Sequence[Sample], trained_on: TrainedOn | None) -> dict[tuple[bool, bool], NDArray[np.intp]]:
+    """(source known, generator known) -> indices of the photographs of such sources and the images of such generators.
 
-    Returns () where a photograph names no source, or where the detector's are not known.
+    Returns {} where a photograph names no source, or where it is not known what was trained on.
     """
     if trained_on is None or any(sample.label == 0 and not sample.source for sample in samples):
-        return ()
+        return {}
     known = np.array(
         [
             sample.generator in trained_on.generators
@@ -279,12 +277,26 @@ def estimate_origins(
             for sample in samples
         ]
     )
-    labels, found = labels_of(samples), []
-    for known_source, known_generator in ((True, True), (True, False), (False, True), (False, False)):
-        own = np.flatnonzero(known == np.where(labels == 1, known_generator, known_source))
+    labels = labels_of(samples)
+    cells = ((True, True), (True, False), (False, True), (False, False))
+    return {
+        (source, generator): np.flatnonzero(known == np.where(labels == 1, generator, source))
+        for source, generator in cells
+    }
+
+
+def estimate_origins(
+    samples: Sequence[Sample], scores: NDArray[np.float64], trained_on: TrainedOn | None, resamples: int, seed: int
+) -> tuple[OriginEstimate, ...]:
+    """The AUROC of logits (n,) for known and new sources of photographs x known and new generators.
+
+    Returns () where a photograph names no source, or where the detector's are not known.
+    """
+    found = []
+    for (known_source, known_generator), own in origin_parts(samples, trained_on).items():
         chosen = [samples[i] for i in own.tolist()]
         auroc = bootstrap_metric(metrics.auroc, chosen, scores[own], resamples, seed)
-        n_generated = int(labels[own].sum())
+        n_generated = int(labels_of(chosen).sum())
         found.append(
             OriginEstimate(
                 known_source=known_source,

@@ -17,10 +17,11 @@ from numpy.typing import NDArray
 from clipmole import metrics
 from clipmole.data import labels_of, read_data, take_split
 from clipmole.data.sample import Sample
+from clipmole.data.samples import source_hash
 from clipmole.errors import DataError, TrainingDiverged
 from clipmole.evaluation.bootstrap import bootstrap_indices
-from clipmole.evaluation.estimates import Replicates
-from clipmole.evaluation.records import ComparedMethod, Comparison, Difference
+from clipmole.evaluation.estimates import Replicates, origin_parts
+from clipmole.evaluation.records import ComparedMethod, Comparison, Difference, TrainedOn
 from clipmole.plumbing.files import foreign_file
 from clipmole.plumbing.json_toml import read_json
 from clipmole.plumbing.progress import SILENT, ProgressReporter
@@ -122,6 +123,12 @@ def compare(
         finished[method.name] = [run_at(trained, method, chosen, seed) for seed in plan.seeds]
         scored = [trained.logits(run, splits, digests) for run in finished[method.name]]
         logits[method.name] = {key: np.stack([each[key] for each in scored], axis=1) for key in scored[0]}
+    pooled = [sample for split in plan.splits for sample in splits[split]]
+    for part, own in known_and_new(pooled, data).items():
+        splits[part] = [pooled[i] for i in own.tolist()]
+        for each in logits.values():
+            for v in plan.variants:
+                each[f"{part}, {v}"] = np.concatenate([each[f"{split}, {v}"] for split in plan.splits])[own]
     reported = {f"{split}, {v}": samples for split, samples in splits.items() for v in plan.variants}
     estimates = {
         name: {key: estimate_ap(reported[key], each, resamples) for key, each in own.items()}
@@ -156,6 +163,26 @@ def compare(
     write_whole(out / f"{plan.name}.json", comparison.model_dump_json(indent=1) + "\n")
     write_whole(out / f"{plan.name}.md", comparison_page(comparison))
     return comparison
+
+
+def known_and_new(samples: Sequence[Sample], data: str | Path) -> dict[str, NDArray[np.intp]]:
+    """Known and new sources of photographs x known and new generators -> indices of the samples (n,), where both are.
+
+    Known is what the training images of `data` come from. Returns {} if a photograph names no source, or if nothing
+    among the samples is known.
+    """
+    train = take_split(read_data(data), "train")
+    trained_on = TrainedOn(
+        generators=tuple({sample.generator for sample in train if sample.label}),
+        sources=tuple({source_hash(sample.source) for sample in train if not sample.label and sample.source}),
+    )
+    words = {True: "known", False: "new"}
+    parts = {
+        f"{words[source]} sources x {words[generator]} generators": own
+        for (source, generator), own in origin_parts(samples, trained_on).items()
+        if len(set(labels_of([samples[i] for i in own.tolist()]))) == 2
+    }
+    return parts if len(parts) > 1 else {}
 
 
 def check_outputs(out: Path, name: str) -> None:
