@@ -481,7 +481,9 @@ class TrainConfig(Config):
     weight_decay: float = Field(0.01, ge=0)
     warmup_fraction: float = Field(0.1, ge=0, lt=1)
     seed: int = Field(0, ge=0)
-    precision: Literal["float32", "bfloat16"] = "bfloat16"
+    precision: Literal["float32", "bfloat16"] = Field(
+        "bfloat16", description="arithmetic; a processor that is slow in bfloat16 computes in float32 instead"
+    )
 
     @field_validator("backbone", mode="before")
     @classmethod
@@ -506,6 +508,10 @@ class TrainConfig(Config):
             raise ValueError(
                 "hypernetwork: it sees noise instead of images, and tokens of noise are not kept: leave out "
                 "cached_views and kept_tokens"
+            )
+        if self.hypernetwork and self.patch_dropout:
+            raise ValueError(
+                f"hypernetwork: reads noise of whole crops; set patch_dropout = 0 (not {self.patch_dropout:g})"
             )
         if bool(self.whole_share) != bool(self.preprocess.whole_weight):
             raise ValueError(

@@ -200,6 +200,8 @@ class ComparedMethod(StoredRecord):
         estimates: "SPLIT, CONDITION" -> average precision, mean over the seeds; JSON: `figures`.
         seeds: the same -> average precision of each seed.
         seconds_per_epoch: median over all epochs of the seeds' runs.
+        crops_per_second: of the network of the first seed; None: not measured.
+        reported: what its authors report, on other data; "": nothing.
     """
 
     name: str
@@ -214,6 +216,8 @@ class ComparedMethod(StoredRecord):
     estimates: dict[str, Estimate] = Field(alias="figures")
     seeds: dict[str, tuple[float, ...]]
     seconds_per_epoch: float
+    crops_per_second: float | None = None
+    reported: str = ""
 
 
 class Comparison(Record):

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -94,6 +95,23 @@ def product_error(name: str) -> float:
 def exact_precision() -> str:
     """ "medium" where this processor's product stays float32 under it, else "highest"; tried once in a process."""
     return "medium" if product_error("medium") < EXACT else "highest"
+
+
+@cache
+def bfloat16_is_slow(device: str) -> bool:
+    """Whether a product in bfloat16 takes more than twice the time of one in float32; tried once in a process.
+
+    Processors without instructions for it, such as those with AVX2 alone, take fifty times as long.
+    """
+    seconds = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        a, times = torch.ones(256, 256, dtype=dtype, device=device), []
+        for _ in range(4):  # the first warms up
+            began = time.perf_counter()
+            (a @ a)[0, 0].item()
+            times.append(time.perf_counter() - began)
+        seconds[dtype] = min(times[1:])
+    return seconds[torch.bfloat16] > 2 * seconds[torch.float32]
 
 
 def usable(device: str) -> torch.device:

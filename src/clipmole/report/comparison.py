@@ -47,7 +47,7 @@ def comparison_page(comparison: Comparison) -> str:
         "What was trained:",
         "",
         *escaped_table(
-            ["method", "trained", "rate", "val AP by rate, first seed", "val AP", "s / epoch"],
+            ["method", "trained", "rate", "val AP by rate, first seed", "val AP", "s / epoch", "crops/s"],
             (
                 [
                     m.name,
@@ -56,12 +56,14 @@ def comparison_page(comparison: Comparison) -> str:
                     ", ".join(f"{rate:g}: {shown(value)}" for rate, value in m.val_by_rate.items()),
                     spread(m.val),
                     f"{m.seconds_per_epoch:.1f}",
+                    "-" if m.crops_per_second is None else f"{m.crops_per_second:.1f}",
                 ]
                 for m in comparison.methods
             ),
         ),
         "",
         *settings(comparison.methods),
+        *reports(comparison.methods),
         f"Seeds {', '.join(map(str, seeds))}; {recipe['resamples']} resamples; training data digest "
         f"`{recipe['data digest'][:12]}`; backbone {backbones}. "
         + "; ".join(f"{key} {setting_text(recipe[key])}" for key in recipe if key not in NOT_VERSIONS)
@@ -104,6 +106,15 @@ def settings(methods: Sequence[ComparedMethod]) -> list[str]:
         *escaped_table(["setting", *(m.name for m in methods)], rows),
         "",
     ]
+
+
+def reports(methods: Sequence[ComparedMethod]) -> list[str]:
+    """What the methods' authors report, a row each; nothing if nothing is known."""
+    rows = [[m.name, m.reported] for m in methods if m.reported]
+    if not rows:
+        return []
+    note = "What their authors report, with other towers on other data. It is not comparable with what stands above:"
+    return [note, "", *escaped_table(["method", "reported"], rows), ""]
 
 
 def escaped_table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:

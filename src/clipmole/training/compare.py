@@ -7,11 +7,13 @@ nothing is chosen by them. It knows nothing of terminals.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from clipmole import metrics
@@ -22,6 +24,7 @@ from clipmole.errors import DataError, TrainingDiverged
 from clipmole.evaluation.bootstrap import bootstrap_indices
 from clipmole.evaluation.estimates import Replicates, origin_parts
 from clipmole.evaluation.records import ComparedMethod, Comparison, Difference, TrainedOn
+from clipmole.models.network import MoLENetwork
 from clipmole.plumbing.files import foreign_file
 from clipmole.plumbing.json_toml import read_json
 from clipmole.plumbing.progress import SILENT, ProgressReporter
@@ -134,19 +137,21 @@ def compare(
         name: {key: estimate_ap(reported[key], each, resamples) for key, each in own.items()}
         for name, own in logits.items()
     }
+    speeds = crops_per_second({name: trained.detector(runs[0]).network for name, runs in finished.items()})
     settings = differing({method.name: method.config for method in plan.methods})
     comparison = Comparison(
         title=plan.title,
         note=plan.note,
         methods=tuple(
             compared(
-                method.name,
+                method,
                 {key: row[method.name] for key, row in settings.items()},
                 finished[method.name],
                 *rates[method.name],
                 {key: labels_of(samples) for key, samples in reported.items()},
                 logits[method.name],
                 estimates[method.name],
+                speeds[method.name],
             )
             for method in plan.methods
         ),
@@ -197,8 +202,22 @@ def check_outputs(out: Path, name: str) -> None:
         raise DataError(f"{path}: exists and was not written by clipmole compare; name another --out")
 
 
+@torch.inference_mode()
+def crops_per_second(networks: Mapping[str, MoLENetwork], crops: int = 16, rounds: int = 7) -> dict[str, float]:
+    """Crops that each network scores in a second: the median of rounds in which all take turns."""
+    seconds: dict[str, list[float]] = {name: [] for name in networks}
+    for each in range(rounds + 1):  # the first warms up
+        for name, network in networks.items():
+            size = network.tower.config.image_size
+            pixels = torch.zeros(crops, 3, size, size, dtype=torch.uint8)
+            began = time.perf_counter()
+            network(pixels)
+            seconds[name] += [time.perf_counter() - began] if each else []
+    return {name: crops / float(np.median(own)) for name, own in seconds.items()}
+
+
 def compared(
-    name: str,
+    method: Method,
     settings: dict[str, Any],
     runs: Sequence[TrainedRun],
     rate: float,
@@ -206,11 +225,12 @@ def compared(
     labels: Mapping[str, NDArray[np.int64]],
     logits: Mapping[str, NDArray[np.float64]],
     estimates: Mapping[str, Replicates],
+    crops_per_second: float,
 ) -> ComparedMethod:
     """The record of one method: `logits` (n, seeds), `labels` (n,) and average precision by "SPLIT, CONDITION"."""
     first = runs[0].record
     return ComparedMethod(
-        name=name,
+        name=method.name,
         settings=settings,
         backbone=f"{first['backbone']['id']}@{first['backbone']['sha256'][:12]}",
         trained_parameters=first["trained_parameters"],
@@ -225,6 +245,8 @@ def compared(
             for key, scores in logits.items()
         },
         seconds_per_epoch=float(np.median([epoch["seconds"] for run in runs for epoch in run.record["curve"]])),
+        crops_per_second=crops_per_second,
+        reported=method.reported,
     )
 
 

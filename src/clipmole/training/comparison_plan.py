@@ -43,12 +43,14 @@ class Method(Config):
         config: its training settings; seed and rate are the plan's.
         rates: to choose from, instead of the plan's.
         against: the method that it is compared with, instead of the plan's reference.
+        reported: what its authors report, and on what; printed, and compared with nothing.
     """
 
     name: str = Field(min_length=1)
     config: TrainConfig
     rates: tuple[Rate, ...] | None = None
     against: str | None = None
+    reported: str = ""
 
 
 class Plan(Config):
@@ -62,8 +64,8 @@ class Plan(Config):
         reference: the method that the others are compared with; None: the first.
         splits: what is reported; never train, val or calibration, which choose.
         variants: in which the splits are reported.
-        kept_views: score the splits like validation, on a centre crop (and the whole, if the detector looks at it),
-            whose tokens are kept and shared by the runs; otherwise they are scored by the finished detector.
+        kept_views: score the splits like validation, on a centre crop (and the whole, if the detector looks at it);
+            methods with cached_views keep their tokens and share them. Otherwise the finished detector scores them.
     """
 
     name: str
@@ -86,8 +88,6 @@ class Plan(Config):
         for key, name in (("reference", self.reference), *(("against", method.against) for method in self.methods)):
             if name is not None and name not in names:
                 raise ValueError(f"{key} {name!r}: is none of the methods {', '.join(names)}")
-        if self.kept_views and not all(method.config.cached_views for method in self.methods):
-            raise ValueError("kept_views: needs the tokens that cached_views keeps: set that in [config]")
         for split in self.splits:
             if split in ("train", "val", "calibration"):
                 raise ValueError(f"splits: {split!r} is used to train or to choose; report another")

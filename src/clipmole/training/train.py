@@ -29,6 +29,7 @@ from clipmole.evaluation.recalibrate import check_calibration_set, fit_detector_
 from clipmole.evaluation.records import EvaluationReport
 from clipmole.evaluation.scores import ScoreTable
 from clipmole.inference.detector import Detector
+from clipmole.inference.pytorch import bfloat16_is_slow
 from clipmole.models.adapter import backbone_for, check_copy, check_target, save_adapter
 from clipmole.models.backbone import Backbone, load_backbone
 from clipmole.models.hyperdet import HyperDetNetwork
@@ -126,6 +127,7 @@ def train(
     if not distributed.is_main:
         progress = SILENT
         distributed.wait()  # while the first process unpacks
+    config = usable_precision(config, distributed, progress)
     chosen = training_data(config, data, progress)
     if distributed.is_main:
         distributed.wait()
@@ -186,6 +188,14 @@ def train(
         ) from error
     (folder / STATE).unlink(missing_ok=True)
     return detector
+
+
+def usable_precision(config: TrainConfig, distributed: Distributed, progress: ProgressReporter) -> TrainConfig:
+    """The configuration, with float32 in place of bfloat16 where a processor is slow in that."""
+    if config.precision != "bfloat16" or not any(distributed.gather([bfloat16_is_slow(str(distributed.device))])):
+        return config
+    progress.say("this processor has no fast bfloat16: the run computes in float32")
+    return config.model_copy(update={"precision": "float32"})
 
 
 def start(

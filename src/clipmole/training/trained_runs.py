@@ -34,6 +34,7 @@ from clipmole.plumbing.files import write_texts
 from clipmole.plumbing.json_toml import checksum, read_json
 from clipmole.plumbing.prefetch import cores
 from clipmole.plumbing.progress import SILENT, ProgressReporter
+from clipmole.training.augmented_views import centre_and_whole
 from clipmole.training.comparison_plan import rate_of
 from clipmole.training.distributed import Distributed
 from clipmole.training.loop import kept_logits
@@ -171,8 +172,7 @@ class TrainedRuns:
             raise DataError(f"{file}: is damaged; {cure}")
         missing = [split for split in splits if kept.get(split, {}).get("digest") != digests[split]]
         if missing:
-            own = run.record["config"]["backbone"]
-            detector = Detector.from_pretrained(run.folder, backbone=self.backbone or own)
+            detector = self.detector(run)
             for split in missing:
                 kept[split] = {"digest": digests[split]}
                 for variant in self.variants:
@@ -187,11 +187,18 @@ class TrainedRuns:
             write_whole(file, json.dumps(kept) + "\n")
         return {f"{split}, {variant}": np.array(kept[split][variant]) for split in splits for variant in self.variants}
 
+    def detector(self, run: TrainedRun) -> Detector:
+        """The detector of a run."""
+        return Detector.from_pretrained(run.folder, backbone=self.backbone or run.record["config"]["backbone"])
+
     def _from_kept_views(
         self, run: TrainedRun, network: MoLENetwork, samples: Sequence[Sample], variant: Variant
     ) -> list[float]:
-        """Logits of samples from their kept tokens, which are computed if they are missing."""
+        """Logits of samples in the views of validation; if the run keeps tokens, from them."""
         config = TrainConfig.parse(run.record["config"], str(run.folder / "train.json"))
+        if not config.cached_views:
+            images = self.progress.track(windows(samples, variant, config.view_seed), variant, len(samples))
+            return [float(logit) for logit in Detector(network, centre_and_whole(config)).score(images)]
         folder, sha256 = prefix_cache_folder(), run.record["backbone"]["sha256"]
         with ThreadPoolExecutor(cores()) as pool:
             workers: Any = {"distributed": Distributed(), "pool": pool, "progress": self.progress}
