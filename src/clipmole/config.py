@@ -504,14 +504,10 @@ class TrainConfig(Config):
         plain = self.mole.shared_rank % 5 == 0 and self.mole.shared_rank > 0 and not self.mole.gated_ranks
         if self.hypernetwork and not (plain and self.mole.alpha is None):
             raise ValueError("hypernetwork: set mole.shared_rank to a multiple of 5, expert_ranks = [], and no alpha")
-        if self.hypernetwork and (self.cached_views or self.kept_tokens):
+        if self.hypernetwork and (self.cached_views or self.kept_tokens or self.patch_dropout):
             raise ValueError(
-                "hypernetwork: it sees noise instead of images, and tokens of noise are not kept: leave out "
-                "cached_views and kept_tokens"
-            )
-        if self.hypernetwork and self.patch_dropout:
-            raise ValueError(
-                f"hypernetwork: reads noise of whole crops; set patch_dropout = 0 (not {self.patch_dropout:g})"
+                "hypernetwork: it sees noise instead of images, and whole crops of it: leave out cached_views, "
+                "kept_tokens and patch_dropout"
             )
         if bool(self.whole_share) != bool(self.preprocess.whole_weight):
             raise ValueError(
