@@ -23,7 +23,7 @@ from clipmole.config import MoLEConfig
 from clipmole.errors import CheckpointError, ConfigError
 from clipmole.inference import pytorch
 from clipmole.inference.graph import GRAPH, GraphRuntime, convert, graph_cache, open_graph
-from clipmole.inference.pytorch import TorchRuntime, exact_precision, matmul_precision, product_error
+from clipmole.inference.pytorch import TorchRuntime, bfloat16_is_slow, exact_precision, matmul_precision, product_error
 from clipmole.inference.quantize import quantise
 from clipmole.inference.runtime import logits_of, name_suffix
 from clipmole.models.network import MoLENetwork
@@ -440,3 +440,13 @@ def test_a_second_output_stands_behind_the_logit(runtime: str, tmp_path: Path) -
         convert(two, 32, runtime, tmp_path)  # type: ignore[arg-type]
         found = open_graph(tmp_path, runtime, "float32").outputs(crops(5), 2)  # type: ignore[arg-type]
     assert found == pytest.approx(expected, abs=5e-5)
+
+
+def test_a_product_in_bfloat16_that_takes_twice_the_time_counts_as_slow(monkeypatch: pytest.MonkeyPatch) -> None:
+    for each, expected in ((3.0, True), (1.5, False)):
+        bfloat16_is_slow.cache_clear()
+        ticks = iter(np.cumsum([0, 1] * 4 + [0, each] * 4).tolist())  # before and after each product
+        monkeypatch.setattr(pytorch.time, "perf_counter", lambda ticks=ticks: next(ticks))
+        assert bfloat16_is_slow("cpu") is expected
+        monkeypatch.undo()
+    bfloat16_is_slow.cache_clear()

@@ -8,7 +8,7 @@ import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -20,6 +20,7 @@ import clipmole.cli
 import clipmole.training.trained_runs
 from clipmole.config import AugmentConfig, MoLEConfig, TrainConfig
 from clipmole.data import labels_of, read_manifest, take_split, windows
+from clipmole.data.sample import Sample
 from clipmole.errors import DataError, TrainingDiverged
 from clipmole.evaluation.records import Comparison
 from clipmole.inference.detector import Detector
@@ -27,7 +28,7 @@ from clipmole.models.backbone import save_tower
 from clipmole.plumbing.json_toml import checksum
 from clipmole.plumbing.progress import SILENT
 from clipmole.report.comparison import comparison_page
-from clipmole.training.compare import choose_rate, compare
+from clipmole.training.compare import choose_rate, compare, known_and_new
 from clipmole.training.comparison_plan import Method, Plan
 from clipmole.training.presets import preset_names, preset_text
 from clipmole.training.train import train
@@ -96,9 +97,10 @@ def test_kept_views_are_scored_as_the_centre_crop(
     tower: str, manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CLIPMOLE_CACHE", str(tmp_path / "cache"))
-    methods = tuple(
-        Method(name=each.name, config=each.config.model_copy(update={"cached_views": 1, "cached_blocks": 6}))
-        for each in METHODS
+    kept = {"cached_views": 1, "cached_blocks": 6}
+    methods = (
+        *(Method(name=each.name, config=each.config.model_copy(update=kept)) for each in METHODS),
+        Method(name="keeps none", config=METHODS[0].config, reported="92 % on other images"),
     )
     options: Any = {"kept_views": True, "variants": ("equalised",), "seeds": (0,)}
     plan = PLAN.model_copy(update={"methods": methods, **options})
@@ -113,6 +115,27 @@ def test_kept_views_are_scored_as_the_centre_crop(
         expected = average_precision_score(labels_of(samples), crop.score(windows(samples, "equalised")))
         assert list(method.estimates) == ["test, equalised"]
         assert method.estimates["test, equalised"].value == pytest.approx(expected, abs=0.02)
+        assert method.crops_per_second is not None
+        assert method.crops_per_second > 0
+    page = (tmp_path / f"{plan.name}.md").read_text()
+    assert "| keeps none | 92 % on other images |" in page
+
+
+def test_known_and_new_sources_are_paired_with_known_and_new_generators(tmp_path: Path) -> None:
+    def sample(label: Literal[0, 1], generator: str, source: str = "") -> Sample:
+        return Sample(path=tmp_path, label=label, generator=generator, split="", ignore_bottom_px=0, source=source)
+
+    train = [sample(0, "camera", "a"), sample(1, "sdxl"), sample(1, "midjourney")]
+    tested = [sample(0, "camera", "b"), sample(1, "flux"), sample(0, "camera", "a"), sample(1, "sdxl")]
+    parts = {name: own.tolist() for name, own in known_and_new(tested, train).items()}
+    assert parts == {
+        "known sources x known generators": [2, 3],
+        "known sources x new generators": [1, 2],
+        "new sources x known generators": [0, 3],
+        "new sources x new generators": [0, 1],
+    }
+    assert known_and_new(tested[:2], train) == {}  # a single part, which is the whole
+    assert known_and_new([*tested, sample(0, "camera")], train) == {}
 
 
 @pytest.mark.parametrize("key", KEYS)

@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file
 from tiny import PREPROCESS, tiny_backbone, tiny_network, write_corpus
 
+import clipmole.training.train
 from clipmole.config import AugmentConfig, MoLEConfig, TrainConfig
 from clipmole.data import read_manifest, take_split
 from clipmole.errors import CheckpointError, ConfigError, DataError
@@ -176,6 +177,20 @@ def test_every_way_to_train_takes_a_step_and_comes_back(
     adapter = load_adapter(tmp_path / "run", tmp_path / "tiny")
     assert len(load_file(tmp_path / "run" / "adapter.safetensors")) == stored
     assert adapter.config.full_finetune is full
+
+
+@pytest.mark.parametrize("slow", [True, False])
+def test_a_processor_that_is_slow_in_bfloat16_computes_in_float32_and_the_record_says_so(
+    manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, slow: bool
+) -> None:
+    monkeypatch.setattr(clipmole.training.train, "bfloat16_is_slow", lambda _device: slow)
+    lines: list[str] = []
+    config = CONFIG.model_copy(update={"precision": "bfloat16", "epochs": 1})
+    progress = ProgressReporter(say=lines.append)
+    train(config, tmp_path / "run", data=manifest, backbone=tiny_backbone(), progress=progress)
+    used = json.loads((tmp_path / "run" / "train.json").read_text())["config"]["precision"]
+    assert used == ("float32" if slow else "bfloat16")
+    assert ("this processor has no fast bfloat16: the run computes in float32" in lines) is slow
 
 
 def test_it_stops_when_patience_is_over(manifest: Path, tmp_path: Path) -> None:

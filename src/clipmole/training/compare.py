@@ -127,7 +127,7 @@ def compare(
         scored = [trained.logits(run, splits, digests) for run in finished[method.name]]
         logits[method.name] = {key: np.stack([each[key] for each in scored], axis=1) for key in scored[0]}
     pooled = [sample for split in plan.splits for sample in splits[split]]
-    for part, own in known_and_new(pooled, data).items():
+    for part, own in known_and_new(pooled, take_split(read_data(data), "train")).items():
         splits[part] = [pooled[i] for i in own.tolist()]
         for each in logits.values():
             for v in plan.variants:
@@ -170,13 +170,12 @@ def compare(
     return comparison
 
 
-def known_and_new(samples: Sequence[Sample], data: str | Path) -> dict[str, NDArray[np.intp]]:
-    """Known and new sources of photographs x known and new generators -> indices of the samples (n,), where both are.
+def known_and_new(samples: Sequence[Sample], train: Sequence[Sample]) -> dict[str, NDArray[np.intp]]:
+    """Known and new sources of photographs x known and new generators -> indices of those of the samples (n,).
 
-    Known is what the training images of `data` come from. Returns {} if a photograph names no source, or if nothing
-    among the samples is known.
+    Known is what the training images come from. Returns {} if a photograph names no source, or if there is one such
+    part alone.
     """
-    train = take_split(read_data(data), "train")
     trained_on = TrainedOn(
         generators=tuple({sample.generator for sample in train if sample.label}),
         sources=tuple({source_hash(sample.source) for sample in train if not sample.label and sample.source}),
