@@ -171,17 +171,17 @@ class Run:
             yield place, {way: self.scores(detector) for way, detector in at.items()}
 
 
-def figures(tested: Sequence[Sample], scores: dict[str, np.ndarray], resamples: int) -> list[dict[str, Any]]:
-    """Way by family and kind of photographs: average precision, and its difference from "alone" with an interval."""
+def ap_rows(
+    tested: Sequence[Sample], scores: dict[str, np.ndarray], against: str, resamples: int
+) -> list[dict[str, Any]]:
+    """Way by family and kind of photographs: average precision, and its difference from that of the way `against`."""
     rows = []
     for family in FAMILIES:
         for kind in ("old", "new"):
             chosen = [i for i, s in enumerate(tested) if s.generator == family or (not s.label and s.category == kind)]
             labels, groups = np.array([tested[i].label for i in chosen]), [tested[i].group for i in chosen]
-            alone = scores["alone"][chosen]
             for way, every in scores.items():
-                own = every[chosen]
-                pairs = np.stack([own, alone], axis=1)
+                pairs = np.stack([every[chosen], scores[against][chosen]], axis=1)
 
                 def difference(y: Any, index: Any, pairs: np.ndarray = pairs) -> float:
                     both = pairs[np.asarray(index, dtype=int)]
@@ -193,7 +193,7 @@ def figures(tested: Sequence[Sample], scores: dict[str, np.ndarray], resamples: 
                         "way": way,
                         "family": family,
                         "photographs": kind,
-                        "ap": metrics.average_precision(labels, own),
+                        "ap": metrics.average_precision(labels, pairs[:, 0]),
                         "difference": difference(labels, np.arange(len(chosen))),
                         "low": low,
                         "high": high,
@@ -202,15 +202,28 @@ def figures(tested: Sequence[Sample], scores: dict[str, np.ndarray], resamples: 
     return rows
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def arguments(doc: str | None, **numbers: int) -> argparse.Namespace:
+    """What the command line says: images, a folder for the runs, and `numbers` with these defaults."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name in ("table", "images", "work"):
         parser.add_argument(f"--{name}", type=Path, required=True)
-    for name, default in {"orders": 3, "per-step": 150, "test": 60, "resamples": 1000}.items():
+    for name, default in ({"per-step": 150, "test": 60, "resamples": 1000} | numbers).items():
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--backbone", default="clip-vit-b-16-int8")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a setting of every run")
-    args = parser.parse_args()
+    return parser.parse_args()
+
+
+def closing_line(results: Any, args: argparse.Namespace) -> str:
+    """JSON of the results and of what they were made from."""
+    given = {key: value for key, value in vars(args).items() if not isinstance(value, Path)}
+    given["backbone"] = Path(args.backbone).name
+    backbone = load_backbone(args.backbone).sha256
+    return json.dumps({"results": results, "arguments": given, "backbone": backbone, "environment": environment()})
+
+
+def main() -> None:
+    args = arguments(__doc__, orders=3)
     config = with_settings(load_train_config("own-images"), args.set)
     steps, tested = read_table(args.table, args.images, args.per_step, args.test)
     results = []
@@ -221,7 +234,7 @@ def main() -> None:
         run = Run(args.work / f"order-{number}", config, args.backbone, tested)
         run.tokens = tokens
         for place, scores in run.go(order, steps):
-            rows = figures(tested, scores, args.resamples)
+            rows = ap_rows(tested, scores, "alone", args.resamples)
             for row in rows:
                 known = order.index(row["family"]) <= place
                 print(
@@ -234,9 +247,7 @@ def main() -> None:
         tokens = run.tokens
         print({name: f"{seconds:.0f} s" for name, seconds in run.seconds.items()}, flush=True)
         results[-1]["seconds"] = run.seconds
-    arguments = {key: value for key, value in vars(args).items() if not isinstance(value, Path)}
-    backbone = load_backbone(args.backbone).sha256
-    print(json.dumps({"results": results, "arguments": arguments, "backbone": backbone, "environment": environment()}))
+    print(closing_line(results, args))
 
 
 if __name__ == "__main__":

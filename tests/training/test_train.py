@@ -14,7 +14,6 @@ import torch
 from safetensors.torch import load_file
 from tiny import PREPROCESS, tiny_backbone, tiny_network, write_corpus
 
-import clipmole.training.train
 from clipmole.config import AugmentConfig, MoLEConfig, TrainConfig
 from clipmole.data import read_manifest, take_split
 from clipmole.errors import CheckpointError, ConfigError, DataError
@@ -183,7 +182,7 @@ def test_every_way_to_train_takes_a_step_and_comes_back(
 def test_a_processor_that_is_slow_in_bfloat16_computes_in_float32_and_the_record_says_so(
     manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, slow: bool
 ) -> None:
-    monkeypatch.setattr(clipmole.training.train, "bfloat16_is_slow", lambda _device: slow)
+    monkeypatch.setattr(training, "bfloat16_is_slow", lambda _device: slow)
     lines: list[str] = []
     config = CONFIG.model_copy(update={"precision": "bfloat16", "epochs": 1})
     progress = ProgressReporter(say=lines.append)
