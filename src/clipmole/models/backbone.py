@@ -208,7 +208,7 @@ def read_tower(path: Path, source: str, file_sha256: str | None = None) -> ViT:
             tower = ViT(config)
         parameters = {name: tuple(tensor.shape) for name, tensor in tower.state_dict().items()}
         parts = match(parameters, layouts, shapes, source)
-        state = {name: assemble(part, tensor_of, source) for name, part in parts.items()}
+        state = {name: assemble(part, tensor_of) for name, part in parts.items()}
     tower.load_state_dict(state, assign=True)
     return tower.eval().requires_grad_(False)
 
@@ -225,12 +225,13 @@ def _json_object(path: Path) -> Json | None:
 
 @contextmanager
 def open_weights(path: Path, source: str) -> Iterator[tuple[dict[str, Shape], Callable[[str], Tensor]]]:
-    """Names and shapes of a file's tensors, and a function that reads one of them; int8 matrices come as float32."""
+    """Names and shapes of a file's tensors, and a function that reads one of them, as `own_copy` or `dequantized`."""
     if is_odd_file(path):
         raise WeightsMismatch(f"{source}: {path.name} is a pipe or a device, not a file of weights")
     if path.suffix != ".safetensors":
         tensors = read_pickle(path, source)
-        yield {name: tuple(tensor.shape) for name, tensor in tensors.items()}, tensors.__getitem__
+        shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+        yield shapes, lambda name: own_copy(tensors[name], f"{source}: {name}")
         return
     try:
         handle = safe_open(path, framework="pt")
@@ -242,8 +243,10 @@ def open_weights(path: Path, source: str) -> Iterator[tuple[dict[str, Shape], Ca
         scales = int8_matrices(shapes, {name: kind.get_dtype() for name, kind in kinds.items()}, source)
 
         def tensor_of(name: str) -> Tensor:
-            tensor: Tensor = file.get_tensor(name)
-            return dequantized(tensor, file.get_tensor(scales[name]), f"{source}: {name}") if name in scales else tensor
+            tensor, what = file.get_tensor(name), f"{source}: {name}"
+            return (
+                dequantized(tensor, file.get_tensor(scales[name]), what) if name in scales else own_copy(tensor, what)
+            )
 
         yield {name: shape for name, shape in shapes.items() if name not in scales.values()}, tensor_of
 
@@ -268,9 +271,19 @@ def int8_matrices(shapes: dict[str, Shape], dtypes: dict[str, str], source: str)
 
 def dequantized(matrix: Tensor, scale: Tensor, source: str) -> Tensor:
     """The float32 matrix that int8 rows (out, ...) and their positive scales (out,) stand for."""
-    if not (all_finite(scale) and bool((scale > 0).all())):
+    if not (all_finite(scale * 128) and bool((scale > 0).all())):
         raise WeightsMismatch(f"{source}: its scales are not all finite and positive; the file is damaged")
-    return matrix.float() * scale.view(-1, *[1] * (matrix.dim() - 1))
+    return matrix.float().mul_(scale.view(-1, *[1] * (matrix.dim() - 1)))
+
+
+def own_copy(tensor: Tensor, source: str) -> Tensor:
+    """Dense floating-point weights as float32 in memory of their own, all values finite."""
+    if not tensor.is_floating_point() or tensor.layout != torch.strided:
+        raise WeightsMismatch(f"{source} is {tensor.dtype}; only dense floating-point weights are read")
+    tensor = tensor.detach().to(torch.float32, copy=True)
+    if not all_finite(tensor):
+        raise WeightsMismatch(f"{source} holds values that are not finite; the file is damaged")
+    return tensor
 
 
 def read_pickle(path: Path, source: str) -> dict[str, Tensor]:
@@ -302,17 +315,9 @@ def read_pickle(path: Path, source: str) -> dict[str, Tensor]:
     return state
 
 
-def assemble(part: ParameterSource, tensor_of: Callable[[str], Tensor], source: str) -> Tensor:
-    """One parameter of the tower, float32, in memory of its own, all values finite."""
-    pieces = []
-    for name in part.sources:
-        tensor = tensor_of(name).detach()
-        if not tensor.is_floating_point() or tensor.layout != torch.strided:
-            raise WeightsMismatch(f"{source}: {name} is {tensor.dtype}; only dense floating-point weights are read")
-        tensor = tensor.to(torch.float32, copy=True)
-        if not all_finite(tensor):
-            raise WeightsMismatch(f"{source}: {name} holds values that are not finite; the file is damaged")
-        pieces.append(tensor.T if part.transposed else tensor)
+def assemble(part: ParameterSource, tensor_of: Callable[[str], Tensor]) -> Tensor:
+    """One parameter of the tower, from the tensors that it is made of."""
+    pieces = [tensor_of(name).T if part.transposed else tensor_of(name) for name in part.sources]
     whole = torch.cat(pieces) if len(pieces) > 1 else pieces[0]
     return whole.reshape(part.shape).contiguous()
 
