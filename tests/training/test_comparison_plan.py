@@ -140,8 +140,12 @@ def test_every_committed_plan_loads(path: Path) -> None:
     plan = load_plan(path)
     assert path.read_text(encoding="utf-8").startswith("# ")
     assert plan.seeds == (0, 1, 2)
-    on_clip = path.stem in ("compare-vit-b-16", "heads-vit-b-16")
-    assert plan.splits == (("test",) if on_clip else ("test", "test_unseen"))
+    on_modern_images = {
+        "compare-vit-b-16": ("test",),
+        "heads-vit-b-16": ("test",),
+        "systems-vit-tiny": ("test", "seen"),
+    }
+    assert plan.splits == on_modern_images.get(path.stem, ("test", "test_unseen"))
     assert len(plan.pairs()) >= len(plan.methods) - 1
     assert isinstance(plan, Plan)
 
