@@ -123,11 +123,10 @@ def train(
         check_copy(base.folder, out)
         config = base.settings(config)
     distributed = Distributed()
-    check_batch(config, distributed.size)
+    config = usable(config, distributed, progress)
     if not distributed.is_main:
         progress = SILENT
         distributed.wait()  # while the first process unpacks
-    config = usable_precision(config, distributed, progress)
     chosen = training_data(config, data, progress)
     if distributed.is_main:
         distributed.wait()
@@ -190,11 +189,16 @@ def train(
     return detector
 
 
-def usable_precision(config: TrainConfig, distributed: Distributed, progress: ProgressReporter) -> TrainConfig:
-    """The configuration, with float32 in place of bfloat16 where a processor is slow in that."""
+def usable(config: TrainConfig, distributed: Distributed, progress: ProgressReporter) -> TrainConfig:
+    """The configuration, with float32 in place of bfloat16 where a processor is slow in that.
+
+    Raises `ConfigError` if the batch cannot be divided among the processes.
+    """
+    check_batch(config, distributed.size)
     if config.precision != "bfloat16" or not any(distributed.gather([bfloat16_is_slow(str(distributed.device))])):
         return config
-    progress.say("this processor has no fast bfloat16: the run computes in float32")
+    if distributed.is_main:
+        progress.say("this processor has no fast bfloat16: the run computes in float32")
     return config.model_copy(update={"precision": "float32"})
 
 
