@@ -2,8 +2,8 @@
 
     python benchmarks/readme_tables.py
 
-Out: `results/readme/detector.md`, `methods.md` and `methods-vit-b-16.md`; `insert_results.py` then puts them into the
-documents. To show another detector, name its reports in `DETECTOR`.
+Out: `results/readme/detector.md`, `methods.md`, `methods-vit-b-16.md` and `systems.md`; `insert_results.py` then puts
+them into the documents. To show another detector, name its reports in `DETECTOR`.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ RESULTS = Path(__file__).parent / "results"
 DETECTOR = ("mole-vit-b-16/report.json",)  # of the first detector in each
 METHODS = "compare-vit-tiny.json"
 ON_CLIP = "compare-vit-b-16.json"
+SYSTEMS = "systems-vit-tiny.json"
 SETS = {
     "test": "from photographers, galleries and repositories that no training image came from",
     "test_photo": "the same photographs, and those generated images that look like photographs",
@@ -74,6 +75,27 @@ def precision_table(comparison: Comparison) -> str:
     return "\n".join(lines) + "\n"
 
 
+def systems_table(comparison: Comparison) -> str:
+    """One row a method: average precision on images of new sources, what MoLE is ahead of it by, cost."""
+    parts = ("test", "known sources x known generators", "new sources x new generators")
+    columns = [f"{part}, equalised" for part in parts]
+    ahead = {
+        each.second: each.estimate
+        for each in comparison.differences
+        if (each.first, f"{each.set}, {each.condition}") == ("MoLE", columns[0])
+    }
+    heads = ["method", "trained", "`test`", "known sources, known generators", "new sources, new generators"]
+    heads += ["MoLE minus it, `test`", "s", "crops/s"]
+    lines = [f"| {' | '.join(heads)} |", "|---|" + "--:|" * (len(heads) - 1)]
+    for each in comparison.methods:
+        cells = [str(each.estimates[column]) for column in columns]
+        e = ahead.get(each.name)
+        cells.append(f"{e.value:+.3f} [{e.low:+.3f}, {e.high:+.3f}]" if e else "")
+        cells += [f"{each.seconds_per_epoch:.0f}", f"{each.crops_per_second:.0f}" if each.crops_per_second else ""]
+        lines.append(f"| {each.name} | {each.trained_parameters:,} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
 def main() -> None:
     out = RESULTS / "readme"
     out.mkdir(exist_ok=True)
@@ -83,6 +105,8 @@ def main() -> None:
     (out / "methods.md").write_text(methods_table(comparison), encoding="utf-8")
     on_clip = Comparison.model_validate_json((RESULTS / ON_CLIP).read_text(encoding="utf-8"))
     (out / "methods-vit-b-16.md").write_text(precision_table(on_clip), encoding="utf-8")
+    systems = Comparison.model_validate_json((RESULTS / SYSTEMS).read_text(encoding="utf-8"))
+    (out / "systems.md").write_text(systems_table(systems), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -144,6 +144,7 @@ def test_every_committed_plan_loads(path: Path) -> None:
         "compare-vit-b-16": ("test",),
         "heads-vit-b-16": ("test",),
         "systems-vit-tiny": ("test", "seen"),
+        "systems-more-vit-tiny": ("test", "seen"),
     }
     assert plan.splits == on_modern_images.get(path.stem, ("test", "test_unseen"))
     assert len(plan.pairs()) >= len(plan.methods) - 1
