@@ -140,7 +140,8 @@ def test_what_comes_out_of_training_is_an_ordinary_adapter(tmp_path: Path) -> No
     [
         ({"mole": MoLEConfig()}, "hypernetwork: set mole.shared_rank to a multiple of 5"),
         ({"mole": MoLEConfig(shared_rank=4, expert_ranks=())}, "hypernetwork: set mole.shared_rank to a multiple of 5"),
-        ({"mole": CONFIG, "cached_views": 2}, "leave out cached_views and kept_tokens"),
+        ({"mole": CONFIG, "cached_views": 2}, "leave out cached_views, kept_tokens and patch_dropout"),
+        ({"mole": CONFIG, "patch_dropout": 0.5}, "leave out cached_views, kept_tokens and patch_dropout"),
     ],
 )
 def test_settings_that_it_cannot_have_are_refused(changes: dict[str, object], message: str) -> None:

@@ -94,7 +94,10 @@ def trained(plan: ExperimentPlan, progress: ProgressReporter) -> None:
         api.train(plan.config, folder, data=plan.root / "progan", progress=progress)
         return
     kept = read_json(record, DataError, f"delete {folder} to train it again").get("config", {})
-    other = sorted(key for key, value in plan.config.model_dump(mode="json").items() if kept.get(key, value) != value)
+    wanted = plan.config.model_dump(mode="json")
+    if kept.get("precision") == "float32":
+        wanted["precision"] = "float32"  # what a processor that is slow in bfloat16 takes instead
+    other = sorted(key for key, value in wanted.items() if kept.get(key, value) != value)
     if other:
         raise DataError(f"{folder}: was trained with another {', '.join(other)}; name another --out, or delete it")
     progress.say(f"{folder}: exists and was trained with these settings")

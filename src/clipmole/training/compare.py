@@ -100,7 +100,8 @@ def compare(
 ) -> Comparison:
     """Train the runs that are missing, score them, and write `NAME.json` and `NAME.md` into `out`.
 
-    It has many parameters because it is the whole of `clipmole compare`.
+    It is long because everything that the tables say meets here, and it has many parameters because it is the whole of
+    `clipmole compare`.
 
     Args:
         data: labelled images with the splits train, val and, if there, calibration.
@@ -147,7 +148,7 @@ def compare(
                 method,
                 {key: row[method.name] for key, row in settings.items()},
                 finished[method.name],
-                *rates[method.name],
+                rates[method.name],
                 {key: labels_of(samples) for key, samples in reported.items()},
                 logits[method.name],
                 estimates[method.name],
@@ -219,15 +220,18 @@ def compared(
     method: Method,
     settings: dict[str, Any],
     runs: Sequence[TrainedRun],
-    rate: float,
-    tried: Mapping[float, float | None],
+    rates: tuple[float, Mapping[float, float | None]],
     labels: Mapping[str, NDArray[np.int64]],
     logits: Mapping[str, NDArray[np.float64]],
     estimates: Mapping[str, Replicates],
     crops_per_second: float,
 ) -> ComparedMethod:
-    """The record of one method: `logits` (n, seeds), `labels` (n,) and average precision by "SPLIT, CONDITION"."""
-    first = runs[0].record
+    """The record of one method: `logits` (n, seeds), `labels` (n,) and average precision by "SPLIT, CONDITION".
+
+    Args:
+        rates: as `choose_rate` returns them.
+    """
+    first, (rate, tried) = runs[0].record, rates
     return ComparedMethod(
         name=method.name,
         settings=settings,
