@@ -21,8 +21,9 @@ from tiny import CALIBRATION, PREPROCESS, encoded, picture, tiny_backbone, tiny_
 
 import clipmole
 from clipmole.cli import app
-from clipmole.cli.options import name_backbones
+from clipmole.cli.options import PrecisionChoice, detector_loader, name_backbones
 from clipmole.cli.render import rate
+from clipmole.inference import pytorch
 from clipmole.inference.detector import Detector
 from clipmole.models.adapter import save_adapter
 from clipmole.models.backbone import save_tower
@@ -134,6 +135,17 @@ def test_workers_change_no_number_and_timings_say_where_the_time_went(
     assert all(0 <= float(seconds) < 100 for seconds in found.groups())
     assert float(found[4]) <= float(found[3]) + 0.01
     assert f"in {'no' if workers == '0' else workers} threads" in remark
+
+
+@pytest.mark.parametrize(
+    ("slow", "asked", "said"), [(True, "bfloat16", 1), (False, "bfloat16", 0), (True, "float32", 0)]
+)
+def test_a_slow_bfloat16_is_told(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], slow: bool, asked: str, said: int
+) -> None:
+    monkeypatch.setattr(pytorch, "bfloat16_is_slow", lambda _device: slow)
+    detector_loader("embedded", None, "cpu", PrecisionChoice(asked), None, None)
+    assert capsys.readouterr().err.count("this processor is slow in bfloat16; leave out --precision") == said
 
 
 def test_a_file_with_brackets_in_its_name_is_that_file(detector: list[str], photos: Path) -> None:

@@ -39,11 +39,21 @@ def test_a_logit_that_differs_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     assert kept is not None
     monkeypatch.setattr(selftest, "reference_logits", lambda _digest: kept + np.float32(0.02))
     monkeypatch.setattr(selftest, "get_args", lambda _name: ("torch",))
+    monkeypatch.setattr(selftest, "bfloat16_is_slow", lambda _device: False)
     checks = list(self_test("embedded"))
     assert [(check.precision, check.agrees) for check in checks] == [("float32", False), ("bfloat16", True)]
     result = CliRunner().invoke(app, ["selftest", "embedded"])
     assert result.exit_code == 1
     assert "DIFFERS" in result.stdout
+
+
+def test_a_processor_that_is_slow_in_bfloat16_is_not_asked_for_it_unless_somebody_asks(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(selftest, "get_args", lambda _name: ("torch",))
+    monkeypatch.setattr(selftest, "bfloat16_is_slow", lambda _device: True)
+    assert [check.precision for check in self_test("embedded")] == ["float32"]
+    assert [check.precision for check in self_test("embedded", precision="bfloat16")] == ["bfloat16"]
 
 
 def test_a_detector_without_kept_logits_is_its_own_reference(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

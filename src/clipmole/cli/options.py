@@ -156,12 +156,16 @@ def detector_loader(
 ) -> Callable[[], Detector]:
     """A function, which can be pickled, that loads the detector named by the options."""
     from clipmole.inference.detector import Detector
+    from clipmole.inference.pytorch import bfloat16_is_slow
     from clipmole.models.adapter import DEFAULT, default_detector, fallback_remark
 
     if detector == DEFAULT:
         detector = default_detector()
         if line := fallback_remark():
             remark(line)
+    reduced, by_torch = precision == PrecisionChoice.BFLOAT16, runtime in (None, RuntimeChoice.TORCH)
+    if reduced and by_torch and device == "cpu" and bfloat16_is_slow(device):
+        remark("this processor is slow in bfloat16; leave out --precision, and it computes in float32, faster")
     return partial(
         Detector.from_pretrained,
         detector,

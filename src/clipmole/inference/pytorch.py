@@ -101,7 +101,7 @@ def exact_precision() -> str:
 def bfloat16_is_slow(device: str) -> bool:
     """Whether a product in bfloat16 takes more than twice the time of one in float32; tried once in a process.
 
-    Processors without instructions for it, such as those with AVX2 alone, take fifty times as long.
+    Processors without instructions for it, such as those with AVX2 alone, take many times as long.
     """
     seconds = {}
     for dtype in (torch.float32, torch.bfloat16):

@@ -5,7 +5,7 @@ In: a `Comparison`. Out: text. It knows nothing of runs, images or files.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 
 from clipmole.evaluation.records import ComparedMethod, Comparison
 from clipmole.report.page import markdown_table
@@ -33,7 +33,8 @@ def comparison_page(comparison: Comparison) -> str:
     lines += [
         f"Average precision, mean over {len(seeds)} seed{'s' * (len(seeds) > 1)}, with a 95 % bootstrap interval over "
         f"images (photographs + generated: {counted}). *Equalised*: every image re-encoded by one rule. Learning rate "
-        "and epoch were chosen on `val`.",
+        "and epoch were chosen on `val`. Average precision depends on the share of generated images: compare methods "
+        "within a column only.",
         "",
         *escaped_table(
             ["method", *columns], ([m.name, *(str(m.estimates[c]) for c in columns)] for m in comparison.methods)
@@ -109,17 +110,17 @@ def settings(methods: Sequence[ComparedMethod]) -> list[str]:
 
 
 def reports(methods: Sequence[ComparedMethod]) -> list[str]:
-    """What the methods' authors report, a row each; nothing if nothing is known."""
+    """What the methods' authors report, one row each; nothing if nothing is known."""
     rows = [[m.name, m.reported] for m in methods if m.reported]
     if not rows:
         return []
     note = "What their authors report, with other towers on other data. It is not comparable with what stands above:"
-    return [note, "", *escaped_table(["method", "reported"], rows), ""]
+    return [note, "", *escaped_table(["method", "reported"], rows, left=[0, 1]), ""]
 
 
-def escaped_table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+def escaped_table(heads: Sequence[str], rows: Iterable[Sequence[str]], left: Container[int] = (0,)) -> list[str]:
     """A Markdown table of names that may hold its separator."""
-    return markdown_table(heads, [[cell.replace("|", "\\|") for cell in row] for row in rows])
+    return markdown_table(heads, [[cell.replace("|", "\\|") for cell in row] for row in rows], left)
 
 
 def spread(values: Sequence[float]) -> str:

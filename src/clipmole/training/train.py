@@ -123,7 +123,7 @@ def train(
         check_copy(base.folder, out)
         config = base.settings(config)
     distributed = Distributed()
-    config = usable(config, distributed, progress)
+    config = config_for_processor(config, distributed, progress)
     if not distributed.is_main:
         progress = SILENT
         distributed.wait()  # while the first process unpacks
@@ -189,7 +189,7 @@ def train(
     return detector
 
 
-def usable(config: TrainConfig, distributed: Distributed, progress: ProgressReporter) -> TrainConfig:
+def config_for_processor(config: TrainConfig, distributed: Distributed, progress: ProgressReporter) -> TrainConfig:
     """The configuration, with float32 in place of bfloat16 where a processor is slow in that.
 
     Raises `ConfigError` if the batch cannot be divided among the processes.
