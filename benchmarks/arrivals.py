@@ -1,9 +1,9 @@
 """Generators that arrive one after another: what a detector gains and forgets when it is extended.
 
 In: images with their generators and sources, as a table with the columns sha256, label, generator and source, and a
-folder with the files `<sha256>.<suffix>`; HEIC among them needs the extra heif. Families of generators arrive in several orders. The first one, with
-photographs, trains a detector; each further one, with photographs of sources of its own, changes it in one of these
-ways:
+folder with the files `<sha256>.<suffix>`; HEIC among them needs the extra heif. Families of generators arrive in
+several orders. The first one, with photographs, trains a detector; each further one, with photographs of sources of
+its own, changes it in one of these ways:
 
     alone      nothing is changed
     extended   clipmole train --extend
