@@ -23,7 +23,7 @@ import numpy as np
 from clipmole.calibration import Calibration
 from clipmole.data import labels_of, read_data, windows
 from clipmole.inference.detector import RECHECK, Detector
-from clipmole.inference.export import Check, ExportRefused, compare_logits, export_detector, failures
+from clipmole.inference.export import Check, ExportRefused, compare, export_detector, failures
 from clipmole.plumbing.environment import environment
 
 PATHS = {
@@ -45,7 +45,7 @@ def measure(name: str, spec: str, backbone: str | None, corpus: Path, folder: Pa
     train = [s for s in everything if s.split == "train"]
     train = random.Random(0).sample(train, min(128, len(train)))
     exact = Detector.from_pretrained(spec, backbone=backbone)
-    logits = {label: exact.score(windows(samples, "as stored")) for label, samples in sets.items()}
+    expected = {label: exact.detect_batch(windows(samples, "as stored")) for label, samples in sets.items()}
     rows = []
     for path, (runtime, precision) in PATHS.items():
         print(f"{name}: {path}", file=sys.stderr, flush=True)
@@ -71,11 +71,11 @@ def measure(name: str, spec: str, backbone: str | None, corpus: Path, folder: Pa
                 continue  # refused with fixed ranges; the next path is what it became
             graph = Detector.from_pretrained(folder / f"{name} {path}")
         for label, samples in sets.items():
-            found = graph.score(windows(samples, "as stored"))
-            check = compare_logits(logits[label], found, labels_of(samples).tolist(), exact.calibration)
+            found = graph.detect_batch(windows(samples, "as stored"))
+            check = compare(expected[label], found, labels_of(samples).tolist(), exact.families is not None)
             rows.append(row(name, path, label, check, "; ".join(failures(check, precision))))
             if precision == "bfloat16" and graph.calibration is not None:
-                rows[-1]["near"] = float(np.mean([is_near(graph.calibration, logit) for logit in found.tolist()]))
+                rows[-1]["near"] = float(np.mean([is_near(graph.calibration, each.logit) for each in found]))
     return rows
 
 

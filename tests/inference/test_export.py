@@ -18,12 +18,14 @@ from clipmole.config import Families, MoLEConfig
 from clipmole.errors import CheckpointError, ConfigError, DataError
 from clipmole.evaluation.scorers import load_scorer
 from clipmole.inference import export
-from clipmole.inference.export import ExportRefused, check_export_folder, compare_logits, export_detector, failures
+from clipmole.inference.export import ExportRefused, check_export_folder, compare, export_detector, failures
 from clipmole.inference.export_directory import is_export, read_export
 from clipmole.inference.graph import GraphRuntime, convert
 from clipmole.models.adapter import save_adapter
 from clipmole.models.backbone import save_tower
+from clipmole.models.network import MoLENetwork
 from clipmole.plumbing.progress import ProgressReporter
+from clipmole.records import Detection, Family
 
 LIBRARIES = {"openvino": ["openvino", "nncf"], "onnx": ["onnxruntime", "onnxscript", "onnx"]}
 IMAGES = [picture(i, 70, 50) for i in range(8)]
@@ -32,6 +34,24 @@ LABELS = [0, 1] * 4
 
 def images() -> Iterator[object]:
     return iter(IMAGES)
+
+
+def said(logits: list[float], calibrated: bool = True, **given: object) -> list[Detection]:
+    """What a detector with `CALIBRATION`, or none, says of images with these logits."""
+    return [
+        Detection(
+            source="<image>",
+            logit=logit,
+            probability=CALIBRATION.probability(logit) if calibrated else None,
+            thresholds=CALIBRATION.thresholds if calibrated else None,
+            detector="d",
+            width=70,
+            height=50,
+            tiles=1,
+            **({"verdict": CALIBRATION.verdict(logit) if calibrated else None} | given),
+        )
+        for logit in logits
+    ]
 
 
 def need(runtime: str) -> None:
@@ -72,18 +92,26 @@ def test_an_export_scores_like_its_detector_without_adapter_and_backbone(
     assert load_scorer(str(tmp_path / "out")).name == graph.name
 
 
-@pytest.mark.parametrize("runtime", ["openvino", "onnx"])
-def test_a_graph_names_the_same_families(tmp_path: Path, runtime: GraphRuntime) -> None:
-    need(runtime)
+def write_further(folder: Path) -> MoLENetwork:
+    """An adapter that calls everything AI-generated, nothing drawn, and names families; its tower beside it."""
     families = Families(names=("a", "b"), confusion=((7, 1, 0), (2, 9, 0), (0, 0, 0)))
     network = tiny_network(tiny_backbone(depth=2), MoLEConfig(drawn=True, families=families))
     with torch.no_grad():
         network.drawn.bias.fill_(-1e6)  # type: ignore[union-attr]
     certain = CALIBRATION.model_copy(update={"slope": 1e-6, "intercept": 3.0})
-    save_adapter(tmp_path / "adapter", network, tiny_backbone(depth=2), PREPROCESS, certain)
-    save_tower(tiny_backbone(depth=2).tower, tmp_path / "tiny", torch.float32)
+    save_adapter(folder / "adapter", network, tiny_backbone(depth=2), PREPROCESS, certain)
+    save_tower(tiny_backbone(depth=2).tower, folder / "tiny", torch.float32)
+    return network
+
+
+@pytest.mark.parametrize("runtime", ["openvino", "onnx"])
+def test_a_graph_names_the_same_families(tmp_path: Path, runtime: GraphRuntime) -> None:
+    need(runtime)
+    write_further(tmp_path)
     plain = Detector.from_pretrained(tmp_path / "adapter", backbone=tmp_path / "tiny")
-    export_detector(tmp_path / "adapter", tmp_path / "out", runtime, images, backbone=tmp_path / "tiny")
+    record = export_detector(tmp_path / "adapter", tmp_path / "out", runtime, images, backbone=tmp_path / "tiny")
+    assert record.check.families == (0, 8)
+    assert export.summary_lines(record)[-1] == "  families of generators that change: 0 of 8 that were named"
     graph = Detector.from_pretrained(tmp_path / "adapter", backbone=tmp_path / "tiny", runtime=runtime)
     for each in (Detector.from_pretrained(tmp_path / "out"), graph):
         for found, expected in zip(each.detect_batch(IMAGES), plain.detect_batch(IMAGES), strict=True):
@@ -152,6 +180,23 @@ def test_a_broken_graph_is_not_written(adapter: Path, tmp_path: Path, monkeypatc
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("output", "reason"),
+    [("families", r"\d of 8 families of generators change"), ("drawn", "8 settled verdicts change")],
+)
+def test_a_graph_with_the_right_logits_and_a_broken_further_output_is_not_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, output: str, reason: str
+) -> None:
+    need("openvino")
+    broken = write_further(tmp_path)
+    with torch.no_grad():
+        getattr(broken, output).bias += torch.tensor([1e7, -1e7] if output == "families" else [2e6])
+    monkeypatch.setattr(export, "convert", lambda _network, *given: convert(broken, *given))
+    with pytest.raises(ExportRefused, match=f"not exported: {reason}"):
+        export_detector(tmp_path / "adapter", tmp_path / "out", "openvino", images, backbone=tmp_path / "tiny")
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_graph_that_was_changed_is_not_run(adapter: Path, tmp_path: Path) -> None:
     need("openvino")
     export_detector(adapter, tmp_path / "out", "openvino", images, backbone=adapter.parent / "tiny")
@@ -175,26 +220,41 @@ def test_the_check_counts_what_changes() -> None:
     # p = sigmoid(2 z + 0.1): real below z = -0.474, AI-generated above z = 0.374.
     exact = [-2.0, -0.5, 0.0, 0.5, 2.0, 0.3]
     given = [-2.0, -0.4, 0.0, -0.6, 2.0, 0.4]
-    check = compare_logits(exact, given, [0, 0, 0, 1, 1, 1], CALIBRATION)
+    check = compare(said(exact), said(given), [0, 0, 0, 1, 1, 1])
     assert (check.changed, check.reversed, check.settled) == (2, 1, 1)
     assert check.max_difference == pytest.approx(1.1)
     assert check.mean_difference == pytest.approx(1.3 / 6)
     assert check.spread == pytest.approx(np.std(exact))
     assert check.average_precision == pytest.approx((1.0, (1 + 1 + 3 / 5) / 3))
     assert len(failures(check, "bfloat16")) == 4
-    assert not failures(compare_logits(exact, exact, None, CALIBRATION), "float32")
+    assert not failures(compare(said(exact), said(exact), None), "float32")
+    assert failures(compare(said(exact), said([*exact[:5], 0.375]), None), "float32")[-1] == (
+        "1 uncertain verdicts settle"
+    )
+
+
+def test_the_check_counts_families_of_what_both_call_ai_generated() -> None:
+    a, b = (Family(name=name, share=0.9, right=3, answers=4) for name in "ab")
+    exact = [*said([2.0, 2.1], family=a), *said([2.2, 2.3, -2.0])]
+    given = [*said([2.0], family=b), *said([2.1, 2.2]), *said([2.3], family=b), *said([-2.0])]
+    check = compare(exact, given, None, families=True)
+    assert check.families == (3, 3)
+    assert failures(check, "float32") == ["3 of 3 families of generators change"]
+    assert failures(check, "int8") == []
+    assert compare(exact, exact, None, families=True).families == (0, 2)
+    assert compare(exact, exact, None).families is None
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_a_graph_that_gives_no_number_fails(bad: float) -> None:
-    check = compare_logits([0.0, 1.0, 2.0], [0.0, 1.0, bad], None, None)
+    check = compare(said([0.0, 1.0, 2.0], False), said([0.0, 1.0, bad], False), None)
     assert failures(check, "int8")
     assert check.changed is None
 
 
 def test_a_check_needs_images() -> None:
     with pytest.raises(DataError, match="give two or more"):
-        compare_logits([1.0], [1.0], None, None)
+        compare(said([1.0]), said([1.0]), None)
 
 
 def test_other_things_are_not_overwritten(tmp_path: Path) -> None:

@@ -124,7 +124,11 @@ def test_a_trained_detector_keeps_its_families(trained: tuple[Path, list[str]], 
     record, card = json.loads((out / "train.json").read_text()), (out / "README.md").read_text()
     assert Families.parse(record["families"], "train.json") == families
     assert "\n".join(card_lines(families)) in card
-    assert "| true family, images | columns | rows | none named |" in card
+    assert "| true family | columns | rows | none named |\n|---|--:|--:|--:|\n| columns |" in card
+    page = (out / "train.html").read_text()
+    assert '<h2 id="families">Families of generators</h2>' in page
+    row = "".join(f'<td class="number">{count}</td>' for count in families.confusion[2])
+    assert f'<th scope="row">other generators</th>{row}</tr>' in page
     assert any(line.startswith("Of 19 generated validation images, equalised, ") for line in lines)
     detector.calibration = ALWAYS
     said = detector.detect_batch([s.path for s in read_manifest(manifest) if s.split == "calibration" and s.label])
@@ -149,7 +153,8 @@ def test_extended_or_merged_it_has_none_because_its_features_are_others(
     for name in ("grown", "merged"):
         assert Detector.from_pretrained(tmp_path / name, backbone=tower).families is None
         assert not any(key.startswith("families.") for key in load_file(tmp_path / name / "adapter.safetensors"))
-        assert "Families of generators" not in (tmp_path / name / "README.md").read_text()
+        for page in (tmp_path / name).glob("*.[hm][td]*"):
+            assert "Families of generators" not in page.read_text()
 
 
 def test_a_table_joins_generators_into_a_family(manifest: Path) -> None:

@@ -13,10 +13,9 @@ from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 import clipmole
-from clipmole.calibration import Calibration
 from clipmole.config import check_name
 from clipmole.errors import CheckpointError, ConfigError, DataError
 from clipmole.images.crops import cut_crops
@@ -31,7 +30,7 @@ from clipmole.models.adapter import CALIBRATION, CONFIG, find_adapter, load_adap
 from clipmole.plumbing.files import replacing_folder, why_not_replaceable
 from clipmole.plumbing.progress import SILENT, ProgressReporter
 from clipmole.plumbing.text import first_line
-from clipmole.records import Verdict
+from clipmole.records import Detection, Verdict
 
 CALIBRATION_CROPS = 256  # at most; one of each image
 
@@ -57,41 +56,44 @@ class Limits:
         difference: of a logit, in standard deviations of the float32 logits.
         changed: how many verdicts may change from real or AI-generated to something else; None: any number.
         reversed: how many verdicts may turn into the opposite.
+        others: how many uncertain verdicts may settle, and how many families of generators may change; None: any
+            number.
     """
 
     average_precision: float
     difference: float
     changed: int | None
     reversed: int = 0
+    others: int | None = None
 
 
 LIMITS: dict[Precision, Limits] = {
-    "float32": Limits(average_precision=0.0005, difference=0.001, changed=0),
+    "float32": Limits(average_precision=0.0005, difference=0.001, changed=0, others=0),
     "bfloat16": Limits(average_precision=0.001, difference=0.25, changed=0),
     "int8": Limits(average_precision=0.005, difference=0.2, changed=None),
 }
 
 
-def compare_logits(
-    exact: ArrayLike, given: ArrayLike, labels: Sequence[int] | None, calibration: Calibration | None
+def compare(
+    exact: Sequence[Detection], given: Sequence[Detection], labels: Sequence[int] | None, families: bool = False
 ) -> Check:
-    """The changes between the logits in float32 (n,) and those of a graph (n,).
+    """The changes between what a detector says of n images in float32 and what its graph says of them.
 
     Args:
         labels: (n,), 1 = AI-generated; None: not known.
-        calibration: of the detector; None: it gives no verdicts.
+        families: whether the detector can name families of generators.
     """
-    a, b = (np.asarray(values, dtype=np.float64) for values in (exact, given))
-    if a.shape != b.shape or len(a) < 2:
-        raise DataError(f"check: {len(a)} images in float32, {len(b)} by the graph; give two or more to check on")
+    if len(exact) != len(given) or len(exact) < 2:
+        raise DataError(f"check: {len(exact)} images in float32, {len(given)} by the graph; give two or more")
+    a, b = (np.array([each.logit for each in part]) for part in (exact, given))
     both = labels is not None and 0 < sum(labels) < len(labels)
-    changed = turned = settled = None
-    if calibration is not None:
-        pairs = [(calibration.verdict(x), calibration.verdict(y)) for x, y in zip(a, b, strict=True)]
-        unsure = Verdict.UNCERTAIN
-        changed = sum(x not in (unsure, y) for x, y in pairs)
-        turned = sum(unsure not in (x, y) and x != y for x, y in pairs)
-        settled = sum(x == unsure != y for x, y in pairs)
+    pairs = [(x.verdict, y.verdict) for x, y in zip(exact, given, strict=True) if x.verdict and y.verdict]
+    unsure, found = Verdict.UNCERTAIN, Verdict.AI_GENERATED
+    named = [
+        tuple(each.family and each.family.name for each in pair)
+        for pair in zip(exact, given, strict=True)
+        if all(each.verdict == found for each in pair) and any(each.family for each in pair)
+    ]
     difference = np.abs(a - b)
     return Check(
         images=len(a),
@@ -103,9 +105,10 @@ def compare_logits(
         average_precision=(average_precision(labels, a), average_precision(labels, np.nan_to_num(b)))
         if both and labels is not None
         else None,
-        changed=changed,
-        reversed=turned,
-        settled=settled,
+        changed=sum(x not in (unsure, y) for x, y in pairs) if pairs else None,
+        reversed=sum(unsure not in (x, y) and x != y for x, y in pairs) if pairs else None,
+        settled=sum(x == unsure != y for x, y in pairs) if pairs else None,
+        families=(sum(x != y for x, y in named), len(named)) if families else None,
     )
 
 
@@ -126,6 +129,10 @@ def failures(check: Check, precision: Precision) -> list[str]:
         found.append(f"{check.changed} settled verdicts change")
     if (check.reversed or 0) > limits.reversed:
         found.append(f"{check.reversed} verdicts turn into their opposite")
+    if limits.others is not None and (check.settled or 0) > limits.others:
+        found.append(f"{check.settled} uncertain verdicts settle")
+    if limits.others is not None and check.families and check.families[0] > limits.others:
+        found.append(f"{check.families[0]} of {check.families[1]} families of generators change")
     return found
 
 
@@ -199,7 +206,8 @@ def export_detector(
     exact = Detector(adapter.network, adapter.config.preprocess, adapter.calibration, called)
     crops = calibration_crops(calibrate_on, exact) if precision == "int8" and runtime == "openvino" else []
     progress.say("scoring in float32")
-    reference = exact.score(progress.track(images(), "scoring in float32", None if labels is None else len(labels)))
+    followed = progress.track(images(), "scoring in float32", None if labels is None else len(labels))
+    reference = exact.detect_batch(followed)
     try:
         with replacing_folder(target) as new:
             for shown in [crops, []] if crops else [[]]:
@@ -210,8 +218,7 @@ def export_detector(
                 followed = progress.track(images(), "scoring with the graph", len(reference))
                 families = adapter.config.mole.families
                 ours = Detector(None, exact.preprocess, adapter.calibration, called, runtime=graph, families=families)
-                scores = ours.score(followed)
-                check = compare_logits(reference, scores, labels, adapter.calibration)
+                check = compare(reference, ours.detect_batch(followed), labels, families is not None)
                 why = "; ".join(failures(check, precision))
                 if not why:
                     break
@@ -282,4 +289,7 @@ def summary_lines(record: Export) -> list[str]:
             f"  settled verdicts that change: {check.changed}, of them into their opposite: {check.reversed}; "
             f"uncertain ones that settle: {check.settled}"
         )
+    if check.families is not None:
+        changed, named = check.families
+        lines.append(f"  families of generators that change: {changed} of {named} that were named")
     return lines

@@ -42,6 +42,8 @@ class Check(Record):
         changed: verdicts that were real or AI-generated in float32, and are something else; None if uncalibrated.
         reversed: those that turned from real to AI-generated or the other way; None if uncalibrated.
         settled: verdicts that were uncertain in float32, and are not; None if uncalibrated.
+        families: how many families of generators differ, and how many were named by either, of the images that both
+            call AI-generated; None if the detector names none.
     """
 
     images: int
@@ -53,6 +55,7 @@ class Check(Record):
     changed: int | None
     reversed: int | None
     settled: int | None
+    families: tuple[int, int] | None = None
 
 
 class Export(Record):

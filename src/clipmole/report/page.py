@@ -264,12 +264,16 @@ def _html_cell(cell: Cell, names_row: bool) -> Element:
 
 def markdown_page(title: str, lead: Sequence[PageBlock], sections: Sequence[Section]) -> str:
     """The same text and tables as Markdown (GitHub's tables)."""
-    parts = [f"# {_plain(title)}", *_all_markdown(lead)]
+    return "\n\n".join([f"# {_plain(title)}", *_all_markdown(lead), *markdown_sections(sections)]) + "\n"
+
+
+def markdown_sections(sections: Sequence[Section]) -> list[str]:
+    """The headings and blocks of sections as Markdown; a section of drawings alone is left out."""
+    parts = []
     for section in sections:
-        blocks = _all_markdown(section.blocks)
-        if blocks:
+        if blocks := _all_markdown(section.blocks):
             parts += [f"## {_plain(section.title)}", *blocks]
-    return "\n\n".join(parts) + "\n"
+    return parts
 
 
 def _all_markdown(blocks: Sequence[PageBlock]) -> list[str]:

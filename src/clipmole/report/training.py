@@ -12,11 +12,13 @@ from collections.abc import Sequence
 from typing import Any
 from xml.etree.ElementTree import Element
 
+from clipmole.config import Families
 from clipmole.evaluation.records import EvaluationReport
 from clipmole.evaluation.scores import ScoreTable
 from clipmole.plumbing.json_toml import flattened
 from clipmole.report import curves, mistakes, plots, tables
 from clipmole.report.content import Content, in_line, number
+from clipmole.report.families import family_section
 from clipmole.report.page import Cell, Drawings, Note, PageBlock, Section, Table, Value, element, html_page
 
 TICKS = 6  # on the axis of epochs
@@ -48,6 +50,7 @@ def training_page(record: dict[str, Any], report: EvaluationReport, table: Score
         Section("curves", "Curves", curve_charts(curve, record["best_epoch"])),
         Section("gates", "Use of the experts", gate_charts(curve, record.get("adapted_blocks", []), best)),
         Section("generators", "Validation by generator", tables.generator_tables(content)),
+        *([family_section(Families.parse(record["families"], "families"))] if "families" in record else []),
         Section("validation", "Validation results", tables.estimate_tables(content)),
         Section("scores", "Scores by class", curves.histograms(content)),
         Section("mistakes", "Worst mistakes in validation", mistakes.worst(content)),

@@ -27,6 +27,8 @@ from clipmole.inference.detector import pooled, shares_of
 from clipmole.models.network import MoLENetwork
 from clipmole.plumbing.progress import ProgressReporter
 from clipmole.plumbing.seeding import sample_rng
+from clipmole.report.families import family_section, summary
+from clipmole.report.page import markdown_sections
 
 FEWEST, FEWEST_VAL = 20, 5  # images of a family in `train` and in `val`
 MOST = 200  # images of a generator that are looked at in each of them
@@ -151,33 +153,6 @@ def confusion(shares: NDArray[np.float64], truth: NDArray[np.int64]) -> tuple[tu
     return tuple(tuple(row) for row in table.tolist())
 
 
-def summary(families: Families) -> str:
-    """One sentence on how the answers for the validation images went."""
-    answers = [families.answers(i) for i in range(len(families.names))]
-    images, (right, given) = sum(map(sum, families.confusion)), np.sum(answers, axis=0)
-    untold = [name for name, (hits, said) in zip(families.names, answers, strict=True) if 2 * hits <= said]
-    never = f" Never named, because not even half of such answers were right: {', '.join(untold)}." if untold else ""
-    return (
-        f"Of {images} generated validation images, equalised, {given} got a family of generators, and {right} of these "
-        f"the right one. Its strength was chosen by these images, so this looks too good.{never}"
-    )
-
-
 def card_lines(families: Families) -> list[str]:
     """The section of a model card: the confusion table, and what it does not say."""
-    names = [name.replace("|", "\\|") for name in families.names]
-    rows = [
-        f"| {name} | {' | '.join(map(str, row))} |"
-        for name, row in zip([*names, "other generators"], families.confusion, strict=True)
-    ]
-    return [
-        "## Families of generators",
-        f"- {summary(families)}",
-        "- A family is named beside a verdict AI-generated if its share is over a half. It never proves which "
-        "generator made an image: one that is not listed gets the family that it happens to be like.",
-        "",
-        f"| true family, images | {' | '.join(names)} | none named |",
-        "|---|" + "--:|" * (len(names) + 1),
-        *rows,
-        "",
-    ]
+    return [*"\n\n".join(markdown_sections([family_section(families)])).split("\n"), ""]
