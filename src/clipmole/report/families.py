@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from clipmole.config import Families
-from clipmole.report.page import Note, Section, Table, Value
+from clipmole.report.page import Cell, Note, PageBlock, Section, Table, Value
 
 
 def summary(families: Families) -> str:
@@ -25,12 +25,12 @@ def summary(families: Families) -> str:
 
 def family_section(families: Families) -> Section:
     """The confusion table, and what it does not say."""
-    rows = [
+    rows: list[tuple[Cell, ...]] = [
         (name, *(Value(f"{count}") for count in row))
         for name, row in zip([*families.names, "other generators"], families.confusion, strict=True)
     ]
     heads = ["true family", *families.names, "none named"]
-    blocks = [
+    blocks: list[PageBlock] = [
         summary(families),
         Note(
             "A family is named beside a verdict AI-generated if its share is over a half. It never proves which "
