@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import random
@@ -22,7 +23,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import GifImagePlugin, Image, ImageFile, features
 
-from clipmole.errors import ImageError, ImageNotFound, ImageTooLarge, ImageUnreadable
+from clipmole.errors import ImageError, ImageNotFound, ImageNotRead, ImageTooLarge, ImageUnreadable
 from clipmole.images import formats
 from clipmole.images.formats import IMAGE_EXTENSIONS
 from clipmole.images.loading import ImageLimits, ImageSource, load_image, source_name
@@ -477,6 +478,17 @@ def test_an_error_while_opening_is_not_found(tmp_path: Path, monkeypatch: pytest
 
     monkeypatch.setattr(os, "open", denied)
     assert "cannot be read: Permission denied" in refusal(ImageNotFound, tmp_path / "a.png")
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ETIMEDOUT])
+def test_a_disk_or_network_that_fails_is_not_a_missing_file(
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(*_: Any) -> int:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "open", failing)
+    assert f"cannot be read: {os.strerror(number)}" in refusal(ImageNotRead, tmp_path / "a.png")
 
 
 # ---------------------------------------------------------------- what is no image

@@ -407,3 +407,16 @@ def test_high_frequencies_are_drawn_to_one_over_frequency_and_low_ones_left_alon
     # White noise has one amplitude everywhere; wanted are 0.1 / f of it, but not less than half.
     assert ratio == pytest.approx([1.0, 0.51, 0.5], abs=0.06)
     assert amplitudes(match_spectrum(white, 0.5))[1] / amplitudes(white)[1] == pytest.approx(0.5**0.5, abs=0.06)
+
+
+@pytest.mark.parametrize("side", [32, 64])
+def test_an_image_with_a_natural_spectrum_keeps_it_whatever_its_size(side: int) -> None:
+    white = np.fft.fft2(np.random.default_rng(0).normal(size=(side, side)))
+    frequency = np.hypot(*np.meshgrid(np.fft.fftfreq(side), np.fft.fftfreq(side)))
+    natural = np.fft.ifft2(white / np.maximum(frequency, 1 / side)).real
+    grey = np.rint(128 + 30 * natural / natural.std()).clip(0, 255).astype(np.uint8)
+    before, after = (
+        np.abs(np.fft.fft2(each.astype(float))) for each in (grey, match_spectrum(np.stack([grey] * 3, 2), 1.0)[..., 0])
+    )
+    high = frequency > 0.2
+    assert after[high].mean() / before[high].mean() == pytest.approx(1, abs=0.15)

@@ -13,6 +13,7 @@ import pytest
 
 from clipmole.plumbing.files import (
     foreign_file,
+    nearest_existing,
     replacing_files,
     replacing_folder,
     whole_file,
@@ -166,3 +167,10 @@ def test_a_full_disk_leaves_the_older_files(tmp_path: Path) -> None:
     result = subprocess.run([sys.executable, "-c", code, tmp_path], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "File too large"
     assert contents(tmp_path) == {"a": "old"}
+
+
+def test_the_nearest_folder_that_exists_is_the_path_itself_or_one_above_it(tmp_path: Path) -> None:
+    assert nearest_existing(tmp_path) == tmp_path.resolve()
+    assert nearest_existing(tmp_path / "a" / "b" / "c") == tmp_path.resolve()
+    (tmp_path / "link").symlink_to(tmp_path)
+    assert nearest_existing(tmp_path / "link" / "a") == tmp_path.resolve()

@@ -1,11 +1,11 @@
 """Conditions under which images are scored: nothing, one perturbation, or a chain of them.
 
 In: a preset of `conditions/*.toml` or a TOML file of the same form; then an RGB image and a Generator. Out: the
-image (H, W, 3) uint8 as that condition leaves it. "as stored" (no step) and "equalised" (JPEG of a drawn
-quality) are conditions like all others. The steps are the functions of `augment`, the ones that training uses.
+image (H, W, 3) uint8 as that condition leaves it. "as stored" (no step) and "equalised" (JPEG of a random
+quality) are conditions like all others. The steps are functions of `transforms`, as in training.
 It knows nothing of labels, image files or detectors.
 
-A number in a step is one value, or a pair [low, high] between which each image draws its own, uniformly.
+A number in a step is one value, or a pair [low, high]: each image then draws its own value between them, uniformly.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from clipmole.config import Config, load_packaged
 from clipmole.errors import ConfigError
-from clipmole.images import transforms as augment
+from clipmole.images import transforms
 from clipmole.images.transforms import RGB
 
 Value = TypeVar("Value", int, float)
@@ -51,7 +51,7 @@ class Jpeg(Config):
     quality: Qualities
 
     def __call__(self, rgb: RGB, rng: np.random.Generator) -> RGB:
-        return augment.equalise(rgb, self.quality, rng)
+        return transforms.equalise(rgb, self.quality, rng)
 
 
 class Webp(Config):
@@ -61,11 +61,11 @@ class Webp(Config):
     quality: Qualities
 
     def __call__(self, rgb: RGB, rng: np.random.Generator) -> RGB:
-        return augment.webp(rgb, int(rng.integers(self.quality[0], self.quality[1] + 1)))
+        return transforms.webp(rgb, int(rng.integers(self.quality[0], self.quality[1] + 1)))
 
 
 class Blur(Config):
-    """Gaussian blur of `sigma` pixels, cut to a window whose side is drawn from `kernels` (none: not cut)."""
+    """Gaussian blur of `sigma` pixels, cut to a square whose side is drawn from `kernels`; (): not cut."""
 
     op: Literal["blur"] = "blur"
     sigma: Sigmas
@@ -79,7 +79,7 @@ class Blur(Config):
 
     def __call__(self, rgb: RGB, rng: np.random.Generator) -> RGB:
         kernel = int(rng.choice(self.kernels)) if self.kernels else 0
-        return augment.blur(rgb, float(rng.uniform(*self.sigma)), kernel)
+        return transforms.blur(rgb, float(rng.uniform(*self.sigma)), kernel)
 
 
 class Noise(Config):
@@ -89,7 +89,7 @@ class Noise(Config):
     sigma: Sigmas
 
     def __call__(self, rgb: RGB, rng: np.random.Generator) -> RGB:
-        return augment.noise(rgb, float(rng.uniform(*self.sigma)), rng)
+        return transforms.noise(rgb, float(rng.uniform(*self.sigma)), rng)
 
 
 class Resize(Config):
@@ -99,7 +99,7 @@ class Resize(Config):
     scale: Scales
 
     def __call__(self, rgb: RGB, rng: np.random.Generator) -> RGB:
-        return augment.resize(rgb, float(rng.uniform(*self.scale)))
+        return transforms.resize(rgb, float(rng.uniform(*self.scale)))
 
 
 class Square(Config):
@@ -109,7 +109,7 @@ class Square(Config):
     side: int = Field(gt=0, le=4096)
 
     def __call__(self, rgb: RGB, rng: np.random.Generator) -> RGB:  # noqa: ARG002
-        return augment.resize_to(rgb, self.side, self.side)
+        return transforms.resize_to(rgb, self.side, self.side)
 
 
 class Crop(Config):
@@ -127,18 +127,18 @@ class Crop(Config):
 
     def __call__(self, rgb: RGB, rng: np.random.Generator) -> RGB:
         share = float(rng.uniform(*self.share))
-        kept = augment.crop_share(rgb, share, rng if self.place == "drawn" else None)
-        return augment.resize_to(kept, *rgb.shape[:2]) if self.resize_back else kept
+        kept = transforms.crop_share(rgb, share, rng if self.place == "drawn" else None)
+        return transforms.resize_to(kept, *rgb.shape[:2]) if self.resize_back else kept
 
 
 class Web(Config):
-    """A number of random steps of what happens to images on the web, as training draws them (`transforms.web_step`)."""
+    """`steps` random steps of what happens to images on the web (`transforms.web_step`), as in training."""
 
     op: Literal["web"] = "web"
     steps: int = Field(gt=0, le=100)
 
     def __call__(self, rgb: RGB, rng: np.random.Generator) -> RGB:
-        return augment.web_chain(rgb, [0.0] * self.steps + [1.0], rng)
+        return transforms.web_chain(rgb, [0.0] * self.steps + [1.0], rng)
 
 
 class Camera(Config):
@@ -148,27 +148,27 @@ class Camera(Config):
     sigma: Sigmas
 
     def __call__(self, rgb: RGB, rng: np.random.Generator) -> RGB:
-        return augment.camera(rgb, float(rng.uniform(*self.sigma)), rng)
+        return transforms.camera(rgb, float(rng.uniform(*self.sigma)), rng)
 
 
 class LocalContrast(Config):
-    """Local histogram equalisation of the lightness, its slope limited to `limit`."""
+    """Local histogram equalisation of the lightness; `limit` is the largest slope (`transforms.local_contrast`)."""
 
     op: Literal["local contrast"] = "local contrast"
     limit: float = Field(gt=0, le=100)
 
     def __call__(self, rgb: RGB, rng: np.random.Generator) -> RGB:  # noqa: ARG002
-        return augment.local_contrast(rgb, self.limit)
+        return transforms.local_contrast(rgb, self.limit)
 
 
 class Spectrum(Config):
-    """Move the high frequencies towards the spectrum of natural images, by the share `strength` of the difference."""
+    """Move the high frequencies towards the spectrum of natural images, fully at `strength` 1 (`match_spectrum`)."""
 
     op: Literal["spectrum"] = "spectrum"
     strength: Share
 
     def __call__(self, rgb: RGB, rng: np.random.Generator) -> RGB:  # noqa: ARG002
-        return augment.match_spectrum(rgb, self.strength)
+        return transforms.match_spectrum(rgb, self.strength)
 
 
 Step = Annotated[
@@ -183,10 +183,10 @@ class Condition(Config):
     Attributes:
         name: as reports show it, such as "JPEG 50".
         steps: the processing, in this order; no steps leave the image as stored.
-        family: the curve to which it belongs, named by its axis, such as "JPEG quality"; "": none.
+        family: the curve of a report to which it belongs, named by its axis, such as "JPEG quality"; "": none.
         strength: its position on that axis.
-        applied: share of the images that are processed, drawn for each image; the others stay as stored.
-        note: a caveat to print under the tables.
+        applied: probability that an image is processed; otherwise it stays as stored.
+        note: a caveat that reports print under the tables.
     """
 
     name: str = Field(min_length=1)
@@ -202,11 +202,13 @@ class _ConditionFile(Config):
 
 
 def apply(condition: Condition, rgb: RGB, rng: np.random.Generator) -> RGB:
-    """`rgb` (H, W, 3) uint8 under `condition`, (H', W', 3) uint8; the input is left alone.
+    """An image under a condition, (H', W', 3) uint8; the input is not changed.
 
     Args:
-        rng: source of everything random. `seeding.sample_rng(seed, file_sha256)`, made afresh for every image and
-            condition, gives all detectors the same pixels in any order; and since all conditions of an image start with
+        condition: the condition.
+        rgb: the image, (H, W, 3) uint8.
+        rng: source of everything random. Make a new `seeding.sample_rng(seed, file_sha256)` for every image and
+            condition: all detectors then see the same pixels, in any order. Since all conditions of an image start with
             the same draws, the points of a curve differ by their strength and not by chance.
     """
     if condition.applied < 1 and rng.random() >= condition.applied:
@@ -217,10 +219,10 @@ def apply(condition: Condition, rgb: RGB, rng: np.random.Generator) -> RGB:
 
 
 def load_conditions(name: str | Path) -> tuple[Condition, ...]:
-    """Conditions of a preset or of a TOML file, after "as stored" and "equalised", which every report has.
+    """The conditions of a preset or of a TOML file; before them "as stored" and "equalised", which every report has.
 
-    Raises `ConfigError` if there is neither, if the file does not validate, or if two conditions share a name or
-    a point of a curve.
+    Raises `ConfigError` if there is no such preset or file, if the file does not validate, or if two conditions share
+    a name or a point of a curve.
     """
     standard = load_packaged(_ConditionFile, "images/conditions", "default").conditions
     if name == "default":

@@ -2,9 +2,10 @@
 
 In: the crops of one image. Out: a reason in words, or None. It knows nothing of files, models or verdicts.
 
-A detector gives a firm probability to any image, even to a black rectangle or a page of text. Photographs and generated
-images are full of shades and textures; in a page of text or a line drawing nearly every block of 8 x 8 pixels is either
-even, or holds two tones with a sharp edge between them. So the blocks that are neither are counted.
+A detector gives a firm probability for any image, even for a black rectangle or a page of text. Photographs and
+generated images are full of shades and textures. In a page of text or a line drawing, nearly every block of 8 x 8
+pixels is either even, or holds two tones with a sharp edge between them. So this module counts the blocks that are
+neither. The limits below are this project's choice.
 """
 
 from __future__ import annotations
@@ -12,12 +13,12 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-BLOCK = 8  # pixels; also that of JPEG, whose errors stay within a block
-EVEN = 5  # of 255: a block whose brightness varies by less counts as even
-SHARP = 64  # of 255: a block of two tones varies by at least this much
-BETWEEN = 0.4  # and fewer of its pixels than this share lie between the two tones
-LEAST = 0.02  # share of blocks with shades or texture from which an image can be judged
-SMALL = 1 / 4  # of a crop's pixels: an image with fewer is mostly its own mirror image
+BLOCK = 8  # side of a block, pixels; JPEG's blocks have it too, and its errors stay within a block
+EVEN = 5  # of 255: a block whose brightness varies by less than this is even
+SHARP = 64  # of 255: in a block of two tones the brightness varies by at least this much
+BETWEEN = 0.4  # and less than this share of its pixels lies between the two tones
+LEAST = 0.02  # smallest share of blocks with shades or texture by which an image can be judged
+SMALL = 1 / 4  # share of a crop's pixels: an image with fewer pixels is mostly its own mirror image
 
 
 def no_content(crops: NDArray[np.uint8], seen: int) -> str | None:
@@ -41,7 +42,10 @@ def no_content(crops: NDArray[np.uint8], seen: int) -> str | None:
 
 
 def _blocks(crops: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], NDArray[np.float64]]:
-    """For each block, its range of brightness, and the share of its pixels in the middle half of that range."""
+    """Of each block (m,): its range of brightness, and the share of its pixels in the middle half of that range.
+
+    Brightness is (R + 2 G + B) / 4, 0..255. Pixels beyond the last whole block of a crop are left out.
+    """
     wide = crops.astype(np.uint16)
     luma = ((wide[:, 0] + 2 * wide[:, 1] + wide[:, 2]) >> 2).astype(np.uint8)
     side = max(1, luma.shape[-1] // BLOCK) * BLOCK

@@ -1,26 +1,27 @@
-"""RGB image -> what a detector looks at: native-resolution crops, their boxes, and a view of the whole.
+"""RGB image -> the views that a detector looks at: crops at native resolution, and perhaps a view of the whole.
 
 In: an RGB `PIL.Image.Image` or array and a `PreprocessConfig`. Out: `Crops`, the pixels of the crops with their boxes.
 The crops are not resized or interpolated, because that destroys the traces that the detector looks for. Normalisation
 belongs to the tower, combining the logits to the detector. This module knows nothing of files or models.
 
-`center_crop` is UnivFD's protocol (arXiv 2302.10174): the middle S x S, at exactly the position of torchvision's
-CenterCrop. An image that is smaller is mirrored at its borders; torchvision would add black, an
-edge that no camera made and that training, which mirrors too (`transforms.random_crop`), has never shown.
+In mode `center_crop` there is one crop, the middle S x S pixels, at exactly the position of torchvision's CenterCrop:
+UnivFD's protocol (arXiv 2302.10174). A smaller image is mirrored at its borders. torchvision would add black, and so an
+edge that no camera made and that training, which mirrors too (`transforms.random_crop`), never shows.
 
-`tiles` is a grid of such crops:
-- never more rows and columns than are needed to cover the image; only one up to `SINGLE` crop sizes;
-- at most `max_tiles` of them, from corner to corner, as long as no pixel is then further than a crop size from a crop.
-  The grid follows the image's shape: 3 x 3 for a photo, 1 x 9 for a panorama;
-- in larger images the crops lie in the middles of the cells of a grid, so none of them at the border, and their number
-  grows with the square root of the area, up to `GROWTH` times `max_tiles`;
-- (left, top) rounded down to the JPEG grid, so every crop sees the blocks of a file in the same phase. For that,
-  up to 7 pixels at the right and the lower edge stay unseen. (A file with an EXIF orientation is turned first; its
-  blocks may start elsewhere, but at the same offset in every crop.)
-- a grid of one crop is the centre crop: for images of benchmark size both modes give the same numbers.
+In mode `tiles` the crops form a grid:
+- It never has more rows and columns than are needed to cover the image, and only one along a side of up to `SINGLE`
+  crop sizes.
+- It has at most `max_tiles` crops, from corner to corner, as long as no pixel is then further than a crop size from a
+  crop. The grid follows the image's shape: 3 x 3 for a photo, 1 x 9 for a panorama.
+- In a larger image the crops lie in the middles of the cells of a grid, so that none touches the border, and their
+  number grows with the square root of the area, up to `GROWTH` times `max_tiles`.
+- (left, top) of each crop is rounded down to the grid of JPEG's blocks, so that every crop sees the blocks of a file in
+  the same phase. For that, up to 7 pixels at the right and the lower edge stay unseen. (A file with an EXIF orientation
+  is turned first; its blocks may then start elsewhere, but at the same offset in every crop.)
+- A grid of one crop is the centre crop: for images of the benchmarks' size both modes give the same numbers.
 
-With `whole_weight` above 0 there is one more view: the middle square of the image (or of the region), resized to S x S
-by `shrink`.
+With `whole_weight` above 0 there is one more view, the view of the whole: the middle square of the image, or of the
+region that was asked for, resized to S x S by `shrink`.
 
 Memory: one crop at a time; the image is never copied.
 """
@@ -41,19 +42,19 @@ from clipmole.images.content import no_content
 from clipmole.images.transforms import JPEG_BLOCK, pad_to, shrink
 
 Box = tuple[int, int, int, int]
-SINGLE = 8 / 7  # an axis of up to this many crops gets only one: 256 pixels for 224, the size of the benchmarks
-GROWTH = 4  # times `max_tiles`: crops of a large image, at most
-GROWN = 7  # crop sizes: the number grows from images of this many squared
+SINGLE = 8 / 7  # a side of up to this many crop sizes gets one crop: 256 pixels, as in the benchmarks, for crops of 224
+GROWTH = 4  # a large image has at most this many times `max_tiles` crops
+GROWN = 7  # the number of crops grows from images of this many crop sizes squared
 
 
 @dataclass(frozen=True)
 class Crops:
-    """The crops of one image, n of them, and perhaps a view of the whole.
+    """The n crops of one image, and perhaps a view of the whole.
 
     Attributes:
         pixels: (n, 3, S, S) uint8, C-contiguous; (n + 1, 3, S, S) with the view of the whole, which comes last.
-        windows: (left, top, right, bottom) of the area that each crop shows, pixels of the image. They reach beyond its
-            borders where it was mirrored.
+        windows: (left, top, right, bottom) of the area that each crop shows, pixels of the image. Where the image was
+            mirrored, they reach beyond its borders.
         boxes: the part of each window that lies within the image, or within the region that was asked for.
         width, height: of the image, pixels.
         no_content: why the image cannot be judged by these crops, a clause for people; None: it can be.
@@ -67,7 +68,7 @@ class Crops:
     no_content: str | None = None
 
     def __len__(self) -> int:
-        """Number of views in `pixels`, including that of the whole."""
+        """Number of views in `pixels`, including the view of the whole."""
         return len(self.pixels)
 
     @property
@@ -90,7 +91,7 @@ def cut_crops(
         config: mode, size and number of the crops.
         max_tiles, region: as in `crop_windows`.
 
-    Raises `ValueError` if the image is neither, or if `region` does not lie in it.
+    Raises `ValueError` if the image has another mode, shape or dtype, or if `region` does not lie in it.
     """
     if isinstance(image, Image.Image):
         if image.mode != "RGB":
@@ -120,7 +121,7 @@ def cut_crops(
 
 
 def _middle_square(left: int, top: int, right: int, bottom: int) -> Box:
-    """The largest square in the middle of a box, rounded towards its left upper corner."""
+    """The largest square in the middle of a box, rounded towards the box's upper left corner."""
     side = min(right - left, bottom - top)
     left, top = left + (right - left - side) // 2, top + (bottom - top - side) // 2
     return left, top, left + side, top + side
@@ -145,13 +146,13 @@ def crop_windows(
 ) -> list[Box]:
     """(left, top, right, bottom) of each crop, S x S pixels, row by row.
 
-    Where a side is below S it is mirrored, and the window reaches beyond the border on both sides of it.
+    A side of under S pixels is mirrored: the window then reaches beyond the image at both of its ends.
 
     Args:
         width, height: of the image, pixels.
         config: mode, size and number of the crops.
-        max_tiles: largest number of crops, instead of the one that follows from `config.max_tiles` and the image's
-            size.
+        max_tiles: largest number of crops, whatever the image's size. None: it follows from `config.max_tiles` and
+            the image's size.
         region: (left, top, right, bottom) of the part of the image to look at; None: all of it.
 
     Raises `ValueError` if `region` is empty or reaches beyond the image.
@@ -194,12 +195,12 @@ def _middle(length: int, size: int) -> int:
 
 
 def _needed(length: int, size: int) -> int:
-    """Number of crops that cover `length` >= `size` pixels; one up to `SINGLE` crop sizes."""
+    """Number of crops that cover `length` >= `size` pixels; 1 for up to `SINGLE` crop sizes."""
     return 1 if length <= size * SINGLE else -(-length // size)
 
 
 def _grid(width: int, height: int, config: PreprocessConfig, max_tiles: int | None) -> tuple[int, int, bool]:
-    """(rows, columns, inside): the grid, and whether its crops lie in the middles of cells and not at the border."""
+    """(rows, columns, inside): the grid, and whether its crops lie in the middles of cells instead of at the border."""
     size, most = config.crop_size, max_tiles or config.max_tiles
     rows, columns, farthest = _nearest(width, height, size, most, _from_corner_to_corner)
     if farthest <= size:
@@ -223,9 +224,9 @@ def _in_cells(length: int, size: int, count: int) -> float:
 def _nearest(
     width: int, height: int, size: int, most: int, farthest: Callable[[int, int, int], float]
 ) -> tuple[int, int, float]:
-    """(rows, columns) with rows * columns <= most that minimise the largest distance of a pixel from a crop; and it.
+    """The grid of at most `most` crops with the smallest distance from any pixel to a crop: (rows, columns, distance).
 
-    Among grids with the same distance, the one with the smaller sum of both axes' distances, which has more crops.
+    Of grids with the same distance it is the one with the smaller sum over both axes, which has more crops.
     """
     best, choice = (math.inf, math.inf), (1, 1)
     for rows in range(1, min(_needed(height, size), most) + 1):
@@ -237,7 +238,7 @@ def _nearest(
 
 
 def _spread(start: int, length: int, size: int, count: int, inside: bool) -> list[int]:
-    """Starts of `count` crops in `length` pixels from `start`, evenly spread, on the JPEG grid, all different."""
+    """Starts of `count` crops, evenly spread over `length` pixels from `start`, on the JPEG grid, all different."""
     room = length - size
     if count == 1:
         offsets = [_middle(length, size)]

@@ -13,37 +13,44 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from clipmole.errors import ImageError, ImageNotFound, ImageNotRead
-from clipmole.images.formats import IMAGE_EXTENSIONS
+from clipmole.images.formats import has_image_extension
 from clipmole.plumbing.progress import Say, silent
 from clipmole.plumbing.text import escaped
 
-LEFTOVERS = ("__MACOSX", ".ipynb_checkpoints", "@eaDir")  # of archivers, notebooks and network drives: previews, copies
+# Folders of previews and copies, which archivers, notebooks and network drives leave behind.
+LEFTOVERS = ("__MACOSX", ".ipynb_checkpoints", "@eaDir")
+# macOS keeps attributes that a disk cannot hold in files whose names begin like this; they are not images.
+RESOURCE_FORK = "._"
 NAME_IT = "; give one by its name to have it scored"
 _PARTS = re.compile(r"[/\\]")
-RESOURCE_FORK = (
-    "._"  # begins the names of files in which macOS keeps attributes that the disk cannot hold; they are not images
-)
 
 
 def leftover(name: str) -> str | None:
-    """The kind of leftover, put beside images by a program, that a file or folder of this name is; None: it is not
-    one."""
+    """The kind of leftover that a file or folder with this name is, such as "._*"; None if it is not a leftover.
+
+    Leftovers are what programs put beside images: previews, copies, attributes.
+    """
     return f"{RESOURCE_FORK}*" if name.startswith(RESOURCE_FORK) else name if name in LEFTOVERS else None
 
 
 def leftover_in(path: str, given: str = "") -> str | None:
-    """The kind of leftover that a path is, or lies in; what the path `given`, or a pattern, names itself is none."""
+    """The kind of leftover that a path is, or lies in; None if neither.
+
+    Args:
+        given: the path or pattern that the user gave; what it names itself does not count as a leftover.
+    """
     named = set(_PARTS.split(given))
     return next(filter(None, (leftover(part) for part in _PARTS.split(path) if part not in named)), None)
 
 
 def find_images(paths: Iterable[str], say: Say = silent) -> Iterator[str | ImageError]:
-    """Paths of single images: files as given, folders searched in depth, patterns expanded, in sorted order.
+    """Paths of single images: files as given, folders with all that is below them, and what patterns match, sorted.
 
-    In folders only files with a known image extension (any case) count; files given by name always do. Leftovers of
-    programs are skipped. Folders that are links are searched, unless they lead to a folder that is searched anyway.
+    In folders only files with a known image extension (in any case) count; a file given by name always does. Leftovers
+    of programs are skipped. A link to a folder is followed, unless that folder is searched anyway.
 
     Args:
+        paths: files, folders, and patterns of `glob`.
         say: is told once, at the end, what was skipped.
 
     Yields:
@@ -56,7 +63,7 @@ def find_images(paths: Iterable[str], say: Say = silent) -> Iterator[str | Image
 
 
 def say_passed_over(passed_over: Mapping[str, int], say: Say, cure: str = "") -> None:
-    """Say how many leftovers of each kind were passed over, if any were, and what would have them looked at."""
+    """Say how many leftovers of each kind were skipped, if any were; `cure` tells the user how to include them."""
     if passed_over:
         kinds = ", ".join(f"{count:,} {kind}" for kind, count in sorted(passed_over.items()))
         say(f"passed over, since programs leave them beside images: {kinds}{cure}")
@@ -96,12 +103,16 @@ def _below(root: str, passed_over: Counter[str]) -> Iterator[str | ImageError]:
 def walk_images(
     root: str, passed_over: Counter[str], failed: Callable[[OSError], object], *, once: bool = True
 ) -> Iterator[str]:
-    """Paths of a folder's files with an image's extension, in depth and sorted; links to folders are followed.
+    """Paths of the files with an image's extension in a folder and all folders below it, sorted.
+
+    Links to folders are followed.
 
     Args:
+        root: the folder.
         passed_over: counts the leftovers of programs, by kind.
-        failed: is told what cannot be searched.
-        once: search a folder to which several links lead once; else as often as they do, but never in a circle.
+        failed: is told of each folder that cannot be searched.
+        once: if several links lead to one folder, search it only once. False: search it once for each link, but never
+            in a circle.
     """
     followed = [os.path.realpath(root)]
 
@@ -117,12 +128,15 @@ def walk_images(
                 passed_over[kind] += 1
         subfolders[:] = sorted(name for name in subfolders if not leftover(name) and enters(folder, name))
         for name in sorted(names):
-            if os.path.splitext(name)[1].lower() in IMAGE_EXTENSIONS and not leftover(name):
+            if has_image_extension(name) and not leftover(name):
                 yield os.path.join(folder, name)
 
 
 def _is_new(link: str, followed: list[str]) -> bool:
-    """Whether a link leads to what is not searched anyway, nor to what holds `followed[0]`; if so, it is followed."""
+    """Whether a link leads to a folder that is not searched anyway, and not to one above the root, `followed[0]`.
+
+    If so, its target is added to `followed`.
+    """
     target = os.path.realpath(link)
     if _lies_in(followed[0], target) or any(_lies_in(target, other) for other in followed):
         return False
@@ -131,7 +145,7 @@ def _is_new(link: str, followed: list[str]) -> bool:
 
 
 def _is_circle(link: str, root: str) -> bool:
-    """Whether a link leads to a folder in which it lies itself, or from which a link on the way to it led here."""
+    """Whether a link leads to a folder on the way from `root` to the link itself, or above one, all links resolved."""
     target, folder = os.path.realpath(link), os.path.dirname(link)
     while len(folder) > len(root):
         if _lies_in(os.path.realpath(folder), target):

@@ -4,9 +4,9 @@ In: the bytes of a JPEG file. Out: its pixels as stored, or None if Pillow has t
 orientations, limits or errors.
 
 Both libraries use libjpeg-turbo, but not always the same version, and a decoder may be built to round
-differently. So the two are compared once in a process, on small images of every kind that is decoded here, and
-simplejpeg is used only if all pixels are equal. It is asked to be strict: any warning gives None, so
-only Pillow decides which files are damaged. The whole image is decoded, never a part or a reduced one.
+differently. So the two are compared once in each process, on small images of every kind that is decoded here, and
+simplejpeg is used only if all pixels are equal. It is told to be strict: any warning gives None, so Pillow alone
+decides which files are damaged. The whole image is decoded at full size.
 """
 
 from __future__ import annotations
@@ -21,9 +21,14 @@ from PIL import Image
 
 
 def decode(data: bytes, width: int, height: int) -> NDArray[np.uint8] | None:
-    """RGB pixels (height, width, 3) uint8 of a JPEG file; None: not installed, not the same pixels, or not this file.
+    """RGB pixels (height, width, 3) uint8 of a JPEG file; None if Pillow has to decode it.
 
-    `width` and `height` are those that Pillow read in its header. Safe to call from several threads at once.
+    That is so if simplejpeg is not installed, does not give Pillow's pixels, or refuses this file. Safe to call from
+    several threads at once.
+
+    Args:
+        data: the file's bytes.
+        width, height: what Pillow read in its header, pixels.
     """
     library = matching_simplejpeg()
     return None if library is None else _decoded(library, data, width, height)
@@ -58,7 +63,7 @@ _KINDS: tuple[dict[str, int | bool], ...] = tuple(
 
 
 def _same(library: types.ModuleType, options: dict[str, int | bool]) -> bool:
-    """Whether both decode an image of noise and edges alike; its sides are not multiples of a block's."""
+    """Whether both libraries decode the same image alike: one of noise and edges, whose sides no block divides."""
     picture = np.random.default_rng(0).integers(0, 256, (77, 91, 3), dtype=np.uint8)
     picture[20:60, 10:50] = (200, 30, 90)
     file = io.BytesIO()

@@ -1,7 +1,7 @@
 """The first bytes of a file -> its format, its reader, and whether the file is complete.
 
-In: bytes. Out: names of formats, Pillow's readers, and errors for files that are cut or damaged without Pillow
-noticing. It knows nothing of limits, of pixels or of how an image is converted.
+In: bytes. Out: names of formats, Pillow's readers, and errors for cut or damaged files that Pillow would accept. It
+knows nothing of limits, of pixels or of how an image is converted.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
 from clipmole.errors import ImageUnreadable
-from clipmole.images.headers import check_jpeg
+from clipmole.images.headers import check_jpeg, png_chunks
 
 try:
     from PIL.AvifImagePlugin import SUPPORTED as AVIF_SUPPORTED  # Pillow 11.3 and later, if built with libavif
@@ -32,13 +32,12 @@ except ImportError:
 
 HEIF_INSTALLED = importlib.util.find_spec("pillow_heif") is not None
 
+# Extensions of the files that can be decoded here, in lower case, with the dot.
 IMAGE_EXTENSIONS: frozenset[str] = frozenset(
     {".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".webp", ".gif", ".tif", ".tiff", ".bmp"}
     | ({".avif"} if AVIF_SUPPORTED else set())
     | ({".heic", ".heif", ".hif"} if HEIF_INSTALLED else set())
 )
-"""Lower-case endings, with the dot, of the files that can be decoded here."""
-
 FORMATS = "JPEG, PNG, WebP, GIF, TIFF, BMP, AVIF, HEIC"
 _SIGNATURES = (
     (b"\xff\xd8\xff", "JPEG"),
@@ -62,16 +61,16 @@ _READERS: dict[str, Callable[[io.BytesIO], ImageFile.ImageFile]] = {
 _HEIC_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1"}
 HEAD = 64  # bytes from which the format is told
 ORIENTATION = 0x0112  # EXIF and TIFF tag
-MAX_PROFILE = 2**20  # bytes that are searched for an orientation
+MAX_PROFILE = 2**20  # most bytes of metadata that are searched for an orientation
 
 
 def has_image_extension(name: str) -> bool:
-    """Whether a file's name or path has the ending of an image."""
+    """Whether a file's name or path has the extension of an image, in any case."""
     return os.path.splitext(name)[1].lower() in IMAGE_EXTENSIONS
 
 
 def image_format(data: bytes) -> str | None:
-    """The format, such as "JPEG", whose signature a file begins with; None: no format that clipmole reads."""
+    """The format that the first `HEAD` bytes of a file show, such as "JPEG"; None if clipmole does not read it."""
     head = data[:HEAD]
     for signature, found in _SIGNATURES:
         if head.startswith(signature):
@@ -89,7 +88,14 @@ def image_format(data: bytes) -> str | None:
 
 
 def reader_of(found: str, name: str) -> Callable[[io.BytesIO], ImageFile.ImageFile]:
-    """The class that reads a format. Only these few are used, so no Ghostscript and no vector formats."""
+    """The class that reads a format. No others are used: no vector formats, and so no Ghostscript.
+
+    Args:
+        found: a result of `image_format`.
+        name: of the image, for messages.
+
+    Raises `ImageUnreadable` if the library for the format is not installed.
+    """
     if found == "AVIF":
         if not AVIF_SUPPORTED:
             raise ImageUnreadable(name, "AVIF needs a newer Pillow; run: pip install -U pillow")
@@ -110,8 +116,10 @@ def check_whole(data: bytes, image: ImageFile.ImageFile, scan: int, name: str) -
     """Raise if a file ends early or is damaged in a way that Pillow would not notice, or would read wrongly.
 
     Args:
+        data: the file's bytes.
         image: the file as the format's reader opened it; not decoded yet.
         scan: offset that the reader has reached.
+        name: of the image, for messages.
     """
     if isinstance(image, JpegImageFile):
         check_jpeg(data, scan, name)
@@ -126,28 +134,29 @@ def check_whole(data: bytes, image: ImageFile.ImageFile, scan: int, name: str) -
 
 
 def without_metadata(data: bytes) -> tuple[bytes, dict[str, bytes]]:
-    """A PNG reduced to the chunks that hold its pixels, as a file; and its EXIF and XMP, for the orientation.
+    """A PNG file with only the chunks that hold its pixels; and its EXIF and XMP, for the orientation.
 
-    So a profile or text, however large or damaged, cannot keep the pixels from being read. Raises unless every
-    chunk is there, down to IEND, and those of the pixels have the right checksums, which Pillow does not compare.
+    So a profile or text, however large or damaged, cannot keep the pixels from being read. Raises an error unless
+    every chunk is there, down to IEND, and the chunks of the pixels have the right checksums, which Pillow does not
+    compare.
     """
-    view, at, kind = memoryview(data), 8, b""
+    view = memoryview(data)
     parts, found = [view[:8]], dict[str, bytes]()
-    while kind != b"IEND":
-        length, kind = struct.unpack_from(">I4s", data, at)
-        (checksum,) = struct.unpack_from(">I", data, at + 8 + length)
-        if kind == b"tRNS" or not kind[0] & 0x20:  # a small first letter: a decoder may leave it out
-            if zlib.crc32(view[at + 4 : at + 8 + length]) != checksum:
-                raise ValueError(f"wrong checksum at byte {at}")
-            parts.append(view[at : at + 12 + length])
+    for kind, start, end in png_chunks(data):
+        (checksum,) = struct.unpack_from(">I", data, end)
+        if kind == b"tRNS" or not kind[0] & 0x20:  # a small first letter: a decoder may ignore the chunk
+            if zlib.crc32(view[start - 4 : end]) != checksum:
+                raise ValueError(f"wrong checksum at byte {start - 8}")
+            parts.append(view[start - 8 : end + 4])
         elif kind in (b"eXIf", b"tEXt", b"zTXt", b"iTXt"):
-            found |= _orienting(kind, view[at + 8 : at + 8 + length])
-        at += 12 + length
-    return b"".join(parts), found
+            found |= _orienting(kind, view[start:end])
+        if kind == b"IEND":
+            return b"".join(parts), found
+    raise EOFError("no IEND chunk")
 
 
 def _orienting(kind: bytes, content: memoryview) -> dict[str, bytes]:
-    """The EXIF block or XMP packet in a chunk of a PNG, under the names that Pillow gives them."""
+    """The EXIF block or XMP packet in a chunk of a PNG, under the name that Pillow gives it; {} if it holds neither."""
     if kind == b"eXIf":
         return {"exif": b"Exif\0\0" + content}
     keyword = bytes(content[:80]).partition(b"\0")[0]
@@ -155,7 +164,8 @@ def _orienting(kind: bytes, content: memoryview) -> dict[str, bytes]:
     if kind == b"iTXt" and keyword == b"XML:com.adobe.xmp":
         packet = text[2:].split(b"\0", 2)[-1]  # after a flag, a method, a language and the translated keyword
         return {"xmp": _inflated(packet) if text[:1] == b"\1" else packet}
-    if kind != b"iTXt" and keyword in (b"Raw profile type exif", b"Raw profile type APP1"):  # ImageMagick's, in digits
+    # ImageMagick writes EXIF as a text of hexadecimal digits.
+    if kind != b"iTXt" and keyword in (b"Raw profile type exif", b"Raw profile type APP1"):
         with contextlib.suppress(ValueError):
             profile = _inflated(text[1:]) if kind == b"zTXt" else text
             return {"exif": bytes.fromhex("".join(profile.decode("latin-1").split("\n")[3:]))}
@@ -163,7 +173,7 @@ def _orienting(kind: bytes, content: memoryview) -> dict[str, bytes]:
 
 
 def _inflated(packed: bytes) -> bytes:
-    """The data unpacked by zlib, cut to `MAX_PROFILE` bytes; empty if they are damaged."""
+    """The first `MAX_PROFILE` bytes of what zlib packed; empty if the data are damaged."""
     try:
         return zlib.decompressobj().decompress(packed, MAX_PROFILE)
     except zlib.error:
@@ -171,8 +181,10 @@ def _inflated(packed: bytes) -> bytes:
 
 
 def _prepare_tiff(image: TiffImageFile, name: str) -> None:
-    """Refuse a TIFF that Pillow would read wrongly, and allocate its pixels, so that Pillow does not check their
-    number."""
+    """Refuse a TIFF that Pillow would read wrongly, and allocate its pixels.
+
+    Pillow then does not compare their number with `Image.MAX_IMAGE_PIXELS`, a limit of the whole process.
+    """
     orientation = image.tag_v2.get(ORIENTATION)
     size = image.size[::-1] if orientation in (5, 6, 7, 8) else image.size  # as stored
     bits, photometric = image.tag_v2.get(258), image.tag_v2.get(262)
@@ -186,4 +198,4 @@ def _prepare_tiff(image: TiffImageFile, name: str) -> None:
     colours = image.tag_v2.get(320)  # the palette: values of 16 bits, but some programs write 8
     if image.mode in ("P", "PA") and colours and max(colours) < 256:
         image.palette = ImagePalette.raw("RGB;L", colours)
-    image.im = Image.new(image.mode, size).im  # else load() compares with Image.MAX_IMAGE_PIXELS
+    image.im = Image.new(image.mode, size).im

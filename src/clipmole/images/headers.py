@@ -1,7 +1,7 @@
-"""Headers of TIFF and JPEG files -> which files are refused before decoding, and which no decoder here can read.
+"""Headers, segments and chunks of image files -> which files are refused before decoding, or cannot be decoded here.
 
-In: a file's bytes. Out: nothing, an `ImageError`, or the reason why a whole file is not decoded. It decodes no pixels
-and knows nothing of limits on size.
+In: a file's bytes. Out: the positions of its parts, an `ImageError`, or the reason why an intact file is not decoded.
+It decodes no pixels and knows nothing of the user's limits on size.
 """
 
 from __future__ import annotations
@@ -17,10 +17,8 @@ from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
 from clipmole.errors import ImageTooLarge, ImageUnreadable
 
-SCANS = 100  # of a progressive JPEG; encoders write about 10. Each one costs a pass over all pixels
-TILE = (
-    2**24
-)  # pixels of a TIFF's tile that are always allowed; a larger tile may have at most 4 times the image's pixels
+SCANS = 100  # most scans of a progressive JPEG; encoders write about 10, and each costs a pass over all pixels
+TILE = 2**24  # most pixels of a TIFF's tile; a larger tile may still have 4 times the image's pixels
 PREVIEW_OF_RAW = "a camera's raw file, which holds only a preview as pixels; develop it, and export a JPEG or a TIFF"
 FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # markers of a JPEG frame: ITU-T T.81, table B.1
 _RAW_SIGNATURES = (b"IIU\0", b"IIRO", b"IIRS", b"MMOR", b"FUJIFILMCCD-RAW", b"FOVb", b"\0MRM")
@@ -33,7 +31,7 @@ _TILE_WIDTH, _TILE_HEIGHT, _SUB_DIRECTORIES, _SAMPLE_FORMAT, _DNG_VERSION = 322,
 
 
 def known_as(head: bytes) -> str | None:
-    """In words, what a file is that begins with `head` and cannot be read as an image; None: unknown."""
+    """What a file is, in words, if it begins with `head` and cannot be read as an image; None if that is not known."""
     if head.startswith(_LFS):
         return "a Git LFS pointer, not the image itself; fetch it with: git lfs pull"
     if head.startswith(_RAW_SIGNATURES) or head[4:12] == b"ftypcrx ":
@@ -42,7 +40,13 @@ def known_as(head: bytes) -> str | None:
 
 
 def check_header(data: bytes, found: str, name: str) -> None:
-    """Raise `ImageError` if a file would be decoded to wrong pixels, or into far more memory than its size suggests."""
+    """Raise `ImageError` if a file would be decoded to wrong pixels, or into far more memory than its size suggests.
+
+    Args:
+        data: the file's bytes.
+        found: its format.
+        name: of the image, for messages.
+    """
     if found == "PNG" and data[12:16] == b"CgBI":
         raise ImageUnreadable(name, "a PNG in the form of iOS applications is not supported; export it as plain PNG")
     if found == "TIFF":
@@ -51,17 +55,18 @@ def check_header(data: bytes, found: str, name: str) -> None:
 
 
 def unsupported(data: bytes, found: str, error: BaseException) -> str | None:
-    """Why a decoder refuses a file that may be intact: a kind that it cannot read; None: the file is damaged.
+    """The kind of file that a decoder refused because it does not know that kind; None if the file is damaged.
 
     Args:
+        data: the file's bytes.
+        found: its format.
         error: the error that the decoder raised.
     """
     with contextlib.suppress(*_BROKEN):
         if found == "JPEG":
             return _unsupported_jpeg(data)
-        if found == "TIFF" and isinstance(
-            error, KeyError | SyntaxError
-        ):  # Pillow raises these for a kind that it cannot read
+        # Pillow raises these for a kind of TIFF that it cannot read.
+        if found == "TIFF" and isinstance(error, KeyError | SyntaxError):
             tags = next(_directories(data))
             if max(_numbers(tags, _STRIPS) or _numbers(tags, _TILES)) >= len(data):
                 return None  # it was cut
@@ -76,7 +81,7 @@ def unsupported(data: bytes, found: str, error: BaseException) -> str | None:
 
 
 def jpeg_segments(data: bytes) -> Iterator[tuple[int, int, int]]:
-    """(marker, start, end) of the segments before the pixels of a JPEG: offsets of their content."""
+    """(marker, start, end) of each segment before the pixels of a JPEG; the offsets are those of its content."""
     at = 2
     while at + 4 <= len(data) and data[at] == 0xFF:
         marker = data[at + 1]
@@ -93,11 +98,30 @@ def jpeg_segments(data: bytes) -> Iterator[tuple[int, int, int]]:
         at += 2 + max(length, 2)
 
 
-def check_jpeg(data: bytes, scan: int, name: str) -> None:
-    """Raise if after `scan`, where entropy-coded data begin, there is no end-of-image marker, or too many scans.
+def png_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
+    """(kind, start, end) of each chunk of a PNG; the offsets are those of its content, which 4 bytes of CRC-32 follow.
 
-    libjpeg makes pixels of any bytes; a download that reserved its space and stopped leaves zeros. Inside entropy-coded
-    data 0xFF is always followed by 0 or a restart marker, so FF D9 is the end.
+    The end of the last chunk lies beyond `data` if the file is cut.
+    """
+    at = 8
+    while at + 8 <= len(data):
+        length, kind = struct.unpack_from(">I4s", data, at)
+        yield kind, at + 8, at + 8 + length
+        at += 12 + length
+
+
+def check_jpeg(data: bytes, scan: int, name: str) -> None:
+    """Raise if a JPEG has no end-of-image marker, or too many scans.
+
+    libjpeg makes pixels of any bytes, and a download that reserved its space and then stopped leaves zeros. Inside
+    entropy-coded data 0xFF is always followed by 0 or by a restart marker, so FF D9 is the end.
+
+    Args:
+        data: the file's bytes.
+        scan: offset at which entropy-coded data begin.
+        name: of the image, for messages.
+
+    Raises `EOFError` without the marker, `ImageTooLarge` for too many scans.
     """
     end = data.find(b"\xff\xd9", scan)
     if end < 0:
@@ -107,18 +131,8 @@ def check_jpeg(data: bytes, scan: int, name: str) -> None:
         raise ImageTooLarge(name, f"a JPEG of {scans:,} scans, which would take long to decode; export it again")
 
 
-_BROKEN = (
-    OSError,
-    SyntaxError,
-    KeyError,
-    ValueError,
-    TypeError,
-    IndexError,
-    struct.error,
-    OverflowError,
-    StopIteration,
-)
-"""What reading the directories of a damaged TIFF raises."""
+# What reading the directories of a damaged TIFF raises.
+_BROKEN = (OSError, SyntaxError, LookupError, ValueError, TypeError, struct.error, OverflowError, StopIteration)
 
 
 def _unsupported_jpeg(data: bytes) -> str | None:
@@ -132,7 +146,7 @@ def _unsupported_jpeg(data: bytes) -> str | None:
 
 
 def _directories(data: bytes) -> Iterator[ImageFileDirectory_v2]:
-    """The first directory of a TIFF and the first of those below it."""
+    """The first directory of a TIFF, and the first eight of its subdirectories."""
     head = data[:16] if data[2:3] == b"+" or data[3:4] == b"+" else data[:8]  # of a BigTIFF
     file = io.BytesIO(data)
 
@@ -151,7 +165,7 @@ def _directories(data: bytes) -> Iterator[ImageFileDirectory_v2]:
 
 
 def _numbers(tags: ImageFileDirectory_v2, tag: int, *default: int) -> tuple[int, ...]:
-    """The integers of a tag; `default` if the tag is not there."""
+    """The integers of a tag, or `default` if the tag is not there."""
     value: Any = tags.get(tag, default)
     return tuple(int(each) for each in value) if isinstance(value, tuple) else (int(value),)
 
@@ -179,7 +193,13 @@ def _check_tiff(data: bytes, name: str) -> None:
 
 
 def _is_raw(data: bytes, first: ImageFileDirectory_v2, below: Iterator[ImageFileDirectory_v2]) -> bool:
-    """Whether a TIFF holds a sensor's raw pixels, or only a preview of them can be read (DNG, NEF, CR2, ARW, ...)."""
+    """Whether a TIFF is a camera's raw file (DNG, NEF, CR2, ARW, ...), of which a preview at most can be read.
+
+    Args:
+        data: the file's bytes.
+        first: its first directory.
+        below: the subdirectories.
+    """
     if _DNG_VERSION in first or data[8:10] == b"CR" or _numbers(first, _PHOTOMETRIC, 0)[0] in _SENSOR:
         return True
     if _SUB_DIRECTORIES not in first:

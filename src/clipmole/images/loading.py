@@ -1,19 +1,18 @@
 """A file, its bytes, a PIL image or an array -> one whole, upright RGB image.
 
-In: anything in `ImageSource`. Out: a decoded `PIL.Image.Image` of mode "RGB". Any problem with the
-content is an `ImageNotFound`, `ImageUnreadable` or `ImageTooLarge` of one line; nothing is repaired, resized
-or guessed. It knows nothing of crops, tensors or models.
+In: anything in `ImageSource`. Out: a decoded `PIL.Image.Image` of mode "RGB". Any problem is an `ImageError` of one
+line; nothing is repaired, resized or guessed. It knows nothing of crops, tensors or models.
 
 What the pixels are:
-- The values as stored. ICC profiles are not applied: a colour transform would rewrite the low bits that are the
-  evidence, and the published detectors were trained without it.
+- The values are those that are stored. ICC profiles are not applied: a colour transform would rewrite the low bits,
+  which are the evidence, and the published detectors were trained without it.
 - The EXIF orientation is applied, for PIL images too: `Image.open(path)` and `path` give the same pixels. A
   PIL image without the tag is taken as it is. An EXIF block that cannot be parsed counts as no orientation.
 - Animated files give their first frame (a PIL image: its current frame).
-- Transparency is composited over white, as on the page of a viewer. Dropping alpha instead would show hidden
-  colours, often black. Opaque pixels keep their exact values.
+- A transparent image is laid over white, as on a page. Dropping alpha instead would show hidden colours, often black.
+  Opaque pixels keep their exact values.
 - 16-bit channels keep their upper 8 bits (v >> 8), in files and arrays alike. Pillow's own conversion of
-  16-bit grey clips at 255, which is almost all white.
+  16-bit grey clips at 255, which makes almost everything white.
 
 What cannot be seen: only PNG (and deflated TIFF) carries checksums, and those are compared. libjpeg fills in
 damaged entropy-coded data with a warning that Pillow does not pass on, so bytes changed in the middle of a
@@ -21,14 +20,15 @@ JPEG are noticed only if they break its structure; the same holds for WebP, AVIF
 that was cut is refused in every format, as is a JPEG whose tail was never written, even in a process
 where somebody has set `ImageFile.LOAD_TRUNCATED_IMAGES`. The limits bound memory, not the time to decode.
 
-Memory: the file and one decoded image (Pillow holds RGB in 4 bytes per pixel); two if it has to be turned or
-converted, or is a progressive JPEG; three for 16-bit grey; four for WebP, whose decoder keeps its own. Safe to use from
-many threads: no global of Pillow is set, and only WebP's reader obeys `Image.MAX_IMAGE_PIXELS`.
+Memory: the file and one decoded image (Pillow holds RGB in 4 bytes per pixel); two images if it has to be turned or
+converted, or is a progressive JPEG; three for 16-bit grey; four for WebP, whose decoder keeps one of its own. Safe to
+use from many threads: no global variable of Pillow is set, and only its reader of WebP obeys `Image.MAX_IMAGE_PIXELS`.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import os
 import re
@@ -44,8 +44,8 @@ from PIL import Image, ImageFile
 from PIL.JpegImagePlugin import JpegImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 
-from clipmole.errors import ImageError, ImageNotFound, ImageTooLarge, ImageUnreadable
-from clipmole.images import fast_jpeg as jpeg
+from clipmole.errors import ImageError, ImageNotFound, ImageNotRead, ImageTooLarge, ImageUnreadable
+from clipmole.images import fast_jpeg
 from clipmole.images.formats import (
     FORMATS,
     HEAD,
@@ -86,6 +86,7 @@ _TURNS = {  # EXIF 2.32, table 5: how to turn the stored image upright
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+# The same for arrays (H, W, 3), as views.
 _TURNED: defaultdict[int, Callable[[NDArray[np.uint8]], NDArray[np.uint8]]] = defaultdict(
     lambda: lambda pixels: pixels,
     {
@@ -98,9 +99,8 @@ _TURNED: defaultdict[int, Callable[[NDArray[np.uint8]], NDArray[np.uint8]]] = de
         8: lambda pixels: pixels.swapaxes(0, 1)[::-1],
     },
 )
-"""The same for arrays (H, W, 3), as views."""
-
-
+# Errors of the system that speak of the path or of permissions, not of a disk or a network.
+_NO_SUCH_PATH = {errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL}
 _XMP_ORIENTATION = re.compile(rb"""tiff:Orientation(?:\s*=\s*["']|>)\s*([1-8])""")
 
 
@@ -127,6 +127,7 @@ def load_image(source: ImageSource, *, name: str | None = None, limits: ImageLim
 
     Raises:
         ImageNotFound: there is no such file, or it may not be read.
+        ImageNotRead: a disk or a network failed to deliver the file.
         ImageUnreadable: empty, truncated, damaged, or not an image of a supported format.
         ImageTooLarge: over `limits`.
         TypeError: `source` is none of the above kinds.
@@ -179,12 +180,12 @@ def _jpeg_pixels(data: bytes, name: str, limits: ImageLimits) -> NDArray[np.uint
         image = JpegImageFile(stream)
         _check_pixels(image.size, name, limits)
         check_jpeg(data, stream.tell(), name)
-        pixels = jpeg.decode(data, *image.size) if image.mode == "RGB" else None
+        pixels = fast_jpeg.decode(data, *image.size) if image.mode == "RGB" else None
         return None if pixels is None else _TURNED[_orientation(image)](pixels)
 
 
 def _read(path: str | os.PathLike[str], name: str, limits: ImageLimits) -> bytes:
-    """The bytes of a regular file; only its head if it is not an image's, so that `_decode` refuses it."""
+    """The bytes of a regular file; only its first ones if they show no known format, and `_decode` then refuses it."""
 
     def without_waiting(file: str, flags: int) -> int:  # a FIFO must not block
         return os.open(file, flags | getattr(os, "O_NONBLOCK", 0))
@@ -207,16 +208,17 @@ def _read(path: str | os.PathLike[str], name: str, limits: ImageLimits) -> bytes
         cure = "URLs are not fetched, download it first" if "://" in name else "check the path"
         raise ImageNotFound(name, f"no such file; {cure}") from error
     except OSError as error:
-        raise ImageNotFound(name, f"cannot be read: {error.strerror}") from error
+        kind = ImageNotFound if error.errno in _NO_SUCH_PATH else ImageNotRead
+        raise kind(name, f"cannot be read: {error.strerror}") from error
     except ValueError as error:  # a NUL, or characters that the file system does not allow
         raise ImageNotFound(name, "no file can have this name; check the path") from error
 
 
 class _Stream(io.BytesIO):
-    """A file in memory that cannot be read past its end while pixels are being decoded.
+    """A file in memory that raises an error if it is read past its end while pixels are being decoded.
 
-    Pillow refuses a file that ends early by itself, except in a process where somebody has set
-    `ImageFile.LOAD_TRUNCATED_IMAGES`; here it is refused there too.
+    Pillow itself refuses a file that ends early, unless somebody has set `ImageFile.LOAD_TRUNCATED_IMAGES` in the
+    process; here it is refused even then.
     """
 
     decoding = False
@@ -229,7 +231,7 @@ class _Stream(io.BytesIO):
 
 
 def _admitted(data: bytes, name: str, limits: ImageLimits) -> str:
-    """The format of a file's bytes. Raises if there are none or too many, or if they are not an image's."""
+    """The format of a file's bytes. Raises `ImageError` if there are none or too many, or if they are not an image."""
     if not data:
         raise ImageUnreadable(name, "is empty (0 bytes); fetch or export it again")
     if len(data) > limits.max_bytes:
@@ -248,8 +250,8 @@ def _decode(data: bytes, name: str, limits: ImageLimits) -> Image.Image:
     with _decoding(name, found, data):
         pixels, oriented = without_metadata(data) if found == "PNG" else (data, {})
         with _Stream(pixels) as stream:
-            # Not Image.open: it warns above and refuses at twice Image.MAX_IMAGE_PIXELS, a global that is
-            # smaller than our limit and that cannot be changed for one thread alone.
+            # Not Image.open: it warns above Image.MAX_IMAGE_PIXELS and refuses above twice that, a global variable
+            # that is smaller than our limit and cannot be changed for one thread alone.
             image = reader(stream)
             _check_pixels(image.size, name, limits)
             check_whole(pixels, image, stream.tell(), name)
@@ -298,13 +300,16 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _xmp_of_tiff(image: TiffImageFile) -> dict[str, bytes]:
-    """The XMP packet of a TIFF whose tags state no orientation; it is removed, because Pillow reads few forms of it."""
+    """The XMP packet of a TIFF whose tags state no orientation, else {}.
+
+    It is removed from the image, because Pillow does not understand every form of it.
+    """
     packet = image.info.pop("xmp", None)
     return {"XML:com.adobe.xmp": packet} if packet and ORIENTATION not in image.tag_v2 else {}
 
 
 def _to_rgb(image: Image.Image, name: str) -> Image.Image:
-    """Mode "RGB" of any mode, 8 bits a channel, over white where it is transparent."""
+    """An image of any mode in mode "RGB", 8 bits per channel, over white where it is transparent."""
     mode, keyed = image.mode, "transparency" in image.info
     if mode == "F":
         raise ImageUnreadable(name, "floating-point pixels have no fixed range; export it with 8 or 16 bits")
@@ -349,7 +354,7 @@ def _too_many_bytes(size: int, name: str, limits: ImageLimits) -> ImageTooLarge:
 
 @contextlib.contextmanager
 def _decoding(name: str, what: str, data: bytes = b"") -> Iterator[None]:
-    """Turn any error of a decoder of `what` into an `ImageError`; `data` is the file, if there is one."""
+    """Turn any error of the decoder of `what` into an `ImageError`; `data`: the file, if there is one."""
     try:
         yield
     except ImageError:
@@ -368,7 +373,7 @@ def read_file(
 ) -> tuple[bytes, str]:
     """A file's bytes and its format, for reading metadata.
 
-    Raises `ImageError` as `load_image` does, but not for damaged content.
+    Arguments and errors are those of `load_image`, but damaged content is no error.
     """
     name = source_name(source) if name is None else name
     data = source if isinstance(source, bytes) else _read(source, name, limits)
@@ -376,7 +381,7 @@ def read_file(
 
 
 def open_file(data: bytes, found: str) -> ImageFile.ImageFile | None:
-    """A file of the format `found`, opened but not decoded; None if its header cannot be read."""
+    """A file of the format `found`, opened by Pillow but not decoded; None if its header cannot be read."""
     try:
         return reader_of(found, "image")(io.BytesIO(data))
     except Exception:  # hostile headers fail in many ways

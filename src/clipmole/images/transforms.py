@@ -1,7 +1,7 @@
 """Blur, JPEG, WebP, resize, noise, crop: the transforms of training, equalising and perturbing.
 
-In: an RGB image (H, W, 3) uint8 and, where something is drawn, a numpy Generator. Out: RGB uint8.
-It knows nothing of labels: all random draws are alike for photographs and generated images.
+In: an RGB image (H, W, 3) uint8 and, for random transforms, a numpy Generator. Out: an RGB image, uint8.
+It knows nothing of labels: random values are drawn alike for photographs and generated images.
 
 Blur and resize need OpenCV (`clipmole[train]`); JPEG, WebP, noise and crops do not.
 """
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 RGB = NDArray[np.uint8]
 FILTERS = (Image.Resampling.BILINEAR, Image.Resampling.BICUBIC, Image.Resampling.LANCZOS)
 JPEG_BLOCK = 8  # pixels; ITU-T T.81: JPEG compresses squares of 8 x 8 one by one
+SPECTRUM_FROM = 0.1  # cycles per pixel; `match_spectrum` leaves lower frequencies, which show the scene, alone
+WHOLE_SHARE, WHOLE_SIDE = (0.7, 1.0), (256, 900)  # share of the shorter side; pixels at which the web shows images
 
 
 def _cv2() -> types.ModuleType:
@@ -37,24 +39,27 @@ def _cv2() -> types.ModuleType:
 
 def jpeg(rgb: RGB, quality: int) -> RGB:
     """Encode as baseline JPEG (4:2:0, libjpeg's tables at `quality`, 1..100) and decode again; same shape."""
-    buffer = io.BytesIO()
-    Image.fromarray(rgb).save(buffer, "JPEG", quality=int(quality))
-    with Image.open(buffer) as decoded:
-        return np.asarray(decoded.convert("RGB"))
+    return _encoded_and_decoded(rgb, "JPEG", quality=int(quality))
 
 
 def webp(rgb: RGB, quality: int) -> RGB:
     """Encode as lossy WebP (libwebp at `quality`, 0..100, method 4) and decode again; same shape."""
+    return _encoded_and_decoded(rgb, "WEBP", quality=int(quality), method=4)
+
+
+def _encoded_and_decoded(rgb: RGB, kind: str, **options: int) -> RGB:
     buffer = io.BytesIO()
-    Image.fromarray(rgb).save(buffer, "WEBP", quality=int(quality), method=4)
+    Image.fromarray(rgb).save(buffer, kind, **options)
     with Image.open(buffer) as decoded:
         return np.asarray(decoded.convert("RGB"))
 
 
 def blur(rgb: RGB, sigma: float, kernel: int = 0) -> RGB:
-    """Gaussian blur, `sigma` in pixels; 0 changes nothing.
+    """Gaussian blur.
 
-    `kernel` is the side of the window to which the Gaussian is cut, odd; 0: as wide as `sigma` needs.
+    Args:
+        sigma: standard deviation, pixels; below 0.05 nothing changes.
+        kernel: side of the square to which the Gaussian is cut, odd, pixels; 0: as wide as `sigma` needs.
     """
     if sigma < 0.05:  # the kernel is a delta in uint8
         return rgb
@@ -62,7 +67,7 @@ def blur(rgb: RGB, sigma: float, kernel: int = 0) -> RGB:
 
 
 def resize_to(rgb: RGB, height: int, width: int) -> RGB:
-    """Resize to `height` x `width`: area averaging when no side grows, bicubic otherwise."""
+    """Resize to `height` x `width` pixels: by area averaging if no side grows, else bicubic."""
     cv2 = _cv2()
     shrinks = height <= rgb.shape[0] and width <= rgb.shape[1]
     interpolation = cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC
@@ -70,13 +75,13 @@ def resize_to(rgb: RGB, height: int, width: int) -> RGB:
 
 
 def resize(rgb: RGB, scale: float) -> RGB:
-    """Resize by `scale`: area averaging when it shrinks, bicubic when it grows."""
+    """Resize both sides by the factor `scale`, as `resize_to` does."""
     height, width = rgb.shape[:2]
     return resize_to(rgb, max(1, round(height * scale)), max(1, round(width * scale)))
 
 
 def resize_by_any(rgb: RGB, size: int, rng: np.random.Generator) -> RGB:
-    """Resize to `size` x `size` with `resize_to` or one of Pillow's filters, since programs use different ones."""
+    """Resize to `size` x `size` with `resize_to` or one of Pillow's filters, because programs use different filters."""
     if rng.random() < 0.6:
         return resize_to(rgb, size, size)
     chosen = FILTERS[int(rng.integers(len(FILTERS)))]
@@ -84,7 +89,7 @@ def resize_by_any(rgb: RGB, size: int, rng: np.random.Generator) -> RGB:
 
 
 def noise(rgb: RGB, sigma: float, rng: np.random.Generator) -> RGB:
-    """Add white Gaussian noise of standard deviation `sigma` (of values 0..255), clipped and rounded."""
+    """Add white Gaussian noise of standard deviation `sigma` (of values 0..255), then round and clip."""
     values = rgb + rng.standard_normal(rgb.shape, dtype=np.float32) * np.float32(sigma)
     return np.clip(np.rint(values), 0, 255).astype(np.uint8)
 
@@ -99,9 +104,9 @@ def pad_to(rgb: RGB, size: int) -> RGB:
 
 
 def random_crop(rgb: RGB, size: int, rng: np.random.Generator, grid: int = 1) -> RGB:
-    """A `size` x `size` window at a uniformly drawn position; smaller images are mirrored at the borders first.
+    """A `size` x `size` window at a uniformly drawn position; an image that is too small is first mirrored by `pad_to`.
 
-    Its corner lies at multiples of `grid` pixels.
+    Its upper left corner lies at multiples of `grid` pixels.
     """
     rgb = pad_to(rgb, size)
     top = grid * int(rng.integers((rgb.shape[0] - size) // grid + 1))
@@ -110,7 +115,7 @@ def random_crop(rgb: RGB, size: int, rng: np.random.Generator, grid: int = 1) ->
 
 
 def crop_share(rgb: RGB, share: float, rng: np.random.Generator | None = None) -> RGB:
-    """A window of `share` (0..1] of each side, at a uniformly drawn position; in the middle without `rng`."""
+    """A window of `share` of each side, in (0, 1], at a uniformly drawn position; in the middle without `rng`."""
     height, width = (max(1, round(side * share)) for side in rgb.shape[:2])
     down, right = rgb.shape[0] - height, rgb.shape[1] - width
     top = down // 2 if rng is None else int(rng.integers(down + 1))
@@ -121,7 +126,7 @@ def crop_share(rgb: RGB, share: float, rng: np.random.Generator | None = None) -
 def equalise(rgb: RGB, quality: tuple[int, int], rng: np.random.Generator) -> RGB:
     """Re-encode as JPEG with a quality drawn uniformly from `quality`, both ends included.
 
-    Applied to both classes alike, it removes what the files' own JPEG qualities say about the label.
+    If both classes are re-encoded alike, the JPEG quality of a file no longer says anything about its label.
     """
     return jpeg(rgb, int(rng.integers(quality[0], quality[1] + 1)))
 
@@ -132,15 +137,15 @@ def sharpen(rgb: RGB, sigma: float, amount: float) -> RGB:
 
 
 def tone(rgb: RGB, gamma: float, contrast: float) -> RGB:
-    """Values to the power `gamma`, then spread by `contrast` around the middle, both on [0, 1]."""
+    """Raise values in [0, 1] to the power `gamma`, then multiply their distance from 0.5 by `contrast`."""
     values = (np.arange(256) / 255.0) ** gamma
     return np.clip(((values - 0.5) * contrast + 0.5) * 255, 0, 255).astype(np.uint8)[rgb]
 
 
 def camera(rgb: RGB, sigma: float, rng: np.random.Generator) -> RGB:
-    """The scene as a camera would record it: one colour per pixel, noise, the other two interpolated, sharpened.
+    """Record the scene as a camera does: one colour per pixel, with noise; interpolate the other two, and sharpen.
 
-    Values are taken as linear light to the power 1 / 2.2. The linear light is sampled in a Bayer pattern; the noise has
+    A value is taken as linear light to the power 1 / 2.2. The linear light is sampled in a Bayer pattern. The noise has
     the standard deviation `sigma` (of values 0..255) at full white and falls with the square root of the light.
     """
     linear = (rgb / np.float32(255)) ** 2.2
@@ -161,16 +166,11 @@ def local_contrast(rgb: RGB, limit: float) -> RGB:
     return cv2.cvtColor(lab, cv2.COLOR_LAB2RGB)  # type: ignore[no-any-return]
 
 
-SPECTRUM_FROM = (
-    0.1  # cycles per pixel: higher frequencies are changed; lower ones, which show the scene, are left alone
-)
-
-
 def match_spectrum(rgb: RGB, strength: float) -> RGB:
     """Move the amplitudes of the high frequencies towards those of natural images, 1 / frequency (Field 1987).
 
-    The mean amplitude of each ring of frequencies is multiplied by (wanted / own) ** `strength`, limited to between 1/2
-    and 2.
+    The amplitudes of each ring of frequencies are multiplied by (wanted / own) ** `strength`, limited to between 1/2
+    and 2. The wanted ones continue the ring at `SPECTRUM_FROM`, or the next one that holds a frequency of the image.
     """
     values = rgb.astype(np.float32)
     spectrum = np.fft.rfft2(values, axes=(0, 1))
@@ -180,6 +180,7 @@ def match_spectrum(rgb: RGB, strength: float) -> RGB:
     count = np.bincount(rings.ravel(), minlength=142)
     amplitude = np.bincount(rings.ravel(), np.abs(spectrum).mean(2).ravel(), minlength=142) / np.maximum(count, 1)
     first = int(SPECTRUM_FROM * 200)
+    first += int(np.argmax(count[first:] > 0))
     wanted = amplitude[first] * first / np.maximum(np.arange(142), 1)
     gain = np.clip((wanted / np.maximum(amplitude, 1e-6)) ** strength, 0.5, 2)
     gain[: first + 1] = 1
@@ -216,10 +217,14 @@ def augment(
 ) -> RGB:
     """One random training view (crop_size, crop_size, 3) of a window, at native resolution or resized a little.
 
-    Order: crop, resize, blur, JPEG, noise, the chain of the web's steps, flip, and last the class-independent
-    re-encoding. What is drawn does not depend on the label.
+    The order is: crop, resize, blur, JPEG, noise, `web_chain`, flip, and last `equalise`. What is drawn does not depend
+    on the label.
 
     Args:
+        rgb: the window, (H, W, 3) uint8.
+        crop_size: side of the view, pixels.
+        config: probabilities and ranges of the steps.
+        rng: source of everything random.
         drawn: receives the parameters before the re-encoding, for a network that learns to predict them:
             "resize_scale", "blur_sigma", "jpeg_quality" (100 if not compressed) and "noise_sigma".
     """
@@ -227,7 +232,7 @@ def augment(
     def happens(probability: float) -> bool:
         return bool(rng.random() < probability)
 
-    # Cutting pixels off at the end moves the crop against the 8x8 grids of the chain's JPEGs.
+    # Cutting off pixels at the end shifts the crop against the 8x8 grids of the chain's JPEGs.
     margin = 2 * JPEG_BLOCK if config.chain else 0
     size, scale, blur_sigma, quality, noise_sigma = crop_size + margin, 1.0, 0.0, 100, 0.0
     if happens(config.resize_probability):
@@ -258,14 +263,11 @@ def augment(
     return _flip_and_equalise(rgb, config, rng)
 
 
-WHOLE_SHARE, WHOLE_SIDE = (0.7, 1.0), (256, 900)  # of the shorter side; pixels at which the web shows it
-
-
 def augment_whole(rgb: RGB, crop_size: int, config: AugmentConfig, rng: np.random.Generator) -> RGB:
-    """One random training view (crop_size, crop_size, 3) of the whole of a window, small.
+    """One random training view (crop_size, crop_size, 3) that shows nearly the whole of a window at small size.
 
-    A square of most of the shorter side, at a size at which the web shows images, goes through the chain of the web's
-    steps, the flip and the re-encoding, and is then made small by `shrink`.
+    A square of 0.7 to 1 of the shorter side, resized to a size at which the web shows images, goes through `web_chain`,
+    the flip and `equalise`, and `shrink` then makes it small. Arguments as in `augment`.
     """
     side = max(1, int(min(rgb.shape[:2]) * rng.uniform(*WHOLE_SHARE)))
     square = random_crop(rgb, side, rng)
@@ -286,7 +288,9 @@ def _flip_and_equalise(rgb: RGB, config: AugmentConfig, rng: np.random.Generator
 
 
 def shrink(rgb: RGB, size: int) -> RGB:
-    """Resize (H, W, 3) to (size, size, 3), bicubic with antialiasing, after averaging over whole pixels while it is
-    more than twice as large (Pillow's `reducing_gap`)."""
+    """Resize (H, W, 3) to (size, size, 3), bicubic with antialiasing.
+
+    An image of more than twice that size is first reduced by averaging whole pixels (Pillow's `reducing_gap`).
+    """
     image = Image.fromarray(np.ascontiguousarray(rgb))
     return np.asarray(image.resize((size, size), Image.Resampling.BICUBIC, reducing_gap=2.0))

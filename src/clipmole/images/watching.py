@@ -1,7 +1,7 @@
 """A folder that others write into -> paths of its new images, each once it is complete.
 
-In: a folder. Out: paths, until somebody asks to stop. It opens none of them. It looks at intervals, so it needs no
-service of the system, works on network drives, and sees every change however it was made.
+In: a folder. Out: paths, until somebody asks to stop. It opens none of the files. It looks at the folder at intervals,
+so it needs no service of the operating system, works on network drives, and sees every change however it was made.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 
 from clipmole.errors import DataError
 from clipmole.images.discovery import leftover
-from clipmole.images.formats import IMAGE_EXTENSIONS
+from clipmole.images.formats import has_image_extension
 from clipmole.plumbing.progress import never
 from clipmole.plumbing.text import escaped
 
@@ -29,11 +29,12 @@ def new_images(
 ) -> Iterator[str]:
     """Paths of the images that arrive in a folder, or in one below it, from this call on.
 
-    A file is complete when neither its size nor its time has changed for `settle` seconds; an empty file is not. A
-    file that changes afterwards is given again. Names that begin with a dot, which programs use for unfinished files,
-    leftovers as in `find_images`, and links to folders are ignored.
+    A file is complete when neither its size nor its time of change has changed for `settle` seconds; an empty file
+    never is. A file that changes afterwards is given again. Ignored are names that begin with a dot, which programs
+    use for unfinished files, leftovers as in `find_images`, and links to folders.
 
     Args:
+        folder: the folder to watch, with all folders below it.
         interval: seconds between two looks.
         settle: seconds without a change.
         existing: also give the images that are there at the start.
@@ -48,7 +49,7 @@ def new_images(
 def _changes(
     folder: str, seen: dict[str, Signature], interval: float, settle: float, stopping: Callable[[], bool]
 ) -> Iterator[str]:
-    """The paths of changed files, given those that were there before."""
+    """The paths of files that are new or changed; `seen` holds the files that do not count, or have been given."""
     changed: dict[str, tuple[Signature, float]] = {}
     while not stopping():
         there = images_in(folder)
@@ -71,15 +72,17 @@ def _changes(
 
 
 def images_in(folder: str) -> dict[str, Signature]:
-    """Path -> signature of each file with an image's ending, in all folders below. Raises `DataError` without the
-    folder."""
+    """Path -> signature of each file with an image's extension in a folder and all folders below it.
+
+    Raises `DataError` if the folder is not there.
+    """
     if not os.path.isdir(folder):
         raise DataError(f"{escaped(folder)}: there is no such folder to watch")
     found: dict[str, Signature] = {}
     for current, folders, names in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith(".") and not leftover(name)]
         for name in names:
-            if not name.startswith(".") and os.path.splitext(name)[1].lower() in IMAGE_EXTENSIONS:
+            if not name.startswith(".") and has_image_extension(name):
                 path = os.path.join(current, name)
                 try:
                     status = os.stat(path)

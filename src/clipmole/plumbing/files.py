@@ -32,6 +32,11 @@ def cache_folder(kind: str) -> Path:
     return Path(os.environ.get("CLIPMOLE_CACHE") or Path.home() / ".cache" / "clipmole") / kind
 
 
+def nearest_existing(path: Path) -> Path:
+    """`path` itself if it exists, else the nearest folder above it that does; absolute, without symbolic links."""
+    return next(each for each in (path.resolve(), *path.resolve().parents) if each.exists())
+
+
 def why_not_replaceable(folder: Path, kind: str, files: Mapping[str, Callable[[Path], object] | None]) -> str | None:
     """Why a command may not replace `folder` with a new directory; None if it may.
 
@@ -53,7 +58,7 @@ def why_not_replaceable(folder: Path, kind: str, files: Mapping[str, Callable[[P
             return f"{reason}; name another folder"
     elif folder.exists() or folder.is_symlink():
         return "exists and is not a directory; name another folder"
-    parent = next(path for path in folder.resolve().parents if path.exists())
+    parent = nearest_existing(folder.resolve().parent)
     try:
         tempfile.TemporaryDirectory(prefix=".try-", dir=parent).cleanup()
     except OSError as error:
@@ -231,7 +236,7 @@ def why_no_room(folder: Path, size: int) -> str | None:
     Returns:
         A sentence without its subject.
     """
-    there = next(path for path in (folder.resolve(), *folder.resolve().parents) if path.exists())
+    there = nearest_existing(folder)
     try:
         with tempfile.TemporaryFile(prefix=".try-", dir=there) as file:
             file.write(bytes(4096))

@@ -31,6 +31,7 @@ from clipmole.models.backbone import load_backbone
 from clipmole.models.network import MoLENetwork
 from clipmole.models.vit import ViT
 from clipmole.plumbing.environment import environment
+from clipmole.plumbing.files import nearest_existing
 from clipmole.plumbing.progress import duration
 from clipmole.speed.worker import timed
 from clipmole.training.prefix_cache import GIB, prefix_cache_folder, record_type
@@ -248,8 +249,7 @@ def plan_lines(plan: ExperimentPlan, rates: Rates) -> list[str]:
         ),
         f"the paper's table beside these results: {out / TABLE}.md",
     ]
-    folder = next(path for path in (out.resolve(), *out.resolve().parents) if path.exists())
-    free = shutil.disk_usage(folder).free / GIB
+    free = shutil.disk_usage(nearest_existing(out)).free / GIB
     cache = f"{plan.cache_gib:,.1f} GiB of prefix cache in {prefix_cache_folder()}" if plan.cache_gib else "no cache"
     return [
         f"Data in {plan.root}:",

@@ -17,6 +17,7 @@ from PIL import Image
 
 from clipmole.data.reading import read_checked
 from clipmole.data.sample import Sample
+from clipmole.images.dct import dct_matrix
 
 THUMBNAIL = 16  # pixels of an edge
 HASHED = 32  # pixels of the edge that the perceptual hash looks at
@@ -124,9 +125,10 @@ def jpeg_quality(luminance: tuple[int, ...]) -> int:
 
 @cache
 def _cosines() -> NDArray[np.float64]:
-    """(8, 32): the lowest rows of the DCT-II, but for their scale."""
-    position, frequency = np.arange(HASHED), np.arange(8)[:, None]
-    return np.cos(np.pi * (2 * position + 1) * frequency / (2 * HASHED))
+    """(8, 32): the lowest rows of the DCT-II, each of amplitude 1; another scale would change stored hashes."""
+    rows = 4 * dct_matrix(HASHED)[:8]  # exact: the matrix has sqrt(2 / 32) = 1 / 4 before the cosines
+    rows[0] = 1
+    return rows
 
 
 def perceptual_hash(grey: NDArray[np.float64]) -> int | None:
