@@ -47,7 +47,7 @@ def test_uncertain_and_measured_false_alarms_are_explained(
     assert alarms in printed.err
 
 
-@pytest.mark.parametrize(("labels_only", "share"), [(False, " (72 %)"), (True, "")])
+@pytest.mark.parametrize(("labels_only", "share"), [(False, " (72 % among the families that it knows)"), (True, "")])
 def test_a_likely_family_comes_with_how_often_it_was_right(
     capsys: pytest.CaptureFixture[str], labels_only: bool, share: str
 ) -> None:
@@ -56,8 +56,8 @@ def test_a_likely_family_comes_with_how_often_it_was_right(
     for detection in (DETECTION, named):
         DetectionTable(labels_only).write(detection)
     assert capsys.readouterr().out.splitlines()[2:] == [
-        f"    if it is AI-generated: most like sdxl\ufffd{share}; on validation images 8 of 10 such answers were right."
-        " Never a proof."
+        f"    likely family of generators, if it is AI-generated: sdxl\ufffd{share}; on validation images 8 of 10 such "
+        "answers were right. Never a proof."
     ]
     JSONLines().write(DETECTION)
     JSONLines().write(named)

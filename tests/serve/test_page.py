@@ -554,12 +554,13 @@ def test_a_likely_family_is_said_with_how_often_it_was_right(visit: Callable[...
     try:
         page = visit(serving.url)
         choose(page, file("one.png", encoded(image)))
-        line = page.locator("article.card p", has_text="If it is AI-generated")
+        line = page.locator("article.card p", has_text="Likely family")
         share = f"{min(99, round(100 * said.share))} %" if said.share <= 0.99 else "over 99 %"
         end = f"; on validation images {said.right} of {said.answers} such answers were right. Never a proof."
-        expect(line).to_have_text(f"If it is AI-generated: most like {said.name} ({share}){end}")
+        start = f"Likely family of generators, if it is AI-generated: {said.name}"
+        expect(line).to_have_text(f"{start} ({share} among the families that it knows){end}")
         page.get_by_label("Show percentages").uncheck()
-        expect(line).to_have_text(f"If it is AI-generated: most like {said.name}{end}")
+        expect(line).to_have_text(f"{start}{end}")
     finally:
         serving.stop()
 

@@ -56,10 +56,10 @@ def provenance_lines(provenance: Provenance) -> Iterator[str]:
 
 def family_line(family: Family, shares: bool = True) -> str:
     """The likely family of generators as one careful sentence, with or without its share."""
-    share = f" ({percent(family.share)})" if shares else ""
+    share = f" ({percent(family.share)} among the families that it knows)" if shares else ""
     return (
-        f"if it is AI-generated: most like {printable(family.name)}{share}; on validation images {family.right} of "
-        f"{family.answers} such answers were right. Never a proof."
+        f"likely family of generators, if it is AI-generated: {printable(family.name)}{share}; on validation images "
+        f"{family.right} of {family.answers} such answers were right. Never a proof."
     )
 
 

@@ -41,7 +41,8 @@ export function meaning(detection, calibration) {
 
 /** The likely family of generators, where the detector was trained to tell: one careful sentence, or nothing. */
 export const family = ({ family: found }) => (found
-  ? `If it is AI-generated: most like ${found.name}${show.percentages ? ` (${percent(found.share)})` : ""}; on validation images `
+  ? `Likely family of generators, if it is AI-generated: ${found.name}`
+    + `${show.percentages ? ` (${percent(found.share)} among the families that it knows)` : ""}; on validation images `
     + `${found.right} of ${found.answers} such answers were right. Never a proof.` : "");
 
 /** What the verdict rests on, what it is not, and what to do with an uncertain one. */
