@@ -398,6 +398,15 @@ def test_the_preview_is_measured_where_the_block_says_it_is() -> None:
     block = b"Exif\0\0" + tiff + ifd + preview
     data = saved(exif=block)
     assert only(data).detail == "preview 32 x 16, image 48 x 40: cropped since"
+    start = data.index(b"\xff\xc0", data.index(preview) + len(preview)) + 5
+    flat = data[:start] + b"\0\0" + data[start + 2 :]  # a header of no height
+    assert read_provenance(flat).findings == ()
+
+
+def test_numbers_that_no_camera_means_are_no_exposure() -> None:
+    exif = {"Make": "Maker", "Model": "One", "ExposureTime": 1e-310, "FNumber": 2.8, "FocalLength": 50.0}
+    (found,) = find_camera(Metadata("JPEG", (48, 40), exif=exif))
+    assert found.detail == "aperture f/2.8, focal length 50 mm"
 
 
 # -- content credentials --------------------------------------------------------------------------------------

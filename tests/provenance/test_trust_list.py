@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import socket
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -100,6 +101,25 @@ def test_a_list_that_cannot_be_fetched_leaves_the_older_one(server: HTTPServer) 
     assert kept_trust_list() == older
     with pytest.raises(ConfigError, match="give an address that begins with https://"):
         get_trust_list("http://example.org/list.pem")
+    with pytest.raises(ConfigError, match="give an address that begins with https://"):
+        get_trust_list("https://[::1/list.pem")
+
+
+@pytest.mark.parametrize("answer", [b"220 not a web server\r\n", b""])
+def test_a_server_that_does_not_speak_http_is_one_clear_error(answer: bytes) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def serve() -> None:
+            connection, _ = listener.accept()
+            with connection:
+                connection.recv(4096)
+                connection.sendall(answer)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        with pytest.raises(TrustListError, match="cannot be fetched"):
+            get_trust_list(f"http://127.0.0.1:{listener.getsockname()[1]}/list.pem")
+        thread.join()
 
 
 def test_a_kept_list_that_was_changed_is_not_trusted(server: HTTPServer, tmp_path: Path) -> None:

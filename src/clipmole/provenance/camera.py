@@ -96,12 +96,12 @@ def _exposure(exif: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def _number(value: Any) -> float | None:
-    """A finite, positive number, or None."""
+    """A number of a size that a camera can mean, or None."""
     try:
         number = float(value)
     except (TypeError, ValueError, ZeroDivisionError, OverflowError):
         return None
-    return number if 0 < number < 1e9 else None
+    return number if 1e-9 < number < 1e9 else None
 
 
 def _year(value: Any) -> int | None:
@@ -145,10 +145,10 @@ def _released(model: str) -> int | None:
 
 def _geometry(metadata: Metadata) -> list[Finding]:
     """Sizes that EXIF states, against those that the file has; either way round, since it may have been turned."""
-    if metadata.size is None:
+    width, height = metadata.size or (0, 0)
+    if not width or not height:  # the header cannot be read, or names no pixels
         return []
     found = []
-    width, height = metadata.size
     stated = (_number(metadata.exif.get("ExifImageWidth")), _number(metadata.exif.get("ExifImageHeight")))
     if None not in stated and {int(side) for side in stated if side} != {width, height}:
         detail = f"{stated[0]:.0f} x {stated[1]:.0f} stated, {width} x {height} found: cropped or resized since"

@@ -1,10 +1,10 @@
-"""Certificates of signers to trust: of a file that the user names, or C2PA's published list, fetched when asked for.
+"""Certificates of signers to trust: from a file that the user names, or C2PA's published list.
 
-In: a PEM file, or the address of one. Out: `TrustList`. A fetched list is kept in the cache with its date and sha256,
-and is never fetched unasked. It knows nothing of images.
+In: a PEM file, or the address of one. Out: `TrustList`. The published list is fetched only when the user asks for it,
+and kept in the cache with its date and sha256. This module knows nothing of images.
 
 Source: https://github.com/c2pa-org/conformance-public, trust-list/C2PA-TRUST-LIST.pem: the certificate authorities of
-signers. The list of authorities for time stamps beside it is not used: c2pa-python cannot hold the two apart, and an
+signers. The list of authorities for time stamps beside it is not used: c2pa-python cannot keep the two apart, and an
 authority for time stamps must not vouch for signers.
 """
 
@@ -13,6 +13,7 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
+import http.client
 import json
 import os
 import re
@@ -42,10 +43,10 @@ class TrustList:
 
     Attributes:
         name: the file's name, or "C2PA trust list".
-        date: when it was fetched, YYYY-MM-DD; "" of a file that the user names.
-        sha256: of the PEM text, hexadecimal.
+        date: when it was fetched, YYYY-MM-DD; "" for a file that the user names.
+        sha256: of `pem`, in hexadecimal digits.
         pem: the certificates.
-        n_certificates: how many they are.
+        n_certificates: how many there are.
     """
 
     name: str
@@ -69,7 +70,10 @@ def read_trust_list(path: str | os.PathLike[str]) -> TrustList:
 
 
 def chosen_trust_list(path: str | os.PathLike[str] | None) -> TrustList | None:
-    """The list of a file, or without one the list that the cache keeps, if any. Raises `ConfigError` as they do."""
+    """The list in a file; if no file is given, the list in the cache, or None if there is none.
+
+    Raises `ConfigError` as `read_trust_list` and `kept_trust_list` do.
+    """
     return kept_trust_list() if path is None else read_trust_list(path)
 
 
@@ -99,16 +103,20 @@ def get_trust_list(url: str = URL) -> TrustList:
         url: https, or http on this machine.
 
     Raises:
-        ConfigError: an address of another kind.
-        TrustListError: it cannot be fetched, or is no list of certificates; the older one is then still there.
+        ConfigError: the address is of another kind.
+        TrustListError: the list cannot be fetched, or is not a list of certificates; the older one is then still there.
     """
-    parts = urlsplit(url)
-    if parts.scheme != "https" and not (parts.scheme == "http" and parts.hostname in _LOOPBACK):
+    try:
+        parts = urlsplit(url)
+        allowed = parts.scheme == "https" or (parts.scheme == "http" and parts.hostname in _LOOPBACK)
+    except ValueError:  # brackets that do not match, for example
+        allowed = False
+    if not allowed:
         raise ConfigError(f"{escaped(url)}: give an address that begins with https://")
     try:
         with urllib.request.urlopen(url, timeout=_SECONDS) as response:
             data = response.read(_MAX_BYTES + 1)
-    except (OSError, ValueError) as error:  # URLError is an OSError
+    except (OSError, ValueError, http.client.HTTPException) as error:  # URLError is an OSError
         reason = getattr(error, "reason", error)
         detail = first_line(reason) if isinstance(reason, BaseException) else str(reason)
         raise TrustListError(
@@ -127,7 +135,15 @@ def get_trust_list(url: str = URL) -> TrustList:
 
 
 def _parsed(text: str, name: str, date: str, shown: str) -> TrustList:
-    """The certificates of PEM text; comments between them are dropped."""
+    """The certificates in PEM text; comments between them are dropped.
+
+    Args:
+        text: PEM.
+        name, date: as in `TrustList`.
+        shown: the file or address, for messages.
+
+    Raises `ConfigError` if there are none.
+    """
     bodies = ["".join(body.split()) for body in _CERTIFICATE.findall(text)]
     try:
         whole = all(base64.b64decode(body, validate=True)[:1] == b"\x30" for body in bodies)  # DER: a sequence
