@@ -1,8 +1,8 @@
 """What a file's metadata say about its origin: content credentials, IPTC fields, prompts, camera data.
 
 In: a path or the bytes of a file. Out: a `Provenance` record. It is evidence apart from a detector's score, and never
-mixed into it. Nothing is fetched unasked, and pixels are not judged: they are decoded only for text that is hidden in
-the alpha channel. It knows nothing of networks.
+mixed into it. Nothing is fetched, and pixels are not judged: they are decoded only for text that is hidden in the
+alpha channel. It knows nothing of networks.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from clipmole.provenance.trust_list import TrustList
 
 __all__ = ["CAUTION", "Credentials", "Finding", "Provenance", "read_everything", "read_provenance"]
 
-MAX_FINDINGS = 40
-MAX_CLAIMS = 5000  # values of a manifest store that are listed
+MAX_FINDINGS = 40  # of one file
+MAX_CLAIMS = 5000  # most values of a manifest store that are listed
 _ORDER = {"strong": 0, "moderate": 1, "weak": 2}
 
 
@@ -43,10 +43,10 @@ def read_provenance(
     Args:
         source: a path, or the bytes of a file.
         limits: the largest file to admit.
-        trust_list: signers whose content credentials to trust; None: that is not checked.
+        trust_list: certificates to trust; None: who signed content credentials is not checked.
 
     Returns:
-        The findings, what was checked of the content credentials, and what could not be looked at.
+        The findings, what was checked of the content credentials, and what could not be read.
 
     Raises:
         ImageError: there is no such file, or it is not an image of a supported format. Problems with the metadata are
@@ -68,9 +68,9 @@ def read_everything(
     limits: ImageLimits = DEFAULT_LIMITS,
     trust_list: TrustList | None = None,
 ) -> tuple[Provenance, list[Text]]:
-    """The record of `read_provenance`, and all metadata as texts exactly as in the file: they may hold anything.
+    """The record of `read_provenance`, and all metadata as texts, exactly as they stand in the file.
 
-    Arguments and errors are those of `read_provenance`.
+    They may hold anything: escape them before you print them. Arguments and errors are those of `read_provenance`.
     """
     provenance, metadata, store = _examine(source, limits, trust_list)
     return provenance, [*metadata.texts, *metadata.others, *islice(_flattened(store), MAX_CLAIMS)]
@@ -79,7 +79,7 @@ def read_everything(
 def _examine(
     source: str | os.PathLike[str] | bytes, limits: ImageLimits, trust_list: TrustList | None
 ) -> tuple[Provenance, Metadata, dict[str, Any]]:
-    """The record, what it was made from, and the manifest store of the content credentials."""
+    """The record, the metadata that it was made from, and the manifest store of the content credentials."""
     data, found = read_file(source, limits=limits)
     metadata = read_metadata(data, found, None if found in WALKED else open_file(data, found))
     findings = find_generators(metadata.texts) + _source_types(metadata) + find_camera(metadata)
@@ -107,7 +107,7 @@ def _examine(
 
 
 def _flattened(store: dict[str, Any]) -> Iterator[Text]:
-    """A manifest store as texts: one for each value that is no object or list, named by the way to it."""
+    """A manifest store as texts: one for each value that is not an object or a list, named by its path in the store."""
     waiting: list[tuple[str, Any]] = [("", store)]
     while waiting:
         name, value = waiting.pop()
@@ -120,7 +120,7 @@ def _flattened(store: dict[str, Any]) -> Iterator[Text]:
 
 
 def _source_types(metadata: Metadata) -> list[Finding]:
-    """The digital source types that IPTC's property in XMP states."""
+    """The digital source types that are stated in XMP."""
     found = []
     for text in metadata.texts:
         kind = source_type(text.value) if text.name.lower() in ("digitalsourcetype", "digitalsourcefiletype") else None

@@ -10,7 +10,7 @@ import zlib
 
 MAX_BYTES = 2**23  # of one file, after decompression; prompts and workflows of 2 MB exist
 _PART = 1024  # bytes that every part costs beside its content: what it takes to hold and judge a short text
-_WORK = 4  # times the limit: bytes that are decompressed in all, those of parts that prove to be too large too
+_WORK = 4  # times the limit: most bytes that are decompressed, including parts that turn out to be too large
 
 
 class Budget:
@@ -21,7 +21,8 @@ class Budget:
 
     Attributes:
         left: bytes that may still be read.
-        left_out: names of the parts that were not read; the same name once for each part.
+        work: bytes that may still be decompressed.
+        left_out: names of the parts that were not read, one for each part.
     """
 
     def __init__(self, limit: int = MAX_BYTES) -> None:
@@ -30,7 +31,7 @@ class Budget:
         self.left_out: list[str] = []
 
     def admits(self, size: int, part: str) -> bool:
-        """Whether `part`, of `size` bytes, may be read; its size is then taken off."""
+        """Whether `part`, of `size` bytes, may be read; if so, its size is subtracted from what is left."""
         if size + _PART > self.left:
             self.left_out.append(part)
             return False
@@ -41,7 +42,9 @@ class Budget:
         """The content of a compressed part; b"" if it is damaged, None if it is too large.
 
         Args:
-            data: as zlib or, with `wbits` 31, gzip writes it.
+            data: the compressed bytes.
+            part: the name of the part.
+            wbits: `zlib.MAX_WBITS` for zlib's format, 31 for gzip's.
         """
         most = min(self.left - _PART, self.work)
         if most <= 0:

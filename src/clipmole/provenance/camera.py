@@ -1,9 +1,9 @@
 """What a camera writes into a file, and where that contradicts itself.
 
-In: `Metadata`. Out: findings. A photograph often has none of it, and a contradiction often has an innocent cause
+In: `Metadata`. Out: findings. Many photographs have no such data, and a contradiction often has an innocent cause
 (editing, a wrong clock): the wording says so. It knows nothing of C2PA or of generators.
 
-Sources: EXIF 3.0 (CIPA DC-008-2023) and its earlier versions; release years from the makers' announcements.
+Sources: EXIF 3.0 (CIPA DC-008-2023) and its earlier versions; years of release from the makers' announcements.
 """
 
 from __future__ import annotations
@@ -19,18 +19,25 @@ from clipmole.provenance.metadata import Metadata
 _EXPOSURE = ("ExposureTime", "FNumber", "ISOSpeedRatings", "FocalLength")
 _DATES = ("DateTimeOriginal", "DateTimeDigitized", "DateTime")
 _EXIF_YEAR = 1995  # EXIF 1.0
-_FORMAT_YEAR = {"WebP": 2010, "HEIC": 2017, "AVIF": 2019}  # a camera could not have written it earlier
-_RELEASED = (  # model pattern -> year of the first release of what it matches
+_FORMAT_YEAR = {"WebP": 2010, "HEIC": 2017, "AVIF": 2019}  # no camera could write it earlier
+_RELEASED = (  # pattern of a model's name, and for each number that it matches the year of release
     (re.compile(r"^iPhone (\d{1,2})\b"), {4: 2010, 5: 2012, 6: 2014, 7: 2016, 8: 2017, 11: 2019, 12: 2020, 13: 2021,
                                           14: 2022, 15: 2023, 16: 2024, 17: 2025}),
     (re.compile(r"^Pixel (\d{1,2})\b"), {2: 2017, 3: 2018, 4: 2019, 5: 2020, 6: 2021, 7: 2022, 8: 2023, 9: 2024,
                                          10: 2025}),
 )  # fmt: skip
-_NO_CAMERA = re.compile(r"workflow:|prompt:|Black Forest Labs|flux", re.IGNORECASE)  # generators' use of Make and Model
+_NO_CAMERA = re.compile(
+    r"workflow:|prompt:|Black Forest Labs|flux", re.IGNORECASE
+)  # generators write it as Make, Model
 
 
 def find_camera(metadata: Metadata, now: datetime | None = None) -> list[Finding]:
-    """What speaks for a camera, and what contradicts it. `now`: for dates in the future; None: the clock's."""
+    """What speaks for a camera, and what contradicts it.
+
+    Args:
+        metadata: of the file.
+        now: the time after which dates lie in the future; None: now.
+    """
     exif = metadata.exif
     make, model = _text(exif.get("Make")), _text(exif.get("Model"))
     found = []
@@ -49,7 +56,7 @@ def _text(value: Any) -> str:
 
 
 def _finding(title: str, detail: str, key: str, points_to: PointsTo = "edited", strength: Strength = "weak") -> Finding:
-    """A contradiction."""
+    """A finding of the kind "contradiction"."""
     return Finding(
         kind="contradiction",
         title=one_line(title, 160),
@@ -61,7 +68,7 @@ def _finding(title: str, detail: str, key: str, points_to: PointsTo = "edited", 
 
 
 def _camera(exif: dict[str, Any], name: str, exposure: list[str], gps: bool) -> Finding:
-    """The camera, with exposure data as cameras write them, or without, which none does."""
+    """A finding on the camera: with exposure data, as cameras write them; or without, as no camera does."""
     if len(exposure) < 2:
         detail = f"{name}; of exposure time, aperture, sensitivity and focal length it holds {len(exposure)}; editors "
         return _finding("A camera without exposure data", detail + "and sites drop them too", "EXIF Make", "neither")
@@ -80,7 +87,7 @@ def _camera(exif: dict[str, Any], name: str, exposure: list[str], gps: bool) -> 
 
 
 def _exposure(exif: dict[str, Any]) -> list[tuple[str, str]]:
-    """(label, value) of the exposure as a person reads it."""
+    """(label, value) of each setting of the exposure, in words for people."""
     found = []
     time, aperture = _number(exif.get("ExposureTime")), _number(exif.get("FNumber"))
     if time:
@@ -105,7 +112,7 @@ def _number(value: Any) -> float | None:
 
 
 def _year(value: Any) -> int | None:
-    """The year of "YYYY:MM:DD HH:MM:SS"; None if it is not such a date or says that it is not known."""
+    """The year of "YYYY:MM:DD HH:MM:SS"; None if it is not such a date, or its year is 0000, which means unknown."""
     match = re.match(r"^(\d{4})[:\-/](\d{2})[:\-/](\d{2})", value.strip()) if isinstance(value, str) else None
     return int(match[1]) if match and match[1] != "0000" else None
 
@@ -144,7 +151,7 @@ def _released(model: str) -> int | None:
 
 
 def _geometry(metadata: Metadata) -> list[Finding]:
-    """Sizes that EXIF states, against those that the file has; either way round, since it may have been turned."""
+    """Where the sizes that EXIF states differ from the file's; width and height may be swapped by a rotation."""
     width, height = metadata.size or (0, 0)
     if not width or not height:  # the header cannot be read, or names no pixels
         return []

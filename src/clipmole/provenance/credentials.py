@@ -1,9 +1,9 @@
 """C2PA content credentials: a signed record of how a file was made, embedded in it.
 
-In: the bytes of a file, and a list of certificates to trust, if there is one. Out: findings, and what was checked.
-Three questions are answered apart: whether the file is as it was signed (integrity), whether the signer is on the
-list (trust), and what the claims say (content). c2pa-python reads and validates; nothing is fetched (no remote
-manifest, no revocation list). Without a list a valid signature does not say who signed: anybody can make a
+In: the bytes of a file, and perhaps a list of certificates to trust. Out: findings, and what was checked. Three
+questions are answered separately: whether the file is as it was signed (integrity), whether the signer is on the list
+(trust), and what the claims say (content). c2pa-python reads and validates. Nothing is fetched: no remote manifest, no
+revocation list. Without a list of certificates, a valid signature does not show who signed, because anybody can make a
 certificate with any name. It knows nothing of other metadata.
 
 Source: C2PA technical specification 2.2.
@@ -26,7 +26,7 @@ _MIME = {
     "JPEG": "image/jpeg", "PNG": "image/png", "WebP": "image/webp", "GIF": "image/gif", "TIFF": "image/tiff",
     "AVIF": "image/avif", "HEIC": "image/heic",
 }  # fmt: skip
-_KEY_USAGES = (  # of certificates that sign claims, as C2PA's own configuration has them
+_KEY_USAGES = (  # of certificates that sign claims, from C2PA's own configuration
     "1.3.6.1.5.5.7.3.4",  # e-mail protection
     "1.3.6.1.5.5.7.3.36",  # document signing
     "1.3.6.1.5.5.7.3.8",  # time stamping
@@ -35,39 +35,43 @@ _KEY_USAGES = (  # of certificates that sign claims, as C2PA's own configuration
     "1.3.6.1.4.1.62558.2.1",  # C2PA claim signing
 )
 _MAX_FINDINGS = 20  # of one file
-_BROKEN = {  # codes that say that hash or signature do not fit; all others are remarks on profile, trust or identity
+_BROKEN = {  # codes for a hash or a signature that does not match; all others concern profile, trust or identity
     "claimSignature.mismatch", "claimSignature.missing", "claim.missing", "claim.hardBindings.missing",
     "assertion.missing", "assertion.hashedURI.mismatch", "assertion.dataHash.mismatch", "assertion.bmffHash.mismatch",
     "assertion.boxesHash.mismatch", "assertion.collectionHash.mismatch", "assertion.multiAssetHash.mismatch",
 }  # fmt: skip
 _HELD = {"assertion.dataHash.match", "assertion.bmffHash.match", "assertion.boxesHash.match"}
-_NOT_COMPARED = "exclusion does not match the manifest location"  # the validator then compares no hash
-_NO_EDITS = {  # actions that leave the pixels as they are, or whose mark is not to be seen
+_NOT_COMPARED = "exclusion does not match the manifest location"  # then the validator compares no hash
+_NO_EDITS = {  # actions that leave the pixels as they are, or only add a mark that cannot be seen
     "c2pa.created", "c2pa.opened", "c2pa.published", "c2pa.converted", "c2pa.transcoded", "c2pa.repackaged",
     "c2pa.unknown", "c2pa.redacted", "c2pa.edited.metadata", "c2pa.metadata", "c2pa.version_updated",
     "c2pa.watermarked", "c2pa.watermarked.bound", "c2pa.watermarked.unbound",
 }  # fmt: skip
 _CREATED = "c2pa.created"
-_OWN_CONTENT = {_CREATED, "c2pa.placed"}  # an image with these is more than its only ingredient
+_OWN_CONTENT = {_CREATED, "c2pa.placed"}  # after one of these an image is more than its only ingredient
 
 
 class CredentialsFound(NamedTuple):
-    """What `find_credentials` gives."""
+    """What `find_credentials` returns.
+
+    Attributes:
+        findings: what the credentials say.
+        checked: what was checked; None if there are no credentials that can be read.
+        store: the manifest store as the validator gives it; {} if there is none.
+    """
 
     findings: list[Finding]
     checked: Credentials | None
-    """None if there are none, or they cannot be read."""
     store: dict[str, Any]
-    """The manifest store as the validator gives it; {} if there is none."""
 
 
 def find_credentials(data: bytes, format: str, trust_list: TrustList | None = None) -> CredentialsFound:
     """What the content credentials of a file say.
 
     Args:
-        data: the file.
+        data: the file's bytes.
         format: "JPEG", "PNG", ...
-        trust_list: whom to trust; None: the signer is not checked.
+        trust_list: certificates to trust; None: the signer is not checked.
 
     Raises `MissingDependency` if c2pa-python is not installed.
     """
@@ -101,7 +105,7 @@ def find_credentials(data: bytes, format: str, trust_list: TrustList | None = No
 
 
 def _settings(trust_list: TrustList | None) -> dict[str, Any]:
-    """What the validator is told: to fetch nothing, the key usages of claim signers, and whom to trust."""
+    """The validator's settings: it fetches nothing, and knows the key usages of claim signers and whom to trust."""
     verify = {
         "verify_after_reading": True,
         "verify_trust": trust_list is not None,
@@ -132,8 +136,8 @@ def checks(store: dict[str, Any], state: str, trust_list: TrustList | None) -> C
 
     Args:
         store: the manifest store as the validator gives it.
-        state: what the validator makes of it: "Valid", "Trusted" or "Invalid", which counts remarks of any kind.
-        trust_list: what it was given.
+        state: the validator's verdict: "Valid", "Trusted" or "Invalid"; any kind of remark makes it "Invalid".
+        trust_list: the list that the validator was given.
     """
     manifest = store.get("manifests", {}).get(store.get("active_manifest"), {})
     signature = manifest.get("signature_info") or {}
@@ -211,7 +215,10 @@ def _signature(checked: Credentials) -> Finding:
 
 
 def claims(store: dict[str, Any], checked: Credentials) -> list[Finding]:
-    """What the claims of all manifests say of the image: how it was made, and its edits."""
+    """What the claims of all manifests say about the image: how it was made and how it was edited.
+
+    Arguments: the manifest store, and the result of `checks`.
+    """
     active = str(store.get("active_manifest", ""))
     manifests: dict[str, Any] = store.get("manifests", {})
     line = _line_of_descent(manifests, active)
@@ -231,9 +238,10 @@ def _action_assertions(manifest: dict[str, Any]) -> list[tuple[str, dict[str, An
 
 
 def _line_of_descent(manifests: dict[str, Any], active: str) -> list[str]:
-    """The active manifest, the one of the file that it was made from, and so on; parts put in are not of it.
+    """Labels of the active manifest, of the manifest of the file that the image was made from, and so on.
 
-    An only ingredient that is called a part is the whole image where the manifest neither made nor placed anything.
+    Images that were only put in as parts are left out. But if a manifest neither created nor placed anything, its only
+    ingredient is the whole image, even where it is called a part.
     """
     line = [active]
     while len(line) < 50:
@@ -256,13 +264,13 @@ def _listed(content: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 class _Manifest(NamedTuple):
-    """What one manifest is to the image.
+    """How a manifest relates to the image.
 
     Attributes:
-        where: what to add to titles: "", or of which file it is.
-        whole: whether it is of the whole image, not of a part that was put in.
+        where: what titles say about it: "" for the active manifest, else to which file or part it belongs.
+        whole: whether it is about the whole image, not about a part that was put in.
         integrity: of the file.
-        program: what made the manifest.
+        program: the program that made the manifest.
     """
 
     where: str
@@ -298,7 +306,7 @@ class _Manifest(NamedTuple):
         return found
 
     def _said(self, title: str, detail: str, points_to: PointsTo, strength: Strength, key: str) -> Finding:
-        """A finding that weighs less if it is of a part, or if the file is not as it was signed."""
+        """A finding; it weighs less if it is about a part, or if the file is not known to be as it was signed."""
         if not self.whole:  # the rest of the image may be something else
             points_to, strength = ("edited" if points_to == "ai-generated" else "neither"), "moderate"
         if self.integrity == "broken":
@@ -308,7 +316,7 @@ class _Manifest(NamedTuple):
         return _finding(title, detail, points_to, strength, key)
 
     def _generator(self, agent: str, description: str, key: str) -> list[Finding]:
-        """A generator's name where an image was made and no digital source type says how."""
+        """A finding on the program that created an image, for claims without a digital source type."""
         texts = [("softwareAgent", agent), ("claim_generator", self.program), ("description", description)]
         for one in find_generators(Text("C2PA", name, text) for name, text in texts if text):
             return [

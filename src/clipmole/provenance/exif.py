@@ -1,7 +1,7 @@
 """EXIF blocks, and the tags of a TIFF file, which have the same structure.
 
-In: the bytes of a block or a TIFF file. Out: its tags by their names. Every value is bounded by the budget before it is
-read, however often the block points at the same bytes. It knows nothing of what the tags mean.
+In: the bytes of a block or a TIFF file. Out: its tags by their names. Each value is charged to the budget before it is
+read, even if the block points at the same bytes again and again. It knows nothing of what the tags mean.
 
 Sources: TIFF 6.0, EXIF 3.0 (CIPA DC-008-2023).
 """
@@ -23,12 +23,12 @@ _FORMATS = {  # TIFF type -> how one value is packed; 2 is text, 7 bytes of any 
 }  # fmt: skip
 _TEXT, _UTF8, _BYTES = 2, 129, (1, 7)
 _MAX_TAGS = 4096  # of one directory; cameras write about a hundred
-_MAX_NUMBERS = 16  # of one tag; what holds more (offsets of strips, curves) says nothing of where an image comes from
+_MAX_NUMBERS = 16  # of one tag; longer ones (offsets of strips, curves) say nothing about where an image comes from
 _EXIF_DIRECTORY, _GPS_DIRECTORY, _THUMBNAIL = 0x8769, 0x8825, 0x0201
 
 
 class UnreadableExif(ValueError):
-    """The block is not of the structure that EXIF has."""
+    """The block does not have the structure of EXIF."""
 
 
 @dataclass
@@ -36,11 +36,11 @@ class Exif:
     """The tags of a block.
 
     Attributes:
-        tags: of the image and of its Exif part, by their names: texts, numbers, tuples of numbers, or bytes.
-        gps: tags of the position, by their names.
+        tags: tags of the image and of its Exif directory, by name: texts, numbers, tuples of numbers, or bytes.
+        gps: tags of the GPS directory, by name.
         thumbnail: offset of the preview in `block`, bytes; None if there is none.
-        packets: values of tags that are metadata of another kind, by tag number: XMP, IPTC, Photoshop, ICC.
-        block: what was read, without the mark before it.
+        packets: values of tags that hold metadata of another kind, by tag number: XMP, IPTC, Photoshop, ICC.
+        block: what was read, without the mark "Exif" before it.
     """
 
     tags: dict[str, Any] = field(default_factory=dict)
@@ -55,6 +55,8 @@ _PACKETS = (XMP, IPTC, PHOTOSHOP, ICC)
 
 
 class _Entry(NamedTuple):
+    """One entry of a directory."""
+
     tag: int
     type: int
     n: int  # values
@@ -63,7 +65,7 @@ class _Entry(NamedTuple):
 
 
 class _Layout(NamedTuple):
-    """How offsets and numbers are packed: as TIFF, or as BigTIFF."""
+    """How offsets and numbers are packed, in TIFF or in BigTIFF, as formats of `struct`."""
 
     order: str
     n_entries: str
@@ -71,7 +73,7 @@ class _Layout(NamedTuple):
     offset: str
 
     def unpack(self, packed: str, data: bytes, at: int) -> tuple[Any, ...]:
-        """Raises `UnreadableExif` where the data end before that."""
+        """The values packed at offset `at`. Raises `UnreadableExif` if the data end before."""
         try:
             return struct.unpack_from(self.order + packed, data, at)
         except struct.error as error:
@@ -79,7 +81,14 @@ class _Layout(NamedTuple):
 
 
 def read_exif(block: bytes, budget: Budget) -> Exif:
-    """The tags of an EXIF block, with or without the mark "Exif", or of a TIFF file. Raises `UnreadableExif`."""
+    """The tags of an EXIF block, with or without the mark "Exif", or of a TIFF file.
+
+    Args:
+        block: the bytes.
+        budget: how much may still be read.
+
+    Raises `UnreadableExif`.
+    """
     while block.startswith(b"Exif\0\0"):
         block = block[6:]
     order = {b"II": "<", b"MM": ">"}.get(block[:2])
@@ -111,7 +120,7 @@ def read_exif(block: bytes, budget: Budget) -> Exif:
 def _directory(layout: _Layout, block: bytes, at: int) -> tuple[list[_Entry], int]:
     """The entries of the directory at offset `at` whose values lie in the block, and the offset of the next directory.
 
-    An offset of 0 or behind the block is no directory.
+    At offset 0, or behind the end of the block, there is no directory.
     """
     if not 0 < at < len(block):
         return [], 0
@@ -132,13 +141,13 @@ def _directory(layout: _Layout, block: bytes, at: int) -> tuple[list[_Entry], in
 
 
 def _offset(layout: _Layout, block: bytes, entry: _Entry) -> int:
-    """The first value of an entry that is an offset; 0 if it holds no whole number."""
+    """The offset that an entry holds, its first value; 0 if that is not a whole number."""
     packed = _FORMATS[entry.type]
     return int(layout.unpack(packed, block, entry.at)[0]) if packed in ("H", "I", "Q") else 0
 
 
 def _add(tags: dict[str, Any], name: str, layout: _Layout, block: bytes, entry: _Entry, budget: Budget) -> None:
-    """Read the value of one entry into `tags`; the first entry of a name counts."""
+    """Read the value of an entry into `tags`, unless an earlier entry has this name or the budget is used up."""
     packed = _FORMATS[entry.type]
     textual = packed == "s" or (entry.type == 1 and entry.n > 4)
     if name in tags or (not textual and entry.n > _MAX_NUMBERS) or not budget.admits(entry.size, f"EXIF {name}"):
@@ -158,7 +167,7 @@ def _text_value(name: str, value: bytes) -> str:
 
 
 def _of_bytes(name: str, value: bytes) -> Any:
-    """Texts that EXIF keeps as bytes; the rest as it is."""
+    """The text that EXIF keeps as bytes under some names; any other bytes as they are."""
     if name.startswith("XP"):  # Windows: UTF-16, little endian
         return value.decode("utf-16-le", "replace").strip("\0 ")
     if name == "UserComment":
@@ -168,7 +177,7 @@ def _of_bytes(name: str, value: bytes) -> Any:
 
 
 def _user_comment(value: bytes) -> str:
-    """The text after the 8 bytes that name its character code (EXIF 3.0, 4.6.5), to which not all programs keep."""
+    """The text after the 8 bytes that name its encoding (EXIF 3.0, 4.6.5), a rule that not all programs follow."""
     code, body = value[:8], value[8:]
     if code == b"UNICODE\0":
         if body[:2] in (b"\xfe\xff", b"\xff\xfe"):

@@ -1,14 +1,12 @@
-"""What metadata say of where an image comes from: the records, and text made fit to be shown.
+"""The records of what metadata say about where an image comes from.
 
-In: what a file's metadata hold, any text. Out: `Finding` and `Provenance`, which turn into JSON. It knows nothing of
-file formats or of detectors.
+In: what was found in a file's metadata. Out: `Finding`, `Credentials` and `Provenance`, which turn into JSON. It knows
+nothing of file formats or of detectors.
 """
 
 from __future__ import annotations
 
 from typing import Literal
-
-from pydantic import Field
 
 from clipmole.records import Record
 
@@ -30,11 +28,11 @@ class Finding(Record):
     Attributes:
         kind: what sort of evidence it is.
         title: one line for a person.
-        detail: what was read, cut to 300 characters, on one line, without control characters.
+        detail: what was read, on one line of at most 300 characters, without control characters.
         points_to: what it speaks for, if it is true; "neither": it is only context.
         strength: "strong": it says so outright, or is a whole record that only such a program writes; "moderate": such
-            files usually hold it; "weak": a hint. It does not say how hard it is to forge.
-        key: its position in the file, such as "PNG text parameters".
+            files usually hold it; "weak": a hint. It does not mean that it is hard to forge.
+        key: where it stands in the file, such as "PNG text parameters".
     """
 
     kind: Kind
@@ -46,15 +44,14 @@ class Finding(Record):
 
 
 class Credentials(Record):
-    """What was checked of a file's content credentials. What they say of the image are findings.
+    """What was checked of a file's content credentials. What they say about the image is in the findings.
 
     Attributes:
         status: the checks in one line: "trusted", "valid, signer not on the list", "valid, trust not checked",
-        "broken",
-            or "integrity not checked".
+            "broken", or "integrity not checked".
         integrity: whether the file is as it was signed, by its hash and the signature: "holds", "broken", or "unknown"
-            if that could not be worked out.
-        trust: whether the signer's certificate leads back to one of the trust list: "trusted", "not_on_list", or
+            if that could not be checked.
+        trust: whether the signer's certificate leads back to one on the trust list: "trusted", "not_on_list", or
             "not_checked" without a list.
         signer: the name in the certificate; without a list, anybody could have written it.
         program: the program that made the credentials, as they say themselves.
@@ -79,9 +76,9 @@ class Provenance(Record):
     Attributes:
         source: the path as given, or "<bytes>".
         format: "JPEG", "PNG", ...
-        findings: the strongest first; () says nothing about the image.
+        findings: the strongest first. That there are none says nothing about the image.
         credentials: what was checked of the content credentials; None if there are none that can be read.
-        not_checked: what could not be read, and why, one line for each.
+        not_checked: parts that could not be read, and why, one line each.
         caution: what metadata do not prove.
     """
 
@@ -89,5 +86,5 @@ class Provenance(Record):
     format: str
     findings: tuple[Finding, ...] = ()
     credentials: Credentials | None = None
-    not_checked: tuple[str, ...] = Field(())
+    not_checked: tuple[str, ...] = ()
     caution: str = CAUTION

@@ -1,8 +1,8 @@
 """The metadata of an image file: EXIF, XMP, IPTC fields, PNG text, comments, text in the alpha channel.
 
-In: the bytes of a file. Out: `Metadata`: texts with their places, EXIF tags, XMP properties. All of it together is
-limited by one budget. What is over it, and what cannot be read, is named in `damaged`. It knows nothing of what the
-texts mean.
+In: the bytes of a file. Out: `Metadata`: texts and where they stand, EXIF tags, XMP properties. One budget limits all
+of them together. What exceeds it, and what cannot be read, is named in `damaged`. It knows nothing of what the texts
+mean.
 
 Sources: PNG (W3C, third edition), JPEG (ITU-T T.81), XMP part 3 (Adobe), the WebP container specification, IPTC IIM
 4.2.
@@ -19,14 +19,14 @@ from typing import Any
 from PIL import ImageFile
 from PIL.JpegImagePlugin import JpegImageFile
 
-from clipmole.images.headers import FRAMES, jpeg_segments
+from clipmole.images.headers import FRAMES, jpeg_segments, png_chunks
 from clipmole.provenance import exif, stealth
 from clipmole.provenance.budget import Budget
 from clipmole.provenance.exif import UnreadableExif, read_exif
 from clipmole.provenance.texts import Text, decoded, untrusted_json
 from clipmole.provenance.xmp import Property, UnsafeXMP, read_xmp
 
-WALKED = ("PNG", "JPEG")
+WALKED = ("PNG", "JPEG")  # formats whose metadata are found without Pillow, which would read them without a limit
 MAX_CHUNKS = 2**20  # of a PNG or WebP file
 _XMP_KEY = "XML:com.adobe.xmp"
 _PHOTOSHOP_IPTC = 0x0404  # number of the resource that holds IPTC fields
@@ -52,14 +52,14 @@ class Metadata:
     Attributes:
         format: "JPEG", "PNG", "WebP", ...
         size: (width, height) as stored, pixels; None if the header cannot be read.
-        exif: EXIF tags of the image and of its Exif part, by their names; strings for texts.
-        thumbnail: (width, height) of the preview in the EXIF block; None if there is none.
-        gps: EXIF tags of the position, by their names.
+        exif: tags as in `Exif.tags`.
+        thumbnail: (width, height) of the preview in the EXIF block, pixels; None if there is none.
+        gps: tags as in `Exif.gps`.
         xmp: properties of the XMP packets.
-        texts: every text of all of them.
-        others: what is no text, written as text: numbers, positions, sizes of blocks.
+        texts: all texts, those of EXIF and XMP too.
+        others: values that are not texts, written as texts: numbers, positions, sizes of blocks.
         credentials: whether a C2PA manifest seems to be embedded.
-        damaged: parts that could not be read, one line each.
+        damaged: what could not be read, and why, one line each.
     """
 
     format: str
@@ -78,9 +78,10 @@ def read_metadata(data: bytes, found: str, image: ImageFile.ImageFile | None, bu
     """All metadata of a file.
 
     Args:
-        data: its bytes. found: its format. image: the file opened by Pillow, not decoded; None if its header cannot
-        be read, and for the formats of `WALKED`,
-            whose metadata Pillow reads without a common limit.
+        data: its bytes.
+        found: its format.
+        image: the file opened by Pillow, not decoded; None for the formats in `WALKED`, or if Pillow cannot read the
+            header.
         budget: how much to read; None: `budget.MAX_BYTES`.
     """
     budget = budget or Budget()
@@ -113,8 +114,8 @@ def read_metadata(data: bytes, found: str, image: ImageFile.ImageFile | None, bu
     return metadata
 
 
+# Place ("EXIF", "XMP", "IPTC", or as in `Text`), name, and content; of an ICC profile the name states the size.
 _Part = tuple[str, str, bytes]
-"""A place ("EXIF", "XMP", "IPTC", else that of a text), a name, and the content; an ICC profile's name is its size."""
 
 
 def _size(data: bytes, found: str) -> tuple[int, int] | None:
@@ -129,7 +130,7 @@ def _size(data: bytes, found: str) -> tuple[int, int] | None:
 
 
 def _jpeg_parts(data: bytes, budget: Budget) -> Iterator[_Part]:
-    """The metadata in the segments of a JPEG; blocks that are split over several are put together."""
+    """The metadata in the segments of a JPEG; a block that is split over several segments is joined."""
     blocks: dict[str, list[bytes]] = {}
     profile = 0
     for marker, start, end in jpeg_segments(data):
@@ -153,7 +154,7 @@ def _jpeg_parts(data: bytes, budget: Budget) -> Iterator[_Part]:
 
 
 def _photoshop_iptc(block: bytes) -> bytes:
-    """The resource of Photoshop's that holds IPTC fields; b"" if there is none."""
+    """The IPTC fields among Photoshop's resources; b"" if there are none."""
     at = 0
     while at + 12 <= len(block) and block[at : at + 4] == b"8BIM":
         (number,) = struct.unpack_from(">H", block, at + 4)
@@ -168,31 +169,27 @@ def _photoshop_iptc(block: bytes) -> bytes:
 
 
 def _png_parts(data: bytes, budget: Budget) -> Iterator[_Part]:
-    """The metadata in a PNG's chunks, those behind the pixels too; texts in UTF-8."""
-    at = 8
-    for _ in range(MAX_CHUNKS):
-        if at + 8 > len(data):
-            return
-        length, kind = struct.unpack_from(">I4s", data, at)
-        if kind == b"IEND":
+    """The metadata in a PNG's chunks, also in those after the pixels."""
+    for count, (kind, start, end) in enumerate(png_chunks(data)):
+        if count == MAX_CHUNKS:
+            budget.left_out.append(f"PNG chunks after the first {MAX_CHUNKS:,}")
+        if count == MAX_CHUNKS or kind == b"IEND":
             return
         if kind == b"eXIf":
-            if budget.admits(length, "EXIF"):
-                yield "EXIF", "", data[at + 8 : at + 8 + length]
+            if budget.admits(end - start, "EXIF"):
+                yield "EXIF", "", data[start:end]
         elif kind == b"iCCP":
-            yield "ICC profile", f"{length:,} bytes", b""
+            yield "ICC profile", f"{end - start:,} bytes", b""
         elif kind in (b"tEXt", b"zTXt", b"iTXt"):
-            part = _png_text(kind, data, at + 8, length, budget)
+            part = _png_text(kind, data, start, end, budget)
             if part is not None:
                 yield part
-        at += 12 + length
-    budget.left_out.append(f"PNG chunks after the first {MAX_CHUNKS:,}")
 
 
-def _png_text(kind: bytes, data: bytes, at: int, length: int, budget: Budget) -> _Part | None:
-    """The text of one chunk, whose content begins at offset `at`; None if it is left out."""
-    keyword = data[at : at + min(length, 80)].partition(b"\0")[0]
-    key, start, end = decoded(keyword), at + len(keyword) + 1, at + length
+def _png_text(kind: bytes, data: bytes, start: int, end: int, budget: Budget) -> _Part | None:
+    """The text of one chunk, whose content lies at `data[start:end]`; None if it is left out."""
+    keyword = data[start : min(end, start + 80)].partition(b"\0")[0]
+    key, start = decoded(keyword), start + len(keyword) + 1
     name = f"PNG text {key}"
     compressed = kind == b"zTXt"
     if compressed:
@@ -200,7 +197,7 @@ def _png_text(kind: bytes, data: bytes, at: int, length: int, budget: Budget) ->
     elif kind == b"iTXt":
         compressed = data[start : start + 1] == b"\1"
         start += 2
-        for _ in range(2):  # the language, the keyword in that language
+        for _ in range(2):  # skip the language, and the keyword in that language
             start = data.find(b"\0", start, end) + 1 or end
     if compressed:
         value = budget.inflated(data[start:end], name)
@@ -214,7 +211,7 @@ def _png_text(kind: bytes, data: bytes, at: int, length: int, budget: Budget) ->
 
 
 def _raw_profile(key: str, value: bytes) -> _Part:
-    """What ImageMagick and ExifTool keep in a text: a name, a length, then the block in hexadecimal digits."""
+    """The block that ImageMagick or ExifTool wrote as a text: a name, a length, then hexadecimal digits."""
     try:
         block = bytes.fromhex(b"".join(value.split()[2:]).decode("ascii"))
     except ValueError:
@@ -262,7 +259,7 @@ def _opened_parts(data: bytes, image: ImageFile.ImageFile, budget: Budget) -> It
 
 
 def _add_exif(metadata: Metadata, block: bytes, budget: Budget) -> None:
-    """EXIF tags by name; of a TIFF those of the file itself, and the packets among them."""
+    """Add the tags of an EXIF block or of a TIFF file, and the packets of XMP and IPTC among them."""
     try:
         found = read_exif(block, budget)
     except UnreadableExif as error:
@@ -286,7 +283,7 @@ def _add_exif(metadata: Metadata, block: bytes, budget: Budget) -> None:
 
 
 def _written(value: Any) -> str:
-    """A value of a tag as text."""
+    """The value of a tag as text; of bytes only how many they are."""
     if isinstance(value, bytes):
         return f"{len(value):,} bytes"
     if isinstance(value, tuple):
@@ -295,10 +292,10 @@ def _written(value: Any) -> str:
 
 
 def _thumbnail_size(block: bytes) -> tuple[int, int] | None:
-    """(width, height) of the JPEG preview that a block begins with."""
+    """(width, height) of the JPEG that a block begins with, pixels; None if it does not begin with one."""
     try:
         return JpegImageFile(io.BytesIO(block)).size
-    except Exception:  # whatever stands there
+    except Exception:  # hostile bytes fail in many ways
         return None
 
 
@@ -314,7 +311,7 @@ def _add_xmp(metadata: Metadata, packet: bytes, budget: Budget) -> None:
 
 
 def _add_iptc(metadata: Metadata, block: bytes, budget: Budget) -> None:
-    """The fields of record 2 of an IPTC block; reading ends where the structure does."""
+    """Add the fields of record 2 of an IPTC block, up to the first bytes that do not fit its structure."""
     at = 0
     while at + 5 <= len(block) and block[at] == 0x1C:
         record, number, length = struct.unpack_from(">BBH", block, at + 1)
@@ -327,7 +324,7 @@ def _add_iptc(metadata: Metadata, block: bytes, budget: Budget) -> None:
 
 
 def _add_hidden_text(metadata: Metadata, data: bytes, image: ImageFile.ImageFile | None, budget: Budget) -> None:
-    """The text in the alpha channel: as one text, or a text for each entry where it is a JSON object of texts."""
+    """Add the text in the alpha channel, and if it is a JSON object, each text in it as well."""
     if not stealth.has_alpha(data, image):
         return
     width, height = metadata.size or (0, 0)

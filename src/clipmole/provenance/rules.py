@@ -1,7 +1,7 @@
 """Traces that image generators and editors leave in texts, as `rules.toml` describes them.
 
-In: the texts of a file's metadata. Out: findings. It knows nothing of file formats, and of programs only what the rules
-say.
+In: the texts of a file's metadata. Out: findings. It knows nothing of file formats, and what it knows of programs is in
+the rules.
 """
 
 from __future__ import annotations
@@ -21,14 +21,17 @@ from clipmole.provenance.findings import Finding, PointsTo, Strength
 from clipmole.provenance.texts import Text, untrusted_json
 from clipmole.records import Record
 
-_WINDOW = 2**16  # characters at the beginning and at the end of a text that expressions are searched in
-_NAMED_WITHIN = 4000  # characters in which a program's name is looked for
+_WINDOW = 2**16  # expressions are searched in so many characters at the beginning and at the end of a text
+_NAMED_WITHIN = 4000  # a program's name is searched in so many characters at the beginning
 _MAX_NODES = 5000  # of a graph
 _OWNER = re.compile(r"\(c\)|©|copyright|created|made|generated|by|with|\d{4}|[^\w\s]", re.IGNORECASE)
 
 
 class JsonKeys(Record):
-    """Keys that a JSON object must have, in any spelling: `cfg_scale` is "cfgScale" too."""
+    """Keys that a JSON object must have: each of `all`, and `at_least` so many of `some`.
+
+    Their spelling does not matter: `cfg_scale` is "cfgScale" too.
+    """
 
     all: tuple[str, ...] = ()
     some: tuple[str, ...] = ()
@@ -36,14 +39,14 @@ class JsonKeys(Record):
 
 
 class GraphNodes(Record):
-    """What the nodes of a ComfyUI graph must do: make an image, load one."""
+    """Whether the nodes of a ComfyUI graph must make an image, and whether they must load one."""
 
     makes: bool
     loads: bool
 
 
 class Rule(Record):
-    """One rule of `rules.toml`, which says what the fields mean."""
+    """One rule. The beginning of `rules.toml` says what the fields mean."""
 
     id: str
     where: tuple[str, ...]
@@ -84,7 +87,7 @@ class Rules(Record):
     rules: tuple[Rule, ...]
 
     def listed(self, items: Iterable[str]) -> Iterator[str]:
-        """`items`, each "@NAME" replaced by that list."""
+        """`items`, with each "@NAME" replaced by the items of that list."""
         for item in items:
             if item.startswith("@"):
                 yield from self.lists[item[1:]]
@@ -99,7 +102,7 @@ def load_rules() -> Rules:
 
 
 def find_generators(texts: Iterable[Text]) -> list[Finding]:
-    """What each text says of a generator or an editor: the first rule that fits it, or nothing."""
+    """What the texts of a file say about generators and editors: for each text, what the first rule that fits finds."""
     listed = list(texts)
     found = []
     for text in listed:
@@ -113,7 +116,7 @@ def find_generators(texts: Iterable[Text]) -> list[Finding]:
 
 
 def rule_lines() -> Iterator[str]:
-    """The rules as a person reads them: what each means, where it looks for what, and its example."""
+    """The rules in words for people: what each one means, where it looks, what it looks for, and its example."""
     rules = load_rules()
     for rule in rules.rules:
         toward = "context" if rule.points_to == "neither" else f"{rule.strength}: {rule.points_to}"
@@ -142,7 +145,7 @@ def _condition(rule: Rule) -> str:
 
 
 class _Match(NamedTuple):
-    """What a rule found: a name, or the nodes of a graph; and the part of the text that may hold a version."""
+    """What a rule found: a program's name or the nodes of a graph, and the part of the text that may hold a version."""
 
     name: str
     region: str
@@ -164,7 +167,7 @@ def _finding(rule: Rule, text: Text, match: _Match) -> Finding:
 
 
 class _Reading:
-    """One text as the rules look at it; what several of them need is worked out once."""
+    """One text as the rules read it; what several of them need is computed once."""
 
     def __init__(self, text: Text) -> None:
         self.text = text
@@ -174,7 +177,7 @@ class _Reading:
 
     @cached_property
     def record(self) -> Any:
-        """The text as JSON, also behind "prompt:" or "workflow:"; None if it is no object."""
+        """The text as a JSON object, also if "prompt:" or "workflow:" stands before it; None if it is not one."""
         head, _, rest = self.text.value[:20].partition(":")
         prefixed = rest and head.strip().lower() in ("prompt", "workflow")
         parsed = untrusted_json(self.text.value[len(head) + 1 :] if prefixed else self.text.value)
@@ -182,16 +185,16 @@ class _Reading:
 
     @cached_property
     def keys(self) -> frozenset[str]:
-        """The keys of the JSON object, spelled as `_bare_key` does."""
+        """The keys of the JSON object, as `_bare_key` spells them."""
         return frozenset(map(_bare_key, self.record or ()))
 
     @cached_property
     def nodes(self) -> list[str]:
-        """Types of the nodes of a ComfyUI graph; [] if the text holds none."""
+        """Types of the nodes of a ComfyUI graph; [] if the text is not such a graph."""
         return list(dict.fromkeys(_node_types(self.record)))
 
     def match(self, rule: Rule, texts: Sequence[Text]) -> _Match | None:
-        """What the rule finds in this text; None if it does not fit. `texts`: of the whole file."""
+        """What the rule finds in this text; None if it does not fit. `texts` are those of the whole file."""
         if not _where(rule.where).fits(self.key):
             return None
         found = self._condition(rule)
@@ -243,7 +246,7 @@ class _Reading:
 
 
 class _Where(NamedTuple):
-    """Which keys a rule looks at: these, and those that fit one of the expressions."""
+    """Which keys a rule looks at: all of them, or these and those that match one of the expressions."""
 
     everywhere: bool
     keys: frozenset[str]
@@ -282,13 +285,15 @@ def _any_of(nodes: Iterable[str], name: str) -> bool:
 
 
 def _bare_key(key: object) -> str:
-    """A JSON key without its spelling: "cfg_scale" and "cfgScale" are the same."""
+    """A JSON key in one spelling, the same for "cfg_scale" and "cfgScale"."""
     return str(key).lower().replace("_", "").replace(" ", "")
 
 
 def _node_types(record: Any, depth: int = 0) -> Iterator[str]:
-    """Types of the nodes of a ComfyUI graph: as saved to be run ("prompt") or to be edited ("workflow"), with its
-    subgraphs; or of graphs that stand in an object under those names."""
+    """Types of the nodes of a ComfyUI graph and its subgraphs, or of the graphs that a JSON object holds.
+
+    A graph may be saved to be run ("prompt") or to be edited ("workflow"); an object holds graphs under those names.
+    """
     if not isinstance(record, dict):
         return
     nodes = record.get("nodes")

@@ -1,7 +1,7 @@
-"""IPTC digital source types: how an image says of itself that it came to be.
+"""IPTC digital source types: what an image says about how it was made.
 
-In: a term or its address, as XMP and C2PA hold it. Out: what it means in words and what it speaks for. It knows
-nothing of files.
+In: a term or its address, as XMP and C2PA hold it. Out: its meaning in words, and what it speaks for. It knows nothing
+of files.
 
 Source: the IPTC NewsCodes scheme "digitalsourcetype", http://cv.iptc.org/newscodes/digitalsourcetype/
 """
@@ -14,7 +14,7 @@ from clipmole.provenance.findings import PointsTo, Strength
 
 
 class SourceType(NamedTuple):
-    """Words for a term, what it speaks for, and how clearly."""
+    """What a term means in words, what it speaks for, and how strongly."""
 
     description: str
     points_to: PointsTo
@@ -47,6 +47,6 @@ _BY_LOWER = {name.lower(): kind for name, kind in _TYPES.items()}
 
 
 def source_type(term: str) -> SourceType | None:
-    """The meaning of `term`, an address of the scheme or its last part in any case; None if it is not known."""
+    """The meaning of `term`, an address of the scheme or the last part of one, in any case; None if it is unknown."""
     last = term.strip().rstrip("/").rsplit("/", 1)[-1].rsplit(":", 1)[-1].rsplit("#", 1)[-1]
     return _BY_LOWER.get(last.lower())

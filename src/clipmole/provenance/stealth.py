@@ -3,9 +3,9 @@
 In: the bytes of a PNG or WebP file. Out: the hidden text. The pixels are decoded for this, and only their alpha is
 looked at. It knows nothing of what the text means.
 
-Source: ashen-sensored/sd_webui_stealth_pnginfo: one bit per pixel, column by column from the upper left, the highest
-bit of each byte first: a mark of 15 characters, the number of bits as 32 bits, and the text in UTF-8, plain or as
-gzip.
+Source: ashen-sensored/sd_webui_stealth_pnginfo. There is one bit per pixel, column by column from the upper left, the
+highest bit of each byte first. The bits are a mark of 15 characters, the number of bits of the text as 32 bits, and the
+text in UTF-8, plain or packed by gzip.
 """
 
 from __future__ import annotations
@@ -18,26 +18,33 @@ from numpy.typing import NDArray
 from PIL import ImageFile
 from PIL.PngImagePlugin import PngImageFile
 
+from clipmole.images.headers import png_chunks
 from clipmole.provenance.budget import Budget
 
-MAX_PIXELS = 2**26  # decoded for this; one such image takes 256 MiB
+MAX_PIXELS = 2**26  # of an image that is decoded for this; it takes 256 MiB
 PLACE = "alpha bits"
 _PLAIN, _PACKED = b"stealth_pnginfo", b"stealth_pngcomp"
 _HEAD = 8 * len(_PLAIN) + 32  # bits before the text
-_GZIP = 31  # zlib's name for that format
+_GZIP = 31  # zlib's number for that format
 _PIXEL_CHUNKS = (b"IHDR", b"IDAT", b"IEND")
 
 
 def has_alpha(data: bytes, image: ImageFile.ImageFile | None) -> bool:
-    """Whether a PNG (`image` is None) or an opened WebP file has an alpha channel of 8 bits."""
+    """Whether a PNG or WebP file has an alpha channel of 8 bits.
+
+    Args:
+        data: the file's bytes.
+        image: a WebP file, opened by Pillow; None for a PNG.
+    """
     return image.mode == "RGBA" if image is not None else data[24:26] == b"\x08\x06"  # IHDR: bit depth, colour type
 
 
 def hidden_text(data: bytes, image: ImageFile.ImageFile | None, budget: Budget) -> str:
-    """The hidden text; "" if there is none or the pixels cannot be decoded.
+    """The hidden text; "" if there is none, if it is too long, or if the pixels cannot be decoded.
 
     Args:
-        data, image: as `has_alpha` takes them.
+        data, image: as in `has_alpha`.
+        budget: how much may still be read.
     """
     try:
         opened = image if image is not None else PngImageFile(io.BytesIO(_pixels_alone(data)))
@@ -57,7 +64,10 @@ def hidden_text(data: bytes, image: ImageFile.ImageFile | None, budget: Budget) 
 
 
 def _bits(alpha: NDArray[np.uint8], start: int, n: int) -> bytes | None:
-    """`n` lowest bits from number `start`, column by column, as bytes; None if the image has fewer pixels."""
+    """The lowest bits of `n` pixels, the first of them number `start` column by column, as bytes.
+
+    None if the image has fewer pixels.
+    """
     height = alpha.shape[0]
     if start + n > alpha.size:
         return None
@@ -67,11 +77,6 @@ def _bits(alpha: NDArray[np.uint8], start: int, n: int) -> bytes | None:
 
 
 def _pixels_alone(data: bytes) -> bytes:
-    """A PNG without all chunks but those of its pixels: its texts are not inflated once more."""
-    parts, at = [data[:8]], 8
-    while at + 8 <= len(data):
-        length, kind = struct.unpack_from(">I4s", data, at)
-        if kind in _PIXEL_CHUNKS:
-            parts.append(data[at : at + 12 + length])
-        at += 12 + length
-    return b"".join(parts)
+    """A PNG with only the chunks of its pixels, so that its texts are not decompressed a second time."""
+    chunks = [data[start - 8 : end + 4] for kind, start, end in png_chunks(data) if kind in _PIXEL_CHUNKS]
+    return b"".join([data[:8], *chunks])

@@ -8,11 +8,17 @@ from __future__ import annotations
 import json
 from typing import Any, NamedTuple
 
-MAX_JSON = 2**21  # characters that are parsed: Python objects take up to thirty times as many bytes
+MAX_JSON = 2**21  # most characters that are parsed: Python objects take up to thirty times as many bytes
 
 
 class Text(NamedTuple):
-    """One text: where it stands ("EXIF", "XMP", "PNG text", "IPTC", ...), under which name, and what it says."""
+    """One text of a file's metadata.
+
+    Attributes:
+        place: the part of the file that it stands in: "EXIF", "XMP", "PNG text", "IPTC", ...
+        name: its name there; "" if it has none.
+        value: the text itself.
+    """
 
     place: str
     name: str
@@ -25,7 +31,10 @@ class Text(NamedTuple):
 
 
 def decoded(value: bytes, otherwise: str = "latin-1") -> str:
-    """Text of bytes: many programs write UTF-8 where another encoding is meant, so that comes before `otherwise`."""
+    """Bytes as text: as UTF-8 if they are that, since many programs write it whatever a format says, else `otherwise`.
+
+    What `otherwise` does not have becomes U+FFFD.
+    """
     try:
         return value.decode("utf-8")
     except UnicodeDecodeError:
@@ -33,7 +42,7 @@ def decoded(value: bytes, otherwise: str = "latin-1") -> str:
 
 
 def untrusted_json(value: str) -> Any:
-    """A JSON object or list, also with a NUL behind it; None of anything else, and of hostile depth or size."""
+    """The value of a JSON object or list, which a NUL may follow; None for any other text, or if it is too large."""
     if len(value) > MAX_JSON or value.lstrip()[:1] not in ("{", "["):
         return None
     try:

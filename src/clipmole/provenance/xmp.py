@@ -1,8 +1,8 @@
-"""XMP packets: RDF in XML from whoever made the file, read without trusting it.
+"""XMP packets: RDF in XML, which anybody may have written, read without trusting it.
 
-In: the bytes of a packet. Out: its properties as (namespace, name, value). Nothing is fetched; a packet that declares
-a document type or an entity is refused whole, and size, depth and number of elements are limited. It knows nothing
-of what the properties mean.
+In: the bytes of a packet. Out: its properties as (namespace, name, value). Nothing is fetched. A packet that declares
+a document type or an entity is refused as a whole, and size, depth and number of properties are limited. It knows
+nothing of what the properties mean.
 
 Source: ISO 16684-1.
 """
@@ -12,15 +12,15 @@ from __future__ import annotations
 from typing import NamedTuple
 from xml.parsers import expat
 
-MAX_BYTES = 2**21
-MAX_DEPTH = 60
+MAX_BYTES = 2**21  # of a packet
+MAX_DEPTH = 60  # elements within each other
 MAX_PROPERTIES = 5000
 _RDF = "http://www.w3.org/1999/02/22-rdf-syntax-ns#"
 _MARK = "\n"  # between namespace and name; cannot stand in either
 
 
 class Property(NamedTuple):
-    """One value: of a list or a structure each item is a property of its own, under the innermost name."""
+    """One value. Each item of a list or a structure is a property of its own, under the innermost name."""
 
     namespace: str
     name: str
@@ -28,7 +28,7 @@ class Property(NamedTuple):
 
 
 class UnsafeXMP(ValueError):
-    """The packet is not well-formed, too large, too deep, or declares entities."""
+    """The packet is not well-formed, too large or too deep, or declares entities."""
 
 
 def read_xmp(packet: bytes) -> list[Property]:
@@ -80,7 +80,7 @@ class _Reader:
         self.open.pop()
 
     def add(self, value: str) -> None:
-        """`value` under the innermost name that is not RDF's own (li, Seq, Alt, Bag, Description)."""
+        """Add `value` under the innermost name that is not RDF's own (li, Seq, Alt, Bag, Description)."""
         for namespace, name in reversed(self.open):
             if namespace not in (_RDF, "adobe:ns:meta/"):
                 self.append(Property(namespace, name, value))
