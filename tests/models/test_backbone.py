@@ -547,9 +547,9 @@ FC1 = "vision_model.encoder.layers.0.mlp.fc1.weight"
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (lambda _scale: None, f"{FC1} is int8, and {FC1}_scale does not hold its 160 scales in float32"),
-        (lambda scale: scale[:-1].clone(), "does not hold its 160 scales in float32"),
-        (lambda scale: scale.half(), "does not hold its 160 scales in float32"),
+        (lambda _scale: None, f"{FC1} is int8, and {FC1}_scale does not hold a float32 scale for each row"),
+        (lambda scale: scale[:-1].clone(), "does not hold a float32 scale for each row"),
+        (lambda scale: scale.half(), "does not hold a float32 scale for each row"),
         (lambda scale: scale * torch.nan, f"{FC1}: its scales are not all finite and positive"),
         (lambda scale: -scale, f"{FC1}: its scales are not all finite and positive"),
     ],
@@ -562,6 +562,12 @@ def test_int8_without_fitting_scales_is_refused(
     scale = change(stored.pop(f"{FC1}_scale"))
     rewrite(tmp_path, lambda _: stored | ({} if scale is None else {f"{FC1}_scale": scale}))
     refused(tmp_path, said)
+
+
+def test_a_single_int8_number_is_refused(tmp_path: Path) -> None:
+    saved("vit", tmp_path)
+    rewrite(tmp_path, lambda tensors: tensors | {"step": torch.tensor(1, dtype=torch.int8)})
+    refused(tmp_path, "step is int8, and step_scale does not hold a float32 scale for each row")
 
 
 def test_the_packaged_clip_is_the_pinned_one() -> None:

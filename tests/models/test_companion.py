@@ -90,7 +90,7 @@ def test_prefix_and_suffix_are_the_whole_and_tokens_may_be_kept(kind: str, mole:
 
 def test_several_backbones_have_no_companion() -> None:
     towers = Concatenated([ViT(TINY), ViT(TINY)])
-    with pytest.raises(ConfigError, match=r"mole\.companion = aide: needs a single backbone"):
+    with pytest.raises(ConfigError, match=r"mole\.companion='aide': needs a single backbone"):
         MoLENetwork(towers, MoLEConfig(companion="aide", **PROBE))  # type: ignore[arg-type]
 
 

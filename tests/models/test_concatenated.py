@@ -9,7 +9,7 @@ import torch
 from tiny import PREPROCESS, picture, tiny_backbone, write_corpus
 
 from clipmole.config import CLIP_TOWERS, AugmentConfig, MoLEConfig, TowerConfig, TrainConfig
-from clipmole.errors import CheckpointError, ConfigError
+from clipmole.errors import CheckpointError, ConfigError, WeightsNotFound
 from clipmole.inference.detector import Detector
 from clipmole.inference.explain import explain
 from clipmole.models.adapter import load_adapter
@@ -83,3 +83,8 @@ def test_it_is_trained_and_loaded_as_any_other_and_tied_to_both(towers: tuple[Pa
 def test_there_is_no_block_to_adapt(towers: tuple[Path, Path]) -> None:
     with pytest.raises(ConfigError, match="concatenated backbones have no blocks to adapt: set shared_rank = 0"):
         MoLENetwork(load_backbone(f"{towers[0]}+{towers[1]}").tower, MoLEConfig())
+
+
+def test_several_backbones_have_no_revision(towers: tuple[Path, Path]) -> None:
+    with pytest.raises(WeightsNotFound, match="cannot be had at revision 'v1'"):
+        load_backbone(f"{towers[0]}+{towers[1]}", revision="v1")

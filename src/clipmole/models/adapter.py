@@ -1,17 +1,16 @@
 """Adapter directory <-> detector network.
 
     config.json          format version, backbone (id, revision, sha256), MoLE, preprocessing
-    adapter.safetensors  what was trained: LoRAs, routers, extensions, companion, head (and a tower that was fine-tuned)
-    calibration.json     probability and thresholds; absent if the detector is not calibrated
-    train.json           how it was trained; absent if it was not trained by clipmole
-    train.html           the same as a page, with images of the data: never uploaded; absent likewise
+    adapter.safetensors  what was trained: LoRAs, routers, extensions, companion, heads (or a tower that was fine-tuned)
+    calibration.json     probability and thresholds; only if the detector is calibrated
+    train.json           how it was trained; only if clipmole trained it
+    train.html           the same as a page, with images of the data; never uploaded; only if clipmole trained it
     README.md            model card
-    local.json           where the backbone's directory was when it was trained, a hint: never uploaded
-    replay.safetensors   tokens of training images to be replayed when it is extended: never uploaded; mostly absent
+    local.json           a hint where the backbone's directory was during training; never uploaded
+    replay.safetensors   tokens of training images to be replayed when it is extended; never uploaded; usually absent
 
-A directory is written under another name and renamed, so nobody ever reads a half-written one. No
-pickle is read, except UnivFD's published head, and that without code execution. It knows nothing of images
-or verdicts.
+A directory is written under another name and then renamed, so nobody ever reads a half-written one. No pickle is read.
+This module knows nothing of images or verdicts.
 """
 
 from __future__ import annotations
@@ -42,10 +41,10 @@ from clipmole.plumbing.text import first_line
 
 FORMAT_VERSION = 1
 DEFAULT = "default"
-# Detectors that come with clipmole, best first -> the backbones they need.
-# Backbone of an adapter -> the same network in other arithmetic, on which it may be used on request.
-SIBLINGS = {"clip-vit-b-16-int8": "vit-b-16"}  # int8 with scales -> the float32 weights that it was rounded from
+# Detectors that come with clipmole, the best first -> the backbones that they need.
 PACKAGED = {"mole-vit-b-16": "clip-vit-b-16-int8", "embedded": "embedded"}
+# Backbone of an adapter -> another with nearly the same weights, on which the adapter may be used on request.
+SIBLINGS = {"clip-vit-b-16-int8": "vit-b-16"}  # weights in int8 -> the float32 weights that were rounded to them
 CONFIG, ADAPTER, CALIBRATION, TRAIN, PAGE, CARD, LOCAL, REPLAY = (
     "config.json",
     "adapter.safetensors",
@@ -56,8 +55,7 @@ CONFIG, ADAPTER, CALIBRATION, TRAIN, PAGE, CARD, LOCAL, REPLAY = (
     "local.json",
     "replay.safetensors",
 )
-RECALIBRATED = "## Calibrated again"  # the heading of the model card's section on a later calibration
-# ../shared/reference/README.md: WisconsinAIVision/UniversalFakeDetect, pretrained_weights/fc_weights.pth, MIT.
+RECALIBRATED = "## Calibrated again"  # heading of the model card's section on a later calibration
 
 
 class BackboneReference(Config):
@@ -84,8 +82,10 @@ class Adapter:
 
     Attributes:
         name: the detector's name for people: "embedded", the hub id, or the directory's name.
-        digest: sha256 over `config.json`, `adapter.safetensors` and `calibration.json`.
+        digest: `adapter_digest` of the directory.
+        config: the content of its `config.json`.
         network: in eval mode, float32.
+        calibration: None if it is not calibrated.
     """
 
     name: str
@@ -96,9 +96,9 @@ class Adapter:
 
 
 def check_target(directory: str | Path) -> Path:
-    """A folder where an adapter directory may be written: absent, empty, or an adapter directory and nothing else.
+    """The path of a folder where an adapter directory may be written: absent, empty, or an adapter directory alone.
 
-    Raises `CheckpointError` for any other folder, and if nothing can be written there; nothing is changed.
+    Raises `CheckpointError` for any other folder, and if nothing can be written there. Nothing is changed.
     """
     target = Path(directory)
     files: dict[str, Callable[[Path], object] | None] = {
@@ -133,9 +133,16 @@ def save_adapter(
     It has many parameters because nearly every one is a file of the directory.
 
     Args:
+        directory: to be written.
+        network: the trained network.
+        backbone: the backbone that it was trained on.
+        preprocess: how it looks at images.
+        calibration: None: it gives logits alone.
+        train: the record of the training, for JSON.
+        card: the model card, Markdown.
         dtype: of the stored tensors; loading turns them into float32.
         page: HTML about the training.
-        tokens: of training images before the first adapted block, (n, T, d) bfloat16, to be replayed.
+        tokens: tokens of training images before the first adapted block, (n, T, d) bfloat16, to be replayed.
 
     Raises `CheckpointError` if `directory` exists and is not an adapter directory, or cannot be written.
     """
@@ -158,7 +165,7 @@ def save_adapter(
         save_file(tensors, folder / ADAPTER)
         if tokens is not None:
             save_file({"tokens": tokens.contiguous()}, folder / REPLAY)
-            (folder / REPLAY).chmod(0o600)  # made of the owner's images, so only for the owner
+            (folder / REPLAY).chmod(0o600)  # made from the owner's images, so nobody else may read it
         for name, text in texts.items():
             if text is not None:
                 (folder / name).write_text(text.rstrip() + "\n", encoding="utf-8")
@@ -168,7 +175,7 @@ def save_adapter(
 
 @contextmanager
 def _replacing(target: Path) -> Iterator[Path]:
-    """A directory to be filled, which replaces `target` at the end as a whole or not at all."""
+    """A directory to be filled, which at the end replaces `target` as a whole or not at all."""
     try:
         with replacing_folder(target) as folder:
             yield folder
@@ -179,8 +186,13 @@ def _replacing(target: Path) -> Iterator[Path]:
 def with_calibration(source: Path, directory: str | Path, calibration: Calibration, remarks: Sequence[str]) -> None:
     """Write a copy of the adapter directory `source` with another calibration, replacing an older copy as a whole.
 
-    The weights and settings are copied byte for byte. The model card gets `remarks` as its last section, instead of one
-    from an earlier calibration, because what the card says about verdicts above it no longer holds.
+    The weights and settings are copied byte for byte.
+
+    Args:
+        source: the adapter directory to copy.
+        directory: to be written.
+        calibration: the new one.
+        remarks: lines on it for the last section of the model card, which replaces one from an earlier calibration.
 
     Raises `CheckpointError` if `source` is not an adapter directory, or if `directory` is `source`, exists and is
     not an adapter directory, or cannot be written.
@@ -201,7 +213,10 @@ def with_calibration(source: Path, directory: str | Path, calibration: Calibrati
 
 
 def check_copy(source: Path, directory: str | Path) -> Path:
-    """A folder where a copy of the adapter directory `source` may be written; never `source` itself."""
+    """The path of a folder where a copy of the adapter directory `source` may be written.
+
+    Raises `CheckpointError` as `check_target` does, and if it is `source` itself.
+    """
     target = check_target(directory)
     if target.resolve() == source.resolve():
         raise CheckpointError(f"{target}: is the detector itself, which stays as it is; name another folder")
@@ -214,7 +229,7 @@ def default_detector() -> str:
 
 
 def fallback_remark() -> str | None:
-    """A line for the user if the best packaged detector cannot be used; None if it can."""
+    """A line for the user if the best packaged detector cannot be used; None if it can be used."""
     best, used = next(iter(PACKAGED)), default_detector()
     if used == best:
         return None
@@ -226,7 +241,17 @@ def fallback_remark() -> str | None:
 
 
 def find_adapter(name: str | Path, revision: str | None = None, cache_dir: Path | None = None) -> tuple[str, Path]:
-    """The name for people and the folder of a detector: "default", a packaged one, a directory, or a hub id."""
+    """The name for people and the folder of a detector.
+
+    Args:
+        name: "default", a packaged detector, an adapter directory, or a hub id.
+        revision: of the adapter on the hub.
+        cache_dir: where hub files are kept; None: huggingface_hub's cache.
+
+    Raises:
+        CheckpointError: there is no such detector.
+        WeightsNotFound: it cannot be fetched from the hub.
+    """
     name = default_detector() if name == DEFAULT else name
     if name in PACKAGED:
         return str(name), PACKAGED_DETECTORS / name / "adapter"
@@ -251,7 +276,10 @@ def find_adapter(name: str | Path, revision: str | None = None, cache_dir: Path 
 
 
 def read_config(folder: Path) -> AdapterConfig:
-    """`config.json` of an adapter directory, its format version checked before anything else."""
+    """`config.json` of an adapter directory; its format version is checked before anything else.
+
+    Raises `CheckpointError`.
+    """
     path = folder / CONFIG
     if not path.exists():
         raise CheckpointError(f"{folder}: is not an adapter directory: it has no {CONFIG}")
@@ -270,7 +298,7 @@ def read_config(folder: Path) -> AdapterConfig:
 
 
 def read_calibration(folder: Path) -> Calibration | None:
-    """`calibration.json` of an adapter directory; None if there is none."""
+    """`calibration.json` of an adapter directory; None if there is none. Raises `CheckpointError` if it is damaged."""
     path = folder / CALIBRATION
     if not path.exists():
         return None
@@ -282,7 +310,14 @@ def read_calibration(folder: Path) -> Calibration | None:
 
 
 def read_tensors(path: Path, expected: dict[str, torch.nn.Parameter]) -> dict[str, torch.Tensor]:
-    """Tensors of an adapter file in float32; they must be exactly those in `expected`, all finite."""
+    """The tensors of an adapter file, float32.
+
+    Args:
+        path: the file.
+        expected: parameters whose names and shapes the tensors must have, all of them and no others.
+
+    Raises `CheckpointError` if they do not, if a value is not finite, or if the file cannot be read.
+    """
     if is_odd_file(path):
         raise CheckpointError(f"{path}: is a pipe or a device, not a file; fetch or train the adapter again")
     try:
@@ -302,14 +337,17 @@ def read_tensors(path: Path, expected: dict[str, torch.nn.Parameter]) -> dict[st
             raise CheckpointError(f"{path}: {name} is {given}, not {needed}; it does not fit its {CONFIG}")
         if not tensors[name].is_floating_point():
             raise CheckpointError(f"{path}: {name} holds {tensors[name].dtype}, not floating-point weights")
-        tensors[name] = tensors[name].to(torch.float32, copy=True)  # aligned, because the order of sums depends on it
+        tensors[name] = tensors[name].to(torch.float32, copy=True)  # aligned: the order of sums depends on alignment
         if not tensors[name].isfinite().all():
             raise CheckpointError(f"{path}: {name} holds values that are not finite; train the adapter again")
     return tensors
 
 
 def read_kept_tokens(folder: Path) -> torch.Tensor | None:
-    """The tokens (n, T, d) that an adapter directory keeps for replay; None if it keeps none."""
+    """The tokens (n, T, d), bfloat16, that an adapter directory keeps for replay; None if it keeps none.
+
+    Raises `CheckpointError` if the file is damaged.
+    """
     path = folder / REPLAY
     if not path.is_file():
         return None
@@ -333,11 +371,16 @@ def backbone_for(
     """The backbone that the adapter directory `folder` was made for.
 
     Args:
-        label: the detector, for messages.
-        backbone: the name of a backbone, instead of the one in its configuration; or the backbone itself.
-        siblings: also accept one of `SIBLINGS`, if `backbone` names it.
+        label: the name of the detector, for messages.
+        folder: the adapter directory.
+        wanted: the backbone in its configuration.
+        backbone: the name of another backbone to load instead, or a backbone that is already loaded.
+        cache_dir: where hub files are kept; None: huggingface_hub's cache.
+        siblings: whether `backbone` may be one of `SIBLINGS`.
 
-    Raises `CheckpointError` if its weights are different ones, or `WeightsError`, in one line that names the thing.
+    Raises:
+        CheckpointError: the backbone has other weights.
+        WeightsError: the backbone cannot be loaded.
     """
     if isinstance(backbone, Backbone):
         loaded: Backbone | None = backbone
@@ -369,16 +412,19 @@ def load_adapter(
     revision: str | None = None,
     cache_dir: Path | None = None,
 ) -> Adapter:
-    """Load a detector and the backbone it was made for.
+    """Load a detector and the backbone that it was made for.
 
     Args:
         name: "default", a packaged detector, an adapter directory, or a hub id `owner/name`.
-        backbone: the backbone, instead of the one that its id names. It must have the same weights, or be in
-            `SIBLINGS`. How good the adapter is on a sibling was not measured: its name says so, and it gives logits
-            without probabilities and verdicts.
+        backbone: where to find the backbone, instead of where the adapter says. It must have the same weights, or be in
+            `SIBLINGS`. How good the adapter is on a sibling was not measured: its name then says so, and it gives
+            logits without probabilities and verdicts.
         revision: of the adapter on the hub.
+        cache_dir: where hub files are kept; None: huggingface_hub's cache.
 
-    Raises `CheckpointError`, or `WeightsError` for the backbone, in one line that names the thing.
+    Raises:
+        CheckpointError: there is no such detector, or it is damaged or does not fit its backbone.
+        WeightsError: the backbone cannot be loaded.
     """
     label, folder = find_adapter(name, revision, cache_dir)
     config = read_config(folder)
@@ -408,7 +454,7 @@ def backbone_as_trained(folder: Path, wanted: BackboneReference) -> Backbone | N
 
 
 def adapter_digest(folder: Path) -> str:
-    """sha256 over `config.json` (which has the backbone's), `adapter.safetensors` and `calibration.json`."""
+    """sha256 over `config.json` (which has the backbone's sha256), `adapter.safetensors` and `calibration.json`."""
     digest = hashlib.sha256()
     for file in (CONFIG, ADAPTER, CALIBRATION):
         if (folder / file).is_file():
@@ -417,7 +463,18 @@ def adapter_digest(folder: Path) -> str:
 
 
 def push_adapter(directory: str | Path, repo_id: str, private: bool = False, token: str | None = None) -> str:
-    """Upload an adapter directory to the Hugging Face Hub in one commit; returns the commit's URL."""
+    """Upload an adapter directory to the Hugging Face Hub in one commit; returns the commit's URL.
+
+    Files that are made from your own images, and paths on your disk, are not uploaded.
+
+    Args:
+        directory: the adapter directory.
+        repo_id: "owner/name"; it is created if it does not exist.
+        private: whether a new repository is private.
+        token: of the hub; None: the one you are logged in with.
+
+    Raises `CheckpointError` if it is not an adapter directory, or cannot be uploaded.
+    """
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError
 

@@ -2,12 +2,12 @@
 
 In: the tower's feature and crops. Out: one vector, made of both, for the head. It is a `Companion`.
 
-Source: Yan et al. 2025, "A Sanity Check for AI-generated Image Detection", arXiv 2406.19435, and its public code: the
-score of a patch, the two lowest and two highest, SRM's filters, an expert for each kind, the mean of the four vectors,
-the semantic branch's projection, two layers at the end. There the experts are two ResNet-50 on patches enlarged to 256
-pixels, the semantic branch is a ConvNeXt-XXL, and its projection is left out of training by mistake. Experts of this
-size on patches as they are, SRM without borders, and the asinh after it are this project's choice, and everything is
-trained.
+Source: Yan et al. 2025, "A Sanity Check for AI-generated Image Detection", arXiv 2406.19435, and its public code. From
+it are the score of a patch, the choice of the two lowest and two highest, SRM's filters, an expert for each of the two
+kinds, the mean of the four vectors, the projection of the tower's feature, and the two layers at the end. In the paper
+the experts are two ResNet-50 on patches enlarged to 256 pixels, the tower is a ConvNeXt-XXL, and its projection is left
+out of training by mistake. Smaller experts on patches that are not resized, SRM without borders, the asinh after it,
+and training everything are this project's choices.
 """
 
 from __future__ import annotations
@@ -20,14 +20,16 @@ from clipmole.images.dct import dct_matrix
 from clipmole.models.companion import Companion, in_float32
 from clipmole.models.srm import srm_kernels
 
-WINDOW, STRIDE, BANDS = 32, 16, 6  # pixels; bands of frequency, from the diagonal i + j = 0 to 2 WINDOW
+WINDOW, STRIDE = 32, 16  # side of a patch and distance between patches, pixels
+BANDS = 6  # bands of frequency, which divide the diagonals i + j = 0 ... 2 WINDOW
 EXPERT_CHANNELS = (32, 64, 128)
 
 
 def band_weights(size: int = WINDOW, bands: int = BANDS) -> Tensor:
-    """sum_n 2^n mask_n / |mask_n| over bands n, (size, size); mask_n is 1 where 2 size n / bands <= i + j <= the next.
+    """The weight of each DCT coefficient (i, j) in a patch's score, (size, size): sum_n 2^n mask_n / |mask_n|.
 
-    Both borders belong to a band, as in the published code.
+    The sum is over the bands n = 0 ... bands - 1; mask_n is 1 where 2 size n / bands <= i + j <= 2 size (n + 1) /
+    bands, else 0. Both borders belong to a band, as in the published code.
     """
     i = torch.arange(size)
     diagonal = (i + i[:, None]) * bands  # bands of 2 size each, in integers
@@ -39,7 +41,10 @@ def band_weights(size: int = WINDOW, bands: int = BANDS) -> Tensor:
 
 
 def patch_expert() -> nn.Sequential:
-    """Residuals of a patch (B, 30, H, W) -> (B, 128): 3x3 convolutions of stride 2, each with the GELU; the mean."""
+    """A network from residuals of a patch (B, 30, H, W) to (B, 128).
+
+    It is 3x3 convolutions of stride 2, a GELU after each, and the mean over the positions.
+    """
     layers: list[nn.Module] = []
     channels = 30
     for wider in EXPERT_CHANNELS:
@@ -51,10 +56,10 @@ def patch_expert() -> nn.Sequential:
 class AIDE(Companion):
     """h = GELU(W [x_1; P x_0]) with x_0 the tower's feature and x_1 the mean over four patches of expert(r(patch)).
 
-    The patches are the windows of 32x32 pixels, 16 apart, with the two lowest and the two highest scores
-    sum_n 2^n / |mask_n| sum over c, u, v in mask_n of ln(1 + |DCT(x)_cuv|), n = 0..5 bands of rising frequency. An
-    expert looks at the low ones, another at the high ones. r is asinh of the 30 SRM residuals, in levels of 0..255, of
-    the sum of the colour channels: linear under a level, logarithmic above.
+    The patches are windows of 32x32 pixels, 16 apart: the two with the lowest scores and the two with the highest. The
+    score of a window x is the sum over channels c and coefficients (u, v) of `band_weights`_uv ln(1 + |DCT(x)_cuv|).
+    One expert looks at the low ones, another at the high ones. r is asinh of the 30 SRM residuals of the sum of the
+    colour channels, in levels of 0..255: about linear below one level, logarithmic above.
 
     Args:
         features: channels of the tower's feature.

@@ -1,10 +1,10 @@
 """Small convolutional autoencoders, whose decoders upsample as image generators do.
 
-In: images (B, 3, H, W) in [0, 1], sides multiples of 4. Out: the same shape. It knows nothing of files or training.
+In: images (B, 3, H, W) in [0, 1], H and W multiples of 4. Out: the same shape. It knows nothing of files or training.
 
-A generator's last step turns a small map into pixels, and the way it upsamples leaves a trace in them: Odena et al.
-2016, "Deconvolution and Checkerboard Artifacts"; Zhang et al. 2019 ("AutoGAN", arXiv 1907.06515) trained detectors on
-such reconstructions of photographs. The sizes are this project's: small enough for a CPU.
+A generator's last step turns a small map into pixels, and the way it upsamples leaves a trace in them (Odena et al.
+2016, "Deconvolution and Checkerboard Artifacts"). Zhang et al. 2019 ("AutoGAN", arXiv 1907.06515) trained detectors on
+photographs that were reconstructed in this way. The sizes are this project's choice, small enough for a CPU.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ SCALE = 4  # an image's side over its latent map's
 
 
 def upsampler(kind: Upsampler, given: int, made: int) -> nn.Module:
-    """Map (B, given, h, w) -> (B, made, 2 h, 2 w)."""
+    """A module (B, given, h, w) -> (B, made, 2 h, 2 w)."""
     match kind:
         case "nearest":
             return nn.Sequential(nn.Upsample(scale_factor=2, mode="nearest"), nn.Conv2d(given, made, 3, padding=1))
@@ -46,7 +46,7 @@ class Residual(nn.Module):
 
 
 def _keep_variance(layer: nn.Module) -> None:
-    """Weights of variance 2 / n, with n inputs of each output (He et al. 2015), so that deep layers learn at once."""
+    """Draw weights of variance 2 / n, n the inputs of an output (He et al. 2015), so that deep layers learn at once."""
     if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
         n = layer.in_channels * layer.kernel_size[0] ** 2
         n //= layer.stride[0] ** 2 if isinstance(layer, nn.ConvTranspose2d) else 1
@@ -58,9 +58,9 @@ class Autoencoder(nn.Module):
     """decoder(encoder(x)): (B, 3, H, W) -> a map (B, latent, H / 4, W / 4) -> (B, 3, H, W).
 
     Args:
-        kind: how the decoder upsamples, twice.
-        width: channels at half the size; twice as many at a quarter, half as many at the full size.
-        latent: channels of the map; 8 of them are a sixth of an image's values.
+        kind: how the decoder upsamples; it does so twice.
+        width: channels at half an image's size; there are twice as many at a quarter of it, half as many at full size.
+        latent: channels of the map; with 8 of them it has a sixth as many values as the image.
     """
 
     def __init__(self, kind: Upsampler, width: int = 32, latent: int = 8) -> None:

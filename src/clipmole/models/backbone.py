@@ -1,10 +1,10 @@
-"""Loads the tower's weights from a preset, a hub id or a directory.
+"""Loads a tower and its weights: a preset, a repository on the hub, or a directory.
 
 In: a name. Out: a frozen `ViT` with the id, the revision and the sha256 that tie an adapter to it. It knows
 nothing of images or adapters; `weight_layouts` knows how files name their tensors, and `hub` fetches files.
 
 Weights are read from safetensors, or from .bin, .pt and .pth files of plain tensors; no file can run code. A
-safetensors file may hold matrices in int8 with a scale per output channel (`int8_matrices`).
+safetensors file may hold matrices in int8, with a scale per output channel (`int8_matrices`).
 """
 
 from __future__ import annotations
@@ -46,10 +46,10 @@ class Backbone:
 
     Attributes:
         tower: float32, in eval mode, with no parameter that requires a gradient.
-        id: preset name or hub id; the bare name of a directory.
+        id: the name of a preset, a hub id, or the name of a directory without its path; several joined by +.
         revision: commit on the hub; None for a directory.
-        sha256: `tower_sha256` of the tower.
-        directory: absolute path of the directory that was named; None for a preset or a hub id.
+        sha256: `tower_sha256` of the tower; for several, see `concatenated`.
+        directory: absolute path of the directory that was named; None for a preset, a hub id, or several backbones.
     """
 
     tower: ViT
@@ -61,13 +61,15 @@ class Backbone:
 
 @dataclass(frozen=True)
 class Preset:
-    """Pinned weights: on the hub, or (hub_id None) in a package of weights, or in this one.
+    """Weights that are pinned: on the hub, in a package of weights, or in clipmole itself.
 
     Attributes:
-        file_sha256: of the whole weight file, checked whenever it is loaded; None: none is published.
-        package: the package of weights that holds them; it is not imported.
-        tower_sha256: `tower_sha256` of the pinned file's weights, so that it need not be computed whenever it is
-            loaded.
+        hub_id: the repository on the hub; None if the weights are in a package.
+        revision: the commit of that repository.
+        weight_file: name of the weight file.
+        file_sha256: of the whole weight file, checked whenever it is loaded; None if it is not known.
+        package: the package of weights, which is not imported; None for clipmole itself.
+        tower_sha256: `tower_sha256` of the weights, so that it need not be computed each time; None if not known.
     """
 
     hub_id: str | None = None
@@ -102,19 +104,21 @@ def load_backbone(name: str | Path, *, revision: str | None = None, cache_dir: P
 
     Args:
         name: a preset of `PRESETS`; else a directory, if there is one; else a hub id "owner/name". Several, joined
-            by +, make one tower with all their features.
+            by +, make one tower with the features of all.
         revision: commit, branch or tag of a hub id. A preset is pinned, and a directory has none.
         cache_dir: where hub files are kept; None: huggingface_hub's cache.
 
     A directory holds one weight file and, except for OpenAI's own state dict, the config.json (or OpenCLIP's
     open_clip_config.json) that belongs to it. Pixels are normalised as its preprocessor_config.json says,
-    else as is usual for the family: `tower.config.mean` and `std`.
+    else as is usual for its kind of tower: `tower.config.mean` and `std`.
 
     Raises:
-        WeightsNotFound: there is no such name or file, or it is not in the cache and there is no network.
-        WeightsMismatch: weights that are damaged, do not fit, or are not plain tensors.
+        WeightsNotFound: there is no such name, file or revision, or it is not in the cache and there is no network.
+        WeightsMismatch: the weights are damaged, do not fit, or are not plain tensors.
     """
     if isinstance(name, str) and JOINT in name and not Path(name).is_dir():
+        if revision is not None:
+            raise WeightsNotFound(f"{name}: cannot be had at revision {revision!r}; only a single hub id has revisions")
         return concatenated([load_backbone(part, cache_dir=cache_dir) for part in name.split(JOINT)])
     preset = PRESETS.get(name) if isinstance(name, str) else None
     weights, label, commit = find_weights(name, preset, revision, cache_dir)
@@ -125,7 +129,10 @@ def load_backbone(name: str | Path, *, revision: str | None = None, cache_dir: P
 
 
 def concatenated(parts: Sequence[Backbone]) -> Backbone:
-    """Several backbones as one, with their features side by side; its sha256 is made of theirs in their order."""
+    """Several backbones as one, with their features side by side (`Concatenated`).
+
+    Its sha256 is that of the parts' sha256, in their order, one a line.
+    """
     digest = hashlib.sha256("\n".join(part.sha256 for part in parts).encode()).hexdigest()
     tower = Concatenated([part.tower for part in parts]).eval().requires_grad_(False)
     return Backbone(tower, JOINT.join(part.id for part in parts), None, digest)
@@ -134,7 +141,14 @@ def concatenated(parts: Sequence[Backbone]) -> Backbone:
 def find_weights(
     name: str | Path, preset: Preset | None, revision: str | None, cache_dir: Path | None
 ) -> tuple[Path, str, str | None]:
-    """The weight file, with its configuration files beside it; the id; the commit. Arguments as in `load_backbone`."""
+    """(weight file, id, commit) of a backbone; its configuration files lie beside the weight file.
+
+    Args:
+        preset: the one called `name`, if any.
+        name, revision, cache_dir: as in `load_backbone`.
+
+    Raises `WeightsNotFound`.
+    """
     folder = packaged_weights(preset) if preset and preset.hub_id is None else Path(name)
     if revision is not None and (preset or folder.is_dir()) and revision != (preset and preset.revision):
         raise WeightsNotFound(f"{name}: cannot be had at revision {revision!r}; only a hub id has revisions")
@@ -160,7 +174,7 @@ def find_weights(
 
 
 def packaged_weights(preset: Preset) -> Path:
-    """The folder of weights in a package, found without importing it; it may not exist."""
+    """The folder of a preset's weights in a package, found without importing it; it need not exist."""
     if preset.package is None:
         return PACKAGED_DETECTORS / "embedded" / "backbone"
     spec = find_spec(preset.package)
@@ -175,7 +189,10 @@ def is_installed(name: str) -> bool:
 
 
 def weight_file(folder: Path, source: str) -> Path:
-    """The weight file of a folder: safetensors before others, usual names before others, else the only one."""
+    """The weight file of a folder: of those in safetensors, else of the others, one with a usual name or the only one.
+
+    Raises `WeightsNotFound` if there is none, or if there are several; `source` names the folder in the message.
+    """
     for usual, patterns in ((SAFETENSORS, ["*.safetensors"]), (PICKLES, ["*.bin", "*.pt", "*.pth"])):
         found = sorted(path for pattern in patterns for path in folder.glob(pattern))
         named = [folder / name for name in usual if folder / name in found]
@@ -191,8 +208,11 @@ def read_tower(path: Path, source: str, file_sha256: str | None = None) -> ViT:
     """A frozen float32 tower from a weight file and the configuration files beside it.
 
     Args:
-        source: how messages name the file.
+        path: the weight file.
+        source: its name in messages.
         file_sha256: the sha256 that the whole file must have; None: any.
+
+    Raises `WeightsMismatch`.
     """
     if file_sha256 is not None:
         given = sha256_of(path)
@@ -225,7 +245,10 @@ def _json_object(path: Path) -> Json | None:
 
 @contextmanager
 def open_weights(path: Path, source: str) -> Iterator[tuple[dict[str, Shape], Callable[[str], Tensor]]]:
-    """Names and shapes of a file's tensors, and a function that reads one of them, as `own_copy` or `dequantized`."""
+    """Names and shapes of a file's tensors, and a function that reads one of them as float32.
+
+    Raises `WeightsMismatch` if the file is damaged; `source` names it in the message.
+    """
     if is_odd_file(path):
         raise WeightsMismatch(f"{source}: {path.name} is a pipe or a device, not a file of weights")
     if path.suffix != ".safetensors":
@@ -257,27 +280,32 @@ SCALE = "_scale"  # NAME_scale holds the scales of the int8 matrix NAME
 def int8_matrices(shapes: dict[str, Shape], dtypes: dict[str, str], source: str) -> dict[str, str]:
     """Names of the int8 matrices of a safetensors file -> names of their scales.
 
-    W (out, ...) = NAME.float() * NAME_scale[:, None]: symmetric, one float32 scale per output channel. Raises
-    `WeightsMismatch` for int8 without scales that fit.
+    The weights are W (out, ...) = NAME * NAME_scale[:, None]: symmetric quantisation, one float32 scale per output
+    channel. Raises `WeightsMismatch` for an int8 matrix without scales that fit.
+
+    Args:
+        shapes, dtypes: name of each tensor -> its shape, and its dtype as safetensors names it.
+        source: the name of the file in messages.
     """
     found = {name: name + SCALE for name, dtype in dtypes.items() if dtype == "I8"}
     for name, scale in found.items():
-        if dtypes.get(scale) != "F32" or shapes[scale] != shapes[name][:1]:
-            raise WeightsMismatch(
-                f"{source}: {name} is int8, and {scale} does not hold its {shapes[name][0]} scales in float32"
-            )
+        if not shapes[name] or dtypes.get(scale) != "F32" or shapes[scale] != shapes[name][:1]:
+            raise WeightsMismatch(f"{source}: {name} is int8, and {scale} does not hold a float32 scale for each row")
     return found
 
 
 def dequantized(matrix: Tensor, scale: Tensor, source: str) -> Tensor:
-    """The float32 matrix that int8 rows (out, ...) and their positive scales (out,) stand for."""
+    """The float32 matrix (out, ...) of an int8 one and its scales (out,).
+
+    Raises `WeightsMismatch` unless all scales are finite and positive.
+    """
     if not (all_finite(scale * 128) and bool((scale > 0).all())):
         raise WeightsMismatch(f"{source}: its scales are not all finite and positive; the file is damaged")
     return matrix.float().mul_(scale.view(-1, *[1] * (matrix.dim() - 1)))
 
 
 def own_copy(tensor: Tensor, source: str) -> Tensor:
-    """Dense floating-point weights as float32 in memory of their own, all values finite."""
+    """A float32 copy of dense floating-point weights. Raises `WeightsMismatch` for others, or if one is not finite."""
     if not tensor.is_floating_point() or tensor.layout != torch.strided:
         raise WeightsMismatch(f"{source} is {tensor.dtype}; only dense floating-point weights are read")
     tensor = tensor.detach().to(torch.float32, copy=True)
@@ -287,7 +315,7 @@ def own_copy(tensor: Tensor, source: str) -> Tensor:
 
 
 def read_pickle(path: Path, source: str) -> dict[str, Tensor]:
-    """Tensors of a file of torch.save, read without running any code in it; mapped from disk if possible.
+    """The tensors in a file of torch.save, read without running any code in it; mapped from disk if possible.
 
     Raises `WeightsMismatch` for a TorchScript archive, for anything but tensors, and for a damaged file.
     """
@@ -316,21 +344,21 @@ def read_pickle(path: Path, source: str) -> dict[str, Tensor]:
 
 
 def assemble(part: ParameterSource, tensor_of: Callable[[str], Tensor]) -> Tensor:
-    """One parameter of the tower, from the tensors that it is made of."""
+    """One parameter of the tower, put together from the tensors of a file; `tensor_of` reads one of these."""
     pieces = [tensor_of(name).T if part.transposed else tensor_of(name) for name in part.sources]
     whole = torch.cat(pieces) if len(pieces) > 1 else pieces[0]
     return whole.reshape(part.shape).contiguous()
 
 
 def all_finite(tensor: Tensor) -> bool:
-    """Whether no value is NaN or infinite; in one pass, many times faster than `tensor.isfinite().all()`."""
+    """Whether no value is NaN or infinite: one pass, many times faster than `tensor.isfinite().all()`."""
     return bool(torch.stack(tensor.aminmax()).isfinite().all())
 
 
 def tower_sha256(tower: ViT) -> str:
-    """Digest of the weights, independent of the file that they came from.
+    """Digest of the weights, whatever file they came from.
 
-    sha256 over the parameters in the order of their names: name, shape, then float32 little-endian bytes.
+    It is the sha256 over the parameters in the order of their names: name, shape, then float32 little-endian bytes.
     """
     digest = hashlib.sha256()
     for name, tensor in sorted(tower.state_dict().items()):
@@ -346,7 +374,9 @@ def save_tower(tower: ViT, directory: str | Path, dtype: torch.dtype = torch.flo
     An older backbone directory is replaced as a whole.
 
     Args:
-        dtype: of the stored weights. Weights that are read back from float16 are rounded and have another sha256.
+        tower: without an adapter.
+        directory: to be written.
+        dtype: of the stored weights. float16 rounds them: what is read back has another `tower_sha256`.
 
     Raises:
         WeightsMismatch: the tower has an adapter in it, or a weight that `dtype` cannot hold.

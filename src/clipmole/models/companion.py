@@ -1,8 +1,8 @@
-"""A second network beside the tower, which reads the crop itself and computes the input of the head.
+"""Companions: a second network beside the tower, which reads the crop itself and computes the input of the head.
 
-In: the feature that the head would read otherwise, and the crop. Out: what the head reads instead. `aide` and `ffit`
-are such companions. They share what is here: the base class, and how a crop is carried in rows of tokens. It knows
-nothing of towers or heads.
+In: the feature that the head would otherwise read, and the crop. Out: what the head reads instead. `aide` and `ffit`
+are companions. This module has what they share: the base class, and how tokens carry a crop in additional rows. It
+knows nothing of towers or heads.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from torch import Tensor, nn
 
 
 class Companion(nn.Module):
-    """The base of all companions: `forward(feature, crops)`, from (B, f) and (B, 3, S, S) of 0..1 to (B, width).
+    """The base of all companions: `forward(feature, crops)` maps (B, f) and (B, 3, S, S) of 0..1 to (B, width).
 
     Attributes:
         width: channels of its output.
-        loss: in training, the term that the last forward pass adds to the loss of each image, (B,); None: none.
+        loss: in training, what the last forward pass adds to the loss of each image, (B,); None if it adds nothing.
     """
 
     width: int
@@ -31,21 +31,21 @@ class Companion(nn.Module):
         self.loss: Tensor | None = None
 
     def train(self, mode: bool = True) -> Self:
-        """Set the mode, and drop the last pass's loss."""
+        """Set the mode, and forget the loss of the last pass."""
         self.loss = None
         return super().train(mode)
 
 
 def rows_of_patch(patch_size: int, width: int) -> int:
-    """Number of rows of `width` channels that hold the levels of a patch."""
+    """Rows of `width` channels that it takes to hold the 3 `patch_size`^2 levels of a patch."""
     return -(-3 * patch_size**2 // width)
 
 
 def to_rows(crops: Tensor, patch_size: int, width: int) -> Tensor:
-    """Crops (B, 3, S, S), uint8 0..255 or float 0..1 -> rows (B, n q, width) of levels 0..255, q per patch.
+    """Crops (B, 3, S, S), uint8 0..255 or float 0..1 -> their levels 0..255 in rows (B, n q, width).
 
-    Levels are integers, which bfloat16 holds exactly. Pixels beyond the last whole patch are left out, as in the
-    tower. Raises `ValueError` for crops that are not square.
+    n is the number of patches and q = `rows_of_patch`. Levels are integers, which bfloat16 holds exactly. Pixels beyond
+    the last whole patch are left out, as in the tower. Raises `ValueError` for crops that are not square.
     """
     if crops.shape[-1] != crops.shape[-2]:
         raise ValueError(f"crops of {crops.shape[-1]} x {crops.shape[-2]} pixels: a companion needs square ones")
@@ -57,7 +57,7 @@ def to_rows(crops: Tensor, patch_size: int, width: int) -> Tensor:
 
 
 def from_rows(rows: Tensor, patch_size: int) -> Tensor:
-    """The rows of `to_rows`, (B, n q, width) -> crops (B, 3, S, S) of 0..1."""
+    """Rows (B, n q, width), as `to_rows` makes them -> crops (B, 3, S, S) of 0..1."""
     batch, _, width = rows.shape
     patches = rows.reshape(batch, -1, rows_of_patch(patch_size, width) * width)[..., : 3 * patch_size**2]
     side = math.isqrt(patches.shape[1])
@@ -65,6 +65,6 @@ def from_rows(rows: Tensor, patch_size: int) -> Tensor:
 
 
 def in_float32(tensor: Tensor) -> AbstractContextManager[object]:
-    """No autocast on the tensor's device: for filters, whose small results would be lost in bfloat16's rounding."""
+    """Switch off autocast on the tensor's device: the small results of filters would be lost in bfloat16's rounding."""
     kind = tensor.device.type
     return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()

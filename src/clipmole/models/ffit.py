@@ -4,9 +4,10 @@ In: the tower's feature and crops. Out: one vector, made of both, for the head. 
 is that of a masked autoencoder on the magnitude.
 
 Source: Dong, Bhagavatula, Zhou, Kumar 2024, "Towards More Accurate Fake Detection on Images Generated from Advanced
-Generative and Neural Rendering Models", arXiv 2411.08642: a masked autoencoder on the magnitude, a loss that respects
-its symmetry, a changing masking ratio, a gated multimodal unit. No code is public; all sizes, the frequencies, the
-drawing of masks, and training the masked autoencoder together with the detector are this project's choices.
+Generative and Neural Rendering Models", arXiv 2411.08642. From it are the masked autoencoder on the magnitude, a loss
+that respects its symmetry, a masking ratio that changes, and the gated multimodal unit. No code is public; all sizes,
+the frequencies, how masks are drawn, and training the masked autoencoder together with the detector are this project's
+choices.
 """
 
 from __future__ import annotations
@@ -21,20 +22,20 @@ from clipmole.config import TowerConfig
 from clipmole.models.companion import Companion, in_float32
 from clipmole.models.vit import Block, ViT
 
-FREQUENCIES = 224  # of an axis, from -1/2 to 1/2 cycles per pixel
+FREQUENCIES = 224  # along an axis, from -1/2 to 1/2 cycles per pixel
 ENCODER = TowerConfig(image_size=FREQUENCIES, patch_size=16, width=192, depth=6, heads=3, mlp_width=768)
 DECODER_BLOCKS = 2
-MASK_RATIO = (0.5, 0.9)
-LOG_MEAN, LOG_STD = 7.0, 1.4  # of the logarithms in photographs, approximately
+MASK_RATIO = (0.5, 0.9)  # smallest and largest share of the patches that is hidden
+LOG_MEAN, LOG_STD = 7.0, 1.4  # mean and standard deviation of `log_magnitude` in photographs, approximately
 
 
 def log_magnitude(crops: Tensor, frequencies: int = FREQUENCIES) -> Tensor:
-    """log(1 + |F|) of the levels of each colour channel minus their mean, at frequencies shifted by half a step.
+    """log(1 + |F|) of each colour channel, in levels of 0..255 minus their mean, at frequencies shifted by half a step.
 
-    F(u, v) = K / S sum_xy (x - mean)_xy exp(-2 pi i (u x + v y)) at u, v = (k + 1/2) / K cycles per pixel,
+    F(u, v) = K / S sum_xy (level - mean)_xy exp(-2 pi i (u x + v y)) at u, v = (k + 1/2) / K cycles per pixel,
     k = -K/2 ... K/2 - 1. So the symmetry |F(u, v)| = |F(-u, -v)| is a rotation of the whole array by 180 degrees, which
-    maps patches onto patches. The usual frequencies k / K lack +1/2: the first row and column of a patch would have
-    their mirror image in a neighbouring patch. It is computed by matrix products, since graphs of OpenVINO and ONNX
+    maps patches onto patches. The usual frequencies k / K lack +1/2, and then the mirror image of a patch's first row
+    and column would lie in a neighbouring patch. F is computed by matrix products, because graphs of OpenVINO and ONNX
     have no complex numbers.
 
     Args:
@@ -59,10 +60,13 @@ def log_magnitude(crops: Tensor, frequencies: int = FREQUENCIES) -> Tensor:
 
 
 def draw_masks(count: int, grid: int, ratio: float) -> Tensor:
-    """Masks (count, grid^2) of patches in rows, True: hidden; a patch and its mirror, last to first, always together.
+    """Random masks (count, grid^2) of patches, row by row; True: hidden.
+
+    Patch i and its mirror image, patch grid^2 - 1 - i, are always hidden together.
 
     Args:
-        grid: patches of an axis, even, so that no patch is its own mirror.
+        count: number of masks.
+        grid: patches along an axis, even, so that no patch is its own mirror image.
         ratio: share of the pairs that is hidden; at least one pair is, and at least one is not.
     """
     pairs = grid**2 // 2
@@ -94,11 +98,12 @@ class GatedMultimodalUnit(nn.Module):
 
 
 class FFiT(Companion):
-    """h = GMU(mean of the encoder's tokens, the tower's feature), the encoder a ViT on patches of `log_magnitude`.
+    """h = GMU(mean of the encoder's tokens, the tower's feature); the encoder is a ViT on patches of `log_magnitude`.
 
-    Of two patches that mirror each other the encoder reads one, since the other holds the same values. In training a
-    share of the patches, drawn from `MASK_RATIO` in each pass, is hidden, always with their mirrors; a decoder predicts
-    them from the rest, and the mean squared error, each pair once, is the companion's own loss.
+    Of two patches that mirror each other the encoder reads only one, since the other holds the same values. In training
+    each pass draws a share between the two in `MASK_RATIO` and hides so many of the patches, always with their mirror
+    images. A decoder predicts them from the rest, and the mean squared error, each pair counted once, is the
+    companion's own loss.
 
     Args:
         features: channels of the tower's feature.
@@ -124,7 +129,7 @@ class FFiT(Companion):
         return self.fuse(self.encode(tokens).mean(dim=1), feature)  # type: ignore[no-any-return]
 
     def tokens(self, spectrum: Tensor) -> Tensor:
-        """Spectrum (B, 3, K, K) -> class token and patches of its lower half, one of each pair (B, 1 + N, d)."""
+        """Spectrum (B, 3, K, K) -> class token and patches of its lower half, one of each pair: (B, 1 + N, d)."""
         embedded = self.encoder.embed(spectrum)
         return torch.cat([embedded[:, :1], embedded[:, 1 + ENCODER.grid**2 // 2 :]], dim=1)
 
@@ -133,11 +138,11 @@ class FFiT(Companion):
         return self.encoder.post_norm(self.encoder.run_blocks(tokens))[:, 1:]  # type: ignore[no-any-return]
 
     def reconstruction_loss(self, spectrum: Tensor, tokens: Tensor) -> Tensor:
-        """Mean squared error on the hidden patches of the lower half, (B,).
+        """Mean squared error on hidden patches of the lower half, drawn anew, (B,).
 
         Args:
             spectrum: (B, 3, K, K).
-            tokens: of it, (B, 1 + N, d).
+            tokens: its tokens, (B, 1 + N, d).
         """
         low, high = MASK_RATIO
         half = ENCODER.grid**2 // 2
@@ -151,7 +156,7 @@ class FFiT(Companion):
     def reconstruct(self, tokens: Tensor, hidden: Tensor) -> Tensor:
         """The patches of the lower half (B, N, 3 P^2), predicted from those that are not `hidden` (B, N).
 
-        As many are hidden in each row of the batch.
+        Each row of the batch must have the same number of hidden patches.
         """
         batch, count, width = len(tokens), *self.decoder_positions.shape
         seen = (~hidden).nonzero()[:, 1].view(batch, -1, 1).expand(-1, -1, width)  # (B, n, d) positions

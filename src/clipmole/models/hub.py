@@ -3,8 +3,8 @@
 In: a repository id and file names. Out: the cache folder that holds them, all of one commit. It does not know
 what is in the files. huggingface_hub's `snapshot_download` fetches them.
 
-huggingface_hub retries an unreachable hub for half a minute and more, in a way that differs between its versions. So
-first one short request is sent to see whether the hub answers.
+huggingface_hub tries to reach a hub that does not answer for half a minute or more, and how differs between its
+versions. So this module first sends one short request to see whether the hub answers.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ def hub_files(
     revision: str | None = None,
     cache_dir: Path | None = None,
 ) -> Path:
-    """The folder that holds `filenames` of a repository; files in the cache are not asked for again.
+    """The folder that holds `filenames` of a repository; files that are in the cache are not fetched again.
 
-    A branch ("main" by default) that is in the cache is used as it is there: give a commit to get a newer one.
+    If a branch ("main" by default) is in the cache, it is used as it is there: give a commit to get a newer one.
     `HF_HUB_OFFLINE`, `HF_HOME`, `HF_HUB_CACHE`, `HF_ENDPOINT`, `HF_TOKEN` and proxy variables are honoured.
 
     Args:
@@ -40,7 +40,7 @@ def hub_files(
         filenames: the files needed; a tuple stands for the first of its names that the repository has.
         optional: files that are fetched together with them, if the repository has them.
         revision: a commit, branch or tag; None: "main".
-        cache_dir: None: huggingface_hub's own.
+        cache_dir: the cache; None: huggingface_hub's own.
 
     Returns:
         The snapshot folder of one commit; its name is that commit.
@@ -68,7 +68,7 @@ def hub_files(
 
 
 def at(repo_id: str, revision: str | None) -> str:
-    """A repository at a revision, for messages; a commit is cut to 12 digits."""
+    """A repository at a revision, for messages: "owner/name@revision", with a commit cut to 12 digits."""
     return f"{repo_id}@{revision[:12]}" if revision else repo_id
 
 
@@ -87,9 +87,9 @@ def cached_in(repo_id: str, names: tuple[str, ...], revision: str | None, cache:
 
 
 def why_unreachable(endpoint: str) -> str | None:
-    """Why the hub cannot be reached, by one HEAD request of at most a few seconds; None if anything answered.
+    """Why the hub cannot be reached; None if anything answered one HEAD request within `PROBE_SECONDS`.
 
-    It runs in a thread, because no timeout covers a name server that does not answer.
+    The request runs in a thread, because no timeout covers a name server that does not answer.
     """
     from huggingface_hub import get_session
 
@@ -112,12 +112,22 @@ def why_unreachable(endpoint: str) -> str | None:
 def fetch(
     repo_id: str, wanted: Sequence[tuple[str, ...]], optional: Sequence[str], revision: str | None, cache: Path
 ) -> Path:
-    """Download the first of each of `wanted` that the repository has, and what it has of `optional`.
+    """Download the files of a repository into the cache.
 
-    The optional files come first: if the wanted ones are in the cache, the optional ones were fetched too.
+    The optional files come first. So if the wanted ones are in the cache later, the optional ones are there too.
+
+    Args:
+        repo_id: "owner/name".
+        wanted: each of them stands for the first of its names that the repository has.
+        optional: files that are left out if the repository does not have them.
+        revision: a commit, branch or tag; None: "main".
+        cache: the cache.
 
     Returns:
-        Their snapshot folder. Raises `WeightsNotFound`.
+        The snapshot folder of the commit.
+
+    Raises:
+        WeightsNotFound: a wanted file does not exist or cannot be fetched.
     """
     from huggingface_hub import HfApi, constants, snapshot_download
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
@@ -165,7 +175,7 @@ def fetch(
 
 
 def root_cause(error: BaseException) -> BaseException:
-    """The original error, such as the operating system's behind three layers of an HTTP library."""
+    """The first error in a chain, such as that of the operating system behind three layers of an HTTP library."""
     for _ in range(10):  # a chain may be cyclic
         error = error.__cause__ or error.__context__ or error
     return error

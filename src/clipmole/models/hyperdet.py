@@ -1,12 +1,12 @@
-"""HyperDet: a hypernetwork that generates LoRAs for different views of the noise in an image, merged exactly.
+"""HyperDet: a hypernetwork that generates a LoRA for each of five kinds of noise in an image, merged exactly into one.
 
-In: crops, as for every network. Out: logits; in evaluation those of an ordinary `MoLENetwork` with a shared LoRA, and
-an adapter directory holds nothing else. The hypernetwork exists only in training.
+In: crops, as for every network. Out: logits. In evaluation the network is an ordinary `MoLENetwork` with a shared LoRA,
+and an adapter directory holds nothing else. The hypernetwork exists only in training.
 
 Source: Cao et al. 2024, "HyperDet: Generalizable Detection of Synthesized Images by Generating and Merging A Mixture of
-Hyper LoRAs", arXiv 2410.06044: SRM's filters in five groups, a hypernetwork that generates a LoRA from the embedding of
-each group, their merging, a loss that balances the image against its noise. No code is public; all sizes, the positions
-of the LoRAs, the noise image and its balance are this project's choices.
+Hyper LoRAs", arXiv 2410.06044. From it are SRM's filters in five groups, the hypernetwork that generates a LoRA from
+the embedding of each group, the merging, and the loss that balances the image against its noise. No code is public; all
+sizes, the positions of the LoRAs, the noise image and its balance are this project's choices.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from clipmole.models.network import MoLENetwork
 from clipmole.models.srm import GROUPS, srm_residuals
 from clipmole.models.vit import ViT
 
-GROUP_CHANNELS, BLOCK_CHANNELS, MATRIX_CHANNELS, HIDDEN = 64, 32, 8, 128
-TRUNCATION = 8.0  # levels of 0..255
-IMAGE_SHARE = 0.5  # of the images that a step shows as they are; the others are shown as their noise
+GROUP_CHANNELS, BLOCK_CHANNELS, MATRIX_CHANNELS, HIDDEN = 64, 32, 8, 128  # of the embeddings and the hidden layer
+TRUNCATION = 8.0  # where residuals are cut off, in levels of 0..255
+IMAGE_SHARE = 0.5  # probability that training shows an image as it is; otherwise it shows its noise
 
 
 class HyperNetwork(nn.Module):
-    """(A_k, B_k) of group k and block b: M = out_M(GELU(hidden([e_k; l_b; m_M]))), M one of A and B.
+    """The LoRA (A_k, B_k) of group k in block b: M = out_M(GELU(hidden([e_k; l_b; m_M]))) for M = A_k and M = B_k.
 
-    e_k, l_b and m_M are trained embeddings of the group, the block and the matrix. `out_B` starts at 0, so every LoRA
-    does.
+    e_k, l_b and m_M are trained embeddings of the group, the block and the matrix. `out_B` starts at 0, and so does
+    every LoRA.
 
     Args:
         blocks: number of adapted blocks.
@@ -52,14 +52,14 @@ class HyperNetwork(nn.Module):
         nn.init.zeros_(self.out_B.bias)
 
     def forward(self, group: int, block: int) -> tuple[Tensor, Tensor]:
-        """A_k (r, d) and B_k (d, r)."""
+        """A_k (r, d) and B_k (d, r) for the indices of a group and of an adapted block."""
         own = torch.cat([self.groups[group], self.blocks[block]])
         a, b = (nn.functional.gelu(self.hidden(torch.cat([own, matrix]))) for matrix in self.matrices)
         return self.out_A(a).view(self.rank, self.width), self.out_B(b).view(self.width, self.rank)
 
 
 class _Plain(nn.Module):
-    """The network as in evaluation, whatever its mode."""
+    """A network that always computes as in evaluation, as a module that `functional_call` can be given."""
 
     def __init__(self, network: MoLENetwork) -> None:
         super().__init__()
@@ -72,10 +72,10 @@ class _Plain(nn.Module):
 class HyperDetNetwork(MoLENetwork):
     """A `MoLENetwork` with a shared LoRA of rank 5 r, which a hypernetwork generates as five LoRAs of rank r.
 
-    In evaluation the update of a block is the mean of the five: W = 1/5 sum_k B_k A_k, exactly, since stacked
+    In evaluation the update of a block is the mean of the five, 1/5 sum_k B_k A_k, exactly, because they are stacked:
     A = [A_1; ...; A_5] and B = [B_1, ..., B_5] / 5. In training each pass draws one group k and uses only its LoRA. It
     shows each image as it is with probability `IMAGE_SHARE`, else as the group's noise (`srm_residuals`), so the
-    expected loss is the weighted sum of the image's loss and its noise's.
+    expected loss is the weighted sum of the loss on the image and the loss on its noise.
 
     Args:
         tower: a ViT; its MLPs are wrapped in place.
@@ -90,7 +90,7 @@ class HyperDetNetwork(MoLENetwork):
         self.hypernetwork = HyperNetwork(len(self.mole_layers), tower.config.width, self.rank)
 
     def train(self, mode: bool = True) -> Self:
-        """On leaving training mode the LoRAs are computed again."""
+        """Set the mode; on leaving training mode, `merge`."""
         super().train(mode)
         if not mode and hasattr(self, "hypernetwork"):
             self.merge()
@@ -98,7 +98,7 @@ class HyperDetNetwork(MoLENetwork):
 
     @torch.no_grad()
     def merge(self) -> None:
-        """Write the mean of the five LoRAs of each block, stacked, into its layer."""
+        """Write the five LoRAs of each block, stacked so that they give their mean, into its layer."""
         for block, layer in enumerate(self.mole_layers):
             pairs = [self.hypernetwork(group, block) for group in range(len(GROUPS))]
             layer.lora_A.copy_(torch.cat([a for a, _ in pairs]))
@@ -113,7 +113,7 @@ class HyperDetNetwork(MoLENetwork):
         return self.with_lora(torch.where(image, pixels, srm_residuals(crops, group, TRUNCATION)), group)
 
     def with_lora(self, pixels: Tensor, group: int) -> Tensor:
-        """Crops (B, 3, H, W) of 0..1 -> logits (B,) with the LoRA of one group only."""
+        """Crops (B, 3, H, W) of 0..1 -> logits (B,), with the LoRA of one group alone."""
         own = slice(group * self.rank, (group + 1) * self.rank)
         matrices: dict[str, Tensor] = {}
         names = {id(layer): name for name, layer in self.named_modules() if isinstance(layer, MoLE)}

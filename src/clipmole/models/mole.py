@@ -1,7 +1,7 @@
 """The method: a mixture of low-rank experts (MoLE) around the frozen MLP of a block.
 
 In: tokens after the block's second LayerNorm (B, T, d). Out: the same shape, for the residual stream.
-It knows nothing of heads or files, and of towers only `add_mole`, which puts it into a tower's blocks.
+It knows nothing of heads or files; only `add_mole`, which puts it into a tower's blocks, knows of towers.
 
 Source: Liu, Wang, Kang, Wang, "Mixture of Low-rank Experts for Transferable AI-Generated Image Detection",
 arXiv 2404.04883. What the paper leaves open (ranks, scale, top-k, balance loss) is this project's choice, and so is
@@ -18,21 +18,20 @@ from torch import Tensor, nn
 from clipmole.config import MoLEConfig
 from clipmole.models.vit import ViT
 
-EXTENSION_BIAS = -4.0  # an extension's gate starts at sigmoid(-4) = 0.018
+EXTENSION_BIAS = -4.0  # an extension's gate starts at sigmoid(-4) = 0.018, this project's choice
 
 
 class Router(nn.Module):
-    """The gates g of the E experts for tokens x, computed in float32, by `config.router`:
+    """The gates g of the E experts for tokens x, computed in float32. `config.router` chooses how:
 
-    - softmax: g = softmax(W x), of each token (MoLE, arXiv 2404.04883).
-    - image: g = softmax(W x_0) with x_0 the class token, so that an image has one set of gates, and its experts fold
-      into one matrix (`MoLE.folded`). Gates for an image come from MLoRE (arXiv 2403.17749), which pools all tokens
-      instead.
+    - softmax: g = softmax(W x), for each token (MoLE, arXiv 2404.04883).
+    - image: g = softmax(W x_0) with x_0 the class token. So an image has one set of gates, and its experts fold into
+      one matrix (`MoLE.folded`). Gates per image come from MLoRE (arXiv 2403.17749), which pools all tokens instead.
     - local-global: g_i = sigmoid(W x)_i sigmoid(w_i . mean over tokens of expert_i(x)) (MoLE for text-to-image,
-      arXiv 2410.23332): no softmax, so closing one expert does not raise the others, and gates need not sum to 1.
+      arXiv 2410.23332). There is no softmax: closing one expert does not raise the others, and gates need not sum to 1.
 
-    Each of `config.expert_groups` has its own softmax. With `top_k` all but the k largest gates of a group are 0; with
-    `renormalize` the rest sum to 1, otherwise they keep their values, as in MLoRE. In training, Gaussian noise of
+    Each of `config.expert_groups` has its own softmax. With `top_k` all but the k largest gates of a group are 0. With
+    `renormalize` the rest then sum to 1; otherwise they keep their values, as in MLoRE. In training, Gaussian noise of
     standard deviation `router_noise` is added to W x, drawn by PyTorch's generator on the CPU.
 
     Args:
@@ -53,8 +52,8 @@ class Router(nn.Module):
         """Tokens (..., T, d) -> gates (..., T, E), in float32 (float64 for float64 tokens).
 
         Args:
-            x: for `image`, the class token comes first.
-            pooled: w_i . mean over tokens of expert_i(x), (..., 1, E); only for `local-global`.
+            x: the tokens; for `image` the class token comes first.
+            pooled: w_i . mean over tokens of expert_i(x), (..., 1, E), for `local-global`; None for the others.
         """
         logits = (x[..., :1, :] if self.kind == "image" else x) @ self.weight.T
         if self.training and self.noise:
@@ -67,7 +66,7 @@ class Router(nn.Module):
         return torch.cat(gates, dim=-1).expand(*x.shape[:-1], -1)
 
     def _kept(self, gates: Tensor) -> Tensor:
-        """The gates (..., E) of a group that `top_k` leaves."""
+        """The gates (..., E) of a group after `top_k` and `renormalize`."""
         if self.top_k is None or self.top_k >= gates.shape[-1]:
             return gates
         values, indices = gates.topk(self.top_k, dim=-1)
@@ -77,12 +76,12 @@ class Router(nn.Module):
 
 
 class Extension(nn.Module):
-    """h(x) s B A x with h = sigmoid(w . x + b), of each token: a separate LoRA that was added to a trained layer.
+    """h(x) s B A x with h = sigmoid(w . x + b) for each token: a separate LoRA that is added to a trained layer.
 
-    `lora_B` starts at 0 and h near 0, for every token. Where h is 0, the result is exactly 0.
-    It has 2 r d + d + 1 parameters. It follows "Low-rank mixture-of-experts for continual medical image segmentation"
-    (arXiv 2406.13583), which adds experts for new data and freezes the rest; giving each a gate of its own, so that
-    the old gates do not change, is this project's choice.
+    B (`lora_B`) starts at 0, and h near 0 for every token. Where h is 0, the result is exactly 0. An extension has
+    2 r d + d + 1 parameters. "Low-rank mixture-of-experts for continual medical image segmentation" (arXiv 2406.13583)
+    adds experts for new data and freezes the rest in this way. It is this project's choice to give each extension a
+    gate of its own, so that the old gates do not change.
 
     Args:
         width: channels of a token, d.
@@ -114,9 +113,10 @@ class MoLE(nn.Module):
     """y = MLP(x) + shared(x) + sum_i g_i(x) expert_i(x) + sum_j h_j(x) extension_j(x), each LoRA x -> s B A x.
 
     The shared LoRA and the experts are stacked: `lora_A` (R, d) and `lora_B` (d, R) with R the sum of the ranks, the
-    shared LoRA's rows first. Then h = x A^T, each column times its gate (1 for shared), y = MLP(x) + h B^T: two matrix
-    products, no loop over experts and no data-dependent shape. `lora_B` starts at 0, so at the start
-    y = MLP(x) bit for bit. Extensions are added last, so that everything trained before them is computed as before.
+    shared LoRA first. Then h = x A^T, each column of h is multiplied by its gate (1 for the shared LoRA), and
+    y = MLP(x) + h B^T: two matrix products, no loop over experts, and no shape that depends on the data. `lora_B`
+    starts at 0, so at the start y = MLP(x) bit for bit. Extensions are added last, so that everything that was trained
+    before them is computed as before.
 
     Args:
         mlp: the MLP of the block, left as it is.
@@ -124,8 +124,9 @@ class MoLE(nn.Module):
         config: ranks, alpha and router; at least one LoRA.
 
     Attributes:
-        keep_gates: if set, each forward pass stores its gates (..., E), attached to the graph, in `gates`: the
-            router's, then those of the extensions.
+        keep_gates: whether each forward pass stores its gates in `gates`.
+        gates: (..., E), attached to the autograd graph: those of the router, then those of the extensions; None if no
+            pass has stored any.
     """
 
     column_gate: Tensor
@@ -144,7 +145,7 @@ class MoLE(nn.Module):
             Extension(width, rank, (config.alpha or rank) / rank) for rank in config.extension_ranks
         )
 
-        # Column r of h belongs to gate column_gate[r]; gate 0 is the shared LoRA's constant 1.
+        # Column r of h belongs to gate column_gate[r]; gate 0 is the constant 1 of the shared LoRA.
         first = 0 if config.shared_rank else 1
         owner = [first + i for i, rank in enumerate(ranks) for _ in range(rank)]
         scale = [(config.alpha or rank) / rank for rank in ranks for _ in range(rank)]
@@ -155,7 +156,7 @@ class MoLE(nn.Module):
 
     @property
     def needs_all_tokens(self) -> bool:
-        """Whether the output of one token depends on all of them, or on noise that must be drawn once for all."""
+        """Whether the output for one token depends on all tokens, or on noise that is drawn for all tokens at once."""
         router = self.router
         return router is not None and (router.kind == "local-global" or (self.training and router.noise > 0))
 
@@ -177,17 +178,17 @@ class MoLE(nn.Module):
         return y  # type: ignore[no-any-return]
 
     def route(self, x: Tensor) -> Tensor:
-        """Tokens (..., T, d) -> all gates (..., T, E) of a layer that has any: the router's, then the extensions'."""
+        """Tokens (..., T, d) -> gates (..., T, E), the router's and then the extensions'; the layer must have some."""
         gates = [] if self.router is None else [self.router(x, self._pooled(x @ self.lora_A.T))]
         gates += [extension.gate(x) for extension in self.extensions]  # type: ignore[operator]
         return torch.cat(gates, dim=-1)
 
     def folded(self, x: Tensor) -> Tensor:
-        """The result of `forward` for tokens (B, T, d) of images, with one matrix M (d, d) an image: y = MLP(x) + x
-        M^T.
+        """The result of `forward` for images' tokens (B, T, d), computed with one matrix M (d, d) per image.
 
-        M = B diag(g s) A, as MLoRE folds its paths (arXiv 2403.17749). All tokens of an image must share their gates,
-        so it needs the router `image`, or no experts; and no extensions, which have a gate for each token.
+        y = MLP(x) + x M^T with M = B diag(g s) A, as MLoRE folds its paths (arXiv 2403.17749). All tokens of an image
+        must share their gates. So the layer needs the router `image`, or no experts; and no extensions, which have a
+        gate for each token. Raises `ValueError` otherwise.
         """
         if self.extensions or (self.router is not None and self.router.kind != "image"):
             raise ValueError("folded: gates differ from token to token; it needs router = 'image' and no extensions")
@@ -196,14 +197,14 @@ class MoLE(nn.Module):
         return self.mlp(x) + x @ ((self.lora_B * weight) @ self.lora_A).mT  # type: ignore[no-any-return]
 
     def _column_weight(self, gates: Tensor | None = None) -> Tensor:
-        """Factor of each column of h: its gate (..., E), 1 for the shared LoRA, times its scaling; (..., R)."""
+        """The factor of each column of h, (..., R): its gate (..., E), or 1 for the shared LoRA, times its scaling."""
         if gates is None:
             return self.column_scale
         one = torch.ones_like(gates[..., :1])
         return torch.cat([one, gates], dim=-1)[..., self.column_gate] * self.column_scale
 
     def _pooled(self, h: Tensor) -> Tensor | None:
-        """w_i . mean over tokens of B_i A_i x of h (..., T, R), as (..., 1, E), where the router reads it."""
+        """h (..., T, R) -> w_i . mean over tokens of B_i A_i x, (..., 1, E); None if the router does not need it."""
         if self.router is None or self.router.global_weight is None:
             return None
         experts = torch.arange(1, 1 + len(self.router.weight), device=h.device)
@@ -212,9 +213,9 @@ class MoLE(nn.Module):
 
 
 def add_mole(tower: ViT, config: MoLEConfig) -> tuple[MoLE, ...]:
-    """Wrap the MLPs of the chosen blocks of `tower`, in place; returns the new layers, first block first.
+    """Wrap the MLPs of the adapted blocks of `tower`, in place; returns the new layers, that of the first block first.
 
-    Raises `ConfigError` if the configuration names blocks that the tower does not have.
+    Raises `ConfigError` if `config` names blocks that the tower does not have.
     """
     layers = []
     for index in config.block_indices(tower.config.depth):
@@ -225,10 +226,10 @@ def add_mole(tower: ViT, config: MoLEConfig) -> tuple[MoLE, ...]:
 
 
 def balance_loss(gates: Tensor) -> Tensor:
-    """E sum_i m_i^2 / (sum_i m_i)^2 with m_i the mean gate of expert i: 1 if all are used equally, E if one takes all.
+    """E sum_i m_i^2 / (sum_i m_i)^2 with m_i the mean gate of expert i: 1 if all are used equally, E if only one is.
 
-    It is 1 + CV^2, the squared coefficient of variation of Shazeer et al. (arXiv 1701.06538), so it does not depend on
-    the size of gates that do not sum to 1.
+    It is 1 + CV^2 with the coefficient of variation CV of the mean gates (Shazeer et al., arXiv 1701.06538). So it does
+    not depend on the size of gates that do not sum to 1.
 
     Args:
         gates: (..., E).

@@ -1,8 +1,9 @@
 """Tower, adapter and head as one network: RGB crops in, logits out.
 
-In: crops (B, 3, H, W), uint8 0..255 or float 0..1. Out: logits (B,), positive towards AI-generated; with further
-outputs (B, n), the logit first, then a number above 0 for what is drawn, painted or rendered, not photographed, and
-the logits of the k families of generators; either may be missing. It knows nothing of files or verdicts.
+In: crops (B, 3, H, W), uint8 0..255 or float 0..1. Out: logits (B,), positive for AI-generated. A network with further
+outputs gives (B, n): the logit; then, if there is such an output, a number that is above 0 for images that are drawn,
+painted or rendered; then, if it knows families of generators, one logit for each of the k families. It knows nothing
+of files or verdicts.
 """
 
 from __future__ import annotations
@@ -28,16 +29,17 @@ COMPANIONS: dict[str, Callable[[int], Companion]] = {"aide": AIDE, "ffit": FFiT}
 class MoLENetwork(nn.Module):
     """logit = w . feature(tower(normalise(crop))) + b; label 1 is AI-generated.
 
-    With head blocks the head also reads the class tokens after these blocks, each normalised to mean 0 and
-    variance 1 over its channels: the features of earlier blocks help most with generators that were not in training
-    (RINE, Koutlis and Papadopoulos 2024, arXiv 2402.19091). With `config.companion` a second network reads the crop
-    itself, and the head reads what that computes from the crop and the feature. Tokens then carry both: "(B, T + k, d)"
-    is T tokens and, after them, the crop in rows (`companion.to_rows`), if there is a companion, and the class tokens
-    of the head blocks that are behind.
-
     With no experts and no shared LoRA it is UnivFD's linear probe (arXiv 2302.10174); with the shared LoRA
     only, plain LoRA; with both, MoLE (arXiv 2404.04883). The tower is frozen, unless `full_finetune`. Extensions are
     separate LoRAs that were added later, for new generators.
+
+    If there are head blocks, the head also reads the class tokens after these blocks, each normalised to mean 0 and
+    variance 1 over its channels: the features of earlier blocks help most with generators that were not in training
+    (RINE, Koutlis and Papadopoulos 2024, arXiv 2402.19091). If there is a companion, a second network reads the crop
+    itself, and the head reads what the companion computes from the crop and the feature.
+
+    Tokens therefore carry along what the head will read: "(B, T + k, d)" means T tokens, then the crop in rows
+    (`companion.to_rows`) if there is a companion, then the class tokens of the head blocks that were already passed.
 
     Args:
         tower: a ViT; its MLPs are wrapped in place.
@@ -59,7 +61,7 @@ class MoLENetwork(nn.Module):
         self.companion: Companion | None = None
         if config.companion is not None:
             if tower.config.depth == 0:
-                raise ConfigError(f"mole.companion = {config.companion}: needs a single backbone, not several")
+                raise ConfigError(f"mole.companion={config.companion!r}: needs a single backbone, not several")
             self.companion = COMPANIONS[config.companion](features)
         self.head = nn.Linear(self.companion.width if self.companion else features, 1)
         nn.init.zeros_(self.head.bias)
@@ -78,9 +80,14 @@ class MoLENetwork(nn.Module):
         read: Callable[[dict[str, nn.Parameter]], dict[str, Tensor]],
         **options: bool,
     ) -> MoLENetwork:
-        """A network in eval mode with the weights that `read` returns for the parameters that are trained.
+        """A network in eval mode with given weights.
 
-        No weight is drawn at random first: a library does not touch the random numbers of its host.
+        No weight is first drawn at random: a library does not change the random state of the program that uses it.
+
+        Args:
+            tower, config: as of the class.
+            read: `adapter_parameters` -> their weights, by the same names.
+            options: further arguments of the class.
         """
         with torch.device("meta"):
             network = cls(tower, config, **options)
@@ -89,13 +96,13 @@ class MoLENetwork(nn.Module):
 
     @property
     def first_adapted_block(self) -> int:
-        """Blocks before this one are a fixed function of the crop; `depth` if none is adapted."""
+        """Index of the first adapted block; the blocks before it never change. `depth` if no block is adapted."""
         if self.full_finetune:
             return 0
         return min(self.config.block_indices(self.tower.config.depth), default=self.tower.config.depth)
 
     def adapter_parameters(self) -> dict[str, nn.Parameter]:
-        """What an adapter file holds, trained now or before: LoRAs, routers, companion, heads, and a full tower."""
+        """What an adapter file holds: LoRAs, routers, companion, heads, and a tower that is trained as a whole."""
         layers = tuple(f"tower.blocks.{block}.mlp." for block in self.config.block_indices(self.tower.config.depth))
 
         def ours(name: str) -> bool:
@@ -110,7 +117,12 @@ class MoLENetwork(nn.Module):
         return {name: p for name, p in self.named_parameters() if p.requires_grad}
 
     def set_families(self, families: Families | None, layer: nn.Linear | None) -> None:
-        """Set the families of generators, and the layer F -> k that tells them apart; None: there are none."""
+        """Set the families of generators, and the layer from F channels to their k logits; None and None: no families.
+
+        Args:
+            families: their names, and how often the detector named the right one.
+            layer: F is the number of channels that the head reads.
+        """
         self.families = layer
         self.config = self.config.model_copy(update={"families": families})
 
@@ -122,7 +134,7 @@ class MoLENetwork(nn.Module):
 
     @property
     def last_outputs(self) -> int | None:
-        """Tokens of the last block that the logit needs: 1, the class token, or None, all if its MoLE pools them."""
+        """How many tokens the last block must compute: 1, the class token; None, all, if its MoLE needs all of them."""
         layer: Any = self.tower.blocks[-1].mlp
         return None if isinstance(layer, MoLE) and layer.needs_all_tokens else 1
 
@@ -151,16 +163,16 @@ class MoLENetwork(nn.Module):
         return torch.cat([tokens, *crop, *read], dim=1) if crop or read else tokens
 
     def carried(self, start: int) -> int:
-        """Class tokens that the tokens before block `start` carry."""
+        """How many class tokens the tokens before block `start` carry."""
         return sum(block < start for block in self.head_blocks)
 
     @property
     def crop_rows(self) -> int:
-        """Rows of each patch of the crop that tokens carry, q; 0 without a companion."""
+        """How many rows tokens carry for each patch of the crop, q; 0 without a companion."""
         return rows_of_patch(self.tower.config.patch_size, self.tower.config.width) if self.companion else 0
 
     def forward(self, crops: Tensor) -> Tensor:
-        """Crops (B, 3, H, W) -> what a runtime computes: logits (B,), or (B, n) with further outputs behind them."""
+        """Crops (B, 3, H, W) -> logits (B,), or (B, n) with further outputs, as this module's docstring says."""
         features = self.features(self.before(crops, 0), 0)
         further = [layer(features) for layer in (self.drawn, self.families) if layer is not None]
         if not further:
@@ -175,13 +187,17 @@ class MoLENetwork(nn.Module):
         return tokens[:, :own], [*crop, *(tokens[:, i : i + 1] for i in range(stop, tokens.shape[1]))]
 
     def logits(self, tokens: Tensor, start: int, kept: Sequence[int] | None = None) -> Tensor:
-        """Tokens (B, T + k, d) before block `start` -> logits (B,); of the T tokens the `kept` ones, None: all."""
+        """Tokens (B, T + k, d) before block `start` -> logits (B,).
+
+        Args:
+            kept: indices of the T tokens that are used, the class token first; None: all.
+        """
         return self.head(self.features(tokens, start, kept)).squeeze(-1)  # type: ignore[no-any-return]
 
     def features(self, tokens: Tensor, start: int, kept: Sequence[int] | None = None) -> Tensor:
         """Tokens (B, T + k, d) before block `start` -> what the head reads (B, F).
 
-        In the last block only the class token is computed, since nothing else of it is read.
+        In the last block only the class token is computed, because the head reads no other. Arguments as in `logits`.
         """
         last = self.tower.config.depth - 1
         tokens, read = self.parted(tokens, start)
@@ -195,12 +211,16 @@ class MoLENetwork(nn.Module):
         """Tokens (B, T, d) after the last block, and what was carried -> logits (B,).
 
         Args:
-            read: with a companion the rows of the crop, (B, n q, d), first; class tokens (B, 1, d) of all head blocks.
+            read: the rows of the crop (B, n q, d), if there is a companion; then the class token (B, 1, d) of each head
+                block.
         """
         return self.head(self._side_by_side(tokens, read)).squeeze(-1)  # type: ignore[no-any-return]
 
     def _side_by_side(self, tokens: Tensor, read: Sequence[Tensor]) -> Tensor:
-        """Arguments as `read`'s -> the tower's feature and the normalised class tokens, or the companion's, (B, F)."""
+        """What the head reads, (B, F): the tower's feature and the class tokens, or what the companion makes of them.
+
+        Arguments as in `read`.
+        """
         classes = read[1:] if self.companion else read
         parts = [self.tower.feature(tokens), *(F.layer_norm(each[:, 0], each.shape[-1:]) for each in classes)]
         feature = torch.cat(parts, dim=-1)
@@ -211,9 +231,10 @@ class MoLENetwork(nn.Module):
     def _run(
         self, tokens: Tensor, start: int, stop: int, read_blocks: Sequence[int] | None = None
     ) -> tuple[Tensor, list[Tensor]]:
-        """Tokens (B, T, d) through `blocks[start:stop]`; and class tokens (B, 1, d) of the head blocks among them.
+        """Tokens (B, T, d) through `blocks[start:stop]`, and the class token (B, 1, d) of each head block among them.
 
-        `read_blocks` stand in place of the head blocks.
+        Args:
+            read_blocks: instead of the head blocks.
         """
         read = []
         wanted = self.head_blocks if read_blocks is None else read_blocks
@@ -224,7 +245,10 @@ class MoLENetwork(nn.Module):
         return tokens, read
 
     def _last_block(self, tokens: Tensor) -> Tensor:
-        """Tokens (B, T, d) -> the class token after the last block (B, 1, d); gates that are kept are of all tokens."""
+        """Tokens (B, T, d) -> the class token after the last block (B, 1, d).
+
+        If gates are kept, they are those of all tokens all the same.
+        """
         block: Any = self.tower.blocks[-1]
         layer, outputs = block.mlp, self.last_outputs
         kept = isinstance(layer, MoLE) and layer.keep_gates and bool(self.config.gated_ranks)
@@ -236,19 +260,19 @@ class MoLENetwork(nn.Module):
         return class_token  # type: ignore[no-any-return]
 
     def keep_gates(self, keep: bool) -> None:
-        """Have every forward pass keep its gates for `gates` and `balance_loss`, or stop keeping them."""
+        """Let every forward pass keep its gates for `gates` and `balance_loss`, or let it keep none."""
         for layer in self.mole_layers:
             layer.keep_gates, layer.gates = keep, None
 
     def gates(self) -> list[Tensor]:
         """Gates (B, T, E) of the last forward pass, one tensor per adapted block; needs `keep_gates(True)`.
 
-        Those of the router come first, then those of the extensions.
+        The gates of the router come first, then those of the extensions.
         """
         return [layer.gates for layer in self.mole_layers if layer.gates is not None]
 
     def balance_loss(self) -> Tensor:
-        """Mean balance loss over the adapted blocks in the last forward pass; 0 if nothing is routed."""
+        """The mean of `balance_loss` over the adapted blocks in the last forward pass; 0 without a router."""
         experts = len(self.config.expert_ranks)
         losses = [balance_loss(gates[..., :experts]) for gates in self.gates() if experts]
         return torch.stack(losses).mean() if losses else self.head.weight.new_zeros(())

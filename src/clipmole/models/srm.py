@@ -1,8 +1,10 @@
 """The 30 linear filters of the spatial rich model (SRM): what remains of an image after its content is predicted.
 
-In: crops. Out: residuals, or the kernels. Fridrich and Kodovsky 2012, "Rich models for steganalysis of digital images",
-section II: residuals of first, second and third order along lines, and of edge and square kernels of 3x3 and 5x5. The
-division into five groups of 8, 4, 8, 5 and 5 is by these kinds. It knows nothing of networks.
+In: crops. Out: residuals, or the kernels. It knows nothing of networks.
+
+Source: Fridrich and Kodovsky 2012, "Rich models for steganalysis of digital images", section II: residuals of first,
+second and third order along lines, and of edge and square kernels of 3x3 and 5x5. By these kinds the filters form five
+groups of 8, 4, 8, 5 and 5.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ SQUARE_5 = ((-1, 2, -2, 2, -1), (2, -6, 8, -6, 2), (-2, 8, -12, 8, -2), (2, -6, 
 
 
 def srm_kernels() -> Tensor:
-    """The filters (30, 5, 5), group by group, each divided by the size of its central weight; each sums to 0."""
+    """The filters (30, 5, 5), float32, group by group. Each sums to 0 and has a central weight of 1 or -1."""
     found = []
     for count, line in ((8, {0: -1, 1: 1}), (4, {-1: 1, 0: -2, 1: 1}), (8, {-1: 1, 0: -3, 1: 3, 2: -1})):
         for dy, dx in DIRECTIONS[:count]:
@@ -38,10 +40,11 @@ def srm_kernels() -> Tensor:
 
 
 def srm_residuals(crops: Tensor, group: int, truncation: float) -> Tensor:
-    """Mean absolute residual of one of `GROUPS` on each colour channel, as an image.
+    """The mean absolute residual of one group of filters on each colour channel, as an image.
 
     Args:
         crops: (B, 3, H, W), uint8 0..255 or float 0..1; mirrored at the borders.
+        group: index in `GROUPS`.
         truncation: where residuals are cut off, in levels of 0..255; this value becomes 1.
 
     Returns:

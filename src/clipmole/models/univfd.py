@@ -24,8 +24,15 @@ def univfd_network(head: str | Path, backbone: str | Path = "vit-l-14") -> tuple
     """UnivFD's published linear head (arXiv 2302.10174) on CLIP ViT-L/14: no experts, no shared LoRA.
 
     Args:
-        head: `fc_weights.pth` of WisconsinAIVision/UniversalFakeDetect, identified by its sha256.
+        head: path of `fc_weights.pth`, in `pretrained_weights` of WisconsinAIVision/UniversalFakeDetect (MIT licence).
         backbone: the name of CLIP ViT-L/14, or a directory that holds it.
+
+    Returns:
+        The network, and its backbone.
+
+    Raises:
+        CheckpointError: the file is not that head, by its sha256, or does not fit the backbone.
+        WeightsError: the backbone cannot be loaded.
     """
     path = Path(head)
     try:
@@ -50,7 +57,11 @@ def univfd_network(head: str | Path, backbone: str | Path = "vit-l-14") -> tuple
 def import_univfd(head: str | Path, directory: str | Path, backbone: str | Path = "vit-l-14") -> None:
     """Turn UnivFD's published head into an adapter directory, with a centre crop and without a calibration.
 
-    Arguments as in `univfd_network`; `directory` is the adapter directory to write.
+    Args:
+        head, backbone: as in `univfd_network`.
+        directory: the adapter directory to write.
+
+    Raises as `univfd_network` and `save_adapter` do.
     """
     check_target(directory)
     network, loaded = univfd_network(head, backbone)

@@ -1,9 +1,9 @@
-"""One Vision Transformer tower: CLIP's image tower, the plain ViT and DINOv2, by configuration.
+"""The Vision Transformer tower; its configuration makes it CLIP's image tower, a plain ViT or DINOv2.
 
 In: normalised pixels (B, 3, H, W). Out: the feature of the class token (B, feature_dim).
 `embed`, `blocks` and `feature` are separate because the method works between them: only the MLPs of the last
 blocks are adapted, so everything before them can be computed once and kept. It does not know where weights
-come from (`backbone`), nor that it is adapted (`mole`).
+come from (`backbone`), nor that it may be adapted (`mole`).
 
 Sources: ViT, arXiv 2010.11929; CLIP, arXiv 2103.00020; DINOv2, arXiv 2304.07193.
 """
@@ -27,14 +27,14 @@ class QuickGELU(nn.Module):
 
 
 class Linear(nn.Linear):
-    """nn.Linear that, while it is frozen, casts its weights for autocast once and not at every call.
+    """nn.Linear that casts frozen weights for autocast once instead of at every call.
 
-    autocast keeps the casts of trained weights only. The result is the same, bit for bit; the cast copy takes
-    an additional half of the weights' memory.
+    autocast itself keeps only the casts of weights that are trained. The result is the same, bit for bit; the cast copy
+    takes half as much memory again as the weights.
 
     Attributes:
-        cast_copy: its key (dtype, and device, address and version of each weight), weight and bias; None: there is none
-            yet.
+        cast_copy: a key (dtype, and device, address and version of each weight), the cast weight and the cast bias;
+            None if nothing has been cast yet.
     """
 
     cast_copy: tuple[tuple[object, ...], Tensor, Tensor | None] | None = None
@@ -47,7 +47,7 @@ class Linear(nn.Linear):
         parts = [self.weight] if self.bias is None else [self.weight, self.bias]
         now = (dtype, *((part.device, part.data_ptr(), part._version) for part in parts))
         if self.cast_copy is None or self.cast_copy[0] != now:
-            with torch.inference_mode(False), torch.no_grad():  # may be used later where gradients pass
+            with torch.inference_mode(False), torch.no_grad():  # the copy may be used later where gradients pass
                 weight, *bias = [part.to(dtype) for part in parts]
             self.cast_copy = (now, weight, bias[0] if bias else None)
         return F.linear(x.to(dtype), *self.cast_copy[1:])
@@ -63,7 +63,7 @@ class Attention(nn.Module):
         self.out = Linear(width, width)
 
     def forward(self, x: Tensor, outputs: int | None = None) -> Tensor:
-        """Tokens (B, T, d) -> the first `outputs` of them (all by default), which look at all: (B, outputs, d)."""
+        """Tokens (B, T, d) -> the first `outputs` of them (all by default), each attending to all: (B, outputs, d)."""
         batch, tokens, width = x.shape
         qkv = self.qkv(x).view(batch, tokens, 3, self.heads, width // self.heads)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each (B, heads, T, d_head)
@@ -74,8 +74,8 @@ class Attention(nn.Module):
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """softmax(q k^T / sqrt(d_head)) v; k and v (B, heads, T, d_head), q and the result (B, heads, outputs, d_head).
 
-    If a gradient will pass on a CPU in bfloat16, it is written out: there the backward of torch's own is 2.5 to 4
-    times slower for 50 to 257 tokens, in float32 as in bfloat16.
+    If a gradient will pass on a CPU in bfloat16, it is written out as matrix products: the backward pass of
+    `scaled_dot_product_attention` is 2.5 to 4 times slower there for 50 to 257 tokens.
     """
     if q.requires_grad and q.device.type == "cpu" and q.dtype == torch.bfloat16:
         with torch.autocast("cpu", enabled=False):
@@ -121,7 +121,7 @@ class Block(nn.Module):
         self.scale2: nn.Module = LayerScale(config.width) if config.layer_scale else nn.Identity()
 
     def forward(self, x: Tensor, outputs: int | None = None) -> Tensor:
-        """Tokens (B, T, d) -> the first `outputs` of them (all by default), which look at all: (B, outputs, d)."""
+        """Tokens (B, T, d) -> the first `outputs` of them (all by default), each attending to all: (B, outputs, d)."""
         return self.transform(self.mix(x, outputs))
 
     def mix(self, x: Tensor, outputs: int | None = None) -> Tensor:
@@ -151,10 +151,10 @@ def patch_embedding(config: TowerConfig) -> nn.Module:
 
 
 class ViT(nn.Module):
-    """The tower: `feature(blocks(embed(pixels)))`.
+    """The tower: `feature(run_blocks(embed(pixels)))`.
 
     Args:
-        config: geometry; `config.image_size` is the resolution the position embeddings belong to.
+        config: geometry; `config.image_size` is the resolution to which the position embeddings belong.
     """
 
     def __init__(self, config: TowerConfig) -> None:
@@ -174,8 +174,8 @@ class ViT(nn.Module):
     def embed(self, pixels: Tensor) -> Tensor:
         """Normalised pixels (B, 3, H, W) -> tokens (B, 1 + h w, d), class token first.
 
-        H and W may differ from `config.image_size`: positions are then interpolated. Pixels beyond the last
-        whole patch are not seen.
+        H and W may differ from `config.image_size`: the position embeddings are then interpolated. Pixels beyond the
+        last whole patch are left out.
         """
         size = self.config.patch_size
         h, w = pixels.shape[-2] // size, pixels.shape[-1] // size
@@ -186,7 +186,7 @@ class ViT(nn.Module):
         return self.pre_norm(tokens)  # type: ignore[no-any-return]
 
     def positions(self, h: int, w: int) -> Tensor:
-        """Position embeddings (1 + h w, d) of an h x w grid of patches, interpolated bicubically for any other grid."""
+        """Position embeddings (1 + h w, d) for h x w patches, interpolated bicubically unless h = w = `config.grid`."""
         grid = self.config.grid
         if (h, w) == (grid, grid):
             return self.position_embedding
@@ -212,23 +212,20 @@ class ViT(nn.Module):
 class Concatenated(ViT):
     """Several towers with their features side by side, for a head alone: there is no block to adapt.
 
-    "Detect Fake with Fake" (arXiv 2409.08884) concatenates frozen features in this way. To the rest of the program it
-    is a tower of depth 0: `embed` gives one "token", the features of all towers, each of which normalises the pixels
-    with its own mean and deviation.
+    "Detect Fake with Fake" (arXiv 2409.08884) concatenates frozen features in this way. To all other modules it is a
+    tower of depth 0, whose `embed` gives one "token": the features of all towers. Each tower normalises the pixels with
+    its own mean and standard deviation.
 
     Args:
-        towers: two or more; of any sizes.
+        towers: two or more, of any sizes.
     """
 
     def __init__(self, towers: Sequence[ViT]) -> None:
         nn.Module.__init__(self)
         width = sum(tower.config.feature_dim for tower in towers)
-        sizes = {"width": width, "depth": 0, "projection_dim": None}
-        pixels = {
-            "mean": (0.0, 0.0, 0.0),
-            "std": (1.0, 1.0, 1.0),
-        }  # of `embed`, which gets pixels without normalisation
-        self.config = towers[0].config.model_copy(update=sizes | pixels)
+        own: dict[str, object] = {"width": width, "depth": 0, "projection_dim": None}
+        own |= {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}  # `embed` takes pixels that are not normalised
+        self.config = towers[0].config.model_copy(update=own)
         self.towers = nn.ModuleList(towers)
         self.blocks = nn.ModuleList()
         for i, tower in enumerate(towers):
@@ -237,7 +234,7 @@ class Concatenated(ViT):
                 self.register_buffer(f"{name}_{i}", values, persistent=False)
 
     def embed(self, pixels: Tensor) -> Tensor:
-        """Pixels (B, 3, H, W) of 0..1 -> features of all towers (B, 1, their sum)."""
+        """Pixels (B, 3, H, W) of 0..1 -> the features of all towers as one token (B, 1, d)."""
         features = [
             tower((pixels - getattr(self, f"mean_{i}")) / getattr(self, f"std_{i}"))
             for i, tower in enumerate(self.towers)
@@ -245,5 +242,5 @@ class Concatenated(ViT):
         return torch.cat(features, dim=-1)[:, None]
 
     def feature(self, tokens: Tensor) -> Tensor:
-        """The result of `embed`, (B, 1, d) -> (B, d)."""
+        """The token that `embed` gives, (B, 1, d) -> (B, d)."""
         return tokens[:, 0]

@@ -1,6 +1,6 @@
-"""How other projects name the parameters and the settings of our tower.
+"""How other projects name the parameters and the settings of a tower.
 
-In: the tensor names and shapes of a weight file, and the JSON beside it. Out: a `TowerConfig`, and for each
+In: the names and shapes of the tensors in a weight file, and the JSON beside it. Out: a `TowerConfig`, and for each
 parameter of the tower the tensors that it is made of. It reads no file and holds no tensor.
 
 It knows Hugging Face's CLIP, ViT and DINOv2 as transformers 4 and 5 name them, OpenAI's and OpenCLIP's CLIP, and timm's
@@ -30,10 +30,10 @@ class Layout:
     """How one kind of file names the parameters.
 
     Attributes:
-        names: our module or parameter -> theirs; {n} is the block, {kind} is weight or bias; several are
-            concatenated, such as query, key and value. Empty: the names are ours.
-        ignored: matches the full names of tensors of other parts, such as the text tower.
-        transposed: those of our parameters that the file holds transposed.
+        names: our module or parameter -> theirs. {n} is the index of the block, {kind} is weight or bias. Several
+            names, such as those of query, key and value, are concatenated. Empty: the names are ours.
+        ignored: an expression for the full names of tensors that belong to other parts, such as the text tower.
+        transposed: our parameters that the file holds transposed.
     """
 
     names: Mapping[str, Sequence[str]]
@@ -52,7 +52,13 @@ class Layout:
 
 @dataclass(frozen=True)
 class ParameterSource:
-    """What one parameter of the tower is made of: the tensors `sources` of a file, side by side."""
+    """What one parameter of the tower is made of.
+
+    Attributes:
+        sources: names of tensors in a file, which are concatenated along their first dimension.
+        shape: of the parameter.
+        transposed: whether the file holds the tensors transposed.
+    """
 
     sources: tuple[str, ...]
     shape: Shape
@@ -60,7 +66,7 @@ class ParameterSource:
 
 
 def hf_clip(prefix: str) -> Layout:
-    """transformers' CLIP: with "vision_model.", except in vision-only files of transformers 5."""
+    """transformers' CLIP. `prefix` is "vision_model.", or "" for files of the image tower alone in transformers 5."""
     block = prefix + "encoder.layers.{n}."
     return Layout(
         {
@@ -82,7 +88,14 @@ def hf_clip(prefix: str) -> Layout:
 
 
 def hf_vit(prefix: str, blocks: str, new_attention: bool, new_mlp: bool, dinov2: bool) -> Layout:
-    """transformers' ViT and DINOv2: block list, attention and MLP were renamed from version 4 to 5."""
+    """transformers' ViT and DINOv2. The list of blocks, attention and MLP were renamed from version 4 to 5.
+
+    Args:
+        prefix: of the model, which files of the base model lack.
+        blocks: name of a block in the list, with {n} for its index.
+        new_attention, new_mlp: whether these have the names of version 5.
+        dinov2: DINOv2 instead of ViT.
+    """
     block = prefix + blocks
     qkv = ("q_proj", "k_proj", "v_proj") if new_attention else ("attention.query", "attention.key", "attention.value")
     out = "o_proj" if new_attention else "output.dense"
@@ -108,7 +121,7 @@ def hf_vit(prefix: str, blocks: str, new_attention: bool, new_mlp: bool, dinov2:
 
 
 def openai_clip(prefix: str) -> Layout:
-    """OpenAI's and OpenCLIP's CLIP: with "visual.", except in files of the image tower alone."""
+    """OpenAI's and OpenCLIP's CLIP. `prefix` is "visual.", or "" for files of the image tower alone."""
     block = prefix + "transformer.resblocks.{n}."
     facts = "input_resolution|context_length|vocab_size"  # entries of OpenAI's archives
     text = (
@@ -136,7 +149,7 @@ def openai_clip(prefix: str) -> Layout:
 
 
 def timm_vit(prefix: str) -> Layout:
-    """timm's ViT, and so SynCLR and StableRep: with "visual." if a checkpoint holds other parts."""
+    """timm's ViT, and so SynCLR and StableRep. `prefix` is "visual." if a checkpoint holds other parts, else ""."""
     block = prefix + "blocks.{n}."
     return Layout(
         {
@@ -158,7 +171,7 @@ def timm_vit(prefix: str) -> Layout:
 
 
 def hf_vits(prefix: str, dinov2: bool) -> list[Layout]:
-    """Every mixture of old and new names, the oldest first."""
+    """The layouts of `hf_vit` with every mixture of old and new names, the oldest first."""
     new_mlp = (True,) if dinov2 else (False, True)
     spellings = product((prefix, ""), ("encoder.layer.{n}.", "layers.{n}."), (False, True), new_mlp)
     return [hf_vit(*spelling, dinov2) for spelling in spellings]
@@ -180,16 +193,16 @@ DEFAULTS: dict[str, Json] = {
     "vit": {**COMMON, "patch_size": 16, "intermediate_size": 3072, "hidden_act": "gelu", "layer_norm_eps": 1e-12},
     "dinov2": {**COMMON, "patch_size": 14, "mlp_ratio": 4, "hidden_act": "gelu", "layer_norm_eps": 1e-6},
 }
-# Settings that change the computation, some without changing a tensor's name or shape, with what the tower supports.
+# Settings that change the computation, some without changing a tensor's name or shape -> the values that are supported.
 SUPPORTED: dict[str, tuple[Any, ...]] = {
     "hidden_act": ("quick_gelu", "gelu"),
     "num_channels": (3,),
     "qkv_bias": (True,),
     "use_swiglu_ffn": (False,),
 }
-# The same for vision_cfg in open_clip_config.json; any other setting is refused.
+# The settings that are supported in vision_cfg of open_clip_config.json; any other one is refused.
 OPEN_CLIP = {"image_size", "layers", "width", "patch_size", "head_width", "mlp_ratio", "patch_dropout"}
-# Properties of a family's tower that config.json does not state.
+# Properties of an architecture that config.json does not state.
 IMAGENET: Json = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 CLIP_FIELDS: Json = {"patch_bias": False, "pre_norm": True, "mean": CLIP_MEAN, "std": CLIP_STD}
 DINOV2_FIELDS: Json = {"layer_scale": True, **IMAGENET}
@@ -200,17 +213,17 @@ def tower_and_layouts(
 ) -> tuple[TowerConfig, list[Layout]]:
     """The tower that a weight file belongs to, and the layouts that the file may have.
 
-    A config.json of transformers decides. Without one, a file named as OpenAI's or timm's is described by its shapes;
-    see `openai_settings` and `timm_settings` for what shapes do not say.
+    A config.json of transformers decides. Without one, a file whose tensors are named as OpenAI's or timm's is
+    described by their shapes; see `openai_settings` and `timm_settings` for what shapes do not say.
 
     Args:
         shapes: names and shapes of the file's tensors.
         source: how messages name the file.
         config, open_clip, preprocessor: contents of config.json, open_clip_config.json and
-            preprocessor_config.json, None where there is no such file.
+            preprocessor_config.json; None if there is no such file.
 
     Raises:
-        WeightsMismatch: the kind is not known, or a setting is not one that the tower can have.
+        WeightsMismatch: the kind of tower is not known, or the tower cannot have a setting.
     """
     openai = next((prefix for prefix in ("visual.", "") if prefix + "conv1.weight" in shapes), None)
     timm = next((prefix for prefix in ("visual.", "") if prefix + "patch_embed.proj.weight" in shapes), None)
@@ -222,18 +235,18 @@ def tower_and_layouts(
                 raise WeightsMismatch(f"{source}: format_version {version!r} of config.json is not 1; update clipmole")
             return TowerConfig.parse(config.get("tower", {}), f"{source}: config.json"), LAYOUTS["clipmole-vit"]
         if timm is not None and kind is None:
-            settings, family = timm_settings(shapes, timm, config, preprocessor, source), "timm"
+            settings, architecture = timm_settings(shapes, timm, config, preprocessor, source), "timm"
         elif config is not None and (kind is not None or openai is None):
-            settings, family = hugging_face_settings(config, shapes, openai, source)
+            settings, architecture = hugging_face_settings(config, shapes, openai, source)
         elif openai is not None:
-            settings, family = openai_settings(shapes, openai, open_clip, source), "openai"
+            settings, architecture = openai_settings(shapes, openai, open_clip, source), "openai"
         else:
             raise WeightsMismatch(f"{source}: needs the config.json that belongs to it in the same directory")
         if preprocessor is not None and {"image_mean", "image_std"} <= preprocessor.keys():
             settings |= {"mean": preprocessor["image_mean"], "std": preprocessor["image_std"]}
         elif open_clip is not None and {"mean", "std"} <= open_clip.get("preprocess_cfg", {}).keys():
             settings |= {name: open_clip["preprocess_cfg"][name] for name in ("mean", "std")}
-        return TowerConfig.parse(settings, source), LAYOUTS[family]
+        return TowerConfig.parse(settings, source), LAYOUTS[architecture]
     except ConfigError as error:
         raise WeightsMismatch(str(error)) from error
     except (TypeError, ValueError, AttributeError, LookupError, ArithmeticError) as error:
@@ -241,20 +254,23 @@ def tower_and_layouts(
 
 
 def hugging_face_settings(config: Json, shapes: Shapes, openai: str | None, source: str) -> tuple[Json, str]:
-    """Fields of `TowerConfig`, and the family of layouts, from a config.json of transformers.
+    """Fields of `TowerConfig`, and a key of `LAYOUTS`, from a config.json of transformers.
 
     Args:
-        openai: prefix of the names, if the tensors are named as OpenAI's are.
+        config: its content.
+        shapes: names and shapes of the file's tensors.
+        openai: prefix of the names, if the tensors are named as OpenAI's are; else None.
+        source: how messages name the file.
     """
     kind = config.get("model_type")
-    family = {"clip": "clip", "clip_vision_model": "clip", "vit": "vit", "dinov2": "dinov2"}.get(str(kind))
-    if family is None:
+    architecture = {"clip": "clip", "clip_vision_model": "clip", "vit": "vit", "dinov2": "dinov2"}.get(str(kind))
+    if architecture is None:
         known = "clip, clip_vision_model, vit, dinov2 and clipmole-vit"
         raise WeightsMismatch(f"{source}: model_type {kind!r} of config.json is not supported, only {known}")
     own = config
-    if kind == "clip":  # early files say it twice, and their reader used vision_config_dict
+    if kind == "clip":  # early files have the settings twice, and their reader used vision_config_dict
         own = (config.get("vision_config") or {}) | (config.get("vision_config_dict") or {})
-    given = DEFAULTS[family] | own
+    given = DEFAULTS[architecture] | own
     for key, allowed in SUPPORTED.items():
         if given.get(key, allowed[0]) not in allowed:
             options = " or ".join(map(repr, allowed))
@@ -269,10 +285,11 @@ def hugging_face_settings(config: Json, shapes: Shapes, openai: str | None, sour
         "activation": given["hidden_act"],
         "layer_norm_eps": given["layer_norm_eps"],
     }
-    if family == "vit":
-        return settings, family
-    if family == "dinov2":
-        return settings | DINOV2_FIELDS | {"mlp_width": int(given["hidden_size"] * float(given["mlp_ratio"]))}, family
+    if architecture == "vit":
+        return settings, architecture
+    if architecture == "dinov2":
+        width = int(given["hidden_size"] * float(given["mlp_ratio"]))
+        return settings | DINOV2_FIELDS | {"mlp_width": width}, architecture
     projection = "visual_projection.weight" if openai is None else openai + "proj"
     named = "CLIPVisionModelWithProjection" in (config.get("architectures") or ())
     if kind == "clip" or named or projection in shapes:
@@ -281,12 +298,18 @@ def hugging_face_settings(config: Json, shapes: Shapes, openai: str | None, sour
 
 
 def openai_settings(shapes: Shapes, prefix: str, open_clip: Json | None, source: str) -> Json:
-    """Fields of `TowerConfig` from the shapes of a file named as OpenAI's are.
+    """Fields of `TowerConfig` from the shapes of a file whose tensors are named as OpenAI's are.
 
-    Shapes do not say the activation and the number of heads. An open_clip_config.json does: `quick_gelu`
-    (false if it is not there) and `vision_cfg.head_width` (64 if it is not there), the defaults of open_clip.
-    Without it the file must be OpenAI's own, which has the entry "input_resolution": QuickGELU, heads of 64.
-    Anything else is refused: with the wrong activation the features would be silently wrong.
+    Shapes do not show the activation and the number of heads. An open_clip_config.json does: `quick_gelu` (false if it
+    is missing) and `vision_cfg.head_width` (64 if it is missing), as in open_clip. Without one the file must be
+    OpenAI's own, which has an entry "input_resolution": QuickGELU, and heads of 64 channels. Anything else is refused,
+    because with the wrong activation the features would be wrong without any error.
+
+    Args:
+        shapes: names and shapes of the file's tensors.
+        prefix: of the names.
+        open_clip: content of open_clip_config.json; None if there is no such file.
+        source: how messages name the file.
     """
     names = {name: prefix + name for name in ("conv1.weight", "positional_embedding")}
     names["mlp"] = prefix + "transformer.resblocks.0.mlp.c_fc.weight"
@@ -321,11 +344,18 @@ def openai_settings(shapes: Shapes, prefix: str, open_clip: Json | None, source:
 
 
 def timm_settings(shapes: Shapes, prefix: str, config: Json | None, preprocessor: Json | None, source: str) -> Json:
-    """Fields of `TowerConfig` from the shapes of a file named as timm's ViTs are.
+    """Fields of `TowerConfig` from the shapes of a file whose tensors are named as timm's ViTs are.
 
-    Shapes tell neither the number of heads, which are 64 channels wide in timm's tiny to large ViTs, nor how pixels are
-    normalised. A preprocessor_config.json or timm's own config.json does (`pretrained_cfg`); a checkpoint whose tower
-    is called "visual" is SynCLR's or StableRep's, which use ImageNet's mean and deviation. Anything else is refused.
+    Shapes show neither the number of heads nor how pixels are normalised. Heads have 64 channels in timm's tiny to
+    large ViTs. Normalisation is stated by a preprocessor_config.json or by timm's own config.json (`pretrained_cfg`); a
+    checkpoint whose tower is called "visual" is SynCLR's or StableRep's, which use ImageNet's mean and standard
+    deviation. Anything else is refused.
+
+    Args:
+        shapes: names and shapes of the file's tensors.
+        prefix: of the names.
+        config, preprocessor: contents of config.json and preprocessor_config.json; None if there is no such file.
+        source: how messages name the file.
     """
     width = shapes[prefix + "patch_embed.proj.weight"][0]
     names = ("cls_token", "pos_embed", "norm.weight", "blocks.0.attn.qkv.bias", "blocks.0.mlp.fc1.weight")
@@ -358,11 +388,13 @@ def timm_settings(shapes: Shapes, prefix: str, config: Json | None, preprocessor
 
 
 def match(parameters: Shapes, layouts: Sequence[Layout], shapes: Shapes, source: str) -> dict[str, ParameterSource]:
-    """The tensors of each parameter of the tower, by the layout that leaves the fewest tensors unnamed.
+    """What each parameter of the tower is made of, by the layout for which the fewest tensors are missing.
 
     Args:
         parameters: names and shapes of the tower's parameters.
+        layouts: those that the file may have.
         shapes: names and shapes of the file's tensors.
+        source: how messages name the file.
 
     Raises:
         WeightsMismatch: tensors are missing, unknown or misshapen; it counts them and names the first ones.
@@ -394,5 +426,5 @@ def match(parameters: Shapes, layouts: Sequence[Layout], shapes: Shapes, source:
 
 
 def listed(names: Sequence[str]) -> str:
-    """The first three names."""
+    """The first three names, in words."""
     return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
