@@ -1,11 +1,11 @@
 """The results of an evaluation -> a page, `report.html`, and the same as JSON, CSV and Markdown.
 
-In: an `EvaluationReport` and the `ScoreTable` that it was made from. Out: four files in a folder. Figures are
-the report's; curves are `metrics`' own points of the scores. It measures nothing, and knows nothing of
-how images are scored.
+In: an `EvaluationReport` and the `ScoreTable` that it was made from. Out: four files in a folder. Numbers come from
+the report; the points of curves come from `metrics` and the scores. It measures nothing, and knows nothing of how
+images are scored.
 
-Shares are printed in percent, with their 95 % bootstrap interval beneath; nan is a dash. JSON and CSV hold
-them as they are.
+Shares are printed in percent, with their 95 % bootstrap interval beneath; nan is a dash. JSON and CSV hold them as
+shares.
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ def check_report_folder(folder: Path) -> None:
     def read_record(path: Path) -> None:
         values = read_json(path.with_name("report.json"), DataError)
         if not isinstance(values, dict) or not {"detectors", "sets"} <= values.keys():
-            raise DataError(f"{path}: is no report")
+            raise DataError(f"{path}: is not a report")
 
     def read_table(path: Path) -> None:
         with path.open(encoding="utf-8") as file:
             if not file.readline().startswith("detector,set,condition,"):
-                raise DataError(f"{path}: is no table of a report")
+                raise DataError(f"{path}: is not a table of a report")
 
     files = {"report.json": read_record, "report.csv": read_table, "report.md": read_record, "report.html": read_page}
     if path := foreign_file(folder, files):
@@ -66,8 +66,11 @@ def write_report(
     same report and scores give the same bytes.
 
     Args:
-        conditions: those of the report: their families and strengths are the points of the robustness curves, and
-            their notes are printed there. Conditions of no family are shown as rows.
+        report: the estimates.
+        table: the scores that they were made from.
+        folder: to write into.
+        conditions: the conditions of the report. Their families and strengths place them on the robustness curves, and
+            their notes are printed there. A condition without a family is shown as a row of a table.
         gallery: show the worst mistakes as thumbnails. Turn it off if the images must not be passed on.
 
     Returns the path of `report.html`. Raises `DataError` if the folder cannot be written.
@@ -93,12 +96,13 @@ def write_report(
 
 
 def tidy(content: Content) -> str:
-    """One estimate per row.
+    """The text of `report.csv`: one estimate per row.
 
-    `scope` says over what: "set" all images of the set, "generator" those of `generator` and all photographs, "mean"
-    the mean over generators, "difference" the estimate of `detector` less that of `minus` on the same images,
-    "published" what `detector` got elsewhere, with its caveat under `note`; "origin" images of known or new sources and
-    generators, "kind" the photographs of one kind, named under `note`. `set` may be the mean over all of them.
+    `scope` says what an estimate is about: "set": all images of the set; "generator": the images of `generator` and all
+    photographs; "mean": the mean over generators; "difference": the estimate of `detector` minus that of `minus` on the
+    same images; "published": what was published for `detector`, with a caveat in `note`; "origin": images of known or
+    new sources and generators; "kind": the photographs of one kind, named in `note`. `set` may also be the mean over
+    all sets.
     """
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
@@ -115,9 +119,10 @@ def tidy(content: Content) -> str:
                 numbers = (f.value, f.low, f.high, s.n_real, n_generated)
                 write((s.detector, s.set, s.condition, key, *numbers, scope, generator, "", ""))
         for origin in s.origins:
-            f, known = origin.auroc, [known_or_new(each) for each in (origin.known_source, origin.known_generator)]
+            f = origin.auroc
             numbers = (f.value, f.low, f.high, origin.n_real, origin.n_generated)
-            note = f"{known[0]} sources of photographs, {known[1]} generators"
+            source, generator = map(tables.known_or_new, (origin.known_source, origin.known_generator))
+            note = f"{source} sources of photographs, {generator} generators"
             write((s.detector, s.set, s.condition, "auroc", *numbers, "origin", "", "", note))
         for kind in s.kinds:
             for key, f in (("false_alarm", kind.false_alarm), ("uncertain", kind.uncertain)):
@@ -135,13 +140,8 @@ def tidy(content: Content) -> str:
     return file.getvalue()
 
 
-def known_or_new(known: bool) -> str:
-    """The words of a report for what a detector was trained on, and for the rest."""
-    return "known" if known else "new"
-
-
 def sections(content: Content, gallery: bool) -> list[Section]:
-    """All sections that have something to show."""
+    """All sections that have something to show; the worst mistakes only if `gallery`."""
     made = [
         Section("results", "Results", tables.headline(content)),
         Section("detectors", "Detectors", tables.detectors(content)),

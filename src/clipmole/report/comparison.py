@@ -10,18 +10,13 @@ from collections.abc import Container, Iterable, Sequence
 from clipmole.evaluation.records import ComparedMethod, Comparison
 from clipmole.report.page import markdown_table
 
-NOT_VERSIONS = ("command", "seeds", "resamples", "data digest")
-VIEW_SETTINGS = (
-    "augment.",
-    "preprocess.",
-    "per_class",
-    "sampling",
-    "batch_size",
-)  # settings that make other views or orders
+NOT_VERSIONS = ("command", "seeds", "resamples", "data digest")  # of the recipe; the rest are versions and hardware
+# Settings that change the views of images or their order; they are named by how they begin.
+VIEW_SETTINGS = ("augment.", "preprocess.", "per_class", "sampling", "batch_size")
 
 
 def comparison_page(comparison: Comparison) -> str:
-    """Average precision with intervals, paired differences, and what they were made from."""
+    """The page: average precision with intervals, paired differences, and how they were made."""
     recipe = comparison.recipe
     columns = list(comparison.methods[0].estimates)
     seeds = recipe["seeds"]
@@ -86,7 +81,7 @@ def difference_table(comparison: Comparison, columns: Sequence[str]) -> list[str
 
 
 def seed_table(comparison: Comparison, columns: Sequence[str]) -> list[str]:
-    """The range over the seeds; nothing for a single seed."""
+    """The lowest and highest result of the seeds; nothing if there is only one seed."""
     if len(comparison.recipe["seeds"]) == 1:
         return []
     rows = ([m.name, *(spread(m.seeds[c]) for c in columns)] for m in comparison.methods)
@@ -94,7 +89,7 @@ def seed_table(comparison: Comparison, columns: Sequence[str]) -> list[str]:
 
 
 def settings(methods: Sequence[ComparedMethod]) -> list[str]:
-    """The settings in which the methods differ, one row each."""
+    """The settings in which the methods differ, one per row; nothing if they do not differ."""
     keys = list(methods[0].settings)
     if not keys:
         return []
@@ -110,7 +105,7 @@ def settings(methods: Sequence[ComparedMethod]) -> list[str]:
 
 
 def reports(methods: Sequence[ComparedMethod]) -> list[str]:
-    """What the methods' authors report, one row each; nothing if nothing is known."""
+    """What the authors of the methods report, one method per row; nothing if nothing is known."""
     rows = [[m.name, m.reported] for m in methods if m.reported]
     if not rows:
         return []
@@ -119,7 +114,7 @@ def reports(methods: Sequence[ComparedMethod]) -> list[str]:
 
 
 def escaped_table(heads: Sequence[str], rows: Iterable[Sequence[str]], left: Container[int] = (0,)) -> list[str]:
-    """A Markdown table of names that may hold its separator."""
+    """`markdown_table` for texts that may hold its separator, which is escaped."""
     return markdown_table(heads, [[cell.replace("|", "\\|") for cell in row] for row in rows], left)
 
 
@@ -129,6 +124,7 @@ def spread(values: Sequence[float]) -> str:
 
 
 def shown(value: float | None) -> str:
+    """A result with three digits; None means that training diverged."""
     return "diverged" if value is None else f"{value:.3f}"
 
 

@@ -1,7 +1,7 @@
 """The data of a report's sections: its estimates, its scores, and the names of metrics.
 
-In: an `EvaluationReport` and its `ScoreTable`. Out: estimates by name, labels and probabilities by detector, set and
-condition, and numbers as they are printed: percent for a share, a dash for nan.
+In: an `EvaluationReport` and its `ScoreTable`. Out: estimates by name; labels and probabilities by detector, set and
+condition; and numbers as they are printed: percent for a share, a dash for nan. It knows nothing of files or networks.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from clipmole.data import VARIANTS, labels_of
 from clipmole.evaluation.records import ALL_SETS, DetectorInfo, Estimate, EvaluationReport, SetReport
 from clipmole.evaluation.scores import ScoreTable
 from clipmole.report import plots
-from clipmole.report.page import Drawings, Fold, Heading, Items, Name, Note, PageBlock, Table, Value, element
+from clipmole.report.page import Drawings, Fold, Heading, Items, Name, Note, PageBlock, Table, Value
 
 DASH = "\N{EN DASH}"
 MINUS = "\N{MINUS SIGN}"
-MANY = 4  # sets: if there are more, each is folded away
-NAME_LENGTH = 30  # of a detector in tables; the list of detectors shows it in full
+MANY = 4  # a report on more sets than this folds each of them away
+NAME_LENGTH = 30  # characters of a detector's name in tables; the list of detectors shows it in full
 NOT_A_SHARE = frozenset({"negative_log_likelihood"})
 METRIC_NAMES = {
     "average_precision": "AP",
@@ -50,16 +50,32 @@ METRIC_NAMES = {
 
 @dataclass(frozen=True)
 class ScoredImages:
-    """The images of one set under one condition that got a finite logit from one detector."""
+    """The images of one set under one condition that got a finite logit from one detector.
+
+    Attributes:
+        labels: (n,), 1 = AI-generated, 0 = photograph.
+        logits: (n,).
+        probabilities: (n,); None if the detector is not calibrated.
+    """
 
     labels: NDArray[np.int64]
     logits: NDArray[np.float64]
-    probabilities: NDArray[np.float64] | None  # None: not calibrated
+    probabilities: NDArray[np.float64] | None
 
 
 @dataclass(frozen=True)
 class Content:
-    """The report and the scores, with ways to find things in them."""
+    """The report and the scores, with ways to find things in them.
+
+    Attributes:
+        report: the estimates.
+        table: the scores.
+        families: condition -> its family and its strength, `Condition.family` and `.strength`.
+        notes: condition -> its note.
+        found: (detector, set, condition) -> the estimates.
+        labels: (n,) of all images, 1 = AI-generated, 0 = photograph.
+        generated: (set, generator) -> number of images.
+    """
 
     report: EvaluationReport
     table: ScoreTable
@@ -67,7 +83,7 @@ class Content:
     notes: Mapping[str, str]
     found: dict[tuple[str, str, str], SetReport] = field(init=False)
     labels: NDArray[np.int64] = field(init=False)
-    generated: Counter[tuple[str, str]] = field(init=False)  # (set, generator) -> images
+    generated: Counter[tuple[str, str]] = field(init=False)
 
     def __post_init__(self) -> None:
         found = {(s.detector, s.set, s.condition): s for s in self.report.sets}
@@ -78,38 +94,41 @@ class Content:
 
     @property
     def names(self) -> list[str]:
-        """Of the detectors."""
+        """Names of the detectors."""
         return [detector.name for detector in self.report.detectors]
 
     @property
     def sets(self) -> list[str]:
+        """Names of the sets, without the mean over them."""
         return list(dict.fromkeys(s.set for s in self.report.sets if s.set != ALL_SETS))
 
     @property
     def main(self) -> list[str]:
-        """The conditions in every table, or all if the report has neither."""
+        """The conditions that every table shows: "as stored" and "equalised", or the first one if it has neither."""
         conditions = list(dict.fromkeys(s.condition for s in self.report.sets))
         return [c for c in VARIANTS if c in conditions] or conditions[:1]
 
     @property
     def groups(self) -> list[str]:
-        """The sets, and before them their mean if there are several."""
+        """The sets; before them the mean over all sets, if there are several."""
         return [ALL_SETS, *self.sets] if len(self.sets) > 1 else self.sets
 
     def estimate(self, detector: str, name: str, condition: str, key: str) -> Estimate | None:
+        """The estimate of the metric `key` on the set `name`; None if there is none."""
         own = self.found.get((detector, name, condition))
         return own.estimates.get(key) if own else None
 
     def mean(self, detector: str, name: str, condition: str, key: str) -> Estimate | None:
-        """The mean over generators."""
+        """The estimate's mean over generators; arguments as in `estimate`."""
         own = self.found.get((detector, name, condition))
         return own.means.get(key) if own else None
 
     def info(self, detector: str) -> DetectorInfo:
+        """What the report says about a detector."""
         return next(d for d in self.report.detectors if d.name == detector)
 
     def scored_images(self, detector: str, name: str, condition: str) -> ScoredImages:
-        """Empty where the scores do not hold it."""
+        """The scores on the set `name`; empty if the table does not have them."""
         own = self.table.sets == name
         if detector in self.table.detectors and condition in self.table.conditions:
             d, c = self.table.detectors.index(detector), self.table.conditions.index(condition)
@@ -120,28 +139,31 @@ class Content:
         return ScoredImages(self.labels[own], logits[own], probabilities(self.info(detector), logits[own]))
 
     def named(self, detector: str) -> Name:
+        """A detector's name with its line and marker, as a cell."""
         return Name(self.brief(detector), plots.swatch(self.names.index(detector)))
 
     def brief(self, detector: str) -> str:
-        """The name cut to `NAME_LENGTH` characters, where that is still only one detector's."""
+        """A detector's name cut to `NAME_LENGTH` characters, unless two detectors then have the same name."""
         cut = {name: shortened(name) for name in self.names}
         return cut[detector] if list(cut.values()).count(cut[detector]) == 1 else detector
 
     def of_set(self, name: str, blocks: Sequence[str | Table | Note | Items | Heading | Drawings]) -> list[PageBlock]:
-        """A set's blocks under its name; folded away where there are many sets."""
+        """A set's blocks under its name; folded away if there are more than `MANY` sets."""
         if not blocks:
             return []
         return [Fold(name, blocks)] if len(self.sets) > MANY and name != ALL_SETS else [Heading(name), *blocks]
 
     def legend(self) -> Element:
-        items = [element("li", plots.swatch(i), name) for i, name in enumerate(self.names)]
-        return element("ul", *items, class_="legend", aria_label="Detectors")
+        """The names of all detectors with their lines and markers."""
+        return plots.legend(self.names, "Detectors")
 
     def count(self, name: str, label: int) -> int:
+        """Number of images with a label in the set `name`."""
         return int((self.labels[self.table.sets == name] == label).sum())
 
 
 def shortened(name: str) -> str:
+    """A name cut to `NAME_LENGTH` characters."""
     return name if len(name) <= NAME_LENGTH else name[: NAME_LENGTH - 1].rstrip() + "\N{HORIZONTAL ELLIPSIS}"
 
 
@@ -153,11 +175,17 @@ def probabilities(info: DetectorInfo, logits: NDArray[np.float64]) -> NDArray[np
 
 
 def metric_name(key: str) -> str:
+    """The name of a metric, in words."""
     return METRIC_NAMES.get(key, key.replace("_", " "))
 
 
 def number(estimate: Estimate | None, key: str = "", sign: bool = False) -> Value:
-    """An estimate as a cell: percent for a share; a dash where there is none."""
+    """An estimate as a cell: percent for a share, with its interval; a dash if there is none.
+
+    Args:
+        key: the metric, if it may not be a share.
+        sign: show a plus, for a difference.
+    """
     if estimate is None or math.isnan(estimate.value):
         return Value(DASH)
     scale, digits = (1, 3) if key in NOT_A_SHARE else (100, 1)
@@ -171,20 +199,23 @@ def number(estimate: Estimate | None, key: str = "", sign: bool = False) -> Valu
 
 
 def in_line(value: Value) -> str:
+    """A number and what stands small beneath it, on one line."""
     return f"{value.text} {value.small}".strip()
 
 
 def bare(estimate: Estimate | None) -> tuple[float, float, float]:
+    """(value, low, high) of an estimate; nan if there is none."""
     return (estimate.value, estimate.low, estimate.high) if estimate else (math.nan,) * 3
 
 
 def mean_estimate(estimates: Sequence[Estimate | None]) -> Estimate | None:
-    """Plain mean of the defined values, without an interval; None if there are none."""
+    """The mean of the values that are defined, without an interval; None if there are none."""
     values = [f.value for f in estimates if f and not math.isnan(f.value)]
     return Estimate(value=sum(values) / len(values), low=math.nan, high=math.nan) if values else None
 
 
 def plural(count: int, noun: str) -> str:
+    """A number and its noun: "1 set", "2 sets"."""
     return f"{count:,} {noun}" + ("" if count == 1 else "s")
 
 

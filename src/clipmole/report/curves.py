@@ -1,6 +1,6 @@
 """The sections of a report that are plots of the scores.
 
-In: `Content`. Out: blocks of a page; none where there is nothing to show. Curves are `metrics`' own points.
+In: `Content`. Out: blocks of a page; none if there is nothing to show. The points of curves come from `metrics`.
 """
 
 from __future__ import annotations
@@ -17,10 +17,11 @@ from clipmole.report import plots
 from clipmole.report.content import DASH, MANY, Content, bare, estimates_in_words, metric_name, number
 from clipmole.report.page import Cell, Drawings, Fold, Heading, Items, PageBlock, Table
 
-BINS = 40
+BINS = 40  # of a histogram of scores
 
 
 def ranking(content: Content) -> list[PageBlock]:
+    """ROC and precision-recall curves of every set under the main conditions."""
     blocks: list[PageBlock] = []
     for name in content.sets:
         drawn = []
@@ -48,16 +49,17 @@ def ranking(content: Content) -> list[PageBlock]:
 
 
 def stairs(x: NDArray[np.float64], y: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Points -> the corners of steps, each at its own height from the point before."""
+    """Points (m,) -> the corners (2 m,) of steps: each step has the height y of its point, from the x before it."""
     return np.repeat(np.append(0.0, x), 2)[1:-1] if len(x) else x, np.repeat(y, 2)
 
 
 def calibrated(content: Content) -> list[tuple[int, str]]:
+    """Index and name of each detector that is calibrated."""
     return [(i, d.name) for i, d in enumerate(content.report.detectors) if d.slope is not None]
 
 
 def together(content: Content, drawn: Sequence[tuple[str, tuple[Element, str]]]) -> list[PageBlock]:
-    """Drawings, each with its set: in one grid, or folded away by set where there are many."""
+    """Drawings, each with its set: in one grid, or folded away by set if there are more than `MANY`."""
     if len(content.sets) <= MANY:
         return [Drawings([drawing for _, drawing in drawn])]
     sets = dict.fromkeys(name for name, _ in drawn)
@@ -65,6 +67,7 @@ def together(content: Content, drawn: Sequence[tuple[str, tuple[Element, str]]])
 
 
 def reliability(content: Content) -> list[PageBlock]:
+    """Reliability diagrams of the calibrated detectors."""
     drawn = []
     for name in content.sets:
         for condition in content.main:
@@ -102,6 +105,7 @@ def short(count: int) -> str:
 
 
 def histograms(content: Content) -> list[PageBlock]:
+    """A histogram of scores for each detector, set and main condition."""
     blocks: list[PageBlock] = []
     for name in content.sets:
         drawn = [
@@ -121,6 +125,7 @@ def histograms(content: Content) -> list[PageBlock]:
 
 
 def score_histogram(content: Content, index: int, detector: str, name: str, condition: str) -> Element:
+    """The scores of one detector on the set `name`: photographs above the base line, generated images below."""
     view, info = content.scored_images(detector, name, condition), content.info(detector)
     marks: list[tuple[float, str]] = []
     if info.slope is not None and info.intercept is not None:
@@ -145,10 +150,12 @@ def score_histogram(content: Content, index: int, detector: str, name: str, cond
 
 
 def log_odds(p: float) -> float:
+    """ln(p / (1 - p)) for 0 < p < 1."""
     return math.log(p / (1 - p))
 
 
 def coverage(content: Content) -> list[PageBlock]:
+    """The calibrated detectors' accuracy on the most confident share of the images, for every share."""
     curves: dict[tuple[str, str], list[plots.Line]] = {}
     for name in content.sets:
         for condition in content.main:
@@ -187,6 +194,7 @@ def coverage(content: Content) -> list[PageBlock]:
 
 
 def robustness(content: Content) -> list[PageBlock]:
+    """How the metrics change under other conditions: curves for families of conditions, and a table of all."""
     others = [c for c in dict.fromkeys(s.condition for s in content.report.sets) if c not in content.main]
     families: dict[str, list[tuple[float, str]]] = {}
     for condition in others:
@@ -230,7 +238,13 @@ def robustness(content: Content) -> list[PageBlock]:
 def family_charts(
     content: Content, name: str, key: str, curves: Mapping[str, Sequence[tuple[float, str]]]
 ) -> list[tuple[Element, str]]:
-    """One chart per family of conditions, all with the same vertical axis on every set."""
+    """(chart, family) for each family of conditions, all with the same vertical axis on every set.
+
+    Args:
+        name: of the set.
+        key: the metric.
+        curves: family -> (strength, condition) of its points.
+    """
     every = [f for s in content.report.sets if (f := s.estimates.get(key)) and not math.isnan(f.value)]
     if not every:
         return []

@@ -1,6 +1,6 @@
 """The worst mistakes of each detector, as thumbnails.
 
-In: `Content`. Out: blocks of a page with JPEG thumbnails inside it.
+In: `Content`. Out: blocks of a page that contain the thumbnails as JPEG. It reads the images again from their files.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ MISTAKES = 12  # of each class, for each detector
 
 
 def worst(content: Content) -> list[PageBlock]:
+    """The `MISTAKES` worst mistakes of each detector on either class, under the first of the main conditions."""
     blocks: list[PageBlock] = []
     condition = content.main[0]
     pictures: dict[Path, dict[str, str] | None] = {}

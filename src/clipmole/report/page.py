@@ -1,8 +1,8 @@
 """Sections of text, tables and plots -> one HTML page that loads nothing from elsewhere, and the same as Markdown.
 
-In: `Section`s of blocks. Out: two strings. HTML is built as a tree, so a name can never become markup, and the
-page forbids itself (Content-Security-Policy) every script and every request. Plots and pictures stand in HTML
-only. It knows nothing of detectors or metrics.
+In: `Section`s of blocks. Out: two strings. HTML is built as a tree, so a name can never become markup, and the page
+forbids every script and every request by its Content-Security-Policy. Plots and pictures are in the HTML alone. It
+knows nothing of detectors or metrics.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ ON_THEIR_OWN_LINE = frozenset(
 
 @dataclass(frozen=True)
 class Value:
-    """A number in a table: `text`, and what stands small beneath it, such as an interval."""
+    """A number in a table: `text`, and `small` beneath it, such as an interval."""
 
     text: str
     small: str = ""
@@ -49,8 +49,10 @@ class Table:
     """Rows under named columns.
 
     Attributes:
-        columns: heads; text after a line break is a second, smaller line of the head.
-        names: how many leading columns name the row.
+        caption: what it shows.
+        columns: the heads; text after a line break is a second, smaller line of the head.
+        rows: the cells of each row.
+        names: how many of the first columns name the row.
         apart, apart_columns: indices of rows and of columns that are visibly set apart, because they cannot be compared
             with the others.
         sums: indices of rows that sum up the others.
@@ -83,14 +85,14 @@ class Items:
 
 @dataclass(frozen=True)
 class Code:
-    """Text as it is."""
+    """Text that is shown as it is, such as a command."""
 
     text: str
 
 
 @dataclass(frozen=True)
 class Heading:
-    """A heading within a section; sections themselves stand at level 2."""
+    """A heading within a section; those of sections are of level 2."""
 
     text: str
     level: int = 3
@@ -125,7 +127,7 @@ class Section:
 
 
 def element(tag: str, /, *children: Element | str, **attributes: str | float) -> Element:
-    """An element; `class_` is the attribute class, and `stroke_width` is stroke-width."""
+    """An element with its children; the argument `class_` is the attribute class, `stroke_width` is stroke-width."""
     node = Element(tag, {k.rstrip("_").replace("_", "-"): printable(str(v), keep="\n") for k, v in attributes.items()})
     last: Element | None = None
     for child in children:
@@ -153,7 +155,7 @@ def linked(text: str) -> Iterator[Element | str]:
 
 
 def read_page(path: Path) -> None:
-    """Raise `ValueError` unless a file is a page made by `html_page`."""
+    """Raise `ValueError` unless a file is a page that `html_page` made."""
     with path.open("rb") as file:
         if not file.read(len(_HEAD)) == _HEAD:
             raise ValueError(f"{path.name} is not a page by clipmole")
@@ -166,7 +168,7 @@ _HEAD = (
 
 
 def html_page(title: str, lead: Sequence[PageBlock], sections: Sequence[Section]) -> str:
-    """The page: one file, readable without a script, in light and dark, on paper and on a phone."""
+    """The page as one file, which needs no script, and can be read in light and dark, on paper and on a phone."""
     style = files("clipmole.report").joinpath("report.css").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
     policy = f"default-src 'none'; style-src 'sha256-{digest}'; img-src data:; base-uri 'none'; form-action 'none'"
@@ -244,8 +246,8 @@ def _html_table(table: Table) -> Element:
         element("thead", element("tr", *heads)),
         element("tbody", *rows),
     )
-    # A box that scrolls by itself: the page never does sideways. The label and the tab stop are for
-    # those who scroll with the keyboard.
+    # A box of its own scrolls sideways, so that the page never does. The label and the tab stop are for those who
+    # scroll with the keyboard.
     return element("div", grid, class_="box", role="region", aria_label=table.caption, tabindex=0)
 
 
@@ -263,7 +265,7 @@ def _html_cell(cell: Cell, names_row: bool) -> Element:
 
 
 def markdown_page(title: str, lead: Sequence[PageBlock], sections: Sequence[Section]) -> str:
-    """The same text and tables as Markdown (GitHub's tables)."""
+    """The text and tables of the page as Markdown, with tables as GitHub writes them."""
     return "\n\n".join([f"# {_plain(title)}", *_all_markdown(lead), *markdown_sections(sections)]) + "\n"
 
 
@@ -277,7 +279,7 @@ def markdown_sections(sections: Sequence[Section]) -> list[str]:
 
 
 def _all_markdown(blocks: Sequence[PageBlock]) -> list[str]:
-    """The blocks that Markdown can hold; a heading with nothing beneath it goes too."""
+    """The blocks that Markdown can hold; a heading with nothing beneath it is left out."""
     found: list[str] = []
     heading = ""
     for block in blocks:
@@ -322,10 +324,12 @@ def _markdown_table(table: Table) -> str:
 def markdown_table(
     heads: Sequence[str], rows: Iterable[Sequence[str]], left: Container[int] = frozenset({0})
 ) -> list[str]:
-    """The lines of a Markdown table of texts, which stand in it as they are.
+    """The lines of a Markdown table; its texts are not escaped.
 
     Args:
-        left: indices of the columns of words, which lean to the left; the others, of numbers, lean to the right.
+        heads: of the columns.
+        rows: a text for each column.
+        left: indices of the columns that are aligned to the left, those of words; numbers are aligned to the right.
     """
     sides = ["---" if i in left else "--:" for i in range(len(heads))]
     return ["| " + " | ".join(heads) + " |", "|" + "|".join(sides) + "|", *("| " + " | ".join(r) + " |" for r in rows)]

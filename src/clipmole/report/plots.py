@@ -1,11 +1,11 @@
 """Numbers -> small SVG plots: lines, histograms, shaded matrices, and rows of points with their intervals.
 
-In: numbers and labels. Out: elements to stand in an HTML page, whose style (`report.css`) gives
-them their colours in light, dark and print. A detector has the same colour, dash and marker in every plot, so that
-they can be told apart without colour too. It knows nothing of reports.
+In: numbers and labels. Out: elements for an HTML page, whose style sheet (`report.css`) gives them their colours in
+light, dark and print. A detector has the same colour, dash and marker in every plot, so that detectors can be told
+apart without colour too. It knows nothing of reports.
 
-Written out rather than drawn by matplotlib: the style sheet recolours it for dark mode, its text stays text,
-it is a tenth of the bytes, and the same numbers give the same bytes.
+The SVG is written here and not by matplotlib: the style sheet can recolour it for dark mode, its text stays text, it
+takes a tenth of the bytes, and the same numbers give the same bytes.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from xml.etree.ElementTree import Element, tostring
 
 from clipmole.report.page import element
 
+# Lengths are in units of the SVG, of which one is a pixel unless the page scales it.
 WIDTH, HEIGHT = 300, 232
 LEFT, RIGHT, TOP, BOTTOM = 42, 10, 16, 38  # margins
 STRIP, ROW = 200, 13  # width of a strip; height of one detector in it
@@ -27,7 +28,7 @@ COLOURS, DASHES = 6, ("none", "7 3", "2 2.5", "9 3 2 3", "12 3")
 
 @dataclass(frozen=True)
 class Axis:
-    """`label`, the range from `low` to `high`, and the ticks: (position, text)."""
+    """An axis: its label, its range from `low` to `high`, and its ticks as (position, text)."""
 
     label: str
     low: float
@@ -37,14 +38,21 @@ class Axis:
 
 @dataclass(frozen=True)
 class Line:
-    """One detector's points; `index` is its position among the detectors, `low` and `high` bound a band."""
+    """One detector's points.
+
+    Attributes:
+        index: the detector's position among all, which gives it its colour, dash and marker.
+        x, y: of the points.
+        low, high: of a band around the line; () for no band.
+        marked: put a marker on every point.
+    """
 
     index: int
     x: Sequence[float]
     y: Sequence[float]
     low: Sequence[float] = ()
     high: Sequence[float] = ()
-    marked: bool = False  # a marker on every point
+    marked: bool = False
 
 
 def even_axis(label: str, low: float, high: float, count: int = 5, percent: bool = True) -> Axis:
@@ -58,7 +66,7 @@ def even_axis(label: str, low: float, high: float, count: int = 5, percent: bool
 
 
 def legible(ticks: Sequence[tuple[float, str]]) -> list[tuple[float, str]]:
-    """The ticks whose texts do not run into each other; the first and the last stay."""
+    """As many of the ticks as have room for their texts; the first and the last are always among them."""
     span = ticks[-1][0] - ticks[0][0] or 1.0
     kept: list[tuple[float, str]] = []
     for tick in ticks:
@@ -84,8 +92,8 @@ def chart(
 
     Args:
         diagonal: draw a thin line from corner to corner.
-        levels: (index of a detector, height) of thin lines right across.
-        rows: for each line a text under each of equally wide parts of the x axis, such as counts.
+        levels: (index of a detector, y) of thin horizontal lines.
+        rows: for each line, a text under each of the equally wide parts of the x axis, such as a count.
     """
     high = HEIGHT + 11 * len(rows) + (6 if rows else 0)
     svg = _canvas(WIDTH, high, label)
@@ -131,6 +139,8 @@ def mirrored_histogram(
     """Shares `up` above and `down` below one base line, in equally wide bins over `x`.
 
     Args:
+        index: of the detector.
+        label: describes the plot in words.
         corners: texts above and below the base line.
         lines: positions on `x` that are marked, each with a text.
     """
@@ -152,7 +162,8 @@ def histogram(
     """Counts in equally wide bins over `x`.
 
     Args:
-        height: what is counted.
+        height: what is counted, the label of the y axis.
+        label: describes the plot in words.
         lines: positions on `x` that are marked, each with a text.
     """
     y = even_axis(height, 0, max([*values, 1]), percent=False)
@@ -174,7 +185,7 @@ def _steps(values: Sequence[float], x: Axis, y: Axis, kind: str) -> Element:
 
 
 def _mark(svg: Element, x: Axis, y: Axis, lines: Sequence[tuple[float, str]]) -> None:
-    """Upright lines at positions on `x`, each with its text; that of the first stands to its left."""
+    """Draw vertical lines at positions on `x`, each with its text; the text of the first is to its left."""
     for position, text in lines:
         if x.low < position < x.high:
             across = _xy(x, y, position, 0)[0]
@@ -184,11 +195,14 @@ def _mark(svg: Element, x: Axis, y: Axis, lines: Sequence[tuple[float, str]]) ->
 
 
 def matrix(names: Sequence[str], values: Sequence[Sequence[float]], label: str, words: tuple[str, str]) -> Element:
-    """A square of shaded cells, AUROC of a row's name on a column's: the darker, the further from 0.5.
+    """A square of cells, each with an AUROC: the further it is from 0.5, the darker the cell.
 
-    Below 0.5 another colour is taken. nan is left empty.
+    Values below 0.5 have another colour; a cell of nan is left empty.
 
     Args:
+        names: of the rows, and of the columns.
+        values: a row of numbers for each name.
+        label: describes the plot in words.
         words: what the rows and the columns stand for.
     """
     left, top = 18 + 6 * max(map(len, names)), 18 + 4.6 * max(map(len, names))
@@ -222,7 +236,7 @@ def matrix(names: Sequence[str], values: Sequence[Sequence[float]], label: str, 
 
 
 def tiled(drawings: Sequence[tuple[str, Element]], label: str, legend: Sequence[str] = (), columns: int = 4) -> Element:
-    """Titled charts side by side, in rows of `columns`, as one; below them what their lines are."""
+    """Charts with their titles as one drawing, in rows of `columns`; below them a legend, one text per line."""
     rows = -(-len(drawings) // columns)
     columns = min(columns, len(drawings))
     wide, high = WIDTH + 16, HEIGHT + 26
@@ -241,7 +255,7 @@ def tiled(drawings: Sequence[tuple[str, Element]], label: str, legend: Sequence[
 
 
 def standalone(svg: Element) -> str:
-    """The text of a file that shows a drawing by itself, with the style of pages in it."""
+    """A drawing as the text of an SVG file, with the style sheet of pages in it."""
     style = element("style")
     style.text = files("clipmole.report").joinpath("report.css").read_text(encoding="utf-8")
     ground = element("rect", width="100%", height="100%", style="fill: var(--page)")
@@ -254,10 +268,13 @@ def standalone(svg: Element) -> str:
 def strip(
     values: Sequence[tuple[int, float, float, float]], axis: Axis, label: str, at: float | None = None
 ) -> Element:
-    """One row of a table: for each detector (index, value, low, high) a point on its interval, over `axis`.
+    """A drawing for one row of a table: for each detector a point on its interval, over `axis`.
 
     Args:
-        at: where a reference line stands.
+        values: (index, value, low, high) of each detector.
+        axis: its ticks are drawn as a grid.
+        label: describes the drawing in words.
+        at: position of a reference line; None: no line.
     """
     height = ROW * len(values) + 7
     svg = _canvas(STRIP, height, label, fixed=True)
@@ -284,11 +301,17 @@ def strip_axis(axis: Axis) -> Element:
 
 
 def swatch(index: int) -> Element:
-    """The line and marker of a detector, to stand beside its name."""
+    """The line and marker of a detector, to be shown beside its name."""
     svg = element("svg", viewBox="0 0 34 12", width=34, height=12, aria_hidden="true", class_="swatch")
     svg.append(element("path", d="M1 6H33", **_ink(index)))
     svg.append(marker(index, 17, 6))
     return svg
+
+
+def legend(names: Sequence[str], label: str) -> Element:
+    """Names with their lines and markers, in the order of their indices; `label` says what they are."""
+    items = [element("li", swatch(i), name) for i, name in enumerate(names)]
+    return element("ul", *items, class_="legend", aria_label=label)
 
 
 def marker(index: int, x: float, y: float) -> Element:
@@ -342,7 +365,7 @@ def _across(axis: Axis, value: float) -> float:
 
 
 def _thinned(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """The points without those within half a unit of the one before; the last one stays."""
+    """The points, without any that lies within half a unit of the one before it; the last one is kept."""
     kept: list[tuple[float, float]] = []
     for i, point in enumerate(points):
         if not kept or i == len(points) - 1 or math.dist(kept[-1], point) >= 0.5:

@@ -1,6 +1,7 @@
 """How separable generators are -> a page, and the same as JSON, Markdown and SVG files.
 
-In: a `Separability`. Out: `separability.html`, `.json` and `.md`, and its two pictures alone. It measures nothing.
+In: a `Separability`. Out: `separability.html`, `.json` and `.md`, and its two pictures as SVG files. It measures
+nothing.
 """
 
 from __future__ import annotations
@@ -26,7 +27,6 @@ from clipmole.report.page import (
     Section,
     Table,
     Value,
-    element,
     html_page,
     markdown_page,
     read_page,
@@ -39,7 +39,7 @@ CURVES, MATRIX = "separability-curves.svg", "separability-transfer.svg"
 
 
 def check_out_folder(folder: Path) -> None:
-    """Raise `DataError` if files in `folder` that would be replaced were not written by an older run."""
+    """Raise `DataError` if files in `folder` that would be replaced were not written by `write_separability`."""
 
     def read_record(path: Path) -> None:
         Separability.model_validate(read_json(path.with_name(RECORD), DataError))
@@ -50,7 +50,10 @@ def check_out_folder(folder: Path) -> None:
 
 
 def write_separability(found: Separability, folder: Path) -> Path:
-    """Write the record, the page, and both pictures; returns the page's path. Raises `DataError` where it cannot."""
+    """Write the record, the page, and both pictures; returns the path of the page.
+
+    Raises `DataError` if they cannot be written, or would replace other files.
+    """
     check_out_folder(folder)
     lead, parts = summary(found), sections(found)
     texts = {
@@ -70,7 +73,7 @@ def write_separability(found: Separability, folder: Path) -> Path:
 
 
 def summary(found: Separability) -> list[PageBlock]:
-    """The results in a few sentences, and what they do not mean."""
+    """The results in a few sentences, and what they do not show."""
     controls = {each.name for each in found.sets if each.control}
     by_n: dict[int | None, list[str]] = {}
     for curve in found.curves:
@@ -99,7 +102,7 @@ def in_words(names: Sequence[str], word: str) -> str:
 
 
 def controls_reach(found: Separability, controls: Container[str]) -> str:
-    """A sentence on the AUROC of the controls, with the largest n that all of them reach; "" without any."""
+    """A sentence on the AUROC of the controls, for the largest n that all of them have; "" without controls."""
     points = [{point.n: point.auroc.value for point in c.points} for c in found.curves if c.name in controls]
     common = set.intersection(*(set(each) for each in points)) if points else set()
     if not common:
@@ -110,16 +113,15 @@ def controls_reach(found: Separability, controls: Container[str]) -> str:
 
 
 def sections(found: Separability) -> list[Section]:
-    """Everything, in the order of the page."""
+    """All sections of the page."""
     recipe = {k: v for k, v in found.recipe.items() if k != "settings"} | found.recipe.get("settings", {})
-    legend = [element("li", plots.swatch(i), text) for i, text in enumerate(LEGEND)]
     return [
         Section("curves", "How many images it takes", [curve_table(found)]),
         Section(
             "charts",
             "AUROC by number of images",
             [
-                element("ul", *legend, class_="legend", aria_label="Lines"),
+                plots.legend(LEGEND, "Lines"),
                 Drawings([(drawing, name) for name, drawing in charts(found)]),
             ],
         ),
@@ -130,7 +132,7 @@ def sections(found: Separability) -> list[Section]:
 
 
 def curve_table(found: Separability) -> Table:
-    """A row for each curve: the n from which it is better than chance, and told apart, and the AUROC of each n."""
+    """A row for each curve: from which n it is better than chance, from which n separable, and the AUROC for each n."""
     counts = sorted({point.n for curve in found.curves for point in curve.points})
     controls = {each.name for each in found.sets if each.control}
     rows: list[Sequence[Cell]] = []
@@ -155,6 +157,7 @@ def curve_table(found: Separability) -> Table:
 
 
 def from_n(n: int | None) -> str:
+    """A number of images, or a dash for None."""
     return DASH if n is None else str(n)
 
 
@@ -191,7 +194,7 @@ def charts(found: Separability) -> list[tuple[str, Element]]:
 
 
 def transfer_matrix(found: Separability) -> Element:
-    """Heads of each generator on each other, as shaded cells."""
+    """The AUROC of a head for each generator on the images of each other one, as shaded cells."""
     names = list(found.transfer)
     values = [[found.transfer[row][column].value for column in names] for row in names]
     label = (
@@ -217,7 +220,7 @@ def transfer_blocks(found: Separability) -> list[PageBlock]:
 
 
 def set_table(found: Separability) -> Table:
-    """How many images each set has, and what is never divided between training and test."""
+    """How many images each set has, and which groups of them are never divided between training and test."""
     rows: list[Sequence[Cell]] = [
         (
             f"{each.name} (control)" if each.control else each.name,

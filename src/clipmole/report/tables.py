@@ -1,6 +1,6 @@
 """The sections of a report that are text and tables.
 
-In: `Content`. Out: blocks of a page; none where there is nothing to show.
+In: `Content`. Out: blocks of a page; none if there is nothing to show. It measures nothing.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ from clipmole.report.content import (
 from clipmole.report.page import Cell, Code, Fold, Items, Name, Note, PageBlock, Table, Value, element
 
 KINDS = {"false_alarm": "false alarms", "uncertain": "uncertain"}
-NEUTRAL = 5  # of `plots`: grey
-FILES_SHOWN = 200
-LONG = 12  # rows: if several tables of paired differences have more, all but the first are folded away
-PUBLISHED = {"mean_ap": "average_precision", "mean_accuracy": "accuracy"}  # metric -> key of `means`
+NEUTRAL = 5  # index of the colour grey in `plots`
+FILES_SHOWN = 200  # unreadable files that the page lists
+LONG = 12  # a table of paired differences with more rows than this is folded away, unless it is the first
+PUBLISHED = {"mean_ap": "average_precision", "mean_accuracy": "accuracy"}  # published metric -> key of `means`
 
 
 def summary(content: Content) -> list[PageBlock]:
-    """The text after the title: the verdict of the comparison, and what was evaluated."""
+    """The text after the title: the result in a sentence or a few, and what was evaluated."""
     verdicts = comparison(content) if len(content.names) > 1 else [alone(content, name) for name in content.sets]
     table = content.table
     n_real, n_generated = int((content.labels == 0).sum()), int((content.labels == 1).sum())
@@ -62,7 +62,7 @@ def resampling_note(content: Content) -> str:
 
 
 def alone(content: Content, name: str) -> str:
-    """One sentence on the only detector."""
+    """One sentence on the only detector's results on the set `name`."""
     detector, condition = content.names[0], content.main[-1]
 
     def of(key: str) -> Value:
@@ -88,7 +88,7 @@ def outcome(difference: Difference) -> str:
 
 
 def comparison(content: Content) -> list[str]:
-    """Which detector is better on which sets: one sentence over all, then one for each set."""
+    """Which detector is better on which sets: one sentence on all sets, then one on each of them."""
     chosen = [d for d in content.report.differences if d.condition == content.main[-1]]
     keys = [d.metric for d in chosen]
     key = "average_precision" if "average_precision" in keys else next(iter(keys), "")
@@ -137,7 +137,12 @@ def tallies(pairs: Sequence[Difference], content: Content) -> list[str]:
 
 
 def set_verdict(content: Content, name: str, pairs: Sequence[Difference]) -> tuple[str, str]:
-    """The detector that is shown to be better than all others ("" if none is), and the sentence that says so."""
+    """The detector that is shown to be better than all others on a set, "" if none is, and a sentence on it.
+
+    Args:
+        name: of the set.
+        pairs: the differences between detectors on that set, of one metric under one condition.
+    """
     key = pairs[0].metric
 
     def value(detector: str) -> float:
@@ -162,6 +167,8 @@ def set_verdict(content: Content, name: str, pairs: Sequence[Difference]) -> tup
 
 
 def headline(content: Content) -> list[PageBlock]:
+    """The most important metrics of every detector on every set, as stored and equalised."""
+
     def rows(groups: Sequence[str], keys: Sequence[tuple[str, str]]) -> Iterator[tuple[Cell, ...]]:
         for name in groups:
             for detector in content.names:
@@ -214,6 +221,7 @@ def headline(content: Content) -> list[PageBlock]:
 
 
 def detectors(content: Content) -> list[PageBlock]:
+    """The detectors with their thresholds and caveats."""
     rows: list[tuple[Cell, ...]] = []
     for d in content.report.detectors:
         if d.thresholds is None:
@@ -225,6 +233,7 @@ def detectors(content: Content) -> list[PageBlock]:
 
 
 def difference_tables(content: Content) -> list[PageBlock]:
+    """The paired differences between detectors, one table per metric."""
     blocks: list[PageBlock] = []
     for key in dict.fromkeys(d.metric for d in content.report.differences):
         own = [d for d in content.report.differences if d.metric == key and not math.isnan(d.estimate.value)]
@@ -257,6 +266,7 @@ def difference_tables(content: Content) -> list[PageBlock]:
 
 
 def published(content: Content) -> list[PageBlock]:
+    """Published results beside those of this report: means over generators, results by set, and under perturbations."""
     results = content.report.published
     means = [p for p in results if not p.set and not p.condition]
     blocks = [means_beside(content, *key, means) for key in dict.fromkeys((p.benchmark, p.metric) for p in means)]
@@ -271,7 +281,7 @@ def published(content: Content) -> list[PageBlock]:
 
 
 def means_beside(content: Content, benchmark: str, metric: str, results: Sequence[PublishedResult]) -> Table:
-    """One published mean a row, then ours."""
+    """A table of published means of one metric on one benchmark, followed by the detectors of this report."""
     own = [p for p in results if (p.benchmark, p.metric) == (benchmark, metric)]
     rows: list[tuple[Cell, ...]] = [(p.method, as_published(p), Value(""), Value(""), p.note or DASH) for p in own]
     apart = frozenset(range(len(rows)))
@@ -286,7 +296,7 @@ def means_beside(content: Content, benchmark: str, metric: str, results: Sequenc
 
 
 def sets_beside(content: Content) -> Table | None:
-    """One row per set, one column per published method or own detector; last the means of the sets that are here."""
+    """One row per set, one column per published method and per detector; last, the means over the sets here."""
     own = {(p.set, p.method): p for p in content.report.published if p.set}
     if not own:
         return None
@@ -315,7 +325,7 @@ def sets_beside(content: Content) -> Table | None:
 
 
 def conditions_beside(content: Content) -> Table | None:
-    """Published results under a perturbation, beside ours under the closest condition."""
+    """Published results under a perturbation, beside the detectors of this report under the closest condition."""
     own = [p for p in content.report.published if p.condition]
     rows: list[tuple[Cell, ...]] = []
     for p in own:
@@ -329,12 +339,12 @@ def conditions_beside(content: Content) -> Table | None:
 
 
 def as_published(result: PublishedResult) -> Value:
-    """In percent, whether it was published so or as a share."""
+    """A published result in percent, whether it was published in percent or as a share."""
     return Value(f"{100 * result.share:.2f}")
 
 
 def ours(content: Content, where: str) -> str:
-    """The sets over which our own rows, beside published ones, are means."""
+    """Which sets the detectors' own rows, beside published ones, are about."""
     if where != ALL_SETS:
         return where
     short = len(content.sets) <= MANY
@@ -342,7 +352,7 @@ def ours(content: Content, where: str) -> str:
 
 
 def generator_tables(content: Content) -> list[PageBlock]:
-    """One table per set; one table of all sets where each holds one generator, as the benchmarks' do."""
+    """Results by generator: one table per set, or one for all sets if each holds one generator, as in benchmarks."""
     keys = ("average_precision", "accuracy")
     pairs = dict.fromkeys((s.set, g) for s in content.report.sets if s.condition in content.main for g in s.generators)
     blocks: list[PageBlock] = []
@@ -363,9 +373,13 @@ def generator_tables(content: Content) -> list[PageBlock]:
 def generator_table(
     content: Content, head: str, named: Mapping[str, tuple[str, str]], of_all: str, key: str
 ) -> Table | None:
-    """Strips and numbers of one metric, one row per generator, and the mean of `of_all` last.
+    """The estimates of one metric as strips and numbers, one row per generator, and their mean in the last row.
 
-    `named` is what a row is called -> the set and the generator.
+    Args:
+        head: the head of the first column.
+        named: what a row is called -> its set and its generator.
+        of_all: the set whose mean over generators is the last row.
+        key: the metric.
     """
 
     def row_estimates(name: str, generator: str) -> dict[tuple[str, str], Estimate | None]:
@@ -400,7 +414,7 @@ def generator_table(
 
 
 def origin_tables(content: Content) -> list[PageBlock]:
-    """A 2 x 2 of AUROC for each detector and set: known / new sources of photographs x known / new generators."""
+    """AUROC for each detector and set on four parts of its images: known or new sources x known or new generators."""
     conditions = list(dict.fromkeys(s.condition for s in content.report.sets if s.origins))
     rows: list[tuple[Cell, ...]] = []
     for name in content.sets:
@@ -421,10 +435,10 @@ def origin_tables(content: Content) -> list[PageBlock]:
                     value = number(cell.auroc)
                     counts = f"{cell.n_real:,} + {cell.n_generated:,}"
                     shown.append(Value(value.text, f"{value.small} {counts}".strip()))
-                rows.append((name, content.named(detector), "known" if known_source else "new", *shown))
+                rows.append((name, content.named(detector), known_or_new(known_source), *shown))
     if not rows:
         return []
-    generators = [f"{known} generators\n{c}" for known, c in product(("known", "new"), conditions)]
+    generators = [f"{known_or_new(known)} generators\n{c}" for known, c in product((True, False), conditions)]
     return [
         Table(
             "AUROC, percent; small: its interval, photographs + generated images",
@@ -436,6 +450,11 @@ def origin_tables(content: Content) -> list[PageBlock]:
         "sources rather than the traces of generators; what counts for images of others is new sources and new "
         "generators. Detectors whose record names no sources are left out.",
     ]
+
+
+def known_or_new(known: bool) -> str:
+    """The word of a report for what a detector was trained on, or for the rest."""
+    return "known" if known else "new"
 
 
 def kind_tables(content: Content) -> list[PageBlock]:
@@ -470,6 +489,7 @@ def _kinds(content: Content, detector: str, name: str, condition: str) -> dict[s
 
 
 def estimate_tables(content: Content) -> list[PageBlock]:
+    """All estimates of every detector under the main conditions, one table per set."""
     blocks: list[PageBlock] = []
     for name in content.sets:
         own = [s for s in content.report.sets if s.set == name and s.condition in content.main]
@@ -485,6 +505,7 @@ def estimate_tables(content: Content) -> list[PageBlock]:
 
 
 def missing(content: Content) -> list[PageBlock]:
+    """Data sets that were not there, and files that could not be read."""
     blocks: list[PageBlock] = []
     if content.report.missing:
         blocks += ["Data sets of the protocol that were not there:", Items(content.report.missing)]
@@ -501,9 +522,13 @@ def recipe_blocks(recipe: Mapping[str, Any]) -> list[PageBlock]:
     blocks: list[PageBlock] = []
     rows: list[tuple[Cell, ...]] = []
     for key, value in recipe.items():
-        text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
         if key == "command":
-            blocks.append(Code(text))
+            blocks.append(Code(as_text(value)))
         else:
-            rows.append((key.replace("_", " "), text))
+            rows.append((key.replace("_", " "), as_text(value)))
     return [*blocks, *([Table("What makes these numbers again", ["", ""], rows)] if rows else [])]
+
+
+def as_text(value: Any) -> str:
+    """A value of a recipe as text: a string as it is, anything else as JSON."""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)

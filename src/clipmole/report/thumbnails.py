@@ -1,6 +1,6 @@
 """An image -> a thumbnail inside a page.
 
-In: a decoded image. Out: attributes of an HTML element. It reads no file.
+In: a decoded image. Out: attributes of an HTML element. It reads no file and knows nothing of reports.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ THUMBNAIL = 160  # pixels, longest side
 def thumbnail(image: Image.Image) -> dict[str, str]:
     """Attributes of an `img` element: a small JPEG as a data URI, without the file's metadata, and its size in pixels.
 
-    The given image itself is resized.
+    It resizes the given image itself, not a copy.
     """
     image.thumbnail((THUMBNAIL, THUMBNAIL))
     image.info.clear()

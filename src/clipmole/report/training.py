@@ -1,4 +1,4 @@
-"""A finished training run -> one page: curves, use of the experts, validation, mistakes, and how it was made.
+"""A finished training run -> one page: curves, use of the experts, validation, mistakes, and how it was trained.
 
 In: the record of the run (`train.json`), and estimates and scores of its validation images. Out: HTML. It measures
 nothing, and knows nothing of networks.
@@ -6,7 +6,6 @@ nothing, and knows nothing of networks.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -25,7 +24,12 @@ TICKS = 6  # on the axis of epochs
 
 
 def training_page(record: dict[str, Any], report: EvaluationReport, table: ScoreTable) -> str:
-    """The page of a run; `report` and `table` are of its validation images under both standard conditions."""
+    """The page of a run.
+
+    Args:
+        record: of the run, as in `train.json`.
+        report, table: estimates and scores of its validation images, as stored and equalised.
+    """
     content = Content(report, table, {}, {})
     name, curve = content.names[0], record["curve"]
     best = curve[record["best_epoch"]]
@@ -91,7 +95,12 @@ def curve_charts(curve: Sequence[dict[str, Any]], best: int) -> list[PageBlock]:
 
 
 def epoch_chart(curve: Sequence[dict[str, Any]], keys: Sequence[tuple[str, str]], percent: bool = False) -> Element:
-    """Lines over the epochs of values that every epoch has, each a key and what it is called."""
+    """A line over the epochs for each of `keys`, pairs of a key of `curve` and its name.
+
+    Args:
+        curve: a record for each epoch.
+        percent: the values are shares, to be shown in percent.
+    """
     lines = [
         plots.Line(i, [e["epoch"] + 1 for e in curve], [e[key] for e in curve], marked=len(curve) < 2)
         for i, (key, _) in enumerate(keys)
@@ -101,7 +110,7 @@ def epoch_chart(curve: Sequence[dict[str, Any]], keys: Sequence[tuple[str, str]]
 
 
 def over_epochs(lines: Sequence[plots.Line], label: str, percent: bool = False) -> Element:
-    """A chart whose x axis counts epochs; what the y axis is stands in the caption, as its numbers may be long."""
+    """A chart over epochs. Its y axis has no label, since its numbers may be long; the caption says what it shows."""
     values = [y for line in lines for y in line.y if math.isfinite(y)] or [0.0]
     low, high = min(values), max(values)
     room = (high - low) * 0.05 or max(abs(high) * 0.05, 1e-6)
@@ -114,7 +123,13 @@ def over_epochs(lines: Sequence[plots.Line], label: str, percent: bool = False) 
 
 
 def gate_charts(curve: Sequence[dict[str, Any]], blocks: Sequence[int], best: dict[str, Any]) -> list[PageBlock]:
-    """Mean gate of each expert over the epochs, one chart per block; nothing if nothing is routed."""
+    """The mean gate of each expert over the epochs, one chart per block; nothing if there are no gates.
+
+    Args:
+        curve: a record for each epoch.
+        blocks: indices of the adapted blocks.
+        best: the record of the epoch that was kept.
+    """
     if not best.get("gates"):
         return []
     experts = len(best["gates"][0])
@@ -129,9 +144,8 @@ def gate_charts(curve: Sequence[dict[str, Any]], blocks: Sequence[int], best: di
     said = f"The gates of a token sum to 100; {experts} experts that are used equally have {100 / experts:.3g} each."
     if abs(sum(best["gates"][0]) - 1) > 1e-3:  # sigmoids, softmaxes of groups, or a softmax that is cut
         said = "They need not sum to 100: an expert that was added later, for example, has a gate of its own."
-    names = [element("li", plots.swatch(i), f"expert {i + 1}") for i in range(experts)]
     return [
-        element("ul", *names, class_="legend", aria_label="Experts"),
+        plots.legend([f"expert {i + 1}" for i in range(experts)], "Experts"),
         Drawings(drawn),
         f"Mean gate of each expert over all tokens of an epoch's training images, percent. {said}",
     ]
@@ -143,10 +157,10 @@ def run_recipe(record: dict[str, Any]) -> list[PageBlock]:
     facts = {f"backbone {key}": value for key, value in record["backbone"].items() if value is not None}
     facts |= {f"data {key}": value for key, value in record["data"].items()} | record["environment"]
     return [
-        Table("Settings", ["", ""], [(key, text(value)) for key, value in settings.items()]),
-        Table("Backbone, data, versions and hardware", ["", ""], [(key, text(value)) for key, value in facts.items()]),
+        Table("Settings", ["", ""], [(key, tables.as_text(value)) for key, value in settings.items()]),
+        Table(
+            "Backbone, data, versions and hardware",
+            ["", ""],
+            [(key, tables.as_text(value)) for key, value in facts.items()],
+        ),
     ]
-
-
-def text(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
