@@ -4,7 +4,7 @@
     detector = Detector.from_pretrained()
     print(detector.detect("photo.jpg").verdict)
 
-The public names are loaded when they are first used, so that importing clipmole does not import torch.
+Public names are loaded when they are first used, so that importing clipmole does not import torch.
 """
 
 from importlib import import_module

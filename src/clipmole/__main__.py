@@ -1,4 +1,4 @@
-"""`python -m clipmole`: the command line, also where no script `clipmole` is on the path."""
+"""`python -m clipmole`: the command line, even if there is no script `clipmole` on the path."""
 
 from clipmole.cli import main
 

@@ -1,8 +1,8 @@
-"""Logit -> probability -> verdict, fitted on a calibration split and never on images that are reported.
+"""Logit -> probability -> verdict, fitted on a calibration split and never on images of which results are reported.
 
 In: logits and labels (1 = AI-generated), or logits of photographs alone. Out: a `Calibration`, which turns a logit
-into a probability and a verdict. It knows nothing of images or networks. Fitting a probability needs scikit-learn
-(`clipmole[train]`); using one, and thresholds from photographs alone, do not.
+into a probability and a verdict. It knows nothing of images or networks. To fit a probability it needs scikit-learn
+(`clipmole[train]`); to use one, or to set thresholds from photographs alone, it does not.
 
 The probability assumes as many generated images as photographs: where generated images are rarer, true alarms are
 rarer too.
@@ -31,10 +31,10 @@ from pydantic import ConfigDict, Field, model_validator
 from clipmole.errors import ConfigError, DataError, MissingDependency
 from clipmole.records import Record, StoredRecord, Thresholds, Verdict
 
-# Log-odds between a threshold and the image that it comes from: that image's logit changes by float rounding from
-# one batch, machine or number of crops to the next, which must not change its verdict.
+# Log-odds between a threshold and the logit that it comes from. From one machine or batch to the next, rounding changes
+# that image's logit a little, which must not change its verdict.
 CLEARANCE = 1e-4
-# Far above every slope and intercept that images give; past it each logit would be certainty, and the file damaged.
+# Far above every slope and intercept that images give. Beyond it every logit would mean certainty: the file is damaged.
 STEEPEST = 1e6
 
 SOURCES_NEEDED = 5  # sources of photographs from which a threshold is set over sources
@@ -51,11 +51,11 @@ def sigmoid(z: float) -> float:
 
 
 class FalseAlarms(Record):
-    """How many images by people were called AI-generated, from sources with no image in training or calibration.
+    """How many images made by people were called AI-generated, from sources with no image in training or calibration.
 
     Attributes:
-        kind: of the images, for people: "stock photographs", "camera files", "digital paintings".
-        photographs: how many were scored, photographs or not.
+        kind: of the images, in words: "stock photographs", "camera files", "digital paintings".
+        photographs: how many images were scored, whether photographs or not.
         called_generated: how many of them got the verdict AI-generated.
     """
 
@@ -65,7 +65,7 @@ class FalseAlarms(Record):
 
     @property
     def often(self) -> bool:
-        """Whether a fifth or more were, so that the verdict on this kind of image means nothing."""
+        """Whether a fifth of them or more got it: the verdict AI-generated then means nothing for this kind."""
         return self.called_generated >= self.photographs / 5
 
 
@@ -73,20 +73,19 @@ class Calibration(StoredRecord):
     """p = sigmoid(slope * logit + intercept), and the probabilities that bound the verdicts.
 
     Attributes:
-        slope, intercept: of the sigmoid; 0 < slope <= `STEEPEST`, as is the size of the intercept.
+        slope, intercept: of the sigmoid; 0 < slope <= `STEEPEST`, -`STEEPEST` <= intercept <= `STEEPEST`.
         thresholds: AI-generated above `generated`, real below `real`, uncertain between and on both;
             real <= generated.
         max_false_alarm: share of photographs that `thresholds.generated` was set to stay at or below.
         max_miss: share of generated images that `thresholds.real` was set to stay at or below.
-        n_real, n_generated: images of each class it was fitted on; files call them `real` and `ai`.
+        n_real, n_generated: images of each class that it was fitted on; their older names in files are `real` and `ai`.
         variants: the versions of each image that it was fitted on, such as "as stored" and "equalised".
         method: how the sigmoid was fitted: "platt", or "temperature", whose intercept is 0.
-        n_sources: number of sources of photographs over which `thresholds.generated` was set, to hold for a new source
-            too; 0: the photographs were taken for independent draws from one source.
+        n_sources: number of sources of photographs over which `thresholds.generated` was set, so that it holds for new
+            sources too; 0: the photographs were taken as independent draws from one source.
         own_photographs: number of the user's photographs, as stored, on which `thresholds.generated` was set
-            afterwards;
-            0: it was set on the `n_real` photographs like the rest.
-        false_alarms: measured afterwards, with these thresholds, on images by people from new sources; (): not
+            afterwards; 0: it was set on the `n_real` photographs like the rest.
+        false_alarms: measured afterwards, with these thresholds, on images made by people from new sources; () if not
             measured.
     """
 
@@ -130,7 +129,7 @@ class Calibration(StoredRecord):
         return np.array([self.probability(x) for x in values.ravel().tolist()]).reshape(values.shape)
 
     def verdict(self, logit: float) -> Verdict:
-        """AI-generated above one threshold, real below the other, else uncertain (so also for nan)."""
+        """AI-generated above one threshold, real below the other, else uncertain; uncertain for nan too."""
         probability = self.probability(logit)
         if probability > self.thresholds.generated:
             return Verdict.AI_GENERATED
@@ -138,20 +137,20 @@ class Calibration(StoredRecord):
 
 
 def _rank(n: int, rate: float) -> int:
-    """k of `upper_threshold`, 1 <= k <= n + 1."""
+    """k of `upper_threshold` for n scores, 1 <= k <= n + 1. Raises `ConfigError` if `rate` is out of range."""
     if not 0 < rate < 1:
         raise ConfigError(f"rate={rate}: the share of errors to allow lies between 0 and 1, exclusive")
     return math.ceil((n + 1) * (1 - rate) - 1e-9)  # 1e-9: 100 * (1 - 0.05) may be 95.00000000000001
 
 
 def images_needed(rate: float) -> int:
-    """The fewest images that give a threshold for an error rate: 1 / rate - 1, rounded up."""
-    _rank(1, rate)  # refuses anything that is not a rate
+    """The smallest number of images that gives a threshold for an error rate: 1 / rate - 1, rounded up."""
+    _rank(1, rate)  # raises if the rate is out of range
     return max(1, math.ceil((1 - 1e-9) / rate) - 1)
 
 
 def check_enough(images: int, rate: float, kind: str) -> None:
-    """Raise `DataError` if there are too few images of a kind for a threshold at an error rate."""
+    """Raise `DataError` if there are too few images for a threshold at an error rate; `kind` names them."""
     needed = images_needed(rate)
     if images < needed:
         raise DataError(
@@ -161,12 +160,11 @@ def check_enough(images: int, rate: float, kind: str) -> None:
 
 
 def upper_threshold(scores: ArrayLike, rate: float) -> float:
-    """The score that a further, exchangeable one exceeds with probability at most `rate`, 0 < rate < 1.
+    """The bound that a further, exchangeable score exceeds with probability at most `rate`, 0 < rate < 1.
 
-    The k-th smallest of n scores with k = ceil((n + 1)(1 - rate)): split conformal prediction's quantile
-    (Vovk et al. 2005; Angelopoulos and Bates, arXiv 2107.07511, section 1). inf if n is too small, that is below 1 /
-    rate - 1. The probability is over the n scores and the further one together; for scores that do not tie it is (n + 1
-    - k) / (n + 1) exactly.
+    It is the k-th smallest of the n scores with k = ceil((n + 1)(1 - rate)), the quantile of split conformal prediction
+    (Vovk et al. 2005; Angelopoulos and Bates, arXiv 2107.07511, section 1); inf if n is below 1 / rate - 1. The
+    probability is over the n scores and the further one together; it is exactly (n + 1 - k) / (n + 1) if none tie.
     """
     ordered = np.sort(np.asarray(scores, dtype=np.float64))
     k = _rank(len(ordered), rate)
@@ -174,7 +172,7 @@ def upper_threshold(scores: ArrayLike, rate: float) -> float:
 
 
 def source_weights(sources: Sequence[str]) -> NDArray[np.float64]:
-    """Weight (n,) of each image: n_s ** -0.5 for one of the n_s images of source s; the weights of all sum to 1.
+    """Weight (n,) of each image: proportional to n_s ** -0.5 if its source s has n_s images; all weights sum to 1.
 
     So a source counts with the square root of its number of images: a large one does not dominate, and a small one does
     not mislead. The power is this project's choice; 0 would weigh all images alike, -1 all sources.
@@ -185,7 +183,7 @@ def source_weights(sources: Sequence[str]) -> NDArray[np.float64]:
 
 
 def weighted_quantile(scores: NDArray[np.float64], weights: NDArray[np.float64], share: float) -> float:
-    """The lowest of the scores (n,) up to which at least `share` of the weights (n,) lies."""
+    """The lowest of the scores (n,) at or below which at least `share` of the weights (n,) lies."""
     order = np.argsort(scores)
     sums = np.cumsum(weights[order])
     return float(scores[order][min(len(scores) - 1, int(np.searchsorted(sums, share * sums[-1])))])
@@ -199,28 +197,29 @@ def upper_threshold_by_source(
     draws: int = 2000,
     seed: int = 0,
 ) -> float:
-    """The score that at most the share `rate` of photographs exceeds, over new draws of sources such as these.
+    """The bound that at most the share `rate` of photographs exceeds, over new draws of sources like these.
 
-    The sources are taken as a random sample of sources. A draw takes as many sources with replacement, and of each as
-    many of its images with replacement (the two-stage bootstrap; Davison and Hinkley 1997, section 3.8); its (1 - rate)
-    quantile is taken with the weights of `source_weights`. The threshold is the `confidence` quantile of these over all
-    draws. It is about the mix of sources, not the worst of them; `leave_one_source_out` shows those.
+    The sources are taken as a random sample of sources. Each draw resamples the sources with replacement, and the
+    images within each of them with replacement (the two-stage bootstrap; Davison and Hinkley 1997, section 3.8). It
+    gives a (1 - rate) quantile with the weights of `source_weights`. The bound is the `confidence` quantile of these
+    over all draws. It is about the mix of sources, not about the worst of them; `leave_one_source_out` shows those.
 
-    Few sources make a bootstrap optimistic. Simulated with logits N(m, 1), m of each source from N(0, 1), 20 to 199
-    images per source and a rate of 5 %, photographs of new sources exceeded the threshold of 5, 12 and 30 sources at a
-    mean rate of 5.4, 4.3 and 3.9 %, and 56, 69 and 79 % of the thresholds kept to 5 % (`upper_threshold`: 8.1, 6.7 and
-    5.7 %; 31, 33 and 43 %). A bound for any distribution, hierarchical conformal prediction (Lee, Barber and Willett,
-    arXiv 2306.06342), needs 1 / rate - 1 sources, 19 for 5 %, before it says anything.
+    With few sources a bootstrap is optimistic. In a simulation logits were N(m, 1) with m of each source from N(0, 1),
+    there were 20 to 199 images per source, and the rate was 5 %. Photographs of new sources exceeded the bound from 5,
+    12 and 30 sources at a mean rate of 5.4, 4.3 and 3.9 %, and 56, 69 and 79 % of the bounds kept to 5 %
+    (`upper_threshold`: 8.1, 6.7 and 5.7 %; 31, 33 and 43 %). A bound for any distribution, hierarchical conformal
+    prediction (Lee, Barber and Willett, arXiv 2306.06342), needs 1 / rate - 1 sources, 19 for 5 %, before it says
+    anything.
 
     Args:
-        scores: (n,) of photographs.
+        scores: (n,) scores of photographs.
         sources: (n,) where each comes from, such as a photographer or a collection.
-        rate: highest share to exceed the threshold, between 0 and 1.
-        confidence: share of the draws that keep to it, between 0 and 1.
-        draws: of the bootstrap.
-        seed: of the draws.
+        rate: highest share that may exceed the bound, between 0 and 1.
+        confidence: share of the draws whose quantile is at or below the bound, between 0 and 1.
+        draws: number of draws of the bootstrap.
+        seed: of the random numbers.
     """
-    _rank(1, rate)  # refuses anything that is not a rate
+    _rank(1, rate)  # raises if the rate is out of range
     values, names = np.asarray(scores, dtype=np.float64), np.asarray(sources, dtype=np.str_)
     groups = [values[names == name] for name in np.unique(names)]
     rng = np.random.default_rng(seed)
@@ -235,7 +234,10 @@ def upper_threshold_by_source(
 def leave_one_source_out(
     scores: ArrayLike, sources: Sequence[str], rate: float, draws: int = 500, seed: int = 0
 ) -> dict[str, float]:
-    """Source -> share of its photographs above the threshold that the other sources give; two sources or more."""
+    """Source -> share of its photographs above the bound that the other sources give; there must be two or more.
+
+    Arguments as in `upper_threshold_by_source`.
+    """
     values, names = np.asarray(scores, dtype=np.float64), np.asarray(sources, dtype=np.str_)
     shares = {}
     for name in np.unique(names):
@@ -246,11 +248,17 @@ def leave_one_source_out(
 
 
 def rate_bound(n: int, rate: float, confidence: float = 0.95) -> float:
-    """The error rate that a threshold of `upper_threshold` keeps to in a share `confidence` of all draws of n images.
+    """The error rate that the threshold of `upper_threshold` keeps to in a share `confidence` of all draws of n images.
 
     With m = n + 1 - k, the rate above the k-th smallest of n independent scores is distributed as Beta(m, k), or
     lower if scores tie (Vovk 2012, arXiv 1209.2673; Angelopoulos and Bates, arXiv 2107.07511, section 3.2). Its
-    quantile is found by bisection of P(Beta(m, k) > x) = P(Binomial(n, x) < m). 0 if n is too small for a threshold.
+    quantile is found by bisection of P(Beta(m, k) > x) = P(Binomial(n, x) < m). It is 0 if n is too small for a
+    threshold.
+
+    Args:
+        n: number of images that the threshold was set on.
+        rate: that it was set for, between 0 and 1.
+        confidence: between 0 and 1.
     """
     if not 0 < confidence < 1:
         raise ConfigError(f"confidence={confidence}: a share between 0 and 1, exclusive")
@@ -271,13 +279,15 @@ Weights = NDArray[np.float64] | None
 def _logistic(
     x: NDArray[np.float64], labels: NDArray[np.int64], fit_intercept: bool, weights: Weights
 ) -> tuple[float, float]:
-    """Slope and intercept (0 if not fitted) of the sigmoid for x (n,), both classes weighing the same.
+    """Slope and intercept (0 if not fitted) of the sigmoid for logits x (n,), with equal weight for both classes.
+
+    The targets are Platt's smoothed ones (Platt 1999, section 2.2), which keep the slope finite if the classes do not
+    overlap. x should be of about unit scale, so that the optimiser's tolerance means the same for all logits.
 
     Args:
-        weights: (n,) of the images within their class; None: all alike.
+        weights: (n,) weights of the images within their class; None: all alike.
 
-    The targets are Platt's smoothed ones (Platt 1999, section 2.2), which keep the slope finite where the classes
-    are apart. x should be of about unit scale, so that the optimiser's tolerance means the same for all logits.
+    Raises `MissingDependency` without scikit-learn.
     """
     try:
         from sklearn.linear_model import LogisticRegression
@@ -303,8 +313,15 @@ def _logistic(
 def fit_platt(logits: NDArray[np.float64], labels: NDArray[np.int64], weights: Weights = None) -> tuple[float, float]:
     """Slope and intercept of Platt's sigmoid, with his smoothed targets (Platt 1999, section 2.2).
 
-    Both classes weigh the same, whatever their numbers: the intercept is that of equal priors. `weights` (n,) are of
-    the images within their class; None: all alike. (0, 0) if all logits are the same.
+    Both classes have the same weight, however many images they have: the intercept is that of equal priors.
+
+    Args:
+        logits: (n,).
+        labels: (n,), 1 = AI-generated, 0 = photograph.
+        weights: (n,) weights of the images within their class; None: all alike.
+
+    Returns:
+        (slope, intercept); (0, 0) if all logits are the same.
     """
     centre, spread = float(logits.mean()), float(logits.std())
     if spread == 0:
@@ -318,10 +335,10 @@ def fit_temperature(
 ) -> tuple[float, float]:
     """Slope 1 / T of temperature scaling (Guo et al., arXiv 1706.04599, section 4.2), and the intercept 0.
 
-    For logits that are right about even odds and wrong about how sure they are, as those of a network trained on
-    both classes alike and shown images like them: it leaves p = 0.5 at logit 0, and one parameter takes fewer
-    images than Platt's two. Where the detector leans to one class on the images at hand, only Platt's intercept
-    mends it. Classes and targets weigh as in `fit_platt`. (0, 0) if all logits are 0.
+    It suits logits that are right about even odds and wrong about how sure they are, such as those of a network that
+    was trained on both classes equally and is shown similar images. It leaves p = 0.5 at logit 0, and its one parameter
+    takes fewer images than Platt's two. If the detector leans to one class on the images at hand, only Platt's
+    intercept corrects that. Arguments and weights as in `fit_platt`; (0, 0) if all logits are 0.
     """
     scale = float(np.sqrt(np.square(logits).mean()))
     if scale == 0:
@@ -361,24 +378,27 @@ def fit_calibration(
     """Fit probability and thresholds on a calibration split.
 
     Args:
-        logits: name of a variant ("as stored", "equalised") -> logits (n,) of the same n images in it. The
-            sigmoid is fitted on all together; each threshold is the most cautious of the variants'.
+        logits: name of a variant ("as stored", "equalised") -> logits (n,) of the same n images in that variant. The
+            sigmoid is fitted on all variants together; each threshold is the most cautious one of all variants.
         labels: (n,), 1 = AI-generated, 0 = photograph; both occur.
-        max_false_alarm: highest share of photographs called AI-generated, between 0 and 1.
-        max_miss: highest share of generated images called real, between 0 and 1.
-        method: of fitting the sigmoid, `fit_platt` or `fit_temperature`. The verdicts do not depend on it.
-        sources: (n,) where each image comes from: then images weigh as `source_weights` says within their class,
-            `thresholds.generated` is that of `upper_threshold_by_source`, and `thresholds.real` a weighted quantile.
-            None: the images are independent draws from one source.
+        max_false_alarm: highest share of photographs that may be called AI-generated, between 0 and 1.
+        max_miss: highest share of generated images that may be called real, between 0 and 1.
+        method: how the sigmoid is fitted, by `fit_platt` or `fit_temperature`. The verdicts do not depend on it.
+        sources: (n,) where each image comes from. Images then have the weights of `source_weights` within their class,
+            `thresholds.generated` follows from `upper_threshold_by_source`, and `thresholds.real` is a weighted
+            quantile. None: the images are independent draws from one source.
 
-    The band between the thresholds is "uncertain"; this module's docstring says what they promise. With several
-    variants the promise holds in each of them.
+    Between the thresholds the verdict is "uncertain"; this module's docstring says what the thresholds promise. With
+    several variants the promise holds for each of them.
 
-    With too few images of a class (fewer than 1 / rate - 1) its threshold is one that no probability passes:
-    `thresholds.generated` 1 or `thresholds.real` 0.
+    If a class has too few images (fewer than 1 / rate - 1), no probability passes its threshold: `thresholds.generated`
+    is 1, or `thresholds.real` is 0.
 
-    Raises `DataError` if a class is missing, a label is neither 0 nor 1, a logit is not finite, or the logits
-    do not rise with the label or hardly differ; `ConfigError` if a share is out of range.
+    Raises:
+        DataError: a class is missing, a label is neither 0 nor 1, a logit is not finite, or the logits do not rise with
+            the label or hardly differ.
+        ConfigError: a share is out of range.
+        MissingDependency: scikit-learn is not installed.
     """
     scores, y = _checked(logits, labels)
     if method not in FITS:
@@ -398,7 +418,7 @@ def fit_calibration(
         photo_sources = [source for source, label in zip(sources, y.tolist(), strict=True) if label == 0]
         ai = max(upper_threshold_by_source(each[y == 0], photo_sources, max_false_alarm) for each in scores.values())
         real = min(weighted_quantile(each[y == 1], weights[y == 1], max_miss) for each in scores.values())
-    # If the classes are further apart than the rates ask for, the gap between them is uncertain too.
+    # If the classes are so far apart that the thresholds cross, the verdict between them is uncertain all the same.
     low, high = sorted((real, ai))
     return Calibration(
         slope=slope,
@@ -417,7 +437,7 @@ def fit_calibration(
 
 
 def _class_weights(labels: NDArray[np.int64], sources: Sequence[str]) -> NDArray[np.float64]:
-    """`source_weights` (n,) of the images of either class."""
+    """The weights (n,) of images within their class, by `source_weights`."""
     if len(sources) != len(labels):
         raise DataError(f"calibration: {len(labels)} labels need as many sources, not {len(sources)}")
     names, weights = np.asarray(sources, dtype=np.str_), np.zeros(len(labels))
@@ -427,15 +447,17 @@ def _class_weights(labels: NDArray[np.int64], sources: Sequence[str]) -> NDArray
 
 
 def move_to_photographs(calibration: Calibration, logits: ArrayLike, max_false_alarm: float = 0.05) -> Calibration:
-    """The calibration with `thresholds.generated` moved to a false-alarm rate on photographs of another source.
+    """The calibration with `thresholds.generated` set anew, for a false-alarm rate on photographs of another source.
+
+    The probability and `thresholds.real` stay as they are, because photographs alone say nothing about generated
+    images. `thresholds.generated` does not fall below `thresholds.real`.
 
     Args:
-        logits: (n,) of photographs, such as a user's own, all of them known to be photographs.
-        max_false_alarm: highest share of such photographs called AI-generated, between 0 and 1.
+        calibration: the old one.
+        logits: (n,) logits of images, such as a user's own, that are all known to be photographs.
+        max_false_alarm: highest share of such photographs that may be called AI-generated, between 0 and 1.
 
-    The probability and `thresholds.real` stay: photographs alone say nothing of generated images.
-    `thresholds.generated` does not fall below `thresholds.real`. Raises `DataError` if a logit is not finite
-    or there are too few.
+    Raises `DataError` if a logit is not finite, or there are too few.
     """
     scores = np.asarray(logits, dtype=np.float64)
     if scores.ndim != 1 or not np.isfinite(scores).all():

@@ -1,7 +1,7 @@
 """Settings of a tower, an adapter, the preprocessing, the augmentation and a training run.
 
 In: a TOML file (the user's, or one that comes with the package, by its name) or a dict; an unknown key or a value
-out of range is a `ConfigError` that names it. With keyword arguments it is pydantic's `ValidationError`.
+out of range raises a `ConfigError` that names it. From keyword arguments it raises pydantic's `ValidationError`.
 Out: frozen pydantic models. This module knows nothing of torch, images or the content of other files.
 """
 
@@ -12,15 +12,15 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError, field_validator, model_validator
 
 from clipmole.errors import ConfigError
 from clipmole.plumbing.json_toml import read_toml
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)  # openai/CLIP, clip.py: _transform
-# Far above those of any existing network; a damaged or hostile file may ask for more, and exhaust the memory.
-MOST_CHANNELS, MOST_PIXELS, MOST_STEPS = 2**16, 2**14, 10**6
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+# Far above what any network has; a damaged or hostile file may ask for more and exhaust the memory.
+MOST_CHANNELS, MOST_PIXELS, MOST_STEPS = 2**16, 2**14, 10**6
 
 
 def first_problem(error: ValidationError) -> str:
@@ -31,7 +31,7 @@ def first_problem(error: ValidationError) -> str:
             reason = "is missing"
         case "extra_forbidden":
             reason = f"unknown key (given: {first['input']!r:.100})"
-        case "value_error":  # of a validator of this package, which names the value itself
+        case "value_error":  # from a validator of this package, whose message names the value
             reason = str(first["ctx"]["error"])
         case _:
             reason = f"{first['msg']} (given: {first['input']!r:.100})"
@@ -139,13 +139,13 @@ class Families(Config):
     """The families of generators that a detector can name, and how often it named the right one.
 
     Attributes:
-        names: of the k families.
-        confusion: (k + 1, k + 1) counts of generated validation images, equalised. A row is the true family, the last
-            row all other generators; a column is the family that was said, the last column none.
+        names: names of the k families.
+        confusion: (k + 1, k + 1) counts of generated validation images, shown equalised. A row is for the true family,
+            the last row for all other generators. A column is for the family that was named, the last column for none.
     """
 
     names: tuple[str, ...] = Field(min_length=2)
-    confusion: tuple[tuple[int, ...], ...]
+    confusion: tuple[tuple[NonNegativeInt, ...], ...]
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -155,15 +155,16 @@ class Families(Config):
         return self
 
     def answers(self, family: int) -> tuple[int, int]:
-        """How many of the answers with this family were right, and how many such answers there were."""
+        """(right, answers): how often this family (0..k-1) was named rightly, and how often it was named."""
         return self.confusion[family][family], sum(row[family] for row in self.confusion)
 
 
 class MoLEConfig(Config):
-    """The adapter. No shared LoRA and no experts: a linear probe; shared only: plain LoRA; both: MoLE.
+    """The adapter: without a shared LoRA and experts a linear probe; with the LoRA alone, plain LoRA; with both, MoLE.
 
-    The paper does not give the ranks, the scale, the balance loss and (for B/16 and L/14) the adapted blocks; the
-    defaults are this project's choice. With them L/14 trains 240,385 parameters, the paper's 0.08 %.
+    The paper (arXiv 2404.04883) does not give the ranks, the scale, the balance loss and (for B/16 and L/14) the
+    adapted blocks; the defaults are this project's choice. With them L/14 trains 240,385 parameters, 0.08 % of the
+    tower's, as in the paper.
     """
 
     blocks: tuple[int, ...] | int | None = Field(
@@ -191,8 +192,8 @@ class MoLEConfig(Config):
     )
     drawn: bool = Field(
         False,
-        description="a second output of the head, above 0 for images that are drawn, painted or rendered, of which the "
-        "detector gives no verdict; it is fitted to a trained adapter",
+        description="a second output of the head, above 0 for images that are drawn, painted or rendered; the detector "
+        "then gives no verdict; it is fitted to a trained adapter",
     )
     families: Families | None = Field(
         None, description="further outputs of the head, one for each family of generators; written by training"
@@ -206,7 +207,7 @@ class MoLEConfig(Config):
         1.0, ge=0, description="weight of the companion's own loss, that of ffit's masked autoencoder"
     )
     expert_groups: tuple[int, ...] = Field(
-        (), description="numbers of experts that share a softmax, as merging adapters makes them; (): all of them"
+        (), description="numbers of experts that share a softmax, in a merged adapter; (): all share one"
     )
     extension_ranks: tuple[int, ...] = Field(
         (), description="ranks of the separate LoRAs that were added later, each with a gate of its own"
@@ -259,7 +260,10 @@ class MoLEConfig(Config):
         return self.head_blocks
 
     def block_indices(self, depth: int) -> tuple[int, ...]:
-        """Indices of the adapted blocks in a tower of `depth` blocks, ascending; () if nothing adapts."""
+        """Indices of the adapted blocks in a tower of `depth` blocks, ascending; () if no block is adapted.
+
+        Raises `ConfigError` if the tower does not have these blocks.
+        """
         if not self.adapts:
             return ()
         if depth == 0:
@@ -279,10 +283,11 @@ class MoLEConfig(Config):
 
 
 class PreprocessConfig(Config):
-    """From an RGB image to native-resolution crops, and to a small view of the whole if one is asked for.
+    """From an RGB image to crops at native resolution and, if it has a weight, a view of the whole.
 
-    The crops are never resized: resizing destroys the traces that a detector looks for in them. The view of the whole
-    shows what no crop can: composition, light, things that do not fit together.
+    The crops are never resized: resizing destroys the traces that a detector looks for in them. The view of the whole,
+    the middle square of the image at small size, shows what no crop can: composition, light, things that do not fit
+    together.
     """
 
     mode: Literal["center_crop", "tiles"] = "tiles"
@@ -292,16 +297,17 @@ class PreprocessConfig(Config):
         0.0,
         ge=0,
         lt=1,
-        description="weight of the view of the whole image in an image's logit; the crops' mean has the rest",
+        description="weight of the view of the whole in an image's logit; the mean over the crops has the rest",
     )
 
 
 class AugmentConfig(Config):
-    """Random processing of a training window; every draw is independent of the label.
+    """Random processing of a training window; no draw depends on the label.
 
-    blur, JPEG, crop and flip are CNNSpot's (arXiv 1912.11035) with UnivFD's (arXiv 2302.10174) ranges.
-    `equalise_quality` re-encodes every window of both classes by one policy, so that a difference of JPEG
-    quality between the classes cannot give the label away.
+    A window is an image without the rows that hold a visible mark. Blur, JPEG, crop and flip are CNNSpot's (arXiv
+    1912.11035) with UnivFD's (arXiv 2302.10174) ranges. At the end windows of both classes are re-encoded with
+    qualities from the range `equalise_quality`, so that a difference in JPEG quality between the classes cannot give
+    the label away.
     """
 
     blur_probability: float = Field(0.5, ge=0, le=1)
@@ -344,7 +350,7 @@ class AugmentConfig(Config):
         return self
 
 
-# Settings of a run that say where its images and files are, not what is done with them.
+# Settings of a run that say where its images and files are, not how they are used.
 LOCATION_SETTINGS = ("data", "real", "fake", "unpack_to", "unpack_gib", "cache_gib")
 # Settings that were added later: their defaults do not change the digest of a run, so older runs are recognised.
 LATER = {
@@ -488,7 +494,7 @@ class TrainConfig(Config):
     @field_validator("backbone", mode="before")
     @classmethod
     def _joined(cls, given: Any) -> Any:
-        """Several names as one."""
+        """A list of names as one name, joined by +."""
         return "+".join(map(str, given)) if isinstance(given, list | tuple) and given else given
 
     @model_validator(mode="after")
@@ -531,11 +537,14 @@ class TrainConfig(Config):
 
     @property
     def view_seed(self) -> int:
-        """Seed of what is drawn for views."""
+        """Seed of the random numbers for views."""
         return self.seed if self.views_from is None else self.views_from
 
     def run_settings(self) -> dict[str, Any]:
-        """The settings that a run's weights depend on, apart from its backbone and images: values for JSON, by name."""
+        """The settings on which a run's weights depend, except its backbone and images: name -> value for JSON.
+
+        Settings in `LATER` are left out if they have their defaults.
+        """
 
         def used(config: Config, values: dict[str, Any]) -> dict[str, Any]:
             own = {key: getattr(config, key) for key in values}
@@ -553,13 +562,18 @@ AnyConfig = TypeVar("AnyConfig", bound=Config)
 
 
 def packaged_names(folder: str) -> tuple[str, ...]:
-    """Names of the TOML files in a folder of the package, sorted."""
+    """Names of the TOML files in a folder of the package, such as "training/presets", sorted, without ".toml"."""
     files = (resources.files("clipmole") / folder).iterdir()
     return tuple(sorted(file.name.removesuffix(".toml") for file in files if file.name.endswith(".toml")))
 
 
 def load_packaged(kind: type[AnyConfig], folder: str, name: str | Path) -> AnyConfig:
-    """The settings of the preset `name` in a folder of the package, or else of a TOML file with that path.
+    """The settings of a preset, or of a TOML file.
+
+    Args:
+        kind: their class.
+        folder: of the package, as in `packaged_names`.
+        name: of a preset in that folder, or else the path of a TOML file.
 
     Raises `ConfigError` if there is neither, or if it does not validate.
     """

@@ -1,14 +1,14 @@
 """Metrics from labels and scores: pure functions `(y_true, y_score) -> float`, and their curves.
 
-`y_true` (n,) holds 1 for AI-generated and 0 for photographs; `y_score` (n,) is higher the more likely an
-image is AI-generated: logits or probabilities for ranking metrics, probabilities where it says so. A metric
-that is not defined (one class only, no images) is nan, never 0 or 1. Raises `DataError` for any other
-label, for a score that is not finite, and for vectors of different lengths. Curves are vectors for a plot, empty
-where they are not defined.
+`y_true` (n,) holds 1 for AI-generated images and 0 for photographs. `y_score` (n,) is higher the more likely an image
+is AI-generated: logits or probabilities. Arguments called `probability` must be probabilities. A metric that is not
+defined (one class only, no images) is nan, never 0 or 1. Curves are vectors for a plot, empty where they are not
+defined. All raise `DataError` for any other label, for a score that is not finite, and for vectors of different
+lengths.
 
 Ranking metrics are written out here because a bootstrap calls them tens of thousands of times, and scikit-learn's
-checks would take most of the time; the tests compare them with scikit-learn's values. It knows nothing of images or
-detectors.
+checks would take most of the time; the tests compare them with scikit-learn's values. This module knows nothing of
+images or detectors.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def _arrays(y_true: ArrayLike, y_score: ArrayLike) -> tuple[NDArray[np.int64], N
 
 
 def _counts(y: NDArray[np.int64], s: NDArray[np.float64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """True and false positives at each distinct score as the threshold (that score and above), highest first."""
+    """True and false positives (m,) if the threshold is each of the m distinct scores, highest first, and included."""
     order = np.argsort(s)[::-1]
     falling = s[order]
     ends = np.append(np.flatnonzero(falling[1:] != falling[:-1]), len(s) - 1)  # the last image of each tie
@@ -55,10 +55,11 @@ def _probabilities(y_true: ArrayLike, probability: ArrayLike) -> tuple[NDArray[n
 
 
 def roc_points(y_true: ArrayLike, y_score: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """False and true positive rates (m,) of the cuts "this score and above", both ascending from 0 to 1.
+    """False and true positive rates (m,) at falling thresholds, both ascending from 0 to 1.
 
-    The first cut takes nothing; then there is one for each distinct score, so images that tie are taken together. As
-    scikit-learn's `roc_curve` with every point kept; empty without both classes.
+    At the first threshold nothing is positive; then there is one for each distinct score, which it includes, so that
+    images that tie are taken together. The points are those of scikit-learn's `roc_curve` with every point kept. Empty
+    without both classes.
     """
     y, s = _arrays(y_true, y_score)
     if not 0 < y.sum() < len(y):
@@ -68,10 +69,10 @@ def roc_points(y_true: ArrayLike, y_score: ArrayLike) -> tuple[NDArray[np.float6
 
 
 def precision_recall_points(y_true: ArrayLike, y_score: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Recall (m,), ascending to 1, and precision (m,) of the cuts at each distinct score, highest first.
+    """Recall (m,), ascending to 1, and precision (m,) at the threshold of each distinct score, highest first.
 
-    Only real cuts are there, without the point at recall 0 and precision 1 that scikit-learn adds. Between points
-    the curve is a step, as `average_precision` sums it. Empty without both classes.
+    The point at recall 0 and precision 1 that scikit-learn adds is left out, because no threshold gives it. Between
+    points the curve is a step, as `average_precision` sums it. Empty without both classes.
     """
     y, s = _arrays(y_true, y_score)
     if not 0 < y.sum() < len(y):
@@ -83,7 +84,8 @@ def precision_recall_points(y_true: ArrayLike, y_score: ArrayLike) -> tuple[NDAr
 def average_precision(y_true: ArrayLike, y_score: ArrayLike) -> float:
     """Area under the precision-recall steps, sum_k (R_k - R_{k-1}) P_k over the distinct scores, highest first.
 
-    As scikit-learn's `average_precision_score`, with generated images as the positive class; nan without both.
+    It equals scikit-learn's `average_precision_score`, with generated images as the positive class; nan without both
+    classes.
     """
     y, s = _arrays(y_true, y_score)
     if not 0 < y.sum() < len(y):
@@ -93,7 +95,7 @@ def average_precision(y_true: ArrayLike, y_score: ArrayLike) -> float:
 
 
 def auroc(y_true: ArrayLike, y_score: ArrayLike) -> float:
-    """Probability that a generated image scores higher than a photograph, ties counting half; nan without both."""
+    """Probability that a generated image scores higher than a photograph, a tie counting half; nan without both."""
     y, s = _arrays(y_true, y_score)
     if not 0 < y.sum() < len(y):
         return float("nan")
@@ -103,12 +105,15 @@ def auroc(y_true: ArrayLike, y_score: ArrayLike) -> float:
 
 
 def tpr_at_fpr(y_true: ArrayLike, y_score: ArrayLike, fpr: float) -> float:
-    """Share of generated images found by the lowest cut that no more than the share `fpr` of photographs reach.
+    """Share of generated images at or above the lowest threshold that at most the share `fpr` of photographs reaches.
 
-    The conservative step: of images that tie, all are found or none, and nothing is interpolated between cuts. So it
-    is 0 if the highest tie alone holds too many photographs, and with fewer than 1 / fpr photographs it is the share
-    above all of them. It is a property of the ranking: the cut is chosen on the images reported, and a cut fixed
+    Of images that tie, all are found or none, and nothing is interpolated between thresholds. So it is 0 if the highest
+    tie alone holds too many photographs, and with fewer than 1 / fpr photographs it is the share above all of them. It
+    is a property of the ranking: the threshold is chosen on the images that are reported, and one that is fixed
     beforehand finds fewer or raises more false alarms. nan without both classes.
+
+    Args:
+        fpr: the false positive rate, 0 <= fpr < 1.
     """
     if not 0 <= fpr < 1:
         raise ConfigError(f"fpr={fpr}: a share of photographs, from 0 to below 1")
@@ -117,10 +122,10 @@ def tpr_at_fpr(y_true: ArrayLike, y_score: ArrayLike, fpr: float) -> float:
 
 
 def equal_error_rate(y_true: ArrayLike, y_score: ArrayLike) -> float:
-    """The error rate where as large a share of photographs is above the cut as of generated images below it.
+    """The error rate at the threshold where the false positive rate equals the false negative rate.
 
-    Straight lines join neighbouring ROC points, as `auroc` does by counting ties half: along them FPR + TPR rises
-    strictly from 0 to 2, so there is exactly one point where it is 1. nan without both classes.
+    Straight lines join neighbouring ROC points, as they do for `auroc`, which counts a tie half. Along these lines
+    FPR + TPR rises strictly from 0 to 2, so there is exactly one point where it is 1. nan without both classes.
     """
     false_positives, true_positives = roc_points(y_true, y_score)
     if not len(true_positives):
@@ -131,9 +136,9 @@ def equal_error_rate(y_true: ArrayLike, y_score: ArrayLike) -> float:
 def oracle_accuracy(y_true: ArrayLike, y_score: ArrayLike) -> float:
     """Accuracy at the best of all thresholds, searched on the very images that are reported.
 
-    An upper bound that no user reaches, for comparison with papers that search in this way (UnivFD's "best threshold"):
-    never a headline, and never without the word oracle beside it. At least the share of the larger class. nan
-    without both classes.
+    It is an upper bound that no user reaches, for comparison with papers that search in this way (UnivFD's "best
+    threshold"). Never report it without the word oracle. It is at least the share of the larger class. nan without both
+    classes.
     """
     y, s = _arrays(y_true, y_score)
     if not 0 < y.sum() < len(y):
@@ -167,9 +172,9 @@ def balanced_accuracy(y_true: ArrayLike, y_score: ArrayLike, threshold: float) -
 
 
 def selective_accuracy(y_true: ArrayLike, probability: ArrayLike, low: float, high: float) -> float:
-    """Share of right verdicts among those given: generated above `high`, real below `low`, none between or on both.
+    """Share of right verdicts among those given: generated above `high`, real below `low`, none from `low` to `high`.
 
-    nan if there is no verdict at all. Read it with its coverage, the share of images that get a verdict.
+    nan if there is no verdict at all. Read it together with the coverage, the share of images that get a verdict.
     """
     y, p = _probabilities(y_true, probability)
     if not low <= high:
@@ -179,11 +184,11 @@ def selective_accuracy(y_true: ArrayLike, probability: ArrayLike, low: float, hi
 
 
 def risk_coverage(y_true: ArrayLike, probability: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Coverage (m,), ascending to 1, and accuracy (m,) of that most confident share of the images.
+    """Coverage (m,), ascending to 1, and the accuracy (m,) on that share of the images, the most confident ones.
 
-    The risk-coverage curve (El-Yaniv and Wiener, JMLR 2010) with risk = 1 - accuracy. The confidence is
-    max(p, 1 - p), the verdict generated above p = 0.5; images of one confidence enter together. It ends in
-    `accuracy` at 0.5; empty without images.
+    This is the risk-coverage curve (El-Yaniv and Wiener, JMLR 2010) with risk = 1 - accuracy. The confidence is
+    max(p, 1 - p), and the verdict is generated above p = 0.5; images of equal confidence enter together. The curve ends
+    at `accuracy` for the threshold 0.5. Empty without images.
     """
     y, p = _probabilities(y_true, probability)
     if not len(y):
@@ -198,8 +203,8 @@ def risk_coverage(y_true: ArrayLike, probability: ArrayLike) -> tuple[NDArray[np
 def negative_log_likelihood(y_true: ArrayLike, probability: ArrayLike) -> float:
     """Mean of -ln(probability given to the image's class): binary cross-entropy in nats, 0.693 for p = 0.5.
 
-    Probabilities are clipped to [e, 1 - e], e = 2.2e-16 (float64's epsilon, as scikit-learn's `log_loss`): a
-    certainty that is wrong costs 36 nats, not an infinite amount.
+    Probabilities are clipped to [e, 1 - e] with e = 2.2e-16, float64's epsilon, as in scikit-learn's `log_loss`: a
+    certainty that is wrong costs 36 nats, not infinitely many. nan without images.
     """
     y, p = _probabilities(y_true, probability)
     epsilon = np.finfo(np.float64).eps
@@ -215,10 +220,10 @@ def _bin_of(p: NDArray[np.float64], bins: int) -> NDArray[np.int64]:
 
 
 def expected_calibration_error(y_true: ArrayLike, probability: ArrayLike, bins: int = 10) -> float:
-    """sum_b n_b / n |mean probability - share generated| over equally wide bins (Guo et al., arXiv 1706.04599).
+    """sum_b n_b / n |mean probability - share generated| over bins b of equal width (Guo et al., arXiv 1706.04599).
 
-    The two-class form: of the probability of being AI-generated, not of the more probable class. Bin b holds
-    b / bins <= p < (b + 1) / bins, the last one also p = 1.
+    It is about the probability of being AI-generated, not about that of the more probable class. Bin b holds
+    b / bins <= p < (b + 1) / bins, the last one also p = 1. nan without images.
     """
     y, p = _probabilities(y_true, probability)
     index = _bin_of(p, bins)
@@ -226,7 +231,12 @@ def expected_calibration_error(y_true: ArrayLike, probability: ArrayLike, bins: 
 
 
 class ReliabilityBins(NamedTuple):
-    """A reliability diagram, vectors of (bins,): nan in the first two where the bin holds no image."""
+    """A reliability diagram.
+
+    Attributes:
+        mean_probability, share_generated: (bins,); nan where a bin holds no image.
+        images: (bins,) number of images in each bin.
+    """
 
     mean_probability: NDArray[np.float64]
     share_generated: NDArray[np.float64]
@@ -234,7 +244,7 @@ class ReliabilityBins(NamedTuple):
 
 
 def reliability_bins(y_true: ArrayLike, probability: ArrayLike, bins: int = 10) -> ReliabilityBins:
-    """Mean probability, share of generated images and number of images in the bins of the calibration error."""
+    """What the bins of `expected_calibration_error` hold, for a reliability diagram."""
     y, p = _probabilities(y_true, probability)
     index = _bin_of(p, bins)
     images = np.bincount(index, minlength=bins)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from pydantic import ValidationError
 from safetensors.torch import load_file
 from tiny import CALIBRATION, PREPROCESS, picture, tiny_backbone, tiny_network
 
@@ -114,6 +115,11 @@ def test_the_weights_are_those_of_scikit_learn_with_the_least_loss_on_val() -> N
 def test_the_table_has_a_row_for_other_generators_and_a_column_for_no_answer() -> None:
     shares = np.array([[0.9, 0.1], [0.5, 0.5], [0.2, 0.8], [0.3, 0.7]])
     assert confusion(shares, np.array([0, 0, 0, 2])) == ((1, 1, 1), (0, 0, 0), (0, 1, 0))
+
+
+def test_a_count_below_zero_is_refused() -> None:
+    with pytest.raises(ValidationError, match="greater than or equal to 0"):
+        Families(names=("a", "b"), confusion=((-1, 0, 0), (0, 1, 0), (-4, 0, 0)))
 
 
 def test_a_trained_detector_keeps_its_families(trained: tuple[Path, list[str]], manifest: Path) -> None:

@@ -115,23 +115,28 @@ def _take_crops(crops: list[NDArray[np.uint8]], count: int) -> tuple[NDArray[np.
 
 
 def pooled(values: NDArray[np.float32], whole_weight: float) -> NDArray[np.float64]:
-    """Values of an image's views (n, ...) -> its own (...): the mean over its crops, weighted with that of the view of
-    the whole, which comes last."""
+    """Values of an image's n views (n, ...) -> the image's own values (...).
+
+    They are the mean over its crops; if `whole_weight` is above 0, a weighted mean of that and the view of the whole,
+    which comes last.
+    """
     crops = values[:-1] if whole_weight else values
     mean: NDArray[np.float64] = crops.mean(axis=0, dtype=np.float64)
     return (1 - whole_weight) * mean + whole_weight * values[-1].astype(np.float64) if whole_weight else mean
 
 
 def shares_of(logits: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Softmax of the families' logits (..., k)."""
+    """The share of each family: the softmax of the families' logits (..., k)."""
     odds: NDArray[np.float64] = np.exp(logits - logits.max(axis=-1, keepdims=True))
     shares: NDArray[np.float64] = odds / odds.sum(axis=-1, keepdims=True)
     return shares
 
 
 def likely_family(families: Families, logits: NDArray[np.float64]) -> Family | None:
-    """The family with a share over a half, by its logits (k,); None if there is none, or if on validation images not
-    even half of such answers were right."""
+    """The family with a share over a half, by the families' logits (k,).
+
+    None if there is no such family, or if at most half of the answers with it were right on validation images.
+    """
     shares = shares_of(logits)
     best = int(shares.argmax())
     right, answers = families.answers(best)

@@ -1,9 +1,9 @@
 """Families of generators: which one an AI-generated image is most like, fitted to a detector after its training.
 
-In: a trained network, its images, and the setting `families`. Out: the further outputs of its head, in place, with a
-confusion table. They are a multinomial logistic regression on what the head reads, pooled over an image's views as its
-logit is. Half of the images are shown as stored and half equalised, and the table is of equalised ones alone, so that
-another compression does not give a family away. It knows nothing of verdicts.
+In: a trained network, its images, and the setting `families`. Out: further outputs of its head, set in place, and a
+confusion table. The outputs are a multinomial logistic regression on what the head reads, pooled over an image's views
+in the same way as its logit. Half of the training images are shown as stored and half equalised, and the table is about
+equalised images alone, so that a family is not recognised by its compression. It knows nothing of verdicts.
 """
 
 from __future__ import annotations
@@ -30,17 +30,26 @@ from clipmole.plumbing.seeding import sample_rng
 from clipmole.report.families import family_section, summary
 from clipmole.report.page import markdown_sections
 
-FEWEST, FEWEST_VAL = 20, 5  # images of a family in `train` and in `val`
-MOST = 200  # images of a generator that are looked at in each of them
-STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # scikit-learn's C to choose from by `val`
-ITERATIONS = 300  # of L-BFGS at most
+FEWEST, FEWEST_VAL = 20, 5  # a family needs so many images in `train` and in `val`
+MOST = 200  # most images of a generator that are used, in each of these splits
+STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # inverse regularisation C, of which `val` chooses one
+ITERATIONS = 300  # most steps of L-BFGS
 
 
 def families_of(setting: bool | Mapping[str, str], data: TrainingData) -> dict[str, str]:
-    """The generators that are learnt -> their families; {} if `setting`, that of the configuration, asks for none.
+    """Generator -> family, for all generators that are learnt.
 
-    Raises `ConfigError` if fewer than two families have enough images, or if the table names a generator that is not
-    in the training images; `MissingDependency` without scikit-learn.
+    Args:
+        setting: `TrainConfig.families`.
+        data: the images of the run.
+
+    Returns:
+        The families with enough images; {} if the setting asks for none.
+
+    Raises:
+        ConfigError: fewer than two families have enough images, or the setting names a generator that no training image
+            is by.
+        MissingDependency: scikit-learn is not installed.
     """
     if not setting:
         return {}
@@ -69,11 +78,15 @@ def families_of(setting: bool | Mapping[str, str], data: TrainingData) -> dict[s
 def fit_families(
     network: MoLENetwork, families: dict[str, str], data: TrainingData, config: TrainConfig, progress: ProgressReporter
 ) -> None:
-    """Give the network the outputs for the families, and say how they do; without any, take away those it has.
+    """Fit the outputs for the families, set them in the network, and say how often they are right.
 
     Args:
-        network: after its training; those that it has, of a detector that was extended, no longer fit its features.
-        families: generator -> family, of `families_of`.
+        network: a network after its training. One that was extended may have outputs for families that no longer fit
+            its features; they are replaced, or removed if there are no families.
+        families: the result of `families_of`.
+        data: the images of the run.
+        config: the settings of the run.
+        progress: follows the images, and gets the summary.
     """
     if not families:
         network.set_families(None, None)
@@ -102,7 +115,7 @@ def fit_families(
 def features_of(
     network: MoLENetwork, samples: Sequence[Sample], variant: Variant, config: TrainConfig, progress: ProgressReporter
 ) -> NDArray[np.float64]:
-    """What the head reads of each sample (n, F), pooled over its views."""
+    """What the head reads of each sample (n, F), pooled over the sample's views."""
     device, rows = network.eval().head.weight.device, []
     shown = progress.track(windows(samples, variant, config.seed), f"families, {variant}", len(samples))
     with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
@@ -117,11 +130,15 @@ def features_of(
 def fitted(
     features: NDArray[np.float64], truth: NDArray[np.int64], val: NDArray[np.float64], val_truth: NDArray[np.int64]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Weights (k, F) and biases (k,) of the logistic regression whose C has the least log loss on `val`.
+    """Weights (k, F) and biases (k,) of a multinomial logistic regression; C is chosen by the log loss on `val`.
+
+    All families have the same weight, however many images they have.
 
     Args:
-        features: (n, F), and the families `truth` (n,) of 0..k-1, which weigh the same however many images each has.
-        val: (m, F), and the families `val_truth` (m,); k is another generator, which has no part in the choice.
+        features: (n, F), of training images.
+        truth: (n,) their families, 0..k-1.
+        val: (m, F), of validation images.
+        val_truth: (m,) their families; k for another generator, whose images play no part in the choice.
     """
     from sklearn.linear_model import LogisticRegression
 
@@ -132,7 +149,7 @@ def fitted(
     for strength in STRENGTHS:
         model = LogisticRegression(C=strength, max_iter=ITERATIONS, class_weight="balanced").fit(standard, truth)
         coefficients, intercept = model.coef_, model.intercept_
-        if len(coefficients) == 1:  # of two families: the difference of their logits
+        if len(coefficients) == 1:  # for two families it is the difference between their logits
             coefficients, intercept = (np.concatenate([-each / 2, each / 2]) for each in (coefficients, intercept))
         weight = coefficients / scale
         bias = intercept - weight @ mean
@@ -145,7 +162,12 @@ def fitted(
 
 
 def confusion(shares: NDArray[np.float64], truth: NDArray[np.int64]) -> tuple[tuple[int, ...], ...]:
-    """The table (k + 1, k + 1) of `Families` by shares (m, k) and the true families (m,), k for other generators."""
+    """The table (k + 1, k + 1) of `Families`.
+
+    Args:
+        shares: (m, k) of each family in each image. A family is named if its share is over a half.
+        truth: (m,) the true families, 0..k-1; k for other generators.
+    """
     k = shares.shape[1]
     said = np.where(shares.max(axis=1) > 0.5, shares.argmax(axis=1), k)
     table = np.zeros((k + 1, k + 1), dtype=np.int64)
@@ -154,5 +176,5 @@ def confusion(shares: NDArray[np.float64], truth: NDArray[np.int64]) -> tuple[tu
 
 
 def card_lines(families: Families) -> list[str]:
-    """The section of a model card: the confusion table, and what it does not say."""
+    """The lines of the model card's section: the confusion table, and what it does not show."""
     return [*"\n\n".join(markdown_sections([family_section(families)])).split("\n"), ""]
