@@ -229,7 +229,7 @@ def test_processes_that_convert_at_the_same_time_share_one_graph(
         found = [each.result() for each in [pool.submit(load, *adapter, "openvino") for _ in range(3)]]
     assert found[0] == found[1] == found[2]
     assert len(graphs()) == 1
-    assert len(list(graphs()[0].glob("compiled/*.blob"))) == 1
+    assert len(list(graphs()[0].glob("compiled/*/*.blob"))) == 1
 
 
 def test_openvino_in_bfloat16_says_so(adapter: tuple[Path, Path]) -> None:
@@ -239,6 +239,17 @@ def test_openvino_in_bfloat16_says_so(adapter: tuple[Path, Path]) -> None:
     detector = Detector.from_pretrained(folder, backbone=backbone, runtime="openvino", precision="bfloat16")
     assert detector.name == f"{plain.name}, openvino bfloat16"
     assert detector.detect(picture(0)).detector == detector.name
+
+
+def test_what_openvino_compiled_in_float32_is_not_used_in_bfloat16(
+    graph_of: Callable[[GraphRuntime], Path], tmp_path: Path
+) -> None:
+    folder = graph_of("openvino")
+    expected = {p: open_graph(folder, "openvino", p).outputs(crops(5), 5) for p in ("float32", "bfloat16")}  # type: ignore[arg-type]
+    for precision in ("float32", "bfloat16", "float32", "bfloat16"):
+        found = open_graph(folder, "openvino", precision, tmp_path / "compiled").outputs(crops(5), 5)  # type: ignore[arg-type]
+        assert found == pytest.approx(expected[precision], abs=1e-6)
+    assert [len(list(each.glob("*.blob"))) for each in (tmp_path / "compiled").iterdir() if each.is_dir()] == [1, 1]
 
 
 def test_bfloat16_has_an_exact_twin(
@@ -352,7 +363,7 @@ def test_a_damaged_graph_in_the_cache_is_made_again(
         kept.write_bytes(data[: len(data) // 2])
     else:
         kept.unlink()
-    for path in graphs()[0].glob("compiled/*.blob"):
+    for path in graphs()[0].glob("compiled/*/*.blob"):
         flip(path, path.stat().st_size // 2)
     again = Detector.from_pretrained(folder, backbone=backbone, runtime=runtime).score([picture(0)])
     assert again.tolist() == [expected]
@@ -369,7 +380,7 @@ def test_a_damaged_compiled_graph_is_compiled_again(
     shutil.copytree(whole, tmp_path, dirs_exist_ok=True)
     monkeypatch.setenv("CLIPMOLE_CACHE", str(tmp_path))
     folder, _ = adapter
-    blobs = list(graphs()[0].glob("compiled/*.blob"))
+    blobs = list(graphs()[0].glob("compiled/*/*.blob"))
     assert blobs
     for blob in blobs:
         for part in range(1, 8):

@@ -497,10 +497,10 @@ class Detector:
         """
         outputs = runtime.outputs(crops, self.batch_size).reshape(len(crops), -1)
         if not np.isfinite(outputs).all():
-            raise CheckpointError(
-                f"{self.name}: gives a score that is not a finite number: its weights are damaged or far too large; "
-                "fetch or train it again"
-            )
+            why = "its weights are damaged or far too large; fetch or train it again"
+            if self.precision != "float32":
+                why = f"{self.precision} does not work for it here; take precision float32, and try clipmole selftest"
+            raise CheckpointError(f"{self.name}: gives a score that is not a finite number: {why}")
         return outputs
 
     @cached_property

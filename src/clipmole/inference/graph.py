@@ -160,7 +160,8 @@ class OpenVINORuntime:
         graph: the .xml file.
         precision: int8 means that the graph is quantised; the rest of it is computed in bfloat16 if the processor has
             that, else in float32.
-        compiled: folder in which OpenVINO keeps the graph that it compiled for this processor; None: it is not kept.
+        compiled: folder in which OpenVINO keeps the graph that it compiled, by processor and arithmetic; None: it is
+            not kept.
     """
 
     name: RuntimeName = "openvino"
@@ -170,7 +171,8 @@ class OpenVINORuntime:
         core = library("openvino").Core()
         self.precision: Precision = precision
         self.made_of = (graph, precision, compiled)
-        has_bfloat16 = "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+        abilities = core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+        has_bfloat16 = "BF16" in abilities
         reduced = precision == "bfloat16" or (precision == "int8" and has_bfloat16)
         settings: dict[str, Any] = {
             "INFERENCE_PRECISION_HINT": "bf16" if reduced else "f32",
@@ -180,6 +182,9 @@ class OpenVINORuntime:
         if precision == "int8":
             settings["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = GROUP
         if compiled is not None:
+            # OpenVINO's own key has neither, and what was compiled for float32 gives NaN or crashes in bfloat16.
+            made_for = [core.get_property("CPU", "FULL_DEVICE_NAME"), *abilities, settings["INFERENCE_PRECISION_HINT"]]
+            compiled = compiled / hashlib.sha256(" ".join(made_for).encode()).hexdigest()[:16]
             settings["CACHE_DIR"] = str(compiled)
         try:
             with _compiled_here(compiled) if compiled else nullcontext():
