@@ -114,7 +114,7 @@ def command_page() -> str:
 def _commands(command: Any, above: Any, name: str) -> Iterator[str]:
     within = getattr(command, "commands", {})
     command = within.pop("INPUTS", command)  # `clipmole scan` is a command, and a group of others
-    context = command.context_class(command, info_name=name.rsplit(maxsplit=1)[-1], parent=above, terminal_width=100)
+    context = command.context_class(command, info_name=name.rsplit(maxsplit=1)[-1], parent=above, terminal_width=80)
     yield from ("", f"## {name}", "", "```text", command.get_help(context).rstrip(), "```")
     for key, each in within.items():
         if not each.hidden:

@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import processes
 import pytest
@@ -301,6 +302,19 @@ def test_every_option_says_what_it_is() -> None:
             said = getattr(parameter, "help", None) or ""
             assert len(said) >= 10, f"{command.name} {parameter.name}: {said!r}"
             assert not said.startswith(("Of ", "In ", "Instead")), f"{command.name} {parameter.name}: {said!r}"
+
+
+def test_no_number_with_a_fraction_is_infinite() -> None:
+    """The library checks the rest, which are shares."""
+    waiting, unbounded = [typer.main.get_command(app)], set()
+    while waiting:
+        command = waiting.pop()
+        waiting += getattr(command, "commands", {}).values()
+        for name, hint in get_type_hints(command.callback, include_extras=True).items() if command.callback else ():
+            kind, *info = get_args(hint) or (hint,)
+            if kind in (float, float | None) and info[0].max is None:
+                unbounded.add(name)
+    assert unbounded == {"sample", "false_alarm", "miss", "level", "density"}
 
 
 def test_shells_are_offered_completion() -> None:

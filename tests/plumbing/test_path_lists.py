@@ -43,6 +43,11 @@ def test_a_pipe(tmp_path: Path) -> None:
     [
         ("/photos/a.jpg\n".encode("utf-16")[:-1], "cut short or damaged"),
         (b"x" * 2**21, "is not a list of paths"),
+        (
+            b"\xff\xd8\xff\xe0\x00\x10JFIF\n",
+            "list.txt: is not a list of paths but a file itself; name it without --list",
+        ),
+        (b"PAR1\x15\x04\n", "is not a list of paths but a file itself"),
         (("x" * 2**21).encode("utf-16"), "is not a list of paths"),
     ],
 )

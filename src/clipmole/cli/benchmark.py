@@ -27,7 +27,7 @@ def speed(
         str | None,
         typer.Option(help="Execution paths, separated by commas. Default: all whose libraries are installed."),
     ] = None,
-    seconds: Annotated[float, typer.Option(min=0, help="Seconds of one turn of a path.")] = 2.0,
+    seconds: Annotated[float, typer.Option(min=0, max=3600, help="Seconds of one turn of a path.")] = 2.0,
     repeats: Annotated[int, typer.Option(min=1, help="How many turns each path takes.")] = 3,
     threads: Annotated[
         int | None, typer.Option(min=1, help="Threads of every path. Default: PyTorch's number.")

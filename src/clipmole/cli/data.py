@@ -27,7 +27,7 @@ def check(
     unpack_to: Annotated[
         Path | None, typer.Option(help="Folder for unpacking images that cannot be read in place.")
     ] = None,
-    unpack_gib: Annotated[float, typer.Option(min=0.001, help="Unpack at most this many GiB.")] = 20.0,
+    unpack_gib: Annotated[float, typer.Option(min=0.001, max=10**9, help="Unpack at most this many GiB.")] = 20.0,
 ) -> None:
     """Count images, find unreadable and duplicate files, and test whether metadata alone give the classes away."""
     named = data_source(source, real, fake)

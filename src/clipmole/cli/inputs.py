@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from clipmole.cli.options import remark
 from clipmole.errors import DataError, ImageError, ImageNotFound
-from clipmole.plumbing.path_lists import text_encoding
+from clipmole.plumbing.path_lists import check_list, text_encoding
 from clipmole.plumbing.progress import Say, silent
 
 if TYPE_CHECKING:
@@ -26,11 +26,13 @@ def _stdin() -> io.FileIO:
 def listed_on_stdin() -> Iterator[str]:
     """Paths on stdin, each as soon as it arrives; separated by NUL if the first ones are, else by line ends.
 
-    The first bytes tell the encoding, as in a list file. Raises `DataError` if the rest is not in that encoding.
+    The first bytes tell the encoding, as in a list file. Raises `DataError` if the rest is not in that encoding, or if
+    it is no list.
     """
     rest = separator = b""
     stdin, decoder = _stdin(), None
     chunk = stdin.read(2**16) or b""
+    check_list(chunk, "the list on stdin")
     if encoding := text_encoding(chunk):
         decoder = codecs.getincrementaldecoder(encoding)("surrogateescape" if encoding == "utf-8-sig" else "strict")
     while chunk:

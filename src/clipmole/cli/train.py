@@ -46,7 +46,7 @@ def train(
         str | None, typer.Option(help="Folder for unpacking images that cannot be read in place.")
     ] = None,
     unpack_gib: Annotated[
-        float | None, typer.Option(min=0.001, help="Unpack at most this many GiB. Default: 20.")
+        float | None, typer.Option(min=0.001, max=10**9, help="Unpack at most this many GiB. Default: 20.")
     ] = None,
     backbone: Annotated[
         str | None, typer.Option(help="Backbone, instead of the one that the config or --extend names.")

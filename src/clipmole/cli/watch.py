@@ -21,6 +21,8 @@ from clipmole.cli.render import JSONLines
 from clipmole.errors import ImageError
 from clipmole.plumbing.stopping import stop_signals
 
+DAY = 86_400.0  # seconds
+
 
 @app.command()
 def watch(
@@ -28,9 +30,9 @@ def watch(
     detector: DetectorName = "default",
     backbone: BackboneName = None,
     existing: Annotated[bool, typer.Option("--existing", help="Also score the images that are there now.")] = False,
-    interval: Annotated[float, typer.Option(min=0.01, help="Seconds between two looks.")] = 1.0,
+    interval: Annotated[float, typer.Option(min=0.01, max=DAY, help="Seconds between two looks.")] = 1.0,
     settle: Annotated[
-        float, typer.Option(min=0, help="Read a file when it has not changed for this many seconds.")
+        float, typer.Option(min=0, max=DAY, help="Read a file when it has not changed for this many seconds.")
     ] = 2.0,
     batch_size: BatchSize = None,
     device: DeviceName = "cpu",

@@ -9,6 +9,7 @@ from __future__ import annotations
 import codecs
 import io
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, cast
@@ -18,6 +19,15 @@ from clipmole.errors import DataError
 HEAD = 65536  # bytes from which the encoding of a file is told
 MOST_BYTES = 2**20  # of a path; no system allows more than a few thousand
 MARKS = ((codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))
+
+# How images, archives, Parquet and PDF begin, and hardly any list of paths.
+_NO_LIST = re.compile(rb"\xff\xd8\xff|\x89PNG\r|GIF8[79]a|RIFF.{4}WEBP|.{4}ftyp|PK\x03\x04|PAR1\x15|%PDF-\d", re.DOTALL)
+
+
+def check_list(head: bytes, name: str) -> None:
+    """Raise `DataError` if what begins with `head` is no list but a file of its own, such as an image."""
+    if _NO_LIST.match(head):
+        raise DataError(f"{name}: is not a list of paths but a file itself; name it without --list")
 
 
 def text_encoding(head: bytes) -> str | None:
@@ -44,6 +54,7 @@ def listed_paths(path: str | Path) -> Iterator[str]:
     try:
         with open(path, "rb", buffering=HEAD) as file:
             head = cast("io.BufferedReader", file).peek(HEAD)
+            check_list(head, str(path))
             encoding = text_encoding(head)
             if encoding == "utf-8-sig":
                 file.read(len(codecs.BOM_UTF8))
