@@ -21,6 +21,7 @@ from clipmole.cli.options import (
     remark,
 )
 from clipmole.cli.render import long_work
+from clipmole.plumbing.allocator import keep_freed_memory
 
 
 @app.command()
@@ -87,6 +88,7 @@ def train(
     }
     changes = {key: value for key, value in options.items() if value is not None}
     settings = TrainConfig.parse(settings.model_dump() | changes, "options")
+    keep_freed_memory()
     with long_work() as progress:
         run(
             settings,
@@ -230,6 +232,7 @@ def compare(
         chosen = plan_of(name_scorers(config or [], "--config"), **changes)
     from clipmole.training.compare import compare as run
 
+    keep_freed_memory()
     with long_work() as progress:
         run(
             chosen,
