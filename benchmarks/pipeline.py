@@ -43,6 +43,7 @@ from clipmole.images.loading import load_image, load_pixels
 from clipmole.inference.detector import Detector
 from clipmole.inference.graph import convert, open_graph
 from clipmole.inference.runtime import batch_for
+from clipmole.models.adapter import PACKAGED
 from clipmole.models.network import MoLENetwork
 from clipmole.models.vit import ViT
 from clipmole.plumbing.environment import environment
@@ -76,8 +77,8 @@ def make_folder(folder: Path, sets: int) -> list[Path]:
 
 
 def make_detector(name: str, runtime: str, precision: Any, batch_size: int) -> Detector:
-    if name == "embedded":
-        return Detector.from_pretrained(runtime=runtime, precision=precision, batch_size=batch_size)  # type: ignore[arg-type]
+    if name in PACKAGED:
+        return Detector.from_pretrained(name, runtime=runtime, precision=precision, batch_size=batch_size)  # type: ignore[arg-type]
     torch.manual_seed(0)
     tower = (
         TowerConfig(patch_size=32, width=64, depth=2, heads=1, mlp_width=128) if name == "tiny" else CLIP_TOWERS[name]
@@ -256,13 +257,13 @@ def markdown(result: dict[str, Any]) -> str:
     lines = [f"`{row['command']}`  " for row in result["rows"]]
     lines += [
         "",
-        "Seed 0, random weights but for the embedded detector. Medians of the repeats in one run, in brackets their",
+        "Seed 0, random weights but for the packaged detectors. Medians of the repeats in one run, in brackets their",
         "range. *Of the network* is the folder's rate over that of the network alone on the same crops, *busy* the",
         "share of time in which the network ran.",
         "",
-        "| detector | batch | network alone, crops/s | workers | folder, crops/s | of the network | busy | "
+        "| detector | batch | network alone, crops/s | workers | folder, crops/s | images/s | of the network | busy | "
         "12 MP JPEG, ms: Pillow, used | machine |",
-        "|---|--:|--:|--:|--:|--:|--:|--:|---|",
+        "|---|--:|--:|--:|--:|--:|--:|--:|--:|---|",
     ]
     for row in result["rows"]:
         env, decode = row["environment"], row["decode_ms"]["12-megapixel JPEG"]
@@ -270,8 +271,9 @@ def markdown(result: dict[str, Any]) -> str:
             low, high = (f"{value:.0%}" for value in each["of_network_range"])
             lines.append(
                 f"| {row['detector']}, {arithmetic(row)} | {row['batch']} | {row['network_crops_per_second']:.1f} | "
-                f"{each['workers']} | {each['crops_per_second']:.1f} | {each['of_network']:.0%} [{low}, {high}] "
-                f"| {each['busy']:.0%} | {decode['pillow']:.0f}, {decode['used']:.0f} | {env['cpu']}, "
+                f"{each['workers']} | {each['crops_per_second']:.1f} | {each['images_per_second']:.1f} | "
+                f"{each['of_network']:.0%} [{low}, {high}] | {each['busy']:.0%} "
+                f"| {decode['pillow']:.0f}, {decode['used']:.0f} | {env['cpu']}, "
                 f"{env['threads']} threads, torch {env['torch']}, Pillow {env['pillow']}, {env['date']} |"
             )
     if result.get("memory"):
@@ -302,7 +304,7 @@ def write(out: Path, command: str, row: dict[str, Any] | None, held: list[dict[s
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--detector", default="vit-b-16", choices=["embedded", "tiny", *CLIP_TOWERS])
+    parser.add_argument("--detector", default="vit-b-16", choices=[*PACKAGED, "tiny", *CLIP_TOWERS])
     parser.add_argument("--runtime", default="torch", choices=["torch", "openvino"])
     parser.add_argument("--precision", default="bfloat16", choices=["float32", "bfloat16"])
     parser.add_argument("--workers", type=int, nargs="+", default=[0, 1, 2], help="the timeline is of the last")

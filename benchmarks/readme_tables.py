@@ -15,7 +15,7 @@ from clipmole.evaluation.records import Comparison, Estimate, EvaluationReport
 RESULTS = Path(__file__).parent / "results"
 DETECTOR = ("mole-vit-b-16/report.json",)  # of the first detector in each
 METHODS = "compare-vit-tiny.json"
-ON_CLIP = "compare-vit-b-16.json"
+ON_CLIP = "parts-vit-b-16.json"
 SYSTEMS = "systems-vit-tiny.json"
 SETS = {
     "test": "from photographers, galleries and repositories that no training image came from",
@@ -64,17 +64,6 @@ def methods_table(comparison: Comparison) -> str:
     return "\n".join(lines) + "\n"
 
 
-def precision_table(comparison: Comparison) -> str:
-    """One row a method: trained parameters, and average precision on val, by which epochs are chosen, and beyond."""
-    columns = list(comparison.methods[0].estimates)
-    lines = [f"| method | trained | val | {' | '.join(columns)} |", "|---|--:|--:|" + "--:|" * len(columns)]
-    for each in comparison.methods:
-        cells = [str(each.estimates[column]) for column in columns]
-        val = sum(each.val) / len(each.val)
-        lines.append(f"| {each.name} | {each.trained_parameters:,} | {val:.3f} | {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
-
-
 def systems_table(comparison: Comparison) -> str:
     """One row a method: average precision on images of new sources, what MoLE is ahead of it by, cost."""
     parts = ("test", "known sources x known generators", "new sources x new generators")
@@ -104,7 +93,7 @@ def main() -> None:
     comparison = Comparison.model_validate_json((RESULTS / METHODS).read_text(encoding="utf-8"))
     (out / "methods.md").write_text(methods_table(comparison), encoding="utf-8")
     on_clip = Comparison.model_validate_json((RESULTS / ON_CLIP).read_text(encoding="utf-8"))
-    (out / "methods-vit-b-16.md").write_text(precision_table(on_clip), encoding="utf-8")
+    (out / "methods-vit-b-16.md").write_text(systems_table(on_clip), encoding="utf-8")
     systems = Comparison.model_validate_json((RESULTS / SYSTEMS).read_text(encoding="utf-8"))
     (out / "systems.md").write_text(systems_table(systems), encoding="utf-8")
 

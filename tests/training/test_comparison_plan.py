@@ -141,7 +141,8 @@ def test_every_committed_plan_loads(path: Path) -> None:
     assert path.read_text(encoding="utf-8").startswith("# ")
     assert plan.seeds == (0, 1, 2)
     on_modern_images = {
-        "compare-vit-b-16": ("test",),
+        "few-samples-vit-b-16": ("test",),
+        "parts-vit-b-16": ("test", "seen"),
         "heads-vit-b-16": ("test",),
         "systems-vit-tiny": ("test", "seen"),
         "systems-more-vit-tiny": ("test", "seen"),
