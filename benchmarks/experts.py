@@ -1,6 +1,6 @@
 """What the default detector's experts specialise in: by texture, by kind of image, by generator.
 
-    python benchmarks/experts.py --data score.csv [--count 150]
+    python benchmarks/experts.py --data score.csv [--count 120]
 
 In: labelled images. Each is looked at once, as an equalised centre crop, and the router's gate of every patch token is
 kept. Out, in `results/mole-vit-b-16`: `experts.md` and `experts.svg` (no image). For each adapted block and expert:
@@ -98,7 +98,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True)
     parser.add_argument("--split", default="test")
-    parser.add_argument("--count", type=int, default=150, help="images of a class")
+    parser.add_argument("--count", type=int, default=120, help="images of a class")
     arguments = parser.parse_args()
     gates, about, labels, generators, blocks = measure(arguments.data, arguments.split, arguments.count)
     means = gates.mean(2)  # (n, blocks, E)

@@ -2,8 +2,8 @@
 
     python benchmarks/readme_tables.py
 
-Out: `results/readme/detector.md`, `methods.md`, `methods-vit-b-16.md` and `systems.md`; `insert_results.py` then puts
-them into the documents. To show another detector, name its reports in `DETECTOR`.
+Out: `detector.md`, `methods.md`, `methods-vit-b-16.md`, `mole-minus-vit-b-16.md` and `systems.md` in `results/readme`;
+`insert_results.py` then puts them into the documents. To show another detector, name its reports in `DETECTOR`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,12 @@ from clipmole.evaluation.records import Comparison, Estimate, EvaluationReport
 RESULTS = Path(__file__).parent / "results"
 DETECTOR = ("mole-vit-b-16/report.json",)  # of the first detector in each
 METHODS = "compare-vit-tiny.json"
-ON_CLIP = "parts-vit-b-16.json"
+ON_CLIP = "methods-vit-b-16.json"
+ON_TINY_SETS = {"test": "generators of the training", "test_unseen": "generators it never saw"}
+ON_CLIP_SETS = {
+    "known sources x known generators": "photo sources and generators of the training",
+    "new sources x new generators": "photo sources and generators it never saw",
+}
 SYSTEMS = "systems-vit-tiny.json"
 SETS = {
     "test": "from photographers, galleries and repositories that no training image came from",
@@ -49,9 +54,13 @@ def detector_table(reports: list[EvaluationReport]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def methods_table(comparison: Comparison) -> str:
-    """One row a method that MoLE is compared with: paired differences of average precision, equalised."""
-    lines = ["| MoLE minus | generators of the training | generators it never saw |", "|---|--:|--:|"]
+def methods_table(comparison: Comparison, columns: dict[str, str]) -> str:
+    """One row a method that MoLE is compared with: paired differences of average precision, equalised.
+
+    Args:
+        columns: set of images -> what stands above its column.
+    """
+    lines = [f"| MoLE minus | {' | '.join(columns.values())} |", "|---|" + "--:|" * len(columns)]
     names = dict.fromkeys(each.second for each in comparison.differences if each.first == "MoLE")
     for second in names:
         found = {
@@ -59,7 +68,7 @@ def methods_table(comparison: Comparison) -> str:
             for each in comparison.differences
             if (each.first, each.second, each.condition) == ("MoLE", second, "equalised")
         }
-        cells = [f"{e.value:+.3f} [{e.low:+.3f}, {e.high:+.3f}]" for e in (found["test"], found["test_unseen"])]
+        cells = [f"{e.value:+.3f} [{e.low:+.3f}, {e.high:+.3f}]" for e in map(found.get, columns) if e]
         lines.append(f"| {second} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
@@ -91,8 +100,9 @@ def main() -> None:
     reports = [EvaluationReport.model_validate_json((RESULTS / name).read_text(encoding="utf-8")) for name in DETECTOR]
     (out / "detector.md").write_text(detector_table(reports), encoding="utf-8")
     comparison = Comparison.model_validate_json((RESULTS / METHODS).read_text(encoding="utf-8"))
-    (out / "methods.md").write_text(methods_table(comparison), encoding="utf-8")
+    (out / "methods.md").write_text(methods_table(comparison, ON_TINY_SETS), encoding="utf-8")
     on_clip = Comparison.model_validate_json((RESULTS / ON_CLIP).read_text(encoding="utf-8"))
+    (out / "mole-minus-vit-b-16.md").write_text(methods_table(on_clip, ON_CLIP_SETS), encoding="utf-8")
     (out / "methods-vit-b-16.md").write_text(systems_table(on_clip), encoding="utf-8")
     systems = Comparison.model_validate_json((RESULTS / SYSTEMS).read_text(encoding="utf-8"))
     (out / "systems.md").write_text(systems_table(systems), encoding="utf-8")

@@ -142,7 +142,7 @@ def test_every_committed_plan_loads(path: Path) -> None:
     assert plan.seeds == (0, 1, 2)
     on_modern_images = {
         "few-samples-vit-b-16": ("test",),
-        "parts-vit-b-16": ("test", "seen"),
+        "methods-vit-b-16": ("test", "seen"),
         "heads-vit-b-16": ("test",),
         "systems-vit-tiny": ("test", "seen"),
         "systems-more-vit-tiny": ("test", "seen"),
