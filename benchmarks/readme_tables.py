@@ -55,14 +55,14 @@ def detector_table(reports: list[EvaluationReport]) -> str:
 
 
 def methods_table(comparison: Comparison, columns: dict[str, str]) -> str:
-    """One row a method that MoLE is compared with: paired differences of average precision, equalised.
+    """One row a method that is not MoLE: what MoLE is ahead of it by, paired, in average precision, equalised.
 
     Args:
         columns: set of images -> what stands above its column.
     """
     lines = [f"| MoLE minus | {' | '.join(columns.values())} |", "|---|" + "--:|" * len(columns)]
     names = dict.fromkeys(each.second for each in comparison.differences if each.first == "MoLE")
-    for second in names:
+    for second in (name for name in names if not name.startswith("MoLE")):
         found = {
             each.set: each.estimate
             for each in comparison.differences
