@@ -111,7 +111,7 @@ def network_alone(detector: Detector, crops: NDArray[np.uint8]) -> float:
     """Seconds for all crops in full forward passes."""
     began = time.perf_counter()
     for start in range(0, len(crops), detector.batch_size):
-        detector._logits(crops[start : start + detector.batch_size])
+        detector.runtime.outputs(crops[start : start + detector.batch_size], detector.batch_size)
     return time.perf_counter() - began
 
 
@@ -132,12 +132,13 @@ def folder_run(detector: Detector, paths: list[Path], workers: int) -> tuple[flo
         return call
 
     detector.workers = workers
-    detector._prepare = timed("decode", Detector._prepare.__get__(detector))  # type: ignore[method-assign]
-    detector._logits = timed("network", Detector._logits.__get__(detector))  # type: ignore[method-assign]
+    runtime: Any = detector.runtime
+    detector.prepare = timed("decode", detector.prepare)  # type: ignore[method-assign]
+    runtime.outputs = timed("network", runtime.outputs)
     began = time.perf_counter()
     count = sum(1 for _ in detector.stream(paths))
     seconds = time.perf_counter() - began
-    del detector._prepare, detector._logits
+    del detector.prepare, runtime.outputs
     assert count == len(paths)
     return seconds, spans
 
@@ -146,13 +147,13 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     detector = make_detector(arguments.detector, arguments.runtime, arguments.precision, arguments.batch_size)
     with tempfile.TemporaryDirectory() as name:
         paths = make_folder(Path(name), 1)
-        one = np.concatenate([detector._prepare(path).tiles for path in paths])  # type: ignore[union-attr]
+        one = np.concatenate([detector.prepare(path).crops.pixels for path in paths])  # type: ignore[union-attr]
         batch = np.concatenate([one] * (arguments.batch_size // len(one) + 1))[: arguments.batch_size]
         network_alone(detector, batch)  # warms up
         rate = len(batch) / network_alone(detector, batch)
         sets = max(2, round(arguments.seconds * rate / len(one)))
         paths = make_folder(Path(name), sets)
-        crops = np.concatenate([detector._prepare(path).tiles for path in paths])  # type: ignore[union-attr]
+        crops = np.concatenate([detector.prepare(path).crops.pixels for path in paths])  # type: ignore[union-attr]
         alone: list[float] = []
         folder: dict[int, list[float]] = {workers: [] for workers in arguments.workers}
         busy: dict[int, list[float]] = {workers: [] for workers in arguments.workers}
