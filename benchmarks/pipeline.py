@@ -1,10 +1,10 @@
 """A folder of mixed images against the network alone, in one run: how much decoding costs on top, and what is held.
 
-    python benchmarks/pipeline.py [--detector vit-b-16] [--runtime openvino] [--precision bfloat16] [--workers 0 1 2]
+    python benchmarks/pipeline.py [--detector mole-vit-b-16] [--runtime openvino] [--precision bfloat16]
     python benchmarks/pipeline.py --memory [--out DIR]
 
 The folder holds sets of three files made on the spot: a 12-megapixel JPEG (9 crops), a PNG of 512 pixels a side
-(9 crops) and a WebP of 256 (1 crop). Towers have random weights, which are as fast as trained ones.
+(9 crops) and a WebP of 256 (1 crop). Detectors of the package have their weights, others random ones.
 
     network  the same crops in the same forward passes, already decoded
     folder   files in, detections out, for each number of decoding threads
@@ -121,9 +121,9 @@ def folder_run(detector: Detector, paths: list[Path], workers: int) -> tuple[flo
     own = threading.current_thread()
 
     def timed(row: str, function: Any) -> Any:
-        def call(*arguments: Any) -> Any:
+        def call(*arguments: Any, **named: Any) -> Any:
             start = time.perf_counter()
-            result = function(*arguments)
+            result = function(*arguments, **named)
             thread = threading.current_thread()
             place = row if row == "network" or thread is own else f"{row} {thread.name.rsplit('-', 1)[-1]}"
             spans.append((place, start - began, time.perf_counter() - began))

@@ -66,7 +66,7 @@ def constants(seconds: float, seed: int) -> dict[str, Any]:
     network = {}
     for name, make in detectors().items():
         detector = make()
-        network[name] = timed(lambda detector=detector: detector.runtime.outputs(crops, len(crops)), seconds) / len(crops)
+        network[name] = timed(lambda run=detector.runtime: run.outputs(crops, len(crops)), seconds) / len(crops)
     before, tiles = {}, {}
     with tempfile.TemporaryDirectory() as folder:
         for name, size in KINDS.items():

@@ -30,5 +30,5 @@ def test_memory_that_was_freed_is_not_taken_from_the_system_again() -> None:
 
 
 def test_another_c_library_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ctypes.CDLL", lambda name: object())
+    monkeypatch.setattr("ctypes.CDLL", lambda _name: object())
     assert not keep_freed_memory()

@@ -10,6 +10,7 @@ torch and everything that needs it is imported inside the commands, so that `--h
 from __future__ import annotations
 
 import contextlib
+import gc
 import io
 import os
 import sys
@@ -80,6 +81,7 @@ def main() -> None:
             app()
         finally:
             sys.stdout.flush()  # here an error can be reported in one line; at the end of the process it cannot
+            gc.freeze()  # else the end of the process looks through all objects of PyTorch for cycles
     except ClipmoleError as error:
         remark(f"clipmole: {error}")
         sys.exit(2)

@@ -27,4 +27,4 @@ def keep_freed_memory() -> bool:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError):  # macOS, musl; Windows
         return False
-    return all([mallopt(parameter, value) for parameter, value in _SETTINGS.items()])
+    return 0 not in [mallopt(parameter, value) for parameter, value in _SETTINGS.items()]
