@@ -10,6 +10,7 @@ more. Out: `results/instruction-sets.json` and `.md`.
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import subprocess
@@ -59,14 +60,16 @@ def held_back(onednn: str, aten: str) -> dict[str, list[float]]:
         (Path(cache) / "int8").mkdir()
         env = os.environ | {name: value for name, value in limits.items() if value} | {"CLIPMOLE_CACHE": cache}
         done = subprocess.run(
-            [sys.executable, "-P", __file__, cache], env=env, stdout=subprocess.PIPE, text=True, check=False
+            [sys.executable, "-P", __file__, "--graphs", cache], env=env, stdout=subprocess.PIPE, text=True, check=False
         )
         return dict(json.loads(line) for line in done.stdout.splitlines() if line.startswith("["))
 
 
 def main() -> None:
-    if len(sys.argv) > 1:
-        print_logits(sys.argv[1])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--graphs", help=argparse.SUPPRESS)  # the folder that the processes of one run share
+    if graphs := parser.parse_args().graphs:
+        print_logits(graphs)
         return
     found = {name: held_back(*limits) for name, limits in SETS.items()}
     about = environment()
