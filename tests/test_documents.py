@@ -74,7 +74,7 @@ def test_what_a_script_draws_is_what_is_committed(script: str, tmp_path: Path) -
     before = {path: path.read_bytes() for path in written}
     subprocess.run([sys.executable, script], cwd=tmp_path, check=True)
     assert {path: path.read_bytes() for path in written} == before
-    assert len(before) == 22
+    assert len(before) == 23
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.relative_to(ROOT).as_posix())

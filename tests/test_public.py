@@ -76,6 +76,7 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.mark.parametrize("name", [*FUNCTIONS, "Detector", "ImageClassificationPipeline"])
 @pytest.mark.usefixtures("workplace")
+@pytest.mark.slow
 def test_the_example_runs(name: str) -> None:
     value = getattr(clipmole, name)
     examples = [each for each in doctest.DocTestFinder(recurse=True).find(value, name, globs={}) if each.examples]

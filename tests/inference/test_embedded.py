@@ -35,6 +35,7 @@ def test_its_record_names_the_preset_that_made_it() -> None:
     assert set(recorded) >= {"mole", "preprocess", "augment", "epochs", "learning_rate", "head_start"}
 
 
+@pytest.mark.slow
 def test_it_tells_the_corpus_apart(shared_dir: Path) -> None:
     """Windows of known generators and of four that it never saw; 0.898 and 0.893 when it was made."""
     detector = Detector.from_pretrained("embedded", precision="bfloat16")

@@ -20,6 +20,7 @@ from clipmole.speed.worker import timed
 TOWER = "image_size = 32\npatch_size = 16\nwidth = 24\ndepth = 4\nheads = 2\nmlp_width = 48\n"
 
 
+@pytest.mark.slow
 def test_the_command_prints_a_table_and_json_as_the_last_line(tmp_path: Path) -> None:
     (tmp_path / "tiny.toml").write_text(TOWER)
     shape = str(tmp_path / "tiny.toml")

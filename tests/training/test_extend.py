@@ -224,6 +224,7 @@ def test_a_fully_finetuned_detector_has_no_adapter_to_extend(data: Path, tmp_pat
         train(CONFIG, tmp_path / "out", extend=tmp_path / "full", data=data, backbone=tiny_backbone())
 
 
+@pytest.mark.slow
 def test_the_command_extends_a_detector(old: Path, data: Path, cache: Path, tmp_path: Path) -> None:
     settings = tmp_path / "settings.toml"
     settings.write_text('extends = "own-images"\nepochs = 1\nmin_steps_per_epoch = 1\nprecision = "float32"\n')

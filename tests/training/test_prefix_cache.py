@@ -217,6 +217,7 @@ def test_fewer_blocks_may_be_kept_but_no_adapted_one(tmp_path: Path, samples: li
         build(tmp_path, samples, CONFIG.model_copy(update={"cached_blocks": 7}))
 
 
+@pytest.mark.slow
 def test_openvino_computes_the_same_tokens(tmp_path: Path, samples: list[Sample]) -> None:
     pytest.importorskip("openvino")
     mole = MoLEConfig(head_blocks=(1, 4))

@@ -37,6 +37,7 @@ def test_these_presets_come_with_the_package() -> None:
 
 
 @pytest.mark.parametrize("name", preset_names())
+@pytest.mark.slow
 def test_every_preset_trains_two_steps_on_a_tiny_tower(name: str, manifest: Path, tmp_path: Path) -> None:
     config = load_train_config(name)
     small = {"preprocess": PreprocessConfig(crop_size=32), "epochs": 1, "batch_size": 8, "per_class": None}

@@ -63,6 +63,7 @@ def same(first: Path, second: Path) -> bool:
 
 
 @pytest.mark.parametrize("cached", [True, False], ids=["cached", "uncached"])
+@pytest.mark.slow
 def test_a_run_that_is_killed_at_random_moments_ends_as_if_it_had_not(
     manifest: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cached: bool
 ) -> None:
