@@ -54,7 +54,7 @@ def patches_of(crop: NDArray[np.uint8], side: int) -> Array:
 
 def measure(data: str, split: str, count: int) -> tuple[Array, Array, Array, list[str], list[int]]:
     """Gates (n, blocks, patches, E), properties (n, 3, patches), labels (n,), generators (n,), and the blocks."""
-    network = load_adapter(FOLDER.parents[2] / "src/clipmole/detectors" / NAME / "adapter", None).network
+    network = load_adapter(NAME).network
     samples = read_data(data, split)
     rng = np.random.default_rng(0)
     queues = [rng.permutation([i for i, s in enumerate(samples) if s.label == label])[:count] for label in (0, 1)]

@@ -23,7 +23,7 @@ import numpy as np
 from clipmole.calibration import Calibration
 from clipmole.data import labels_of, read_data, windows
 from clipmole.inference.detector import RECHECK, Detector
-from clipmole.inference.export import Check, ExportRefused, compare, export_detector, failures
+from clipmole.inference.export import Check, ExportRefused, compare_detections, export_detector, failures
 from clipmole.plumbing.environment import environment
 
 PATHS = {
@@ -72,7 +72,7 @@ def measure(name: str, spec: str, backbone: str | None, corpus: Path, folder: Pa
             graph = Detector.from_pretrained(folder / f"{name} {path}")
         for label, samples in sets.items():
             found = graph.detect_batch(windows(samples, "as stored"))
-            check = compare(expected[label], found, labels_of(samples).tolist(), exact.families is not None)
+            check = compare_detections(expected[label], found, labels_of(samples).tolist(), exact.families is not None)
             rows.append(row(name, path, label, check, "; ".join(failures(check, precision))))
             if precision == "bfloat16" and graph.calibration is not None:
                 rows[-1]["near"] = float(np.mean([is_near(graph.calibration, each.logit) for each in found]))

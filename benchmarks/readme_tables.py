@@ -8,6 +8,7 @@ Out: `detector.md`, `methods.md`, `methods-vit-b-16.md`, `mole-minus-vit-b-16.md
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 
 from clipmole.evaluation.records import Comparison, Estimate, EvaluationReport
@@ -95,6 +96,7 @@ def systems_table(comparison: Comparison) -> str:
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     out = RESULTS / "readme"
     out.mkdir(exist_ok=True)
     reports = [EvaluationReport.model_validate_json((RESULTS / name).read_text(encoding="utf-8")) for name in DETECTOR]

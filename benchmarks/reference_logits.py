@@ -7,6 +7,7 @@ Out: `src/clipmole/inference/reference_logits.json`.
 
 from __future__ import annotations
 
+import argparse
 import json
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from clipmole.models.adapter import PACKAGED, adapter_digest, find_adapter
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     kept = {}
     for name in PACKAGED:
         detector = Detector.from_pretrained(name, runtime="torch")

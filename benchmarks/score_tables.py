@@ -10,6 +10,7 @@ split, generator, source, kind, group, condition, logit, whether it looks drawn)
 
 from __future__ import annotations
 
+import argparse
 import json
 from collections.abc import Sequence
 from dataclasses import replace
@@ -148,6 +149,7 @@ def write_tables(name: str) -> None:
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     for name in NAMES:
         write_tables(name)
 

@@ -18,7 +18,7 @@ from clipmole.config import Families, MoLEConfig
 from clipmole.errors import CheckpointError, ConfigError, DataError
 from clipmole.evaluation.scorers import load_scorer
 from clipmole.inference import export
-from clipmole.inference.export import ExportRefused, check_export_folder, compare, export_detector, failures
+from clipmole.inference.export import ExportRefused, check_export_folder, compare_detections, export_detector, failures
 from clipmole.inference.export_directory import is_export, read_export
 from clipmole.inference.graph import GraphRuntime, convert
 from clipmole.models.adapter import save_adapter
@@ -220,15 +220,15 @@ def test_the_check_counts_what_changes() -> None:
     # p = sigmoid(2 z + 0.1): real below z = -0.474, AI-generated above z = 0.374.
     exact = [-2.0, -0.5, 0.0, 0.5, 2.0, 0.3]
     given = [-2.0, -0.4, 0.0, -0.6, 2.0, 0.4]
-    check = compare(said(exact), said(given), [0, 0, 0, 1, 1, 1])
+    check = compare_detections(said(exact), said(given), [0, 0, 0, 1, 1, 1])
     assert (check.changed, check.reversed, check.settled) == (2, 1, 1)
     assert check.max_difference == pytest.approx(1.1)
     assert check.mean_difference == pytest.approx(1.3 / 6)
     assert check.spread == pytest.approx(np.std(exact))
     assert check.average_precision == pytest.approx((1.0, (1 + 1 + 3 / 5) / 3))
     assert len(failures(check, "bfloat16")) == 4
-    assert not failures(compare(said(exact), said(exact), None), "float32")
-    assert failures(compare(said(exact), said([*exact[:5], 0.375]), None), "float32")[-1] == (
+    assert not failures(compare_detections(said(exact), said(exact), None), "float32")
+    assert failures(compare_detections(said(exact), said([*exact[:5], 0.375]), None), "float32")[-1] == (
         "1 uncertain verdicts settle"
     )
 
@@ -237,24 +237,24 @@ def test_the_check_counts_families_of_what_both_call_ai_generated() -> None:
     a, b = (Family(name=name, share=0.9, right=3, answers=4) for name in "ab")
     exact = [*said([2.0, 2.1], family=a), *said([2.2, 2.3, -2.0])]
     given = [*said([2.0], family=b), *said([2.1, 2.2]), *said([2.3], family=b), *said([-2.0])]
-    check = compare(exact, given, None, families=True)
+    check = compare_detections(exact, given, None, families=True)
     assert check.families == (3, 3)
     assert failures(check, "float32") == ["3 of 3 families of generators change"]
     assert failures(check, "int8") == []
-    assert compare(exact, exact, None, families=True).families == (0, 2)
-    assert compare(exact, exact, None).families is None
+    assert compare_detections(exact, exact, None, families=True).families == (0, 2)
+    assert compare_detections(exact, exact, None).families is None
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_a_graph_that_gives_no_number_fails(bad: float) -> None:
-    check = compare(said([0.0, 1.0, 2.0], False), said([0.0, 1.0, bad], False), None)
+    check = compare_detections(said([0.0, 1.0, 2.0], False), said([0.0, 1.0, bad], False), None)
     assert failures(check, "int8")
     assert check.changed is None
 
 
 def test_a_check_needs_images() -> None:
     with pytest.raises(DataError, match="give two or more"):
-        compare(said([1.0]), said([1.0]), None)
+        compare_detections(said([1.0]), said([1.0]), None)
 
 
 def test_other_things_are_not_overwritten(tmp_path: Path) -> None:

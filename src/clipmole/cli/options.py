@@ -29,6 +29,7 @@ class Commands(TyperGroup):
             formatter.write_dl([(name, command.get_short_help_str(limit=1000)) for name, command in shown])
 
 
+DAY = 86_400.0  # seconds
 INPUTS = "INPUTS"  # name of a group's own command, which runs if the first word names no other
 
 

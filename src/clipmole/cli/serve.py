@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from clipmole.cli.options import (
+    DAY,
     BackboneName,
     BatchSize,
     DetectorName,
@@ -52,7 +53,7 @@ def serve(
         int, typer.Option(min=1, help="Images that wait, at most; further ones are told to try again later.")
     ] = 128,
     shutdown_seconds: Annotated[
-        float, typer.Option(min=1, max=86_400, help="Seconds to finish accepted requests after a stop signal.")
+        float, typer.Option(min=1, max=DAY, help="Seconds to finish accepted requests after a stop signal.")
     ] = 60,
     token_file: Annotated[
         Path | None, typer.Option(help=f"A file with the token that clients must send. Or ${TOKEN_VARIABLE}.")

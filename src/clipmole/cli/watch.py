@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from clipmole.cli.options import (
+    DAY,
     BackboneName,
     BatchSize,
     DetectorName,
@@ -20,8 +21,6 @@ from clipmole.cli.options import (
 from clipmole.cli.render import JSONLines
 from clipmole.errors import ImageError
 from clipmole.plumbing.stopping import stop_signals
-
-DAY = 86_400.0  # seconds
 
 
 @app.command()

@@ -74,7 +74,7 @@ LIMITS: dict[Precision, Limits] = {
 }
 
 
-def compare(
+def compare_detections(
     exact: Sequence[Detection], given: Sequence[Detection], labels: Sequence[int] | None, families: bool = False
 ) -> Check:
     """The changes between what a detector says of n images in float32 and what its graph says of them.
@@ -218,7 +218,7 @@ def export_detector(
                 followed = progress.track(images(), "scoring with the graph", len(reference))
                 families = adapter.config.mole.families
                 ours = Detector(None, exact.preprocess, adapter.calibration, called, runtime=graph, families=families)
-                check = compare(reference, ours.detect_batch(followed), labels, families is not None)
+                check = compare_detections(reference, ours.detect_batch(followed), labels, families is not None)
                 why = "; ".join(failures(check, precision))
                 if not why:
                     break
