@@ -73,11 +73,12 @@ def readable(row: dict[str, str]) -> bool:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("lists", type=Path, nargs=3, metavar=("MODERN", "CORPUS", "OUTSIDE"))
+    for name in ("modern", "corpus", "outside"):
+        parser.add_argument(name, type=Path, metavar=name.upper())
     parser.add_argument("--images", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
-    modern, corpus, outside = arguments.lists
+    modern, corpus, outside = arguments.modern, arguments.corpus, arguments.outside
     rows = [row for path in (modern, corpus, outside) for row in rows_of(path, arguments.images, path == corpus)]
     rows = [row for row in capped(rows) if readable(row)]
     arguments.out.mkdir(parents=True, exist_ok=True)

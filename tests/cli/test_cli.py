@@ -279,6 +279,17 @@ def test_version_and_help() -> None:
         assert b"Usage" in result.stdout
 
 
+@pytest.mark.parametrize("words", [["scan", ".", "--out", ""], ["train", "--data=", "--out", "x"], ["detect", ""]])
+def test_an_empty_argument_does_not_mean_the_current_folder(words: list[str], tmp_path: Path) -> None:
+    result = run(*words, cwd=tmp_path)
+    before = {"scan": "--out", "train": "--data", "detect": "detect"}[words[0]]
+    assert result.returncode == 2
+    assert result.stderr.decode() == (
+        f"clipmole: the argument after {before} is empty; is a variable of the shell unset?\n"
+    )
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("group", [[], ["data"], ["benchmark"], ["scan"]])
 def test_help_says_the_whole_of_what_each_command_does(group: list[str]) -> None:
     listed = run(*group, "--help").stdout.decode()

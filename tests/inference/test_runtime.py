@@ -453,10 +453,26 @@ def test_a_second_output_stands_behind_the_logit(runtime: str, tmp_path: Path) -
     assert found == pytest.approx(expected, abs=5e-5)
 
 
-def test_a_product_in_bfloat16_that_takes_twice_the_time_counts_as_slow(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_processor_without_instructions_for_bfloat16_counts_as_slow_at_any_load(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(pytorch.platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr(pytorch.time, "perf_counter", lambda: pytest.fail("it was measured"))
+    for avx512, amx in ((False, False), (True, False), (False, True)):
+        bfloat16_is_slow.cache_clear()
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda has=avx512: has, raising=False)
+        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda has=amx: has, raising=False)
+        assert bfloat16_is_slow("cpu") is not (avx512 or amx)
+    bfloat16_is_slow.cache_clear()
+
+
+def test_elsewhere_a_product_in_bfloat16_that_takes_twice_the_time_counts_as_slow(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     for each, expected in ((3.0, True), (1.5, False)):
         bfloat16_is_slow.cache_clear()
         ticks = iter(np.cumsum([0, 1] * 4 + [0, each] * 4).tolist())  # before and after each product
+        monkeypatch.setattr(pytorch.platform, "machine", lambda: "aarch64")
         monkeypatch.setattr(pytorch.time, "perf_counter", lambda ticks=ticks: next(ticks))
         assert bfloat16_is_slow("cpu") is expected
         monkeypatch.undo()

@@ -41,6 +41,7 @@ def test_these_presets_come_with_the_package() -> None:
 def test_every_preset_trains_two_steps_on_a_tiny_tower(name: str, manifest: Path, tmp_path: Path) -> None:
     config = load_train_config(name)
     small = {"preprocess": PreprocessConfig(crop_size=32), "epochs": 1, "batch_size": 8, "per_class": None}
+    small |= {"min_steps_per_epoch": None, "cache_runtime": "torch"}
     train(config.model_copy(update=small), tmp_path / "run", data=manifest, backbone=tiny_backbone())
     record = json.loads((tmp_path / "run" / "train.json").read_text())
     assert len(record["curve"]) == 1

@@ -12,16 +12,19 @@ from __future__ import annotations
 import contextlib
 import gc
 import io
+import itertools
 import os
+import re
 import sys
 import warnings
+from collections.abc import Sequence
 from typing import Annotated
 
 import typer
 
 import clipmole
 from clipmole.cli.options import app, remark
-from clipmole.errors import ClipmoleError
+from clipmole.errors import ClipmoleError, ConfigError
 from clipmole.plumbing.telemetry import switch_off
 from clipmole.plumbing.text import escaped
 
@@ -78,6 +81,7 @@ def main() -> None:
     _set_up_streams()
     try:
         try:
+            _refuse_empty(sys.argv)
             app()
         finally:
             sys.stdout.flush()  # here an error can be reported in one line; at the end of the process it cannot
@@ -93,6 +97,14 @@ def main() -> None:
         name = escaped(os.fsdecode(error.filename)) if error.filename else "the system"
         remark(f"clipmole: {name}: {error.strerror or error}")
         sys.exit(2)
+
+
+def _refuse_empty(argv: Sequence[str]) -> None:
+    """Raise `ConfigError` if an argument is empty: as a path it would mean the current folder."""
+    for before, argument in itertools.pairwise(argv):
+        name = before if not argument else argument[:-1] if re.fullmatch("--[a-z-]+=", argument) else ""
+        if name:
+            raise ConfigError(f"the argument after {escaped(name)} is empty; is a variable of the shell unset?")
 
 
 def _set_up_streams() -> None:

@@ -11,6 +11,7 @@ stays float32. So it is tried once, and used only if the product is as exact as 
 from __future__ import annotations
 
 import os
+import platform
 import threading
 import time
 from collections.abc import Iterator
@@ -99,10 +100,16 @@ def exact_precision() -> str:
 
 @cache
 def bfloat16_is_slow(device: str) -> bool:
-    """Whether a product in bfloat16 takes more than twice the time of one in float32; tried once in a process.
+    """Whether a product in bfloat16 takes many times as long as one in float32.
 
-    Processors without instructions for it, such as those with AVX2 alone, take many times as long.
+    An x86 processor is slow if it lacks instructions for it (AVX512_BF16 or AMX), such as one with AVX2 alone: so its
+    load cannot change the answer, and with it what a run computes. For any other device, it is slow if a product takes
+    more than twice the time, tried once in a process.
     """
+    names = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    told: list[Any] = [getattr(torch.cpu, name, None) for name in names]
+    if device == "cpu" and platform.machine().lower() in {"x86_64", "amd64"} and all(told):
+        return not any(supported() for supported in told)
     seconds = {}
     for dtype in (torch.float32, torch.bfloat16):
         a, times = torch.ones(256, 256, dtype=dtype, device=device), []
