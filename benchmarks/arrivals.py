@@ -143,7 +143,7 @@ class Run:
             data = write_manifest(self.folder / f"{name}.csv", samples)
             began = time.perf_counter()
             config = self.config.model_copy(update=changes)
-            train(config, out, extend=extend, data=data, backbone=self.backbone)
+            train(config, out, extend=extend, data=data, backbone=self.backbone, with_report=False)
             (out.with_suffix(".seconds")).write_text(f"{time.perf_counter() - began:.1f}\n")
         self.seconds[name] = float(out.with_suffix(".seconds").read_text())
         return out

@@ -177,7 +177,9 @@ def train(
         if with_report:
             detector = finish(out, record, network, loaded, config, chosen, progress.say, base, tokens)
         else:
-            save_adapter(out, network, loaded, config.preprocess, None, record, model_card(record, None, ()))
+            save_adapter(
+                out, network, loaded, config.preprocess, None, record, model_card(record, None, ()), tokens=tokens
+            )
             detector = Detector(network, config.preprocess, None, Path(out).name, device=str(distributed.device))
     except CheckpointError as error:
         if not (folder / STATE).exists():
