@@ -1,5 +1,8 @@
 """Generators that arrive one after another: what a detector gains and forgets when it is extended.
 
+    python benchmarks/arrivals.py run --table originals.csv --images DIR --work DIR [--order 0 --order 1 ...]
+    python benchmarks/arrivals.py tables
+
 In: images with their generators and sources, as a table with the columns sha256, label, generator and source, and a
 folder with the files `<sha256>.<suffix>`; HEIC among them needs the extra heif. Families of generators arrive in
 several orders. The first one, with photographs, trains a detector; each further one, with photographs of sources of
@@ -12,11 +15,10 @@ its own, changes it in one of these ways:
     anew       a new detector from the images of all steps so far
 
 After each step every detector scores the same test images (equalised centre crops, one forward pass of the frozen
-blocks for all of them): average precision of each family against photographs of sources that some step trained on
-(old), and of sources that none did (new). Differences from "alone" come with paired bootstrap intervals over images.
-Test images are reported, and choose nothing. The table is printed; the last line is JSON.
-
-    python benchmarks/arrivals.py --table originals.csv --images DIR --work DIR [--orders 3] [--per-step 150]
+blocks for all of them), which are reported and choose nothing. `run` writes `results/arrivals/order-N.parquet` (order,
+step, way, sha256, label, family, category, group, logit; no image); what was trained in `--work` is not trained again.
+`tables` makes `results/arrivals.md` of these files: average precision against photographs of sources that some step
+trains on (old), and of sources that none does (new), with paired bootstrap intervals over images.
 """
 
 from __future__ import annotations
@@ -26,11 +28,14 @@ import csv
 import hashlib
 import json
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 
 from clipmole import metrics
@@ -55,6 +60,8 @@ FAMILIES = {
 }
 WAYS = ("alone", "extended", "replayed", "tuned", "anew")
 ROWS = 16
+SETS = ("first", "between", "last", "to come")  # the generators, as seen from a step
+RESULTS = Path(__file__).parent / "results"
 
 
 def shuffled(keys: Sequence[str]) -> list[str]:
@@ -172,13 +179,22 @@ class Run:
 
 
 def ap_rows(
-    tested: Sequence[Sample], scores: dict[str, np.ndarray], against: str, resamples: int
+    tested: Sequence[Sample],
+    scores: dict[str, np.ndarray],
+    sets: dict[str, Sequence[str]],
+    against: str,
+    resamples: int,
 ) -> list[dict[str, Any]]:
-    """Way by family and kind of photographs: average precision, and its difference from that of the way `against`."""
+    """Set by kind of photographs by way: average precision, and its difference from that of the way `against`.
+
+    Args:
+        sets: name -> families whose images are the generated ones.
+        scores: way -> logits (n,) of the tested images.
+    """
     rows = []
-    for family in FAMILIES:
+    for name, families in sets.items():
         for kind in ("old", "new"):
-            chosen = [i for i, s in enumerate(tested) if s.generator == family or (not s.label and s.category == kind)]
+            chosen = [i for i, s in enumerate(tested) if (s.generator in families if s.label else s.category == kind)]
             labels, groups = np.array([tested[i].label for i in chosen]), [tested[i].group for i in chosen]
             for way, every in scores.items():
                 pairs = np.stack([every[chosen], scores[against][chosen]], axis=1)
@@ -191,7 +207,7 @@ def ap_rows(
                 rows.append(
                     {
                         "way": way,
-                        "family": family,
+                        "set": name,
                         "photographs": kind,
                         "ap": metrics.average_precision(labels, pairs[:, 0]),
                         "difference": difference(labels, np.arange(len(chosen))),
@@ -202,52 +218,144 @@ def ap_rows(
     return rows
 
 
-def arguments(doc: str | None, **numbers: int) -> argparse.Namespace:
-    """What the command line says: images, a folder for the runs, and `numbers` with these defaults."""
-    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The options that say what is trained on what."""
     for name in ("table", "images", "work"):
         parser.add_argument(f"--{name}", type=Path, required=True)
-    for name, default in ({"per-step": 150, "test": 60, "resamples": 1000} | numbers).items():
+    for name, default in {"per-step": 150, "test": 60}.items():
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--backbone", default="clip-vit-b-16-int8")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a setting of every run")
-    return parser.parse_args()
 
 
-def closing_line(results: Any, args: argparse.Namespace) -> str:
-    """JSON of the results and of what they were made from."""
-    given = {key: value for key, value in vars(args).items() if not isinstance(value, Path)}
+def about(args: argparse.Namespace, **facts: Any) -> dict[str, Any]:
+    """What results were made from."""
+    given = {key: value for key, value in vars(args).items() if not isinstance(value, Path) and key != "command"}
     given["backbone"] = Path(args.backbone).name
-    backbone = load_backbone(args.backbone).sha256
-    return json.dumps({"results": results, "arguments": given, "backbone": backbone, "environment": environment()})
+    return {"arguments": given, "weights": load_backbone(args.backbone).sha256, **facts, "environment": environment()}
+
+
+def write_scores(path: Path, rows: list[dict[str, Any]], facts: dict[str, Any]) -> None:
+    """Parquet of `rows`, with `facts` about them."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.Table.from_pylist(rows).replace_schema_metadata({"about": json.dumps(facts)}), path)
+
+
+def score_rows(tested: Sequence[Sample], scores: dict[str, np.ndarray], **columns: Any) -> list[dict[str, Any]]:
+    """A row for each way and tested image."""
+    return [
+        {
+            **columns,
+            "way": way,
+            "sha256": sample.path.stem,
+            "label": sample.label,
+            "family": sample.generator,
+            "category": sample.category,
+            "group": sample.group,
+            "logit": float(logit),
+        }
+        for way, logits in scores.items()
+        for sample, logit in zip(tested, logits, strict=True)
+    ]
+
+
+def read_scores(rows: Sequence[dict[str, Any]]) -> tuple[list[Sample], dict[str, np.ndarray]]:
+    """The inverse of `score_rows`: tested images, and way -> logits (n,)."""
+    scores: dict[str, list[float]] = {}
+    for row in rows:
+        scores.setdefault(row["way"], []).append(row["logit"])
+    first = [row for row in rows if row["way"] == rows[0]["way"]]
+    tested = [
+        Sample(
+            path=Path(r["sha256"]), label=r["label"], generator=r["family"], category=r["category"], group=r["group"]
+        )
+        for r in first
+    ]
+    return tested, {way: np.array(logits) for way, logits in scores.items()}
+
+
+def run(args: argparse.Namespace) -> None:
+    """Train and score each order."""
+    config = with_settings(load_train_config("own-images"), args.set)
+    steps, tested = read_table(args.table, args.images, args.per_step, args.test)
+    names = list(FAMILIES)
+    tokens: torch.Tensor | None = None
+    for number in args.order or range(3):
+        order = names[number:] + names[:number]
+        detectors = Run(args.work / f"order-{number}", config, args.backbone, tested)
+        detectors.tokens = tokens
+        rows: list[dict[str, Any]] = []
+        for place, scores in detectors.go(order, steps):
+            rows += score_rows(tested, scores, order=number, step=place)
+            print(f"order {number}, step {place}: {order[place]}", flush=True)
+        tokens = detectors.tokens
+        facts = about(args, families=order, seconds=detectors.seconds, training={k: len(v) for k, v in steps.items()})
+        write_scores(RESULTS / "arrivals" / f"order-{number}.parquet", rows, facts)
+
+
+def tables() -> None:
+    """Write `arrivals.md`."""
+    lines: list[str] = []
+    made: list[str] = []
+    for path in sorted((RESULTS / "arrivals").glob("order-*.parquet")):
+        table = pq.read_table(path)
+        facts, rows = json.loads(table.schema.metadata[b"about"]), table.to_pylist()
+        order = facts["families"]
+        for place in range(1, len(order)):
+            tested, scores = read_scores([row for row in rows if row["step"] == place])
+            parts = (order[:1], order[1:place], order[place : place + 1], order[place + 1 :])
+            sets = {name: part for name, part in zip(SETS, parts, strict=True) if part}
+            found = {(r["set"], r["photographs"], r["way"]): r for r in ap_rows(tested, scores, sets, WAYS[0], 1000)}
+            for way in WAYS:
+                cells = [
+                    " / ".join(f"{found[name, kind, way]['ap']:.3f}" for kind in ("old", "new")) if name in sets else ""
+                    for name in SETS
+                ]
+                lost = found["first", "new", way]
+                change = (
+                    f"{lost['difference']:+.3f} [{lost['low']:+.3f}, {lost['high']:+.3f}]" if way != WAYS[0] else ""
+                )
+                step = f"{' → '.join(order[: place + 1])}" if way == WAYS[0] else ""
+                lines.append(f"| {step} | {way} | {' | '.join(cells)} | {change} |")
+        counts = Counter(s.generator if s.label else f"{s.category} photographs" for s in tested)
+        seconds = facts["seconds"]
+        where = facts["environment"]
+        mean = {way: np.mean([t for name, t in seconds.items() if name.startswith(way)]) for way in WAYS[1:]}
+        made.append(
+            f"{order[0]} first: {', '.join(f'{way} {t / 60:.1f} min' for way, t in mean.items())} a step; "
+            f"{where['cpu']}, {where['threads']} threads, torch {where['torch']}, {where['date']}."
+        )
+    text = "\n".join(
+        [
+            f"Tested: {', '.join(f'{count} {name}' for name, count in counts.items())}. Average precision against old "
+            "/ new photographs: of the first generator, of those between it and the last to arrive, of that one, and "
+            "of those to come. The last column: average precision of the first generator against new "
+            "photographs, minus that of the detector left alone, with a paired 95 % bootstrap interval.",
+            "",
+            "| arrived | way | first | between | last | to come | first, change |",
+            "|---|---|--:|--:|--:|--:|--:|",
+            *lines,
+            "",
+            *(f"- {line}" for line in made),
+            "",
+            "`python benchmarks/arrivals.py tables`",
+        ]
+    )
+    (RESULTS / "arrivals.md").write_text(text + "\n", encoding="utf-8")
+    print(text)
 
 
 def main() -> None:
-    args = arguments(__doc__, orders=3)
-    config = with_settings(load_train_config("own-images"), args.set)
-    steps, tested = read_table(args.table, args.images, args.per_step, args.test)
-    results = []
-    tokens: torch.Tensor | None = None
-    names = list(FAMILIES)
-    for number in range(args.orders):
-        order = names[number:] + names[:number]
-        run = Run(args.work / f"order-{number}", config, args.backbone, tested)
-        run.tokens = tokens
-        for place, scores in run.go(order, steps):
-            rows = ap_rows(tested, scores, "alone", args.resamples)
-            for row in rows:
-                known = order.index(row["family"]) <= place
-                print(
-                    f"order {number} step {place} (+ {order[place]}) {row['way']:9} {row['family']:14} "
-                    f"{'arrived' if known else 'unseen':7} {row['photographs']} photographs: AP {row['ap']:.3f}, "
-                    f"{row['difference']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}]",
-                    flush=True,
-                )
-            results.append({"order": order, "step": place, "figures": rows})
-        tokens = run.tokens
-        print({name: f"{seconds:.0f} s" for name, seconds in run.seconds.items()}, flush=True)
-        results[-1]["seconds"] = run.seconds
-    print(closing_line(results, args))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    running = commands.add_parser("run")
+    add_options(running)
+    running.add_argument("--order", type=int, action="append", choices=(0, 1, 2), help="default: all three")
+    commands.add_parser("tables")
+    args = parser.parse_args()
+    if args.command == "run":
+        run(args)
+    tables()
 
 
 if __name__ == "__main__":
