@@ -330,18 +330,18 @@ def test_openclip_training_checkpoint_and_a_config_of_transformers(tmp_path: Pat
 
 
 def timm_state(layer_scale: bool = False) -> dict[str, Tensor]:
-    """Random weights, named as timm does, of a ViT of width 64, depth 2, one head and 2 x 2 patches of 16."""
+    """Random weights, named as timm does, of a ViT of width 128, depth 2, two heads and 2 x 2 patches of 16."""
     torch.manual_seed(0)
     shapes: dict[str, tuple[int, ...]] = {
-        "cls_token": (1, 1, 64), "pos_embed": (1, 5, 64), "patch_embed.proj.weight": (64, 3, 16, 16),
-        "patch_embed.proj.bias": (64,), "norm.weight": (64,), "norm.bias": (64,),
-        "head.weight": (1000, 64), "head.bias": (1000,),
+        "cls_token": (1, 1, 128), "pos_embed": (1, 5, 128), "patch_embed.proj.weight": (128, 3, 16, 16),
+        "patch_embed.proj.bias": (128,), "norm.weight": (128,), "norm.bias": (128,),
+        "head.weight": (1000, 128), "head.bias": (1000,),
     }  # fmt: skip
     for n in range(2):
-        own = {"norm1": (64,), "norm2": (64,), "attn.qkv": (192, 64), "attn.proj": (64, 64), "mlp.fc1": (256, 64)}
-        for name, shape in (own | {"mlp.fc2": (64, 256)}).items():
+        own = {"norm1": (128,), "norm2": (128,), "attn.qkv": (384, 128), "attn.proj": (128, 128), "mlp.fc1": (512, 128)}
+        for name, shape in (own | {"mlp.fc2": (128, 512)}).items():
             shapes |= {f"blocks.{n}.{name}.weight": shape, f"blocks.{n}.{name}.bias": shape[:1]}
-        shapes |= {f"blocks.{n}.ls{i}.gamma": (64,) for i in (1, 2) if layer_scale}
+        shapes |= {f"blocks.{n}.ls{i}.gamma": (128,) for i in (1, 2) if layer_scale}
     return {name: 0.2 * torch.randn(shape) for name, shape in shapes.items()}
 
 
@@ -355,13 +355,14 @@ def timm_features(state: dict[str, Tensor], pixels: Tensor) -> Tensor:
         return x @ state[f"{name}.weight"].T + state[f"{name}.bias"]
 
     x = F.conv2d(pixels, state["patch_embed.proj.weight"], state["patch_embed.proj.bias"], stride=16).flatten(2).mT
-    x = torch.cat([state["cls_token"].expand(len(x), 1, 64), x], 1) + state["pos_embed"]
+    x = torch.cat([state["cls_token"].expand(len(x), 1, 128), x], 1) + state["pos_embed"]
     for n in range(2):
-        q, k, v = linear(norm(x, f"blocks.{n}.norm1"), f"blocks.{n}.attn.qkv").split(64, -1)
-        mixed = linear(torch.softmax(q @ k.mT / 8, -1) @ v, f"blocks.{n}.attn.proj")
-        x = x + mixed * state.get(f"blocks.{n}.ls1.gamma", torch.ones(64))
+        q1, q2, k1, k2, v1, v2 = linear(norm(x, f"blocks.{n}.norm1"), f"blocks.{n}.attn.qkv").split(64, -1)
+        heads = [torch.softmax(q @ k.mT / 8, -1) @ v for q, k, v in ((q1, k1, v1), (q2, k2, v2))]
+        mixed = linear(torch.cat(heads, -1), f"blocks.{n}.attn.proj")
+        x = x + mixed * state.get(f"blocks.{n}.ls1.gamma", torch.ones(128))
         hidden = F.gelu(linear(norm(x, f"blocks.{n}.norm2"), f"blocks.{n}.mlp.fc1"))
-        x = x + linear(hidden, f"blocks.{n}.mlp.fc2") * state.get(f"blocks.{n}.ls2.gamma", torch.ones(64))
+        x = x + linear(hidden, f"blocks.{n}.mlp.fc2") * state.get(f"blocks.{n}.ls2.gamma", torch.ones(128))
     return norm(x, "norm")[:, 0]
 
 
@@ -383,7 +384,7 @@ def test_timm_s_vit_is_read_by_its_names_and_gives_its_features(
     with torch.no_grad():
         assert torch.allclose(tower(pixels), timm_features(state, pixels), atol=1e-4)
     assert tower.config.mean == ((0.485, 0.456, 0.406) if synclr else (0.5, 0.4, 0.3))
-    assert (tower.config.heads, tower.config.depth, tower.config.grid, tower.config.layer_norm_eps) == (1, 2, 2, 1e-6)
+    assert (tower.config.heads, tower.config.depth, tower.config.grid, tower.config.layer_norm_eps) == (2, 2, 2, 1e-6)
 
 
 def test_timm_s_vit_without_a_normalisation_or_of_another_kind_is_refused(tmp_path: Path) -> None:

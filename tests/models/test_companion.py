@@ -171,11 +171,12 @@ def test_its_vector_is_the_formula() -> None:
 # FFiT.
 
 
-def test_the_magnitude_is_that_of_torchs_fft_half_a_step_beside() -> None:
-    given = torch.rand(2, 3, 32, 32, dtype=torch.float64)
-    levels = 255 * (given - given.mean((-2, -1), keepdim=True))
-    shift = torch.exp(-1j * math.pi * torch.arange(32) / 32)
-    spectrum = torch.fft.fftshift(torch.fft.fft2(levels * shift * shift[:, None]), dim=(-2, -1))
+@pytest.mark.parametrize("size", [32, 24])
+def test_the_magnitude_is_that_of_torchs_fft_half_a_step_beside(size: int) -> None:
+    given = torch.rand(2, 3, size, size, dtype=torch.float64)
+    levels = 32 / size * 255 * (given - given.mean((-2, -1), keepdim=True))
+    shift = torch.exp(-1j * math.pi * torch.arange(size) / 32)
+    spectrum = torch.fft.fftshift(torch.fft.fft2(levels * shift * shift[:, None], s=(32, 32)), dim=(-2, -1))
     assert torch.allclose(log_magnitude(given, 32).double(), torch.log1p(spectrum.abs()), atol=1e-3)
     assert log_magnitude(given).shape == (2, 3, 224, 224)
     assert log_magnitude(torch.full((1, 3, 32, 32), 0.7)).max() < 1e-2
@@ -196,6 +197,20 @@ def test_a_patch_and_its_mirror_are_hidden_together(ratio: float) -> None:
     assert torch.equal(grid, grid.flip(1, 2))
     assert masks.sum(1).tolist() == [2 * min(max(round(98 * ratio), 1), 97)] * 20
     assert len({tuple(mask.tolist()) for mask in masks}) > 15
+
+
+def test_copying_the_mirror_image_tells_nothing_of_what_is_hidden() -> None:
+    """Where single patches are hidden, it would give away almost all of them."""
+    torch.manual_seed(0)
+    spectrum = log_magnitude(torch.rand(1, 3, 48, 48))[0]
+
+    def given_away(patches: torch.Tensor) -> int:
+        hidden = patches.view(14, 14).repeat_interleave(16, 0).repeat_interleave(16, 1)
+        copied = spectrum.masked_fill(hidden, torch.nan).flip(-2, -1)
+        return int((copied == spectrum)[:, hidden].sum())
+
+    assert given_away(draw_masks(1, 14, 0.7)[0]) == 0
+    assert given_away(torch.arange(196) < 98) == 3 * 98 * 16**2
 
 
 def test_what_is_guessed_of_hidden_patches_depends_on_none_of_their_pixels_or_mirrors() -> None:
@@ -232,6 +247,16 @@ def test_its_own_loss_is_the_mean_squared_error_of_hidden_pairs_each_once() -> N
             errors.append((guessed[image, place] - target).square().mean())
         expected.append(torch.stack(errors).mean())
     assert torch.allclose(found, torch.stack(expected), atol=1e-5)
+
+
+def test_ffits_parameters_are_those_of_its_parts() -> None:
+    d, patch = 192, 3 * 16**2
+    block = 2 * 2 * d + (d + 1) * 3 * d + (d + 1) * d + (d + 1) * 4 * d + (4 * d + 1) * d
+    encoder = (patch + 1) * d + d + (1 + 14**2) * d + 6 * block + 2 * d
+    decoder = d + 2 * block + 2 * d + (d + 1) * patch
+    gated = d * d + 512 * d + (d + 512) * d
+    assert sum(p.numel() for p in FFiT(512).parameters()) == encoder + decoder + gated
+    assert encoder + decoder + gated + d + 1 == 4_164_289  # with the head, as docs/methods.md states it
 
 
 def test_the_gated_unit_is_its_formula_and_an_open_gate_gives_one_side() -> None:

@@ -72,7 +72,26 @@ def test_equals_a_plain_loop_over_experts(config: MoLEConfig) -> None:
     assert adapter > 0.1  # the adapter does something, so the comparison says something
 
 
-@pytest.mark.parametrize("config", [MoLEConfig(), MoLEConfig(top_k=1), MoLEConfig(expert_ranks=())])
+@pytest.mark.parametrize("settings", [{}, {"top_k": 1}, {"top_k": 1, "renormalize": False}, {"router": "image"}])
+def test_a_single_expert_is_plain_lora(settings: dict[str, object]) -> None:
+    layer = random_mole(MoLEConfig(shared_rank=0, expert_ranks=(4,), alpha=8.0, **settings))  # type: ignore[arg-type]
+    lora = random_mole(MoLEConfig(shared_rank=4, expert_ranks=(), alpha=8.0))
+    lora.load_state_dict({name: tensor for name, tensor in layer.state_dict().items() if "router" not in name})
+    x = torch.randn(2, 5, 24, dtype=torch.float64)
+    assert torch.equal(layer(x), lora(x))
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        MoLEConfig(),
+        MoLEConfig(top_k=1),
+        MoLEConfig(expert_ranks=()),
+        MoLEConfig(router="image"),
+        MoLEConfig(router="local-global"),
+        MoLEConfig(extension_ranks=(2,)),
+    ],
+)
 def test_is_the_frozen_tower_bit_for_bit_at_the_start(config: MoLEConfig) -> None:
     torch.manual_seed(0)
     tower = ViT(TINY)
@@ -178,6 +197,17 @@ def test_local_global_gates_begin_at_a_quarter_where_the_router_is_zero() -> Non
     layer = random_mole(MoLEConfig(router="local-global"))
     torch.nn.init.zeros_(layer.router.weight)
     assert torch.equal(layer.route(torch.randn(2, 5, 24, dtype=torch.float64)), torch.full((2, 5, 3), 0.25).double())
+
+
+def test_local_global_gates_do_not_compete() -> None:
+    layer, x = random_mole(MoLEConfig(router="local-global")), 0.1 + torch.rand(2, 5, 24, dtype=torch.float64)
+    layer.router.weight.data.fill_(1e3)
+    gates = layer.route(x)
+    assert (gates.sum(-1) > 1).all()
+    layer.router.weight.data[0] = -1e3
+    closed = layer.route(x)
+    assert torch.equal(closed[..., 0], torch.zeros(2, 5).double())
+    assert torch.equal(closed[..., 1:], gates[..., 1:])
 
 
 def test_noise_moves_the_gates_in_training_alone() -> None:

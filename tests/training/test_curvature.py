@@ -21,10 +21,10 @@ from clipmole.training.curvature import Curvature, Merging, agreeing, kronecker,
 from clipmole.training.merge import merge
 
 
-def drawn_curvature(width: int = 24, terms: int = 3) -> Curvature:
+def drawn_curvature(width: int = 24) -> Curvature:
     """Factors that are no identities."""
     torch.manual_seed(0)
-    curvature = Curvature(width, terms)
+    curvature = Curvature(width)
     for factor in curvature.parameters():
         torch.nn.init.normal_(factor)
     return curvature
@@ -37,18 +37,33 @@ def test_the_low_rank_form_is_the_dense_formula() -> None:
     assert (p, q) == (4, 6)
     tau = (b @ a).view(p, q, p, q)  # (o1, o2, i1, i2), as the authors' code has it
     factors = (curvature.out_one, curvature.out_two, curvature.in_one, curvature.in_two)
-    expected = torch.einsum("cij,ckl,cmn,cop,jlnp->ikmo", *factors, tau).reshape(d, d) / 3
-    wide_a, wide_b = curvature(a, b)
-    assert (wide_a.shape, wide_b.shape) == ((15, d), (d, 15))
+    expected = torch.einsum("ij,kl,mn,op,jlnp->ikmo", *factors, tau).reshape(d, d)
+    new_a, new_b = curvature(a, b)
+    assert (new_a.shape, new_b.shape) == ((5, d), (d, 5))
     assert expected.abs().max() > 1
-    assert torch.allclose(wide_b @ wide_a, expected, rtol=1e-4, atol=1e-4)
+    assert torch.allclose(new_b @ new_a, expected, rtol=1e-4, atol=1e-4)
     assert torch.allclose(curvature.dense(b @ a), expected, rtol=1e-4, atol=1e-4)
-    whole = torch.stack([torch.kron(one, two) @ b for one, two in zip(*factors[:2], strict=True)])
-    assert torch.allclose(kronecker(*factors[:2], b), whole, rtol=1e-4, atol=1e-4)
+    assert torch.allclose(kronecker(*factors[:2], b), torch.kron(*factors[:2]) @ b, rtol=1e-4, atol=1e-4)
+
+
+def test_terms_of_a_sum_that_start_as_identities_stay_equal() -> None:
+    """Why M is one term and not the mean of several: here the mean of three of the authors' terms learns."""
+    torch.manual_seed(4)
+    tau, target = torch.randn(4, 6, 4, 6), torch.randn(4, 6, 4, 6)
+    terms = [torch.eye(size).repeat(3, 1, 1).requires_grad_(True) for size in (4, 6, 4, 6)]
+    optimizer = torch.optim.Adam(terms, lr=0.01)
+    for _ in range(5):
+        optimizer.zero_grad()
+        made = torch.einsum("cij,ckl,cmn,cop,jlnp->ikmo", *terms, tau) / 3
+        (made - target).square().sum().backward()
+        optimizer.step()
+    for each in terms:
+        assert torch.allclose(each, each[:1].expand_as(each), atol=1e-5)
+        assert (each - torch.eye(each.shape[-1])).abs().max() > 0.01
 
 
 def test_the_factors_are_counted_as_the_formula_says() -> None:
-    assert sum(p.numel() for p in Curvature(768, 2).parameters()) == 2 * 2 * (24**2 + 32**2)
+    assert sum(p.numel() for p in Curvature(768).parameters()) == 2 * (24**2 + 32**2)
     assert near_square(768) == (24, 32)
     assert near_square(7) == (1, 7)
 
@@ -59,7 +74,7 @@ def test_identities_without_a_mask_give_the_weighted_mean() -> None:
     own = Merging.of(updates, weights)
     unmasked = Merging(own.base, tuple(each - updates[0] for each in updates[1:]), own.weights)
     expected = sum(weight / 4 * each for weight, each in zip(weights, updates, strict=True))
-    assert torch.allclose(unmasked.merged([Curvature(24, 3), Curvature(24, 3)]), expected, atol=1e-6)
+    assert torch.allclose(unmasked.merged([Curvature(24), Curvature(24)]), expected, atol=1e-6)
     two = Merging.of(updates[:2], (1.0, 3.0))  # of one difference the mask leaves everything
     assert torch.allclose(two.merged([Curvature(24)]), 0.25 * updates[0] + 0.75 * updates[1], atol=1e-6)
 
@@ -97,7 +112,8 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Path], Path, P
     for seed, name in enumerate(("one", "two")):
         backbone = tiny_backbone()
         torch.manual_seed(seed)
-        network = MoLENetwork(backbone.tower, MoLEConfig(shared_rank=2, expert_ranks=(1, 2))).eval()
+        config = MoLEConfig(shared_rank=2, expert_ranks=(1, 2), extension_ranks=(1,))
+        network = MoLENetwork(backbone.tower, config).eval()
         for parameter in network.adapter_parameters().values():
             torch.nn.init.normal_(parameter, std=0.3)
         save_adapter(folder / name, network, backbone, PREPROCESS)
@@ -128,7 +144,8 @@ def test_the_start_is_the_average(
 ) -> None:
     names, tower, manifest = parts
     monkeypatch.setattr("clipmole.training.curvature.EPOCHS", 0)
-    found = merge(names, tmp_path / "out", "camex", samples=read_data(manifest, "calibration"), backbone=tower)
+    samples = read_data(manifest, "calibration")
+    found = merge(names, tmp_path / "out", "camex", weights=(2, 2), samples=samples, backbone=tower)
     average = merge(names, tmp_path / "average", "average", backbone=tower)
     assert found.losses is not None
     assert found.losses[0] == found.losses[1]

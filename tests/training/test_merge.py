@@ -83,7 +83,16 @@ def test_a_stack_adds_exactly_the_weighted_sum_of_its_parts_updates(
 
 
 @pytest.mark.parametrize("method", ["stack", "average", "ties"])
-@pytest.mark.parametrize("config", [MoLEConfig(alpha=8.0), LOCAL, LORA])
+@pytest.mark.parametrize(
+    "config",
+    [
+        MoLEConfig(alpha=8.0),
+        LOCAL.model_copy(update={"alpha": 8.0}),
+        LORA,
+        MoLEConfig(expert_ranks=(2, 3, 2), expert_groups=(1, 2)),
+    ],
+    ids=["alpha", "local-global", "lora", "merged before"],
+)
 def test_a_detector_merged_with_itself_is_itself(method: str, config: MoLEConfig, tower: Path, tmp_path: Path) -> None:
     network = written(tmp_path / "one", config, 1)
     written(tmp_path / "two", config, 1)
@@ -96,6 +105,18 @@ def test_a_detector_merged_with_itself_is_itself(method: str, config: MoLEConfig
     if method != "stack":
         merged = load_adapter(tmp_path / "out", tower).config.mole
         assert (merged.shared_rank, merged.expert_ranks) == (config.shared_rank, config.expert_ranks)
+
+
+@pytest.mark.parametrize("method", ["stack", "average"])
+def test_the_size_of_the_weights_leaves_the_gates_as_they_are(method: str, tower: Path, tmp_path: Path) -> None:
+    """With weights 1 and 1 of the same detector twice, its update counts double, with the gates that it had."""
+    network = written(tmp_path / "one", LOCAL, 1)
+    written(tmp_path / "two", LOCAL, 1)
+    merge([tmp_path / "one", tmp_path / "two"], tmp_path / "out", method, weights=(1, 1), backbone=tower)
+    merged = load_adapter(tmp_path / "out", tower).network
+    x = torch.randn(2, 5, 24, dtype=torch.float64)
+    for got, own in zip(updates(merged, x), updates(network, x), strict=True):
+        assert torch.allclose(got, 2 * own, rtol=1e-4, atol=1e-4)
 
 
 def test_an_average_is_the_nearest_of_its_rank_and_says_what_it_lost(tower: Path, tmp_path: Path) -> None:
@@ -165,6 +186,12 @@ def test_the_directory_says_what_it_was_made_of_and_gives_no_verdicts(tower: Pat
         (MoLEConfig(blocks=1), {}, ConfigError, r"one and two: adapt or read other blocks \(\(6, 7\), \(7,\)\)"),
         (MoLEConfig(router="image"), {}, ConfigError, "one and two: their routers differ"),
         (MoLEConfig(expert_ranks=(2, 4)), {"method": "average"}, ConfigError, "have 3 and 2 experts.*--method stack"),
+        (
+            MoLEConfig(expert_groups=(1, 2)),
+            {"method": "average"},
+            ConfigError,
+            r"have 3 and 1\+2 experts.*--method stack",
+        ),
         (MoLEConfig(), {"weights": (1.0,)}, ConfigError, "give two or more, a positive weight each or none"),
         (MoLEConfig(), {"weights": (1.0, -1.0)}, ConfigError, "a positive weight each"),
         (MoLEConfig(), {"density": 0.0}, ConfigError, "density=0.0"),

@@ -299,6 +299,23 @@ def _orientation(image: Image.Image) -> int:
     return int(stated[1]) if stated else 1
 
 
+def orientation_of(data: bytes) -> int:
+    """The orientation that the bytes of a file state, as in EXIF: 1..8; 1 if they state none or are no image."""
+    with contextlib.suppress(Exception), Image.open(io.BytesIO(data)) as image:
+        return _orientation(image)
+    return 1
+
+
+def turned(pixels: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
+    """Pixels (H, W, 3) as they are stored -> upright, as a view."""
+    return _TURNED[orientation](pixels)
+
+
+def as_stored(pixels: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
+    """Upright pixels (H, W, 3) -> as they are stored, as a view."""
+    return turned(pixels, {6: 8, 8: 6}.get(orientation, orientation))  # a quarter turn back; the rest undo themselves
+
+
 def _xmp_of_tiff(image: TiffImageFile) -> dict[str, bytes]:
     """The XMP packet of a TIFF whose tags state no orientation, else {}.
 

@@ -5,15 +5,16 @@ merged updates. It knows nothing of adapter directories.
 
     W = W_1 + sum_{k>1} c_k M_k[(W_k - W_1) o m_k]
     m_k = 1 where sign(W_k - W_1) = sign(sum_j (W_j - W_1)), else 0
-    M_k[D] = 1/C sum_{c<=C} P_kc D Q_kc^T,   P_kc = P'_kc (x) P''_kc,  Q_kc = Q'_kc (x) Q''_kc
+    M_k[D] = P_k D Q_k^T,   P_k = P'_k (x) P''_k,  Q_k = Q'_k (x) Q''_k
 
 with c_k that sum to 1, (x) the Kronecker product and factors of about sqrt(d) x sqrt(d), which start as identities: so
 without the mask learning starts at the weighted mean. Only the factors are learnt, with the logits' cross entropy.
 
 Source: CAMEx, arXiv 2502.18821: masked differences to a base expert, and factors on both sides. There experts merge
 anew for each sequence, by a router, and training learns all of it together. Here trained adapters are merged once, by
-weights. Dividing the sum over c by C, so that it starts at the mean, and learning on low-rank matrices are this
-project's choices. M of B A is of the rank C r: M[B A] = 1/C sum_c (P_c B) (A Q_c^T).
+weights. There M is a sum of several such terms; as all start as identities, all get the same gradient and stay equal,
+so one of them can do the same, and starts at the mean. Learning on low-rank matrices is this project's choice: M keeps
+the rank of B A, since M[B A] = (P B) (A Q^T).
 """
 
 from __future__ import annotations
@@ -36,7 +37,6 @@ from clipmole.models.network import MoLENetwork
 from clipmole.plumbing.progress import SILENT, ProgressReporter
 from clipmole.plumbing.seeding import sample_rng
 
-TERMS = 2  # C
 EPOCHS, BATCH, RATE = 6, 32, 2e-3
 MOST = 256  # images of each class to learn on
 ROWS = 16  # of a forward pass without gradients
@@ -58,32 +58,27 @@ def agreeing(differences: Sequence[Tensor]) -> list[Tensor]:
 
 
 def kronecker(one: Tensor, two: Tensor, matrix: Tensor) -> Tensor:
-    """(one_c (x) two_c) matrix for each c; one (C, p, p), two (C, q, q), matrix (p q, r) -> (C, p q, r)."""
-    p, q = one.shape[-1], two.shape[-1]
-    product = torch.einsum("cij,ckl,jlr->cikr", one, two, matrix.view(p, q, -1))
-    return product.reshape(len(one), p * q, -1)
+    """(one (x) two) matrix: one (p, p), two (q, q), matrix (p q, r) -> (p q, r)."""
+    parted = matrix.reshape(len(one), len(two), -1)
+    return torch.einsum("ij,kl,jlr->ikr", one, two, parted).reshape(matrix.shape)
 
 
 class Curvature(nn.Module):
-    """The factors of M for one difference: 2 C (p^2 + q^2) parameters, p q = d.
+    """The factors of M for one difference: 2 (p^2 + q^2) parameters, p q = d.
 
     Args:
         width: d.
-        terms: C.
     """
 
-    def __init__(self, width: int, terms: int = TERMS) -> None:
+    def __init__(self, width: int) -> None:
         super().__init__()
-        one, two = (torch.eye(size).repeat(terms, 1, 1) for size in near_square(width))
-        self.out_one, self.out_two = nn.Parameter(one.clone()), nn.Parameter(two.clone())
-        self.in_one, self.in_two = nn.Parameter(one.clone()), nn.Parameter(two.clone())
+        p, q = near_square(width)
+        self.out_one, self.out_two = nn.Parameter(torch.eye(p)), nn.Parameter(torch.eye(q))
+        self.in_one, self.in_two = nn.Parameter(torch.eye(p)), nn.Parameter(torch.eye(q))
 
     def forward(self, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-        """A (r, d) and B (d, r) -> A' (C r, d) and B' (d, C r) with B' A' = M[B A]."""
-        wide_b = kronecker(self.out_one, self.out_two, b)  # (C, d, r)
-        wide_a = kronecker(self.in_one, self.in_two, a.T)  # (C, d, r)
-        terms = len(wide_a)
-        return wide_a.permute(0, 2, 1).flatten(0, 1), wide_b.permute(1, 0, 2).flatten(1) / terms
+        """A (r, d) and B (d, r) -> A' (r, d) and B' (d, r) with B' A' = M[B A]."""
+        return kronecker(self.in_one, self.in_two, a.T).T, kronecker(self.out_one, self.out_two, b)
 
     def dense(self, matrix: Tensor) -> Tensor:
         """M[D] of any D (d, d)."""
@@ -124,7 +119,7 @@ class CurvedNetwork(nn.Module):
     """Tokens before the first adapted block (B, T, d) -> logits (B,), with LoRAs made from the learnt factors.
 
     Args:
-        network: its LoRAs have, at each position, the rank of the base plus C times those of the differences.
+        network: its LoRAs have, at each position, the rank of the base plus those of the differences.
         thin: position -> (A, B) of the base, then of each difference.
         weights: c_k of the differences.
     """
@@ -134,13 +129,12 @@ class CurvedNetwork(nn.Module):
         network: MoLENetwork,
         thin: Mapping[Position, Sequence[tuple[Tensor, Tensor]]],
         weights: Sequence[float],
-        terms: int = TERMS,
     ) -> None:
         super().__init__()
         self.suffix = _Suffix(network)
         self.thin, self.weights = thin, weights
         width = network.tower.config.width
-        self.curvatures = nn.ModuleList(Curvature(width, terms) for _ in thin for _ in weights)
+        self.curvatures = nn.ModuleList(Curvature(width) for _ in thin for _ in weights)
 
     def of(self, position: Position) -> list[Curvature]:
         """The factors of each difference at a position."""

@@ -37,7 +37,7 @@ from clipmole.models.network import MoLENetwork
 from clipmole.models.vit import ViT
 from clipmole.plumbing.progress import SILENT, ProgressReporter
 from clipmole.records import Record
-from clipmole.training.curvature import TERMS, CurvedNetwork, Merging, Position, curved, tokens_of
+from clipmole.training.curvature import CurvedNetwork, Merging, Position, curved, tokens_of
 from clipmole.training.extend import Base, history_lines
 
 MergeMethod = Literal["stack", "average", "ties", "camex"]
@@ -124,6 +124,8 @@ def merge(
     states = [read_state(part, loaded.tower) for part in parts]
     configs = [part.config.mole for part in parts]
     losses = None
+    if method == "camex":  # a base and weighted differences to it: weights of the sum 1
+        given = tuple(weight / sum(given) for weight in given)
     if method == "stack":
         config, state, lost = stack(configs, states, given)
     else:
@@ -166,9 +168,10 @@ def check_alike(parts: Sequence[Base], depth: int, method: MergeMethod) -> None:
             raise ConfigError(f"{pair}: adapt or read other blocks ({blocks[0]}, {blocks[1]}); they cannot be merged")
         if one.mole.drawn != two.mole.drawn:
             raise ConfigError(f"{pair}: one has a second output (mole.drawn) and the other has none")
-        if method != "stack" and len(one.mole.expert_ranks) != len(two.mole.expert_ranks):
-            counts = f"{len(one.mole.expert_ranks)} and {len(two.mole.expert_ranks)} experts"
-            raise ConfigError(f"{pair}: have {counts}, which do not pair up; merge them with --method stack")
+        groups = [each.mole.expert_groups or (len(each.mole.expert_ranks),) for each in (one, two)]
+        if method != "stack" and groups[0] != groups[1]:
+            counts = " and ".join("+".join(map(str, sizes)) for sizes in groups)
+            raise ConfigError(f"{pair}: have {counts} experts, which do not pair up; merge them with --method stack")
     routed = [part for part in parts if part.config.mole.expert_ranks]
     for other in routed[1:]:
         kinds = [(m.router, m.top_k, m.renormalize) for m in (routed[0].config.mole, other.config.mole)]
@@ -220,7 +223,7 @@ def grown(configs: Sequence[MoLEConfig], **changes: object) -> MoLEConfig:
     """The settings of a merged adapter, whose LoRAs have their scaling in `lora_B`."""
     routed = next((config for config in configs if config.expert_ranks), configs[0])
     extensions = tuple(rank for config in configs for rank in config.extension_ranks)
-    changes = {"blocks": configs[0].blocks, "alpha": None, "extension_ranks": extensions, "expert_groups": ()} | changes
+    changes = {"blocks": configs[0].blocks, "alpha": None, "extension_ranks": extensions} | changes
     changes["families"] = None  # fitted to the features of one detector
     return MoLEConfig.parse(routed.model_dump() | changes, "merge")
 
@@ -273,7 +276,7 @@ def stack(
 
 
 def _router_rows(name: str, config: MoLEConfig, layer: State, weight: float) -> Tensor:
-    """Rows of a router; those that read the experts' outputs are rescaled, since the scaling is now in B."""
+    """Rows of a router; those that read the experts' outputs are rescaled, since scaling and weight are now in B."""
     if name == "router.weight":
         return layer[name]
     scale = [weight * (config.alpha or rank) / rank for rank in config.expert_ranks]
@@ -300,7 +303,8 @@ def cut(
         own |= side_by_side(pairs, layers[0])
         for name in ("router.weight", "router.global_weight"):
             if name in layers[0]:
-                own[name] = weighted_sum([layer[name] for layer in layers], [w / total for w in weights])
+                rows = [_router_rows(name, c, layer, total) for c, layer in zip(configs, layers, strict=True)]
+                own[name] = weighted_sum(rows, [w / total for w in weights])
         state |= {prefix + name: tensor for name, tensor in own.items()}
     return config, state, math.sqrt(lost / whole) if whole else 0.0
 
@@ -352,7 +356,7 @@ def learn(
             own = whole[prefix, position] = Merging.of(updates, weights)
             pairs = [low_rank(each, min(2 * rank, len(own.base))) for each in own.differences]
             thin[prefix, position] = [low_rank(own.base, rank), *pairs]
-    wide = [len(pairs[0][0]) + TERMS * sum(len(a) for a, _ in pairs[1:]) for pairs in thin.values()][: len(ranks)]
+    wide = [sum(len(a) for a, _ in pairs) for pairs in thin.values()][: len(ranks)]
     shared = config.shared_rank > 0
     changes = {"shared_rank": wide[0] if shared else 0, "expert_ranks": tuple(wide[shared:])}
     _, state, _ = cut(configs, states, weights, _average)

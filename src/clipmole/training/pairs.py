@@ -5,9 +5,10 @@ In: photographs. Out: a folder of JPEG files and a manifest that `clipmole train
     twin = jpeg_own(mix(photo, D(E(photo))))        both: jpeg_q(resize_s(.)) with the same s and q
 
 D and E are autoencoders that are trained on these photographs, one for each way of upsampling. A window is cut at the
-8 x 8 grid of the photograph's file, and its twin is encoded with that file's own quantisation tables and subsampling,
-on the same grid: so size, format, quality and content are the same, and only the way the pixels were made differs.
-Then both are resized and encoded alike. Mixing, if asked for, keeps a share of the photograph in the twin:
+grid of the photograph's file, as it is stored there, and its twin is encoded with that file's own quantisation tables
+and subsampling, on the same grid: so size, format, quality and content are the same, and only the way the pixels were
+made differs. Then both are turned upright, resized and encoded alike. Mixing, if asked for, keeps a share of the
+photograph in the twin:
 
     pixel   photo + r (twin - photo), r drawn from a range
     dct     in the DCT of each block of 8 x 8 a drawn set of coefficients, the same in all blocks, is the twin's
@@ -43,7 +44,7 @@ from clipmole.data.sample import Sample
 from clipmole.data.samples import CAMERA, load_window, sample_bytes
 from clipmole.errors import DataError, ImageError, Stopped
 from clipmole.images.dct import dct_matrix
-from clipmole.images.loading import source_name
+from clipmole.images.loading import as_stored, orientation_of, source_name, turned
 from clipmole.images.transforms import JPEG_BLOCK, RGB, random_crop, resize
 from clipmole.models.autoencoder import SCALE, UPSAMPLERS, Autoencoder, Upsampler
 from clipmole.plumbing.files import replacing_files, whole_file, write_texts
@@ -56,6 +57,7 @@ Mix = Literal["pixel", "dct"]
 SETTINGS, MANIFEST, DECODERS = "pairs.json", "manifest.csv", "decoders"
 PHOTOGRAPHS = "photographs"
 COLUMNS = ("path", "label", "generator", "group", "source", "kind")
+GRID = 16  # pixels between possible corners of a window: a JPEG block of colour that is stored at half the size
 LEARNT_FROM, CROPS = 400, 4  # photographs for training the autoencoders, at most, and crops of each
 
 
@@ -178,13 +180,14 @@ def mixed(photo: RGB, twin: RGB, config: PairConfig, rng: np.random.Generator) -
 
 
 def cut_window(rgb: RGB, config: PairConfig, rng: np.random.Generator) -> RGB:
-    """A window of at most `config.window` pixels a side, its corner and sides on the grid of 8. Raises `DataError`."""
+    """A window of at most `config.window` pixels a side, its corner on `GRID`, its sides multiples of 8.
+
+    Raises `DataError` if the image is too small.
+    """
     height, width = (side - side % JPEG_BLOCK for side in rgb.shape[:2])
     if min(height, width) < config.crop:
         raise DataError(f"has {rgb.shape[1]} x {rgb.shape[0]} pixels, too few: {config.crop} a side are needed")
-    top, left = (
-        JPEG_BLOCK * int(rng.integers(max(0, side - config.window) // JPEG_BLOCK + 1)) for side in (height, width)
-    )
+    top, left = (GRID * int(rng.integers(max(0, side - config.window) // GRID + 1)) for side in (height, width))
     found: RGB = rgb[top : min(height, top + config.window), left : min(width, left + config.window)]
     return found
 
@@ -195,17 +198,18 @@ def make_pair(
     """JPEG files of a photograph's window and of its twin, and the PSNR of the autoencoder's reconstruction, dB.
 
     Args:
-        rgb: the photograph.
+        rgb: the photograph, upright.
         data: its file.
     """
-    photo = cut_window(rgb, config, rng)
+    orientation = orientation_of(data)
+    photo = cut_window(as_stored(rgb, orientation), config, rng)
     twin = reconstruct(network, photo)
     error = float(np.square(twin.astype(np.float64) - photo).mean())
     twin = jpeg_own(mixed(photo, twin, config, rng), data)
     resized, scale = rng.random() < config.resize_probability, float(rng.uniform(*config.resize_scale))
     quality = int(rng.integers(config.quality[0], config.quality[1] + 1))
     files = []
-    for pixels in (photo, twin):
+    for pixels in (turned(photo, orientation), turned(twin, orientation)):
         buffer = io.BytesIO()
         Image.fromarray(resize(pixels, scale) if resized else pixels).save(buffer, "JPEG", quality=quality)
         files.append(buffer.getvalue())
