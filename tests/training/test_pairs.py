@@ -113,7 +113,7 @@ def test_a_twin_has_its_blocks_where_the_photograph_has_them(orientation: int, m
     Image.fromarray(pixels).save(buffer, "JPEG", quality=40, subsampling=2, exif=exif)
     upright = np.asarray(load_image(buffer.getvalue()))
     monkeypatch.setattr("clipmole.training.pairs.reconstruct", lambda _network, rgb: rgb)
-    config = SMALL.model_copy(update={"resize_probability": 0.0, "quality": (100, 100)})
+    config = SMALL.model_copy(update={"resize_probability": 1.0, "resize_scale": (1.0, 1.0), "quality": (100, 100)})
     for seed in range(5):
         files = make_pair(upright, buffer.getvalue(), None, config, sample_rng(0, seed))[:2]  # type: ignore[arg-type]
         one, twin = (np.asarray(Image.open(io.BytesIO(file)).convert("YCbCr")).astype(float) for file in files)

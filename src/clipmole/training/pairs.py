@@ -209,7 +209,7 @@ def make_pair(
     resized, scale = rng.random() < config.resize_probability, float(rng.uniform(*config.resize_scale))
     quality = int(rng.integers(config.quality[0], config.quality[1] + 1))
     files = []
-    for pixels in (turned(photo, orientation), turned(twin, orientation)):
+    for pixels in (np.ascontiguousarray(turned(stored, orientation)) for stored in (photo, twin)):
         buffer = io.BytesIO()
         Image.fromarray(resize(pixels, scale) if resized else pixels).save(buffer, "JPEG", quality=quality)
         files.append(buffer.getvalue())
