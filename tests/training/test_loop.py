@@ -228,6 +228,19 @@ def test_smoothed_labels_leave_their_entropy_in_the_loss(manifest: Path, tmp_pat
     assert min(losses) > -(0.8 * math.log(0.8) + 0.2 * math.log(0.2))
 
 
+def test_the_balance_loss_evens_out_the_gates(manifest: Path, tmp_path: Path) -> None:
+    excess = []
+    for weight in (0.0, 30.0):
+        mole = MoLEConfig(balance_weight=weight)
+        config = CONFIG.model_copy(
+            update={"mole": mole, "learning_rate": 1e-2, "head_learning_rate": 1e-3, "epochs": 4}
+        )
+        train(config, tmp_path / str(weight), data=manifest, backbone=tiny_backbone())
+        curve = json.loads((tmp_path / str(weight) / "train.json").read_text())["curve"]
+        excess.append(curve[-1]["balance_loss"] - 1)
+    assert 0 <= excess[1] < 0.5 * excess[0]
+
+
 def test_the_head_learns_at_a_rate_of_its_own(manifest: Path, tmp_path: Path) -> None:
     for name, rate in (("alike", None), ("still", 1e-12)):
         config = CONFIG.model_copy(update={"head_learning_rate": rate, "epochs": 1})
