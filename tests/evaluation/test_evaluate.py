@@ -144,6 +144,27 @@ def test_a_second_run_scores_only_what_is_missing(pictures: list[Sample], tmp_pa
         score_sets({"spy": Spy()}, {"s": pictures}, MAIN, file, seed=1)
 
 
+def test_an_image_that_has_changed_is_scored_again(tmp_path: Path) -> None:
+    manifest = write_corpus(tmp_path / "corpus", {"test": 3})
+    file, lines, samples = tmp_path / "scores.jsonl", list[str](), read_manifest(manifest)
+    whole = samples[1].path.read_bytes()
+    samples[1].path.write_bytes(b"not an image")
+    assert set(score_sets({"spy": Spy()}, {"s": samples}, MAIN, file)[1]) == {str(samples[1].path)}
+    samples[1].path.write_bytes(whole)  # repaired
+    samples[0].path.write_bytes(samples[5].path.read_bytes())
+    samples[2] = samples[2].model_copy(update={"ignore_bottom_px": 9})
+    spy = Spy()
+    table, failed = score_sets({"spy": spy}, {"s": samples}, MAIN, file, progress=ProgressReporter(say=lines.append))
+    assert not failed
+    assert sum(spy.calls) == 3 * len(MAIN)
+    assert lines == ["3 images have changed since they were scored, and are scored again"]
+    anew, _ = score_sets({"spy": Spy()}, {"s": samples}, MAIN, tmp_path / "anew.jsonl")
+    assert np.array_equal(table.logits, anew.logits)
+    again = Spy()
+    score_sets({"spy": again}, {"s": samples}, MAIN, file)
+    assert again.calls == []
+
+
 def score_slowly(manifest: Path, scores: Path, log: Path) -> None:
     """In a process of its own: fifty images a second, each an "x" in `log`."""
 
@@ -226,7 +247,12 @@ def test_scores_are_on_the_disk_at_bounded_intervals(
             clock[0] += 8 * len(scores) / len(MAIN)
             return scores
 
-    def track(items: Iterable[Any], _description: str, _total: int | None) -> Iterator[Any]:
+    def track(items: Iterable[Any], description: str, _total: int | None) -> Iterator[Any]:
+        if description != "scoring":
+            return iter(items)
+        return followed(items)
+
+    def followed(items: Iterable[Any]) -> Iterator[Any]:
         for item in items:
             kept.append((clock[0], file.read_bytes().count(b"\n") - 1))
             yield item

@@ -17,6 +17,7 @@ from typing import Any, Literal
 import numpy as np
 
 from clipmole.data import DataSource, Unpacking, data_digest, file_sha256, load_window
+from clipmole.data.reading import look_at_all
 from clipmole.data.sample import Sample
 from clipmole.errors import ConfigError, DataError, ImageError, Stopped
 from clipmole.evaluation.estimates import MAIN, report_table
@@ -97,8 +98,8 @@ def score_sets(
 
     Scores are on the disk after about `KEPT_SECONDS` of scoring, or after one image by one scorer if that takes
     longer. A run that was stopped or killed continues where it was: scores in `file` are not computed again, so only
-    detectors or images that are added later are scored. An image in several sets is scored once. One that cannot be
-    read is recorded with the reason and left out of the table.
+    detectors or images that are added later are scored, and images that have changed. An image in several sets is
+    scored once. One that cannot be read is recorded with the reason and left out of the table.
 
     Args:
         scorers: short name -> scorer. Scorers with the same `ImageScorer.name` count as one, which scores once.
@@ -116,7 +117,10 @@ def score_sets(
         raise DataError("evaluation: nothing to do: it needs images, detectors and conditions")
     what: dict[str, Any] = {"conditions": [each.model_dump(mode="json") for each in conditions], "seed": seed}
     different = {scorer.name: scorer for scorer in scorers.values()}
-    with ScoreFile(file, what) as scores:
+    read = look_at_all(list(samples.values()), content_of, progress.track, "reading images", workers)
+    with ScoreFile(file, what, dict(zip(samples, read, strict=True))) as scores:
+        if changed := scores.changed - scores.done.keys():
+            progress.say(f"{len(changed):,} images have changed since they were scored, and are scored again")
         waiting = [sample for path, sample in samples.items() if scores.lacking(path, different)]
         with closing(prepared(waiting, conditions, seed, workers)) as images:
             kept = score_images(images, different, len(conditions), scores, progress.stopping)
@@ -131,6 +135,14 @@ def score_sets(
                 ) from error
         names = {name: scorer.name for name, scorer in scorers.items()}
         return scores.table(sets, names, [condition.name for condition in conditions])
+
+
+def content_of(sample: Sample) -> str:
+    """sha256 of a sample's file and the number of its ignored rows; "unreadable" if it cannot be read."""
+    try:
+        return f"{file_sha256(sample)} {sample.ignore_bottom_px}"
+    except DataError:
+        return "unreadable"
 
 
 def score_images(

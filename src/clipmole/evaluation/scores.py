@@ -3,9 +3,9 @@
 In: logits as they are computed. Out: a `ScoreTable`. It knows nothing of detectors, metrics or reports.
 
 The file holds one JSON object per line: first the settings (conditions, seed), then a line for each image with
-its logits by detector, or the reason why it could not be read, and a checksum. Incomplete lines do not count, so
-a run that was killed continues after its last complete line. A detector that is added later gets lines of its own, and
-an image in several sets is there once.
+its logits by detector, or the reason why it could not be read, a digest of its content, and a checksum. Incomplete
+lines do not count, so a run that was killed continues after its last complete line; nor do those of an image whose
+content has changed. A detector that is added later gets lines of its own, and an image in several sets is there once.
 """
 
 from __future__ import annotations
@@ -55,13 +55,16 @@ class ScoreFile:
         path: of the file; it is created if it is not there.
         what: the settings of the evaluation, as JSON, with the list of `conditions`: a file with other settings
             is refused.
+        contents: path of an image -> what tells its content from any other; lines of other contents do not count.
 
     Attributes:
+        changed: paths of images with such lines.
         done: path of an image -> its logits so far, or the reason why there are none.
     """
 
-    def __init__(self, path: Path, what: Mapping[str, Any]) -> None:
-        self.path = path
+    def __init__(self, path: Path, what: Mapping[str, Any], contents: Mapping[str, str] | None = None) -> None:
+        self.path, self.contents = path, contents or {}
+        self.changed: set[str] = set()
         self.done: dict[str, Logits | str] = {}
         self._conditions = len(what["conditions"])
         head = json.dumps(what, sort_keys=True)
@@ -96,7 +99,11 @@ class ScoreFile:
                             "another --out, or delete it"
                         )
                     if number:
-                        self._take(*self._checked(row))
+                        path, result = self._checked(row)
+                        if "content" in row and row["content"] != self.contents.get(path, row["content"]):
+                            self.changed.add(path)  # older files name no contents
+                        else:
+                            self._take(path, result)
                 except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
                     raise DataError(
                         f"{self.path}, line {number + 1}: is damaged; delete the file to start over"
@@ -132,7 +139,7 @@ class ScoreFile:
         for path, result in rows:
             self._take(path, result)
             value = {"error": result} if isinstance(result, str) else {"logits": result}
-            row = {"path": path} | value
+            row = {"path": path} | ({"content": self.contents[path]} if path in self.contents else {}) | value
             lines.append(json.dumps(row | {"crc32": checksum(row)}))
         try:
             self._append(lines)
