@@ -21,6 +21,7 @@ CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)  # openai/CLIP, clip.py: _transf
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 # Far above what any network has; a damaged or hostile file may ask for more and exhaust the memory.
 MOST_CHANNELS, MOST_PIXELS, MOST_STEPS = 2**16, 2**14, 10**6
+MOST_RATE = 1e6  # a learning rate above all that can be of use, and below those that float32 cannot hold
 
 
 def first_problem(error: ValidationError) -> str:
@@ -473,9 +474,11 @@ class TrainConfig(Config):
         1, gt=0, le=MOST_CHANNELS, description="parts in which a batch is computed, one after another"
     )
     clip_norm: float = Field(1.0, gt=0, description="the gradient is scaled down to this norm")
-    learning_rate: float = Field(1e-3, gt=0, description="of the LoRAs, routers and head")
-    head_learning_rate: float | None = Field(None, gt=0, description="of the head alone; None: learning_rate")
-    tower_learning_rate: float = Field(1e-4, gt=0, description="of the tower, with full_finetune")
+    learning_rate: float = Field(1e-3, gt=0, le=MOST_RATE, description="of the LoRAs, routers and head")
+    head_learning_rate: float | None = Field(
+        None, gt=0, le=MOST_RATE, description="of the head alone; None: learning_rate"
+    )
+    tower_learning_rate: float = Field(1e-4, gt=0, le=MOST_RATE, description="of the tower, with full_finetune")
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="labels are 1 - s / 2 and s / 2 instead of 1 and 0")
     patch_dropout: float = Field(
         0.0,
@@ -486,7 +489,7 @@ class TrainConfig(Config):
     )
     weight_decay: float = Field(0.01, ge=0)
     warmup_fraction: float = Field(0.1, ge=0, lt=1)
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**32)
     precision: Literal["float32", "bfloat16"] = Field(
         "bfloat16", description="arithmetic; a processor that is slow in bfloat16 computes in float32 instead"
     )

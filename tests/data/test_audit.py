@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 from scipy.fft import dctn
-from tiny import encoded, picture
+from tiny import encoded, picture, write_corpus
 from typer.testing import CliRunner
 
 from clipmole.cli import app
@@ -251,3 +252,19 @@ def test_the_corpus_has_its_jpeg_shortcut(shared_dir: Path) -> None:
     assert all(not each.warns for each in report.shortcuts[1:-1])  # all windows are of one size
     assert any("JPEG quantisation" in line for line in report.problems)
     assert report.groups_across_splits == ()
+
+
+def test_names_cannot_command_the_terminal(tmp_path: Path) -> None:
+    manifest = write_corpus(tmp_path, {"test": 1})
+    manifest.write_text(manifest.read_text().replace("checks", "\x1b[2Jchecks"))
+    result = CliRunner().invoke(app, ["data", "check", str(manifest)])
+    assert "checks" in result.output
+    assert "\x1b" not in result.output
+
+
+def test_a_name_that_is_not_utf_8_is_shown_in_json_too(tmp_path: Path) -> None:
+    folder = tmp_path / os.fsdecode(b"\xff") / "1_fake"
+    folder.mkdir(parents=True)
+    (folder / "gone.png").symlink_to("nowhere")
+    result = CliRunner().invoke(app, ["data", "check", str(folder.parent), "--json"])
+    assert r"\\udcff/1_fake/gone.png" in result.output, (result.output, result.exception)

@@ -310,6 +310,7 @@ def test_a_compressed_shard_is_unpacked(tmp_path: Path) -> None:
         ([("a.png", b"x"), ("a.json", b"{}")], "the label is empty"),
         ([("a.png", b"x"), ("a.json", b"[1]")], "is not text with a label"),
         ([("a.png", b"x"), ("a.png", b"x"), ("a.cls", b"1")], r"\.png is there twice"),
+        ([(f"{key}.{end}", b"1") for key in "aba" for end in ("png", "cls")], r"a\.tar, a: is there twice, and apart"),
         ([], "holds no samples"),
     ],
 )

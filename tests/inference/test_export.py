@@ -21,7 +21,8 @@ from clipmole.inference import export
 from clipmole.inference.export import ExportRefused, check_export_folder, compare_detections, export_detector, failures
 from clipmole.inference.export_directory import is_export, read_export
 from clipmole.inference.graph import GraphRuntime, convert
-from clipmole.models.adapter import save_adapter
+from clipmole.inference.pytorch import TorchRuntime
+from clipmole.models.adapter import SIBLINGS, read_calibration, save_adapter
 from clipmole.models.backbone import save_tower
 from clipmole.models.network import MoLENetwork
 from clipmole.plumbing.progress import ProgressReporter
@@ -90,6 +91,22 @@ def test_an_export_scores_like_its_detector_without_adapter_and_backbone(
     assert record == read_export(tmp_path / "out")
     assert record.check.images == record.check.labelled == 8
     assert load_scorer(str(tmp_path / "out")).name == graph.name
+
+
+def test_an_export_on_another_backbone_gives_no_verdicts(
+    adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    need("onnx")
+    monkeypatch.setattr(export, "_make", lambda *_: None)  # the graph does not matter here
+    monkeypatch.setattr(export, "open_graph", lambda *_: TorchRuntime(tiny_network(sibling), "cpu", "float32"))
+    sibling = tiny_backbone(depth=2)
+    with torch.no_grad():
+        sibling.tower.position_embedding += 1e-3
+    save_tower(sibling.tower, tmp_path / "sibling", torch.float32)
+    monkeypatch.setitem(SIBLINGS, "tiny", "sibling")
+    export_detector(adapter, tmp_path / "out", "onnx", images, backbone=tmp_path / "sibling")
+    assert "(not measured)" in read_export(tmp_path / "out").detector
+    assert read_calibration(tmp_path / "out") is None
 
 
 def write_further(folder: Path) -> MoLENetwork:

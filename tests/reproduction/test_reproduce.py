@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -119,6 +120,17 @@ def test_a_second_run_takes_what_is_there_and_gives_the_same(out: Path, root: Pa
     assert (out / "paper.json").read_bytes() == before
     other = reproduce("--data", root, "--out", out, "--backbone", tiny, "--incomplete", "--set", "epochs=3")
     assert "was trained with another epochs; name another --out" in str(other.exception)
+
+
+def test_a_detector_of_fewer_images_is_not_taken_for_one_of_all(
+    out: Path, root: Path, tiny: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(out, tmp_path / "out")
+    record = json.loads((tmp_path / "out" / "detector" / "train.json").read_text())
+    record["data"]["train"] = 10
+    (tmp_path / "out" / "detector" / "train.json").write_text(json.dumps(record))
+    result = reproduce("--data", root, "--out", tmp_path / "out", "--backbone", tiny, "--incomplete")
+    assert "was trained on 22 images, and there are 28 now; name another --out" in str(result.exception)
 
 
 @pytest.mark.parametrize("name", ["paper.md", "paper.json"])

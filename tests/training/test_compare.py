@@ -463,3 +463,14 @@ def test_the_presets_are_listed_and_printed(cli: Callable[..., tuple[int, str, s
     assert cli("presets", "lora")[1] == preset_text("lora")
     code, printed, remarks = cli("presets", "moel")
     assert (code, printed, remarks.count("\n")) == (2, "", 1)
+
+
+def test_data_without_splits_are_refused_before_anything_is_trained(
+    tower: str, manifest: Path, trained: list[str], tmp_path: Path
+) -> None:
+    lines = [line.rsplit(",", 1)[0] for line in manifest.read_text().splitlines()]
+    whole = manifest.with_name("whole.csv")
+    whole.write_text("\n".join(lines))
+    with pytest.raises(DataError, match="split 'train' holds 0 photographs"):
+        compare(PLAN, whole, tmp_path / "out", backbone=tower)
+    assert trained == []

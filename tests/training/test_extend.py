@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,7 @@ from clipmole.evaluation.scorers import trained_on
 from clipmole.models.adapter import load_adapter, read_kept_tokens, save_adapter
 from clipmole.models.network import MoLENetwork
 from clipmole.plumbing.progress import ProgressReporter
-from clipmole.training.extend import Replay, bernoulli_kl, thresholds_changed
+from clipmole.training.extend import Base, Replay, bernoulli_kl, thresholds_changed
 from clipmole.training.train import train
 
 CONFIG = TrainConfig(
@@ -236,3 +237,23 @@ def test_the_command_extends_a_detector(old: Path, data: Path, cache: Path, tmp_
     loaded = load_adapter(tmp_path / "out", old.parent / "tiny")
     assert loaded.config.mole == MoLEConfig(extension_ranks=(1,))
     assert loaded.config.backbone.id == "tiny"
+
+
+@pytest.mark.parametrize(
+    "record",
+    [{"history": 5}, {"history": ["a"]}, {"history": [{}]}, {"environment": "x"}, {"data": {"generators": [5]}}],
+)
+def test_a_damaged_record_is_noticed_before_training(old: Path, tmp_path: Path, record: dict[str, object]) -> None:
+    shutil.copytree(old, tmp_path / "old")
+    (tmp_path / "old" / "train.json").write_text(json.dumps(record))
+    with pytest.raises(CheckpointError, match="is damaged; delete it, and the training data count as unknown"):
+        Base.open(tmp_path / "old")
+
+
+def test_a_history_that_is_no_list_leaves_nothing_known(old: Path, tmp_path: Path) -> None:
+    shutil.copytree(old, tmp_path / "old")
+    (tmp_path / "old" / "train.json").write_text('{"history": 5}')
+    with pytest.raises(CheckpointError, match="history: is no list; delete it"):
+        trained_on(str(tmp_path / "old"))
+    (tmp_path / "old" / "train.json").write_text('{"history": null}')
+    assert trained_on(str(tmp_path / "old")) is None

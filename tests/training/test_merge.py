@@ -194,6 +194,7 @@ def test_the_directory_says_what_it_was_made_of_and_gives_no_verdicts(tower: Pat
         ),
         (MoLEConfig(), {"weights": (1.0,)}, ConfigError, "give two or more, a positive weight each or none"),
         (MoLEConfig(), {"weights": (1.0, -1.0)}, ConfigError, "a positive weight each"),
+        (MoLEConfig(), {"weights": (1.0, 1e39)}, ConfigError, "no weight above 1000"),
         (MoLEConfig(), {"density": 0.0}, ConfigError, "density=0.0"),
         (None, {}, CheckpointError, "one and two: were made for other backbones"),
     ],

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image, JpegImagePlugin
+from safetensors import SafetensorError
 from tiny import picture
 from typer.testing import CliRunner
 
@@ -224,3 +225,21 @@ def test_what_cannot_be_paired_is_refused_in_one_line(tmp_path: Path) -> None:
         make_pairs(small, tmp_path / "out", SMALL)
     with pytest.raises(ConfigError, match="window"):
         PairConfig.parse({"window": 100}, "options")
+
+
+def test_a_limit_counts_photographs_whatever_their_generator_is_called(tmp_path: Path) -> None:
+    write_photos(tmp_path / "photos", 4)
+    rows = [f"photos/{p.name},0,camera {i}" for i, p in enumerate(sorted((tmp_path / "photos").iterdir()))]
+    (tmp_path / "m.csv").write_text("\n".join(["path,label,generator", *rows]))
+    command = ["data", "pair", str(tmp_path / "m.csv"), "--out", str(tmp_path / "out"), "--window", "64"]
+    result = CliRunner().invoke(app, [*command, "--steps", "1", "--limit", "2"])
+    assert "2 photographs and their twins" in result.output
+
+
+def test_a_full_disk_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise SafetensorError("No space left on device")
+
+    monkeypatch.setattr("clipmole.training.pairs.save_file", full)
+    with pytest.raises(DataError, match="cannot be written: No space left on device; free some space"):
+        make_pairs(write_photos(tmp_path / "photos", 2), tmp_path / "out", SMALL)

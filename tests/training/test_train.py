@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,7 +17,7 @@ from tiny import PREPROCESS, tiny_backbone, tiny_network, write_corpus
 
 from clipmole.config import AugmentConfig, MoLEConfig, TrainConfig
 from clipmole.data import read_manifest, take_split
-from clipmole.errors import CheckpointError, ConfigError, DataError
+from clipmole.errors import CheckpointError, ConfigError, DataError, TrainingDiverged
 from clipmole.evaluation.records import Estimate, EvaluationReport, SetReport
 from clipmole.inference.detector import Detector
 from clipmole.models.adapter import load_adapter
@@ -322,3 +323,42 @@ def test_a_record_of_an_older_version_has_a_model_card(trained: Path) -> None:
     record = json.loads((trained / "train.json").read_text())
     del record["config"]["mole"]["companion"]
     assert f"{record['trained_parameters']:,} parameters were trained" in model_card(record, None, ())
+
+
+@pytest.mark.parametrize(
+    ("out", "reason"), [(".", "is the current directory"), (os.fsdecode(b"\xff"), "has a name that is not UTF-8")]
+)
+def test_a_folder_that_could_not_be_used_is_refused_before_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, out: str, reason: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(CheckpointError, match=f"{reason}.*; name another folder"):
+        train(CONFIG, out, data="unread", backbone=tiny_backbone())
+
+
+def test_a_name_that_a_terminal_would_act_on_is_escaped(tmp_path: Path) -> None:
+    few = write_corpus(tmp_path / "corpus", {"train": 4, "val": 2})
+    config = CONFIG.model_copy(update={"epochs": 1})
+    detector = train(config, tmp_path / "a\n\x1b", data=few, backbone=tiny_backbone(), with_report=False)
+    save_tower(tiny_backbone().tower, tmp_path / "tiny", torch.float32)
+    assert detector.name == load_adapter(tmp_path / "a\n\x1b", tmp_path / "tiny").name == r"a\u000a\u001b"
+
+
+def test_logits_of_validation_that_are_not_finite_are_a_run_that_diverged(tmp_path: Path) -> None:
+    few = write_corpus(tmp_path / "corpus", {"train": 4, "val": 2})
+    wild = CONFIG.model_copy(update={"epochs": 1, "learning_rate": 1e30})  # one step, whose loss is finite
+    with pytest.raises(TrainingDiverged, match=r"the logits of validation are not finite; lower learning_rate"):
+        train(wild, tmp_path / "run", data=few, backbone=tiny_backbone())
+
+
+@pytest.mark.parametrize("setting", [{"seed": 2**32}, {"learning_rate": 1e300}, {"head_learning_rate": 1e300}])
+def test_a_number_that_no_library_takes_is_refused(setting: dict[str, float]) -> None:
+    with pytest.raises(ConfigError, match=next(iter(setting))):
+        TrainConfig.parse(CONFIG.model_dump() | setting, "options")
+
+
+def test_a_path_that_no_file_can_have_is_an_image_that_cannot_be_read(tmp_path: Path) -> None:
+    few = write_corpus(tmp_path / "corpus", {"train": 4, "val": 2})
+    few.write_text(few.read_text() + "a\0b.png,1,checks,train\n")
+    with pytest.raises(DataError, match="1 of 13 images cannot be read"):
+        train(CONFIG, tmp_path / "run", data=few, backbone=tiny_backbone())

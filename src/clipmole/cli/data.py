@@ -12,6 +12,7 @@ import typer
 from clipmole.cli.inputs import existing_images
 from clipmole.cli.options import FakeFolders, RealFolders, data_app, data_source, remark
 from clipmole.cli.render import long_work
+from clipmole.plumbing.text import printable
 
 
 @data_app.command()
@@ -23,7 +24,7 @@ def check(
     fake: FakeFolders = None,
     split: Annotated[str | None, typer.Option(help="Look at one split. Default: all.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object that names every file.")] = False,
-    seed: Annotated[int, typer.Option(min=0, help="Seed for the folds of the shortcut audit.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed for the folds of the shortcut audit.")] = 0,
     unpack_to: Annotated[
         Path | None, typer.Option(help="Folder for unpacking images that cannot be read in place.")
     ] = None,
@@ -40,7 +41,7 @@ def check(
     with long_work() as progress:
         report = check_data(samples, seed, progress.track)
     for line in [report.model_dump_json()] if json else report_lines(report):
-        typer.echo(line)
+        typer.echo(line if json else printable(line))
     if report.problems:
         raise typer.Exit(1)
 
@@ -82,7 +83,7 @@ def pair(
             samples = [Sample(path=Path(path), label=0, generator=CAMERA, split="") for path in found]
         else:
             samples = read_data(photographs, split, unsplit="", how=Unpacking(say=progress.say))
-            samples = [sample for sample in samples if sample.label == 0]
+            samples = [s.model_copy(update={"generator": CAMERA}) for s in samples if s.label == 0]  # one kind to limit
         pairs = make_pairs(limit_samples(samples, limit, seed), out, config, progress=progress)
     for reason in pairs.failed.values():
         remark(f"left out: {reason}")

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from clipmole.plumbing.text import printable
+from clipmole.plumbing.text import escaped, printable
 
 if TYPE_CHECKING:
     from clipmole.data import DataSource
@@ -205,6 +205,7 @@ def name_scorers(specs: Iterable[str], option: str = "--detector") -> dict[str, 
         name, equals, rest = spec.partition("=")
         if not equals:
             name, rest = spec.partition("#")[0].rstrip("/").rsplit("/", 1)[-1].removesuffix(".toml"), spec
+        name = escaped(name)
         if not name or name in named:
             reason = f"{spec}: each needs a name of its own; give NAME={rest}"
             raise typer.BadParameter(reason, param_hint=option)
@@ -253,4 +254,4 @@ def command_line(context: typer.Context) -> str:
             continue
         for each in value if isinstance(value, list | tuple) else [value]:
             parts += [parameter.opts[0], str(getattr(each, "value", each))]
-    return shlex.join(map(without_folder, parts))
+    return printable(shlex.join(map(without_folder, parts)))

@@ -63,7 +63,7 @@ def look_once(sample: Sample) -> Look:
     """`look`, once in this process for an unchanged file, because a comparison trains many runs on the same images."""
     try:
         stat = (sample.path if sample.inside is None else sample.inside.file).stat()
-    except OSError:
+    except (OSError, ValueError):  # ValueError: a path that no file can have
         return look(sample)
     return _looked_at(sample, stat.st_size, stat.st_mtime_ns)
 

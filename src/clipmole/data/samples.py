@@ -87,11 +87,11 @@ def sample_bytes(sample: Sample) -> bytes:
             opened.seek(inside.offset)
             data = opened.read(inside.size)
     except (ImageError, NotReadable) as error:
-        raise DataError(f"{sample.path}: {error}") from error
+        raise DataError(f"{source_name(sample.path)}: {error}") from error
     except OSError as error:
-        raise DataError(f"{sample.path}: cannot be read: {error.strerror}") from error
+        raise DataError(f"{source_name(sample.path)}: cannot be read: {error.strerror}") from error
     if len(data) < inside.size:
-        raise DataError(f"{sample.path}: {inside.file} ends before it; fetch that file again")
+        raise DataError(f"{source_name(sample.path)}: {inside.file} ends before it; fetch that file again")
     return data
 
 
@@ -110,7 +110,9 @@ def load_window(sample: Sample) -> RGB:
     image = load_sample(sample)
     height = image.height - sample.ignore_bottom_px
     if height < 1:
-        raise DataError(f"{sample.path}: {IGNORE} {sample.ignore_bottom_px} leaves nothing of {image.height} rows")
+        raise DataError(
+            f"{source_name(sample.path)}: {IGNORE} {sample.ignore_bottom_px} leaves nothing of {image.height} rows"
+        )
     return np.asarray(image)[:height]
 
 

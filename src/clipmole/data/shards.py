@@ -88,7 +88,7 @@ def _grouped(
     shard: str, passed_over: Counter[str], with_bytes: bool
 ) -> Iterator[tuple[str, dict[str, tuple[TarInfo, bytes]]]]:
     """Neighbouring members of one key: the name up to the first dot after the folders, as WebDataset has it."""
-    last, members = "", dict[str, tuple[TarInfo, bytes]]()
+    last, members, known = "", dict[str, tuple[TarInfo, bytes]](), set[str]()
     for member, read in tar_members(shard):
         if kind := leftover_in(member.name):
             passed_over[kind] += 1
@@ -101,6 +101,9 @@ def _grouped(
         if key != last and members:
             yield last, members
             members = {}
+        if key != last and key in known:
+            raise DataError(f"{shard}, {key}: is there twice, and apart; give each image a key of its own")
+        known.add(key)
         last = key
         if ending in members:
             raise DataError(f"{shard}, {key}: .{ending} is there twice")

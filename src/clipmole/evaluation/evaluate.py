@@ -32,7 +32,7 @@ from clipmole.plumbing.environment import environment
 from clipmole.plumbing.prefetch import ahead
 from clipmole.plumbing.progress import SILENT, ProgressReporter
 from clipmole.plumbing.seeding import sample_rng
-from clipmole.plumbing.text import escaped
+from clipmole.plumbing.text import escaped, printable
 
 READY_BYTES = 256 * 2**20  # decoded pixels, of all conditions together, that wait for the scorers
 CHUNK_BYTES = READY_BYTES  # of those that are scored at once; a further image may exceed either limit
@@ -234,7 +234,7 @@ def evaluate(
         detectors=tuple(detector_info(name, scorer, (origins or {}).get(name)) for name, scorer in scorers.items()),
         sets=reports,
         differences=differences,
-        failed={escaped(path): reason for path, reason in failed.items()},
+        failed={escaped(path): printable(reason) for path, reason in failed.items()},
         recipe={
             "images": len(table.samples),
             "data digest": data_digest(table.samples),
@@ -316,7 +316,7 @@ def run_protocol(
     report = report.model_copy(
         update={
             "note": protocol.note,
-            "missing": tuple(missing),
+            "missing": tuple(map(printable, missing)),
             "published": published_for(protocol),
             "recipe": ({"command": command} if command else {}) | report.recipe | settings,
         }

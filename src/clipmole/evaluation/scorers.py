@@ -200,7 +200,10 @@ def trained_on(spec: str) -> TrainedOn | None:
         return None
     cure = "delete it, and the detector's training counts as unknown"
     record = read_json(path, CheckpointError, cure)
-    steps = [record, *record.get("history", [])] if isinstance(record, dict) else []  # of an extended one, all before
+    history = (record.get("history") or []) if isinstance(record, dict) else []
+    if not isinstance(history, list):
+        raise CheckpointError(f"{path}: history: is no list; {cure}")
+    steps = [record, *history]  # of an extended one, all before
     data = [step["data"] for step in steps if isinstance(step, dict) and isinstance(step.get("data"), dict)]
     if len(data) < max(1, len(steps)) or not all({"generators", "sources"} <= each.keys() for each in data):
         return None

@@ -236,9 +236,8 @@ def export_detector(
                 calibrated_on=len(shown),
                 check=check,
             )
-            for file in (CONFIG, CALIBRATION):
-                if (folder / file).is_file():
-                    shutil.copyfile(folder / file, new / file)
+            for file in (CONFIG, *([CALIBRATION] if adapter.calibration else [])):  # none holds on another backbone
+                shutil.copyfile(folder / file, new / file)
             (new / EXPORT).write_text(record.model_dump_json(indent=2) + "\n", encoding="utf-8")
     except OSError as error:
         raise CheckpointError(f"{target}: cannot be written: {error}; nothing was changed") from error

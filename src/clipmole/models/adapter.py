@@ -37,7 +37,7 @@ from clipmole.models.hub import HUB_ID, hub_files
 from clipmole.models.network import MoLENetwork
 from clipmole.plumbing.files import is_odd_file, replacing_folder, why_not_replaceable
 from clipmole.plumbing.json_toml import read_json
-from clipmole.plumbing.text import first_line
+from clipmole.plumbing.text import escaped, first_line
 
 FORMAT_VERSION = 1
 DEFAULT = "default"
@@ -257,7 +257,7 @@ def find_adapter(name: str | Path, revision: str | None = None, cache_dir: Path 
         return str(name), PACKAGED_DETECTORS / name / "adapter"
     path = Path(name)
     if path.is_dir():
-        return path.resolve().name, path
+        return escaped(path.resolve().name), path
     if str(name) in PRESETS:
         raise CheckpointError(
             f"{name}: is a backbone, not a detector; train an adapter for it (clipmole train) and give its directory"

@@ -53,7 +53,13 @@ def why_not_replaceable(folder: Path, kind: str, files: Mapping[str, Callable[[P
     Returns:
         A sentence without its subject, which names the first file that stands in the way.
     """
+    try:
+        str(folder.resolve()).encode()
+    except UnicodeEncodeError:
+        return "has a name that is not UTF-8, which libraries cannot read; name another folder"
     if folder.is_dir():
+        if folder.resolve() == Path.cwd():
+            return "is the current directory, which would be replaced under you; name another folder"
         if reason := _obstacle(folder, kind, files):
             return f"{reason}; name another folder"
     elif folder.exists() or folder.is_symlink():

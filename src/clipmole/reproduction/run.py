@@ -93,11 +93,20 @@ def trained(plan: ExperimentPlan, progress: ProgressReporter) -> None:
     if not record.is_file():
         api.train(plan.config, folder, data=plan.root / "progan", progress=progress)
         return
-    kept = read_json(record, DataError, f"delete {folder} to train it again").get("config", {})
+    found = read_json(record, DataError, f"delete {folder} to train it again")
+    kept, data = (found.get(key) or {} for key in ("config", "data"))
     wanted = plan.config.model_dump(mode="json")
     if kept.get("precision") == "float32":
         wanted["precision"] = "float32"  # what a processor that is slow in bfloat16 takes instead
     other = sorted(key for key, value in wanted.items() if kept.get(key, value) != value)
     if other:
         raise DataError(f"{folder}: was trained with another {', '.join(other)}; name another --out, or delete it")
+    seen, there = (
+        data.get("train", 0) + data.get("val", 0) + len(data.get("skipped", ())),
+        plan.train_images + plan.val_images,
+    )
+    if seen != there:
+        raise DataError(
+            f"{folder}: was trained on {seen:,} images, and there are {there:,} now; name another --out, or delete it"
+        )
     progress.say(f"{folder}: exists and was trained with these settings")

@@ -114,7 +114,9 @@ def compare(
     Raises `DataError` for splits that are not there, before any training, and whatever `train` raises.
     """
     check_outputs(out, plan.name)
-    everything = read_data(data if test_data is None else test_data)
+    labelled = read_data(data)
+    train, _ = (take_split(labelled, split) for split in ("train", "val"))
+    everything = labelled if test_data is None else read_data(test_data)
     splits = {split: take_split(everything, split) for split in plan.splits}
     digests = {split: order_digest(samples) for split, samples in splits.items()}
     trained = TrainedRuns(runs or out / "runs", data, backbone, progress, plan.variants, plan.kept_views)
@@ -128,7 +130,7 @@ def compare(
         scored = [trained.logits(run, splits, digests) for run in finished[method.name]]
         logits[method.name] = {key: np.stack([each[key] for each in scored], axis=1) for key in scored[0]}
     pooled = [sample for split in plan.splits for sample in splits[split]]
-    for part, own in known_and_new(pooled, take_split(read_data(data), "train")).items():
+    for part, own in known_and_new(pooled, train).items():
         splits[part] = [pooled[i] for i in own.tolist()]
         for each in logits.values():
             for v in plan.variants:

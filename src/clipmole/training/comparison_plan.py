@@ -26,14 +26,14 @@ from typing import Annotated, Any, Self
 
 from pydantic import Field, model_validator
 
-from clipmole.config import LOCATION_SETTINGS, Config, TrainConfig
+from clipmole.config import LOCATION_SETTINGS, MOST_RATE, Config, TrainConfig
 from clipmole.data import VARIANTS, Variant
 from clipmole.errors import ConfigError
 from clipmole.plumbing.json_toml import flattened, read_toml
 from clipmole.training.presets import EXTENDS, built_on, load_train_config, resolved
 
-Rate = Annotated[float, Field(gt=0)]
-Seed = Annotated[int, Field(ge=0)]
+Rate = Annotated[float, Field(gt=0, le=MOST_RATE)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
 
 
 class Method(Config):

@@ -75,7 +75,12 @@ class Base:
         if not isinstance(record, dict):
             raise CheckpointError(f"{path}: is damaged; {cure}")
         digest = adapter_digest(folder)
-        return cls(label, digest, folder, config, record, read_calibration(folder), read_kept_tokens(folder))
+        base = cls(label, digest, folder, config, record, read_calibration(folder), read_kept_tokens(folder))
+        try:
+            history_lines(base.history())
+        except (AttributeError, KeyError, TypeError) as error:  # noticed now, not after the training
+            raise CheckpointError(f"{path}: is damaged; {cure}") from error
+        return base
 
     def settings(self, config: TrainConfig) -> TrainConfig:
         """`config` with the detector's backbone, adapter and preprocessing, and one extension of its rank (0: none).

@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -215,9 +215,7 @@ class TrainingLoop:
             with torch_seeded(int(noise)):
                 loss = sum(self._part(next(inputs), part) for part in parts)
             if not math.isfinite(loss):
-                raise TrainingDiverged(
-                    f"the training loss is not finite; lower learning_rate ({self.config.learning_rate:g})"
-                )
+                self._diverged("training loss is")
             self.distributed.clip(list(self.trained.values()), self.config.clip_norm)
             self.optimizer.step()
             self.optimizer.zero_grad(set_to_none=True)
@@ -234,6 +232,9 @@ class TrainingLoop:
                 self._save()
         self.network.keep_gates(False)
         self.network.eval()
+
+    def _diverged(self, what: str) -> NoReturn:
+        raise TrainingDiverged(f"the {what} not finite; lower learning_rate ({self.config.learning_rate:g})")
 
     def _followed(self, steps: Sequence[Any]) -> Iterator[Any]:
         """The steps of an epoch, with progress; a request to stop takes effect between two of them."""
@@ -311,7 +312,12 @@ class TrainingLoop:
         """Validate, add the epoch to the curve, keep its weights if it is the best, and save."""
         at = self.at
         began = time.perf_counter()
-        scores = self.validate()
+        try:
+            scores = self.validate()
+        except CheckpointError:  # the detector refuses scores that are not finite
+            self._diverged("logits of validation are")
+        if not np.isfinite(scores).all():
+            self._diverged("logits of validation are")
         labels, generators = labels_of(self.val_set), np.array([sample.generator for sample in self.val_set])
         epoch = Epoch(
             epoch=at.epoch,

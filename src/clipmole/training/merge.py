@@ -40,6 +40,7 @@ from clipmole.records import Record
 from clipmole.training.curvature import CurvedNetwork, Merging, Position, curved, tokens_of
 from clipmole.training.extend import Base, history_lines
 
+MOST_WEIGHT = 1000.0
 MergeMethod = Literal["stack", "average", "ties", "camex"]
 State = dict[str, Tensor]
 Combine = Callable[[Position, Sequence[Tensor], Sequence[float]], Tensor]
@@ -106,9 +107,10 @@ def merge(
     `DataError` for samples of one class; `CheckpointError` or `WeightsError` if a detector cannot be read.
     """
     given = tuple(weights) or (1 / len(names),) * len(names)
-    if len(names) < 2 or len(given) != len(names) or not all(0 < weight < math.inf for weight in given):
+    if len(names) < 2 or len(given) != len(names) or not all(0 < weight <= MOST_WEIGHT for weight in given):
         raise ConfigError(
-            f"merge: {len(names)} detectors and weights {given}: give two or more, a positive weight each or none"
+            f"merge: {len(names)} detectors and weights {given}: give two or more, a positive weight each or none, "
+            f"and no weight above {MOST_WEIGHT:g}"
         )
     if not 0 < density <= 1:
         raise ConfigError(f"density={density}: the share of the entries that are kept is above 0 and at most 1")

@@ -241,10 +241,9 @@ def make_pairs(
         learnt = {sha: s for sha, s in photographs.items() if not named or s.split == "train"} or photographs
         networks = autoencoders(learnt, out, config, progress)
         return write_pairs(photographs, networks, out, config, progress)
-    except OSError as error:
-        raise DataError(
-            f"{out}: cannot be written: {error.strerror}; free some space or name another folder"
-        ) from error
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise DataError(f"{out}: cannot be written: {reason}; free some space or name another folder") from error
 
 
 def begin(out: Path, config: PairConfig, photographs: dict[str, Sample]) -> None:

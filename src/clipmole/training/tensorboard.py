@@ -34,7 +34,7 @@ class ScalarLog:
             raise MissingDependency("tensorboard", "train") from error
         try:
             self._writer = SummaryWriter(str(folder), purge_step=step, flush_secs=30)
-        except OSError as error:
+        except (OSError, UnicodeError) as error:
             self._end(error)
 
     def __enter__(self) -> Self:

@@ -38,6 +38,7 @@ from clipmole.plumbing.environment import environment
 from clipmole.plumbing.files import why_no_room
 from clipmole.plumbing.progress import SILENT, ProgressReporter, Say
 from clipmole.plumbing.seeding import sample_rng, torch_seeded
+from clipmole.plumbing.text import escaped
 from clipmole.report.training import training_page
 from clipmole.training.distributed import Distributed
 from clipmole.training.extend import Base, kept_tokens, thresholds_changed
@@ -170,7 +171,7 @@ def train(
         curve, best = run.fit()
         tokens = kept_tokens(network, chosen.train, config, pool, base)
     if not distributed.is_main:
-        return Detector(network, config.preprocess, None, Path(out).name, device=str(distributed.device))
+        return Detector(network, config.preprocess, None, escaped(Path(out).name), device=str(distributed.device))
     fit_families(network, families, chosen, config, progress)
     record = make_record(config, loaded, network, chosen, curve, best, distributed, base)
     try:
@@ -180,7 +181,9 @@ def train(
             save_adapter(
                 out, network, loaded, config.preprocess, None, record, model_card(record, None, ()), tokens=tokens
             )
-            detector = Detector(network, config.preprocess, None, Path(out).name, device=str(distributed.device))
+            detector = Detector(
+                network, config.preprocess, None, escaped(Path(out).name), device=str(distributed.device)
+            )
     except CheckpointError as error:
         if not (folder / STATE).exists():
             raise
@@ -296,7 +299,7 @@ def finish(
             calibration, left_out = fit_detector_calibration(detector, chosen.calibration, config.seed)
     except DataError as error:  # the weights are worth keeping anyway
         say(f"not calibrated: {error}")
-    detector = Detector(network, config.preprocess, calibration, Path(out).name, **options)
+    detector = Detector(network, config.preprocess, calibration, escaped(Path(out).name), **options)
     report, table = score_validation(detector, chosen.val, config.seed)
     findings = [better_than_chance(report), *verdicts_promised(calibration, left_out)]
     findings += thresholds_changed(base.calibration, calibration) if base else []
