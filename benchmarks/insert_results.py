@@ -17,8 +17,6 @@ ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = (
     "README.md",
     "MODEL_CARD.md",
-    "docs/detect.md",
-    "docs/evidence.md",
     "docs/performance.md",
     "docs/results.md",
     "docs/scan.md",

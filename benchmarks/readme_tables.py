@@ -2,14 +2,16 @@
 
     python benchmarks/readme_tables.py
 
-Out: `detector.md`, `methods.md`, `methods-vit-b-16.md`, `mole-minus-vit-b-16.md` and `systems.md` in `results/readme`;
-`insert_results.py` then puts them into the documents. To show another detector, name its reports in `DETECTOR`.
+Out: `detector.md`, `methods.md`, `methods-vit-b-16.md`, `mole-minus-vit-b-16.md`, `speed.md` and `systems.md` in
+`results/readme`; `insert_results.py` then puts them into the documents. To show another detector, name its reports in `DETECTOR`.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
+from typing import Any
 
 from clipmole.evaluation.records import Comparison, Estimate, EvaluationReport
 
@@ -95,6 +97,19 @@ def systems_table(comparison: Comparison) -> str:
     return "\n".join(lines) + "\n"
 
 
+def speed_table(runs: list[dict[str, Any]]) -> str:
+    """One row an execution path, one column a network: crops a second at batch 8, and the ratio to the baseline."""
+    columns = [{row["path"]: row for row in run["rows"]} for run in runs if run["batch"] == 8]
+    shapes = [run["shape"] for run in runs if run["batch"] == 8]
+    lines = [f"| crops/s | {' | '.join(shapes)} |", "|---|" + "--:|" * len(shapes)]
+    for path in columns[0]:
+        cells = [f"{rows[path]['images_per_second']:.1f} ({rows[path]['over_baseline']:.2f})" for rows in columns]
+        lines.append(f"| {path} | {' | '.join(cells)} |")
+    made = runs[0]["environment"]
+    lines += ["", f"{made['cpu']}, {made['threads']} threads, torch {made['torch']}, {made['date']}."]
+    return "\n".join(lines) + "\n"
+
+
 def main() -> None:
     argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     out = RESULTS / "readme"
@@ -108,6 +123,8 @@ def main() -> None:
     (out / "methods-vit-b-16.md").write_text(systems_table(on_clip), encoding="utf-8")
     systems = Comparison.model_validate_json((RESULTS / SYSTEMS).read_text(encoding="utf-8"))
     (out / "systems.md").write_text(systems_table(systems), encoding="utf-8")
+    speed = json.loads((RESULTS / "speed" / "speed.json").read_text(encoding="utf-8"))
+    (out / "speed.md").write_text(speed_table(speed), encoding="utf-8")
 
 
 if __name__ == "__main__":

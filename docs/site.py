@@ -59,6 +59,13 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     return LINK.sub(turned, markdown)
 
 
+def on_template_context(context: Any, template_name: str, **_: Any) -> Any:
+    """Give `404.html` links that also work in a site that is opened as files or lies below a folder of a host."""
+    if template_name == "404.html":
+        context["base_url"] = "."
+    return context
+
+
 def targets(page: str) -> Iterator[Path]:
     """Files of the repository that a page links to."""
     for match in LINK.finditer(source(page).read_text(encoding="utf-8")):

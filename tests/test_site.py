@@ -57,6 +57,19 @@ def test_the_reference_has_every_name_and_every_command(site: Path) -> None:
 
 
 @pytest.mark.slow
+def test_a_result_is_one_row_with_its_type(site: Path) -> None:
+    returned = re.findall(r"Returns:</span>.*?</table>", (site / "api.html").read_text(encoding="utf-8"), re.DOTALL)
+    assert len(returned) > 10
+    for table in returned:
+        assert re.findall(r"<tr class=.*?>\s*<td>\s*(<code>)?", table) == ["<code>"], table
+
+
+@pytest.mark.slow
+def test_the_page_for_what_is_missing_can_be_opened_as_a_file(site: Path) -> None:
+    assert not re.findall(r"""(?:href|src)=["']/""", (site / "404.html").read_text(encoding="utf-8"))
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_the_notebook_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     nbformat = pytest.importorskip("nbformat", reason="needs the extra test")

@@ -118,7 +118,7 @@ def evaluate(
         progress: follows the images, and gets remarks, such as what had to be unpacked.
 
     Returns:
-        The report: for each detector, set and condition its estimates with intervals, and the paired differences.
+        For each detector, set and condition its estimates with intervals, and the paired differences.
         Images that could not be read are in `failed`, data sets that are not there in `missing`.
 
     Raises:
