@@ -3,7 +3,8 @@
     python benchmarks/readme_tables.py
 
 Out: `detector.md`, `methods.md`, `methods-vit-b-16.md`, `mole-minus-vit-b-16.md`, `speed.md` and `systems.md` in
-`results/readme`; `insert_results.py` then puts them into the documents. To show another detector, name its reports in `DETECTOR`.
+`results/readme`; `insert_results.py` then puts them into the documents. To show another detector,
+name its reports in `DETECTOR`.
 """
 
 from __future__ import annotations
