@@ -267,7 +267,12 @@ def read_scores(rows: Sequence[dict[str, Any]]) -> tuple[list[Sample], dict[str,
     first = [row for row in rows if row["way"] == rows[0]["way"]]
     tested = [
         Sample(
-            path=Path(r["sha256"]), label=r["label"], generator=r["family"], category=r["category"], group=r["group"]
+            path=Path(r["sha256"]),
+            split="test",
+            label=r["label"],
+            generator=r["family"],
+            category=r["category"],
+            group=r["group"],
         )
         for r in first
     ]
@@ -288,9 +293,10 @@ def run(args: argparse.Namespace) -> None:
         for place, scores in detectors.go(order, steps):
             rows += score_rows(tested, scores, order=number, step=place)
             print(f"order {number}, step {place}: {order[place]}", flush=True)
+            counts = {name: len(own) for name, own in steps.items()}
+            facts = about(args, families=order[: place + 1], seconds=detectors.seconds, training=counts)
+            write_scores(RESULTS / "arrivals" / f"order-{number}.parquet", rows, facts)
         tokens = detectors.tokens
-        facts = about(args, families=order, seconds=detectors.seconds, training={k: len(v) for k, v in steps.items()})
-        write_scores(RESULTS / "arrivals" / f"order-{number}.parquet", rows, facts)
 
 
 def tables() -> None:
@@ -303,7 +309,8 @@ def tables() -> None:
         order = facts["families"]
         for place in range(1, len(order)):
             tested, scores = read_scores([row for row in rows if row["step"] == place])
-            parts = (order[:1], order[1:place], order[place : place + 1], order[place + 1 :])
+            to_come = [name for name in FAMILIES if name not in order[: place + 1]]
+            parts = (order[:1], order[1:place], order[place : place + 1], to_come)
             sets = {name: part for name, part in zip(SETS, parts, strict=True) if part}
             found = {(r["set"], r["photographs"], r["way"]): r for r in ap_rows(tested, scores, sets, WAYS[0], 1000)}
             for way in WAYS:
@@ -320,9 +327,9 @@ def tables() -> None:
         counts = Counter(s.generator if s.label else f"{s.category} photographs" for s in tested)
         seconds = facts["seconds"]
         where = facts["environment"]
-        mean = {way: np.mean([t for name, t in seconds.items() if name.startswith(way)]) for way in WAYS[1:]}
+        median = {way: np.median([t for name, t in seconds.items() if name.startswith(way)]) for way in WAYS[1:]}
         made.append(
-            f"{order[0]} first: {', '.join(f'{way} {t / 60:.1f} min' for way, t in mean.items())} a step; "
+            f"{order[0]} first: {', '.join(f'{way} {t / 60:.1f} min' for way, t in median.items())} a step (median, while the machine had other work too); "
             f"{where['cpu']}, {where['threads']} threads, torch {where['torch']}, {where['date']}."
         )
     text = "\n".join(
