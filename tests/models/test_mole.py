@@ -220,6 +220,8 @@ def test_noise_moves_the_gates_in_training_alone() -> None:
     drawn = ratio - ratio.mean(-1, keepdim=True)
     assert float(drawn.var()) == pytest.approx(0.25 * 2 / 3, rel=0.05)  # three draws less their mean
     assert torch.allclose(noisy.sum(-1), torch.ones(4, 1000), atol=1e-5)
+    router.requires_grad_(False)  # as in a detector that is extended
+    assert torch.equal(router(x), clean)
 
 
 def test_noise_is_drawn_once_for_the_gates_that_are_used_and_those_that_are_balanced() -> None:

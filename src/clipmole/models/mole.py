@@ -32,7 +32,7 @@ class Router(nn.Module):
 
     Each of `config.expert_groups` has its own softmax. With `top_k` all but the k largest gates of a group are 0. With
     `renormalize` the rest then sum to 1; otherwise they keep their values, as in MLoRE. In training, Gaussian noise of
-    standard deviation `router_noise` is added to W x, drawn by PyTorch's generator on the CPU.
+    standard deviation `router_noise` is added to W x, drawn by PyTorch's generator on the CPU; not if W is frozen.
 
     Args:
         width: channels of a token, d.
@@ -48,6 +48,11 @@ class Router(nn.Module):
         nn.init.kaiming_uniform_(self.weight, a=math.sqrt(5))
         self.global_weight = nn.Parameter(torch.zeros(experts, width)) if self.kind == "local-global" else None
 
+    @property
+    def noisy(self) -> bool:
+        """Whether noise is added now: in training, unless the router is a frozen one of an extended detector."""
+        return self.training and self.noise > 0 and self.weight.requires_grad
+
     def forward(self, x: Tensor, pooled: Tensor | None = None) -> Tensor:
         """Tokens (..., T, d) -> gates (..., T, E), in float32 (float64 for float64 tokens).
 
@@ -56,7 +61,7 @@ class Router(nn.Module):
             pooled: w_i . mean over tokens of expert_i(x), (..., 1, E), for `local-global`; None for the others.
         """
         logits = (x[..., :1, :] if self.kind == "image" else x) @ self.weight.T
-        if self.training and self.noise:
+        if self.noisy:
             logits = logits + self.noise * torch.randn(logits.shape).to(logits)
         dtype = torch.promote_types(logits.dtype, torch.float32)
         if pooled is not None:
@@ -158,7 +163,7 @@ class MoLE(nn.Module):
     def needs_all_tokens(self) -> bool:
         """Whether the output for one token depends on all tokens, or on noise that is drawn for all tokens at once."""
         router = self.router
-        return router is not None and (router.kind == "local-global" or (self.training and router.noise > 0))
+        return router is not None and (router.kind == "local-global" or router.noisy)
 
     def forward(self, x: Tensor) -> Tensor:
         if torch.is_autocast_enabled(x.device.type):  # once, not in each of the products below
