@@ -17,12 +17,7 @@ ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = (
     "README.md",
     "MODEL_CARD.md",
-<<<<<<< Updated upstream
-=======
-    "docs/detect.md",
-    "docs/evidence.md",
     "docs/grow.md",
->>>>>>> Stashed changes
     "docs/performance.md",
     "docs/results.md",
     "docs/scan.md",
