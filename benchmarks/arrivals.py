@@ -329,7 +329,8 @@ def tables() -> None:
         where = facts["environment"]
         median = {way: np.median([t for name, t in seconds.items() if name.startswith(way)]) for way in WAYS[1:]}
         made.append(
-            f"{order[0]} first: {', '.join(f'{way} {t / 60:.1f} min' for way, t in median.items())} a step (median, while the machine had other work too); "
+            f"{order[0]} first: {', '.join(f'{way} {t / 60:.1f} min' for way, t in median.items())} a step "
+            "(median, while the machine had other work too); "
             f"{where['cpu']}, {where['threads']} threads, torch {where['torch']}, {where['date']}."
         )
     text = "\n".join(
