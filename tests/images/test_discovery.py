@@ -61,6 +61,21 @@ def test_folders_that_are_links_are_searched_once_and_never_in_a_circle(tmp_path
     assert names_below(root) == ["a.jpg", "link/c.jpg", "link/below/d.jpg", "own/b.jpg"]
 
 
+@pytest.mark.skipif(os.name != "posix", reason="needs symbolic links")
+def test_a_pattern_gives_each_image_once_and_never_goes_in_a_circle(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    touch(tmp_path, "a.jpg", "b/c[1]/d.jpg", ".hidden/e.jpg", "b/.f.jpg")
+    (tmp_path / "elsewhere").symlink_to(tmp_path / "b")
+    for name in ("round", "round-again", "b/back"):  # glob.glob would go 2^40 ways
+        (tmp_path / name).symlink_to(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    for pattern in ("**/*.jpg", "**/*", "**", "**/**/*.jpg", "[ab]*/../**/?.jpg"):
+        found = [os.path.normpath(str(each)) for each in find_images([pattern])]
+        assert found == ["a.jpg", "b/c[1]/d.jpg"]
+    assert list(find_images([f"{tmp_path}/**/c*/*"])) == [f"{tmp_path}/b/c[1]/d.jpg"]
+
+
 def test_a_folder_that_goes_while_it_is_searched_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     touch(tmp_path, "a/1.jpg", "b/2.jpg", "c/3.jpg")
     scandir = os.scandir

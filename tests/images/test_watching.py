@@ -79,6 +79,26 @@ def test_a_file_that_is_replaced_or_comes_back_comes_out_again(
     assert watched(happens, existing=True) == [(2.0, "a.png"), (7.0, "a.png"), (14.0, "a.png")]
 
 
+def test_a_folder_that_fails_for_a_while_does_not_give_its_images_again(
+    tmp_path: Path, watched: Callable[..., list[tuple[float, str]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "below").mkdir()
+    (tmp_path / "below" / "a.png").write_text("a")
+    scandir, failing = os.scandir, set[str]()
+
+    def failing_scandir(path: str) -> object:
+        if str(path) in failing:
+            raise OSError(5, "Input/output error", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(watching.os, "scandir", failing_scandir)
+    happens = {5: lambda: failing.add(str(tmp_path / "below")), 9: failing.clear}
+    assert watched(happens, existing=True) == [(2.0, os.path.join("below", "a.png"))]
+    failing.add(str(tmp_path))
+    with pytest.raises(DataError, match="cannot be searched: Input/output error; watch a folder that you may read"):
+        new_images(str(tmp_path))
+
+
 def test_a_folder_that_is_not_there_or_goes_is_named(tmp_path: Path) -> None:
     folder = tmp_path / "in\nbox"
     with pytest.raises(DataError, match=r"in\\u000abox: there is no such folder to watch"):
@@ -93,8 +113,12 @@ def test_a_folder_that_is_not_there_or_goes_is_named(tmp_path: Path) -> None:
         next(paths)
 
 
-def test_it_ends_soon_after_somebody_asks(tmp_path: Path) -> None:
+def test_it_ends_soon_after_somebody_asks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watching, "PATIENCE", 0.01)
     asked = [False, False, True]
     began = time.monotonic()
     assert list(new_images(str(tmp_path), interval=0.01, stopping=lambda: asked.pop(0))) == []
     assert time.monotonic() - began < 5
+    asked = [False, True]
+    assert list(new_images(str(tmp_path), interval=3600, stopping=lambda: asked.pop(0))) == []
+    assert time.monotonic() - began < 60

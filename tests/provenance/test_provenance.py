@@ -521,6 +521,9 @@ FETCH = b'<!DOCTYPE l [<!ENTITY x SYSTEM "file:///etc/hostname">]><l xmlns="u:v"
         (b"<a>" + b"x" * 2**21, "bytes"),
         (b"<a xmlns='u:v'>" + b"<b>1</b>" * 6000 + b"</a>", "more than 5000 properties"),
         (b"", "not well-formed"),
+        (b'<?xml version="1.0" encoding="none"?><a/>', "an encoding that XMP cannot have: unknown encoding: none"),
+        (b'<?xml version="1.0" encoding="shift_jis"?><a/>', "an encoding that XMP cannot have: multi-byte encodings"),
+        (b'<?xml version="1.0" encoding="idna"?><a/>', "an encoding that XMP cannot have"),
     ],
 )
 def test_hostile_xmp_is_refused_whole(packet: bytes, reason: str) -> None:

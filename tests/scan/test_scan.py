@@ -14,6 +14,7 @@ import sys
 import tarfile
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
@@ -30,6 +31,8 @@ from clipmole.cli import app
 from clipmole.errors import ConfigError, DataError, Stopped
 from clipmole.inference.detector import Detector
 from clipmole.inference.export import export_detector
+from clipmole.scan import scorer
+from clipmole.scan.containers import Entry
 from clipmole.scan.duplicates import LocalClaims
 from clipmole.scan.listing import Listings
 from clipmole.scan.report import thumbnails
@@ -252,10 +255,65 @@ def test_a_name_that_is_not_utf8(tmp_path: Path, images: dict[str, bytes]) -> No
     place.mkdir()
     for name, data in ((b"a\xff.png", images["000.png"]), (b"b\xfe.png", b"no image")):
         (place / os.fsdecode(name)).write_bytes(data)
-    rows = run(tmp_path / "scan", place)
-    assert [row["source"] for row in rows] == [f"{place}/a\\udcff.png", f"{place}/b\\udcfe.png"]
-    assert [row["error_code"] for row in rows] == [None, "unreadable"]
+    shard = write_tar(tmp_path / "x\udcfd.tar", {"c\udcff.png": images["001.png"]})
+    rows = run(tmp_path / "scan", place, os.fsdecode(shard))
+    names = [f"{place}/a\\udcff.png", f"{place}/b\\udcfe.png", f"{tmp_path}/x\\udcfd.tar/c\\udcff.png"]
+    assert [row["source"] for row in rows] == names
+    assert [row["error_code"] for row in rows] == [None, "unreadable", None]
     assert rows[0]["sha256"] == hashlib.sha256(images["000.png"]).hexdigest()
+    assert [picture is not None for picture in thumbnails(rows).values()] == [True, False, True]
+    again = run(tmp_path / "again", tmp_path / "scan")  # by the names in the rows
+    assert [(row["source"], row["sha256"], row["logit"]) for row in again] == [
+        (row["source"], row["sha256"], row["logit"]) for row in rows
+    ]
+
+
+def test_a_folder_of_shards_may_hold_the_scan_links_and_tables_of_addresses(
+    tmp_path: Path, images: dict[str, bytes], logits: dict[str, float]
+) -> None:
+    place, said = tmp_path / "shards", list[str]()
+    place.mkdir()
+    write_tar(place / "00000.tar", images)
+    (place / "round").symlink_to(place)
+    (place / "round-again").symlink_to(place)
+    addresses = {"key": ["000", "001"], "url": ["memory://gone/000.png", "memory://gone/001.png"]}
+    parquet.write_table(pa.table(addresses), place / "00000.parquet")  # as img2dataset writes it
+    rows = run(place / "scan", place, say=said.append)
+    assert_same(rows, logits)
+    (line,) = said
+    assert "since they describe the shards of their names: 1 tables" in line
+    assert run(place / "scan", place) == rows
+    assert len(run(tmp_path / "table", place / "00000.parquet")) == 2
+
+
+def test_a_folder_that_may_not_be_searched_does_not_hide_shards(
+    tmp_path: Path, images: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    locked = tmp_path / "shards" / "lost+found"
+    locked.mkdir(parents=True)
+    write_tar(tmp_path / "shards" / "x.tar", images)
+    scandir, access = os.scandir, os.access
+
+    def denied(path: Any) -> Any:
+        if str(path) == str(locked):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", denied)
+    monkeypatch.setattr(os, "access", lambda path, mode: str(path) != str(locked) and access(path, mode))
+    rows = run(tmp_path / "scan", tmp_path / "shards")
+    assert [row["source"] for row in rows if row["error_code"] != "not_found"] == [
+        f"{tmp_path}/shards/x.tar/{name}" for name in sorted(images)
+    ]
+    assert len(rows) == len(images) + 1
+
+
+def test_an_address_that_is_none_is_a_row_with_a_code(tmp_path: Path, folder: Path) -> None:
+    listed = tmp_path / "list.txt"
+    listed.write_text(f"{folder}/000.png\nhtp://host/a.png\n{folder}/002.png\n")
+    rows = run(tmp_path / "scan", list_file=str(listed))
+    assert [row["error_code"] for row in rows] == [None, None, "not_read"]
+    assert rows[2]["error"] == "cannot be read: Protocol not known: htp"
 
 
 def test_copies_are_scored_once_also_across_parts_and_runs(tmp_path: Path, images: dict[str, bytes]) -> None:
@@ -663,6 +721,37 @@ def test_a_damaged_file_of_a_scan_is_one_line_that_names_it(
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs pipes that have names")
+def test_a_part_that_is_missing_between_others_is_named(
+    tmp_path: Path, images: dict[str, bytes], logits: dict[str, float]
+) -> None:
+    shard, parts = write_tar(tmp_path / "x.tar", images), tmp_path / "scan" / "parts"
+    run(tmp_path / "scan", shard, part_rows=2)
+    (parts / "part-0000000-001.parquet").unlink()  # else the rest would count as what comes after part 000
+    reason = r"part-0000000-002\.parquet: the part before it is missing; delete all part-0000000-\*"
+    with pytest.raises(DataError, match=reason):
+        run(tmp_path / "scan", shard, part_rows=2)
+    for part in parts.glob("part-0000000-*.parquet"):  # the cure
+        part.unlink()
+    assert_same(run(tmp_path / "scan", shard, part_rows=2), logits)
+
+
+def test_few_large_files_are_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scorer, "HEAVY", 100)  # bytes; so each image counts as many
+    data, taken = [encoded(picture(i, 40, 36)) for i in range(60)], []
+
+    def entries() -> Iterator[tuple[int, Entry]]:
+        for i, each in enumerate(data):
+            taken.append(i)
+            yield 0, Entry(str(i), "x.tar", str(i), len(each), each)
+
+    detector = tiny_detector()
+    detector.workers = 2
+    with closing(scorer.EntryScorer(detector, LocalClaims(), readers=2).rows(entries())) as rows:
+        next(rows)
+        assert len(taken) <= 20  # the two images of a batch, and what waits for each of four threads
+        assert len(list(rows)) == len(data) - 1
+
+
 def test_pipes_are_refused_and_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "x.tar")
     with pytest.raises(DataError, match=r"x\.tar: is a pipe or a device; save its content to a file first"):
@@ -850,7 +939,7 @@ def test_sources_that_are_not_there(tmp_path: Path) -> None:
         with pytest.raises(DataError, match="absent"):
             run(tmp_path / "scan", source if "://" in source else tmp_path / source)
         assert not list((tmp_path / "scan").glob("listing*"))
-    with pytest.raises(DataError, match="cannot be opened"):
+    with pytest.raises(DataError, match="cannot be listed: Protocol not known"):
         run(tmp_path / "other", "nosuchprotocol://x")
 
 

@@ -23,6 +23,7 @@ LEFTOVERS = ("__MACOSX", ".ipynb_checkpoints", "@eaDir")
 RESOURCE_FORK = "._"
 NAME_IT = "; give one by its name to have it scored"
 _PARTS = re.compile(r"[/\\]")
+_EVERYWHERE = re.compile(r"(?<![^/\\])\*\*(?:[/\\]+|$)")  # a part of a pattern that means any folders, or none
 
 
 def leftover(name: str) -> str | None:
@@ -74,16 +75,45 @@ def _found(paths: Iterable[str], passed_over: Counter[str]) -> Iterator[str | Im
         if os.path.isdir(path):
             yield from _below(path, passed_over)
         elif not os.path.lexists(path) and glob.has_magic(path):
-            matches = sorted(glob.glob(path, recursive=True))
+            matches = matches_of(path)
             kinds = [leftover_in(match, path) for match in matches]
             passed_over.update(filter(None, kinds))
-            yield from (
-                _found((match for match, kind in zip(matches, kinds, strict=True) if kind is None), passed_over)
-                if matches
-                else [ImageNotFound(escaped(path), "nothing matches this pattern")]
-            )
+            named = (match for match, kind in zip(matches, kinds, strict=True) if kind is None)
+            given: set[str] = set()  # a pattern may match an image and a folder that it lies in
+            for found in _found(named, passed_over):
+                if isinstance(found, ImageError) or found not in given:
+                    yield found
+                if isinstance(found, str):
+                    given.add(found)
+            if not matches:
+                yield ImageNotFound(escaped(path), "nothing matches this pattern")
         else:
             yield path
+
+
+def matches_of(pattern: str) -> list[str]:
+    """What a pattern of `glob` matches, sorted.
+
+    `**` stands for folders without a leading dot, as in `glob`; but of several links that lead to one folder it follows
+    one, and none in a circle. `**/*` and a last `**` match files alone: all folders are searched for them anyway.
+    """
+    everywhere = _EVERYWHERE.search(pattern)
+    if everywhere is None:
+        return sorted(glob.glob(pattern))
+    head, rest = pattern[: everywhere.start()], pattern[everywhere.end() :] or "*"
+    found: set[str] = set()
+    for root in glob.glob(head) if head else [os.curdir]:
+        for folder, _, names in _walk(root, _hidden, lambda _error: None):
+            inside = folder if head else os.path.normpath(folder).removeprefix(os.curdir)
+            if rest == "*":
+                found.update(os.path.join(inside, name) for name in names if not _hidden(name))
+            else:
+                found.update(matches_of(os.path.join(glob.escape(inside), rest)))
+    return sorted(found)
+
+
+def _hidden(name: str) -> bool:
+    return name.startswith(".")
 
 
 def _below(root: str, passed_over: Counter[str]) -> Iterator[str | ImageError]:
@@ -101,9 +131,14 @@ def _below(root: str, passed_over: Counter[str]) -> Iterator[str | ImageError]:
 
 
 def walk_images(
-    root: str, passed_over: Counter[str], failed: Callable[[OSError], object], *, once: bool = True
+    root: str,
+    passed_over: Counter[str],
+    failed: Callable[[OSError], object],
+    *,
+    once: bool = True,
+    wanted: Callable[[str], object] = has_image_extension,
 ) -> Iterator[str]:
-    """Paths of the files with an image's extension in a folder and all folders below it, sorted.
+    """Paths of the images, or of other `wanted` files, in a folder and all folders below it, sorted.
 
     Links to folders are followed.
 
@@ -113,7 +148,22 @@ def walk_images(
         failed: is told of each folder that cannot be searched.
         once: if several links lead to one folder, search it only once. False: search it once for each link, but never
             in a circle.
+        wanted: whether a file of this name is taken.
     """
+
+    def skipped(name: str) -> bool:
+        kind = leftover(name)
+        passed_over.update([kind] if kind else [])
+        return kind is not None
+
+    for folder, _, names in _walk(root, skipped, failed, once=once):
+        yield from (os.path.join(folder, name) for name in sorted(names) if not skipped(name) and wanted(name))
+
+
+def _walk(
+    root: str, skipped: Callable[[str], bool], failed: Callable[[OSError], object], *, once: bool = True
+) -> Iterator[tuple[str, list[str], list[str]]]:
+    """`os.walk` that follows links as `walk_images` does, sorted, without the folders whose names are `skipped`."""
     followed = [os.path.realpath(root)]
 
     def enters(folder: str, name: str) -> bool:
@@ -123,13 +173,8 @@ def walk_images(
         return _is_new(path, followed) if once else not _is_circle(path, root)
 
     for folder, subfolders, names in os.walk(root, onerror=failed, followlinks=True):
-        for each in [*subfolders, *names]:
-            if kind := leftover(each):
-                passed_over[kind] += 1
-        subfolders[:] = sorted(name for name in subfolders if not leftover(name) and enters(folder, name))
-        for name in sorted(names):
-            if has_image_extension(name) and not leftover(name):
-                yield os.path.join(folder, name)
+        subfolders[:] = sorted(name for name in subfolders if not skipped(name) and enters(folder, name))
+        yield folder, subfolders, names
 
 
 def _is_new(link: str, followed: list[str]) -> bool:

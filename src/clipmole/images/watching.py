@@ -6,6 +6,7 @@ so it needs no service of the operating system, works on network drives, and see
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -17,6 +18,7 @@ from clipmole.plumbing.progress import never
 from clipmole.plumbing.text import escaped
 
 Signature = tuple[int, int, int]  # size, time of the last change in ns, inode
+PATIENCE = 1.0  # seconds between two questions whether to stop
 
 
 def new_images(
@@ -38,11 +40,12 @@ def new_images(
         interval: seconds between two looks.
         settle: seconds without a change.
         existing: also give the images that are there at the start.
-        stopping: asked before each look and after each path; the iterator ends once it is true.
+        stopping: asked before each look, after each path and every second; the iterator ends once it is true.
 
-    Raises `DataError` if the folder is not there, or disappears.
+    Raises `DataError` if the folder is not there or cannot be searched, also later. One below it that cannot be
+    searched for a while, because a network drive fails, is taken to be as it was.
     """
-    there = images_in(folder)
+    there = images_in(folder, [])
     return _changes(folder, {} if existing else there, interval, settle, stopping)
 
 
@@ -52,9 +55,10 @@ def _changes(
     """The paths of files that are new or changed; `seen` holds the files that do not count, or have been given."""
     changed: dict[str, tuple[Signature, float]] = {}
     while not stopping():
-        there = images_in(folder)
-        now = time.monotonic()
-        seen = {path: signature for path, signature in seen.items() if path in there}
+        failed: list[str] = []
+        there, now = images_in(folder, failed), time.monotonic()
+        away = tuple(os.path.join(each, "") for each in failed)
+        seen = {path: signature for path, signature in seen.items() if path in there or path.startswith(away)}
         changed = {path: known for path, known in changed.items() if path in there}
         for path in sorted(there):
             signature = there[path]
@@ -68,18 +72,32 @@ def _changes(
                 yield path
                 if stopping():
                     return
-        time.sleep(interval)
+        steps = math.ceil(interval / PATIENCE)
+        for _ in range(steps):
+            time.sleep(interval / steps)
+            if stopping():
+                return
 
 
-def images_in(folder: str) -> dict[str, Signature]:
+def images_in(folder: str, failed: list[str]) -> dict[str, Signature]:
     """Path -> signature of each file with an image's extension in a folder and all folders below it.
 
-    Raises `DataError` if the folder is not there.
+    Args:
+        failed: the folders below it that cannot be searched are added here.
+
+    Raises `DataError` if the folder itself is not there or cannot be searched.
     """
+
+    def fail(error: OSError) -> None:
+        if error.filename == folder:
+            reason = f"cannot be searched: {error.strerror}; watch a folder that you may read"
+            raise DataError(f"{escaped(folder)}: {reason}") from error
+        failed.append(error.filename)
+
     if not os.path.isdir(folder):
         raise DataError(f"{escaped(folder)}: there is no such folder to watch")
     found: dict[str, Signature] = {}
-    for current, folders, names in os.walk(folder):
+    for current, folders, names in os.walk(folder, onerror=fail):
         folders[:] = [name for name in folders if not name.startswith(".") and not leftover(name)]
         for name in names:
             if not name.startswith(".") and has_image_extension(name):

@@ -12,6 +12,8 @@ from __future__ import annotations
 from typing import NamedTuple
 from xml.parsers import expat
 
+from clipmole.plumbing.text import first_line
+
 MAX_BYTES = 2**21  # of a packet
 MAX_DEPTH = 60  # elements within each other
 MAX_PROPERTIES = 5000
@@ -40,6 +42,10 @@ def read_xmp(packet: bytes) -> list[Property]:
         reader.parser.Parse(packet.strip(b"\0 \r\n\t"), True)
     except expat.ExpatError as error:
         raise UnsafeXMP(f"not well-formed: {expat.ErrorString(error.code)}") from error
+    except UnsafeXMP:
+        raise
+    except (LookupError, ValueError) as error:  # of Python's codecs
+        raise UnsafeXMP(f"in an encoding that XMP cannot have: {first_line(error)}") from error
     return reader.found
 
 

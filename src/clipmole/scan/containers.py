@@ -26,6 +26,7 @@ from clipmole.images.discovery import leftover_in
 from clipmole.images.formats import has_image_extension
 from clipmole.images.loading import DEFAULT_LIMITS
 from clipmole.plumbing.progress import silent
+from clipmole.scan.rows import in_utf8
 from clipmole.scan.settings import ScanSettings
 
 
@@ -37,7 +38,7 @@ class WorkItem:
         kind: "file" is an image; "tar"; "table": a Parquet file with images in it; "rows": of a Hugging Face data set.
         location: path, address, or hf:name?split=...
         size: bytes, if known.
-        only: names or row numbers to take, in the container's order; None: all.
+        only: names (as `in_utf8` gives them) or row numbers to take, in the container's order; None: all.
         first, last: number of the first row to take and of the one after the last, of "rows"; None: from the
             beginning, to the end.
         take: how many images to take; None: all.
@@ -91,10 +92,10 @@ def _inside(item: WorkItem, settings: ScanSettings, passed_over: Counter[str]) -
     error: ImageError = ImageNotFound(item.location, "is no longer in it")
     try:
         for member, size, read in _tar_images(item, passed_over) if item.kind == "tar" else _READERS[item.kind](item):
-            source = _source(item, member)
-            if (item.only is None or member in left) and settings.draws(source):
+            source, name = _source(item, member), in_utf8(member)
+            if (item.only is None or name in left) and settings.draws(source):
                 yield _entry(Entry(source, item.location, member, size), read)
-            left.pop(member, None)
+            left.pop(name, None)
     except ImageError as problem:
         error = problem
         if item.only is None:
@@ -140,7 +141,7 @@ def _tar_images(item: WorkItem, passed_over: Counter[str]) -> Iterator[tuple[str
 
 def _leftover(item: WorkItem, member: str) -> str | None:
     """The kind of leftover that a member of a tar is; one that was asked for by its name is none."""
-    return None if item.only is not None and member in item.only else leftover_in(member)
+    return None if item.only is not None and in_utf8(member) in item.only else leftover_in(member)
 
 
 def count_members(item: WorkItem) -> int | None:

@@ -12,6 +12,7 @@ import contextlib
 import glob
 import hashlib
 import os
+import re
 import sqlite3
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -26,14 +27,21 @@ from clipmole.data.containers.huggingface import PREFIX, is_saved
 from clipmole.data.containers.tables import TABLE, table_columns
 from clipmole.data.containers.tar import TAR
 from clipmole.errors import ConfigError, DataError, ImageError, ImageNotFound, ImageNotRead, Stopped
-from clipmole.images.discovery import NAME_IT, find_images, leftover_in, say_passed_over
+from clipmole.images.discovery import (
+    NAME_IT,
+    find_images,
+    leftover_in,
+    matches_of,
+    say_passed_over,
+    walk_images,
+)
 from clipmole.images.formats import has_image_extension
 from clipmole.plumbing.files import is_odd_file, replacing_files
 from clipmole.plumbing.path_lists import listed_paths
 from clipmole.plumbing.progress import SILENT, ProgressReporter, Say
 from clipmole.plumbing.text import first_line, unescaped
 from clipmole.scan.containers import WorkItem, count_members, data_set_items, entries, table_paths
-from clipmole.scan.rows import schema
+from clipmole.scan.rows import out_of_utf8, schema
 from clipmole.scan.settings import ScanSettings, row_filter
 
 NAME = "listing-{:04d}.parquet"
@@ -41,6 +49,7 @@ SCAN = "scan.json"  # in the folder of a scan
 GO_ON = "give the same command again to go on"
 ANEW = "name another --out, or delete that folder"
 PARTS = "parts"
+OWN = re.compile(r"(listing|part|groups)[-\d]*(-end)?\.parquet")  # tables that a scan writes
 
 
 @contextlib.contextmanager
@@ -277,7 +286,7 @@ def _is_single(line: str) -> bool:
     many = is_address(line) or line.startswith(PREFIX) or TAR.search(line) or TABLE.search(line)
     if not glob.has_magic(line):
         return image or not (many or os.path.isdir(line))
-    return not many and not os.path.isdir(line) and (os.path.isfile(line) or not glob.glob(line, recursive=True))
+    return not many and not os.path.isdir(line) and (os.path.isfile(line) or not matches_of(line))
 
 
 def _local(source: str, say: Say) -> Iterator[File]:
@@ -285,6 +294,7 @@ def _local(source: str, say: Say) -> Iterator[File]:
 
     Of a folder below that may not be searched, the folder itself: its row says so. Raises `DataError` if one is gone.
     """
+    only_unsearched = True
     for found in find_images([source], say):
         if isinstance(found, ImageError):
             folder = unescaped(found.source)
@@ -293,38 +303,62 @@ def _local(source: str, say: Say) -> Iterator[File]:
                 continue
             if isinstance(found, ImageNotRead) or not os.path.isdir(folder):
                 raise DataError(f"{found}; nothing was scanned")
-            names = sorted(glob.glob(os.path.join(glob.escape(folder), "**"), recursive=True))
-            shards = [name for name in names if TAR.search(name) or TABLE.search(name)]
+            shards = list(_containers(folder))
             if not shards:
                 raise DataError(f"{found.source}: holds no images, shards (.tar) or tables (.parquet)")
             yield from map(local_file, shards)
-        elif (TAR.search(found) or TABLE.search(found)) and is_odd_file(Path(found)):
+        elif _is_container(found) and is_odd_file(Path(found)):
             raise DataError(f"{found}: is a pipe or a device; save its content to a file first")
         elif os.path.lexists(found):
             yield local_file(found)
         else:
             raise DataError(f"{found}: there is no such file or folder; check the path")
+        only_unsearched = False
+    if only_unsearched and os.path.isdir(source):
+        yield from map(local_file, _containers(source))
+
+
+def _containers(folder: str) -> Iterator[str]:
+    """Shards and tables in a folder that is not hidden, except for the tables of scans that were written there."""
+    for path in walk_images(folder, Counter(), lambda _error: None, wanted=_is_container):
+        above, name = os.path.split(path)
+        of_scan = OWN.fullmatch(name) and any(os.path.isfile(os.path.join(above, up, SCAN)) for up in (".", ".."))
+        if not of_scan and f"{os.sep}." not in path[len(folder) :]:
+            yield path
+
+
+def _is_container(name: str) -> bool:
+    return bool(TAR.search(name) or TABLE.search(name))
 
 
 def _gathered(source: str, files: Iterable[File], folder: bool, say: Say) -> Iterator[tuple[WorkItem, File]]:
-    """Items of files; of a folder, its images, and its shards and tables only if it holds no images."""
+    """Items of files; of a folder, its images, and its shards and tables only if it holds no images.
+
+    A table beside a shard of its name is passed over: img2dataset writes one for each shard, with the addresses of its
+    images.
+    """
     aside: list[File] = []
     passed_over: Counter[str] = Counter()
-    found = False
+    found = given = False
     for file in files:
         if kind := leftover_in(file.location, source):
             passed_over[kind] += 1
-        elif TAR.search(file.location) or TABLE.search(file.location):
+        elif _is_container(file.location):
             aside.append(file)
         elif not folder or not file.there or has_image_extension(file.location):
-            found = True
+            found, given = found or file.there, True
             yield WorkItem("file", file.location, file.size), file
     say_passed_over(passed_over, say, NAME_IT)
     if folder and found:
         return
+    shards = {TAR.sub("", file.location) for file in aside if TAR.search(file.location)}
+    beside = sum(TABLE.sub("", file.location) in shards for file in aside)
+    if beside:
+        say(f"passed over, since they describe the shards of their names: {beside:,} tables{NAME_IT}")
     for file in aside:
-        yield from _of_container(file)
-    if not found and not aside:
+        if TABLE.sub("", file.location) not in shards:
+            yield from _of_container(file)
+    if not given and not aside:
         raise DataError(f"{source}: holds no images, shards (.tar) or tables (.parquet)")
 
 
@@ -365,10 +399,10 @@ def _scanned(folder: Path, settings: ScanSettings) -> Iterator[WorkItem]:
     ):
         if container is None:
             for row in rows:
-                yield WorkItem("file", row["source"], row["bytes"])
+                yield WorkItem("file", out_of_utf8(row["source"]), row["bytes"])
             continue
         while members := tuple(row["member"] for row in islice(rows, settings.part_rows) if row["member"] is not None):
-            yield WorkItem.of_container(container, members)
+            yield WorkItem.of_container(out_of_utf8(container), members)
 
 
 def read_rows(folder: Path, chosen: Any = None, columns: list[str] | None = None) -> Iterator[dict[str, Any]]:

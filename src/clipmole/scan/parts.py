@@ -44,11 +44,12 @@ class Parts:
         self.parts_folder = folder / PARTS
 
     def paths(self) -> list[Path]:
-        """All parts, in the order of their chunks."""
-        return sorted(path for path in self.parts_folder.glob("part-*.parquet") if PART.fullmatch(path.name))
+        """All parts, in the order of their chunks and numbers."""
+        named = ((path, PART.fullmatch(path.name)) for path in self.parts_folder.glob("part-*.parquet"))
+        return [path for *_, path in sorted((int(match[1]), int(match[2]), path) for path, match in named if match)]
 
     def done(self) -> dict[int, ChunkProgress]:
-        """Chunk -> its progress, for chunks with a part."""
+        """Chunk -> its progress, for chunks with a part. Raises `DataError` if a part is missing before another one."""
         from pyarrow import parquet
 
         found: dict[int, ChunkProgress] = {}
@@ -57,6 +58,8 @@ class Parts:
             assert match
             chunk, ended = int(match[1]), match[3] is not None
             before = found.get(chunk, ChunkProgress())
+            if int(match[2]) != before.parts:
+                raise DataError(f"{path}: the part before it is missing; {part_cure(path)}")
             with reading_parquet(path, part_cure(path)):
                 rows = before.rows + parquet.read_metadata(path).num_rows
             found[chunk] = ChunkProgress(before.parts + 1, rows, before.ended or ended)

@@ -40,6 +40,7 @@ from clipmole.report.plots import even_axis, histogram
 from clipmole.report.thumbnails import thumbnail
 from clipmole.scan.containers import WorkItem, entries
 from clipmole.scan.listing import SCAN, read_rows
+from clipmole.scan.rows import in_utf8, out_of_utf8
 from clipmole.scan.settings import ScanSettings
 
 SHOWN = 12  # images of each kind
@@ -312,14 +313,14 @@ def _read_again(container: str | None, rows: Sequence[dict[str, Any]]) -> Iterat
     if container is None:
         for row in rows:
             try:
-                yield row["source"], read_location(row["source"])
+                yield row["source"], read_location(out_of_utf8(row["source"]))
             except ClipmoleError:
                 continue
         return
-    item = WorkItem.of_container(container, tuple(sorted({row["member"] for row in rows})))
+    item = WorkItem.of_container(out_of_utf8(container), tuple(sorted({row["member"] for row in rows})))
     try:
         for entry in entries(item, ScanSettings()):
             if isinstance(entry.data, bytes):
-                yield entry.source, entry.data
+                yield in_utf8(entry.source), entry.data
     except ClipmoleError:
         return

@@ -6,6 +6,7 @@ It knows nothing of how rows are made.
 from __future__ import annotations
 
 import builtins
+import re
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -90,6 +91,11 @@ def scored(row: Row, result: Detection | ImageError) -> Row:
 def in_utf8(text: str) -> str:
     """`text` with bytes of a file's name that are not UTF-8 written out, as \\udcff."""
     return text.encode("utf-8", "backslashreplace").decode()
+
+
+def out_of_utf8(text: str) -> str:
+    """What `in_utf8` was given."""
+    return re.sub(r"\\udc([89a-f][0-9a-f])", lambda match: chr(0xDC00 + int(match[1], 16)), text)
 
 
 def schema() -> pa.Schema:

@@ -14,7 +14,6 @@ from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from itertools import islice
 
 from clipmole.data.audit.files import hash_and_thumbnail
 from clipmole.data.containers.filesystems import read_location
@@ -30,6 +29,7 @@ from clipmole.scan.rows import Row, in_utf8, scored
 
 READERS = 8  # threads that fetch bytes
 CLAIMED = 16  # images that are looked up at once
+HEAVY = 2**22  # bytes: a larger file counts as several images among those that are held
 FAILURES = 100  # files in a row that cannot be fetched: the network is gone, not the files
 
 
@@ -50,6 +50,19 @@ class _Read:
 
     row: Row
     data: bytes | ImageError
+
+
+def _weight(step: tuple[int, _Read | None]) -> int:
+    data = b"" if step[1] is None else step[1].data
+    return 1 + len(data) // HEAVY if isinstance(data, bytes) else 1
+
+
+def _few(read: Iterator[tuple[int, _Read | None]]) -> Iterator[tuple[int, _Read | None]]:
+    """The next steps, as many as are looked up at once."""
+    held = 0
+    while held < CLAIMED and (step := next(read, None)) is not None:
+        held += _weight(step)
+        yield step
 
 
 class EntryScorer:
@@ -150,9 +163,9 @@ class EntryScorer:
         def fetch(step: tuple[int, Entry | None]) -> tuple[int, _Read | None]:
             return step[0], None if step[1] is None else self._fetch(step[1])
 
-        fetched = ahead(fetch, entries, workers=self.readers, limit=2 * self.readers)
+        fetched = ahead(fetch, entries, workers=self.readers, limit=2 * self.readers, weigh=_weight)
         read = (item for item in fetched if item is not None)
-        while some := list(islice(read, CLAIMED)):
+        while some := list(_few(read)):
             asked = [(item.row.sha256, item.row.source) for _, item in some if item is not None and item.row.sha256]
             owners = dict(zip((source for _, source in asked), self.claims.claim(asked), strict=True))
             for chunk, item in some:

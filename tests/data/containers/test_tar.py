@@ -76,6 +76,26 @@ def damaged(kind: str, whole: tuple[bytes, list[tarfile.TarInfo]]) -> bytes:
     }[kind]
 
 
+def test_headers_that_would_keep_tarfile_busy_for_ever_are_damage(tmp_path: Path) -> None:
+    image = encoded(picture(0, 40, 36))
+    back, long = tarfile.TarInfo("1.png"), tarfile.TarInfo("1.png")
+    back.pax_headers = {"size": "-1536"}  # leads back to its own headers
+    long.type, long.size = tarfile.XHDTYPE, 2**30
+    for name, info, reason in (
+        ("back.tar", back, "a size of -1,536 bytes"),
+        ("long.tar", long, "a header of 1,073,741,824 bytes"),
+    ):
+        path = tmp_path / name
+        with tarfile.open(path, "w", format=tarfile.PAX_FORMAT) as tar:
+            first = tarfile.TarInfo("0.png")
+            first.size = len(image)
+            tar.addfile(first, io.BytesIO(image))
+            tar.addfile(info)
+        found, error = images_until_the_error(path)
+        assert found == [image]
+        assert reason in error
+
+
 def images_until_the_error(path: Path) -> tuple[list[bytes], str]:
     found = []
     try:

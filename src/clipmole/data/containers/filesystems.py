@@ -52,7 +52,8 @@ def is_address(location: str) -> bool:
 def file_system(location: str) -> tuple[Any, str, str]:
     """The file system of an address, the path on it, and what makes a path of it an address again.
 
-    Raises `MissingDependency` without fsspec, `DataError` if it does not know the protocol or lacks a library for it.
+    Raises `MissingDependency` without fsspec, `DataError` if it lacks the library for a protocol, `ValueError` if it
+    does not know the protocol.
     """
     try:
         import fsspec
@@ -62,7 +63,7 @@ def file_system(location: str) -> tuple[Any, str, str]:
     try:
         # A cache of listings would keep every name of a bucket in memory.
         fs, path = fsspec.core.url_to_fs(location, **({} if protocol == "memory" else {"use_listings_cache": False}))
-    except (ImportError, ValueError) as error:
+    except ImportError as error:
         raise DataError(f"{location}: cannot be opened: {first_line(error)}") from error
     return fs, path, protocol
 
@@ -141,8 +142,8 @@ def files_below(location: str) -> Iterator[File]:
     Holds the names of one folder (of a pattern: of all that it matches) at a time. Raises `DataError` if there is
     nothing, or it cannot be listed.
     """
-    fs, path, protocol = file_system(location)
     try:
+        fs, path, protocol = file_system(location)
         if glob.has_magic(path):
             found: Mapping[str, Any] = fs.glob(path, detail=True)
             below: Iterator[Mapping[str, Any]] = (found[name] for name in sorted(found))
@@ -208,11 +209,13 @@ def file_at(location: str) -> File:
     """Size and time of one file, local or remote. Raises `DataError` if its file system cannot be asked."""
     if not is_address(location):
         return local_file(location)
-    fs, path, _ = file_system(location)
     try:
+        fs, path, _ = file_system(location)
         info = fs.info(path)
     except (FileNotFoundError, PermissionError):
         return File(location, None, None, there=False)
+    except (DataError, MissingDependency):
+        raise
     except Exception as error:  # of networks and credentials: each library has its own
         raise DataError(f"{location}: cannot be looked up: {first_line(error)}") from error
     return File(location, info.get("size"), modified(info))

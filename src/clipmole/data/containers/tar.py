@@ -19,12 +19,16 @@ from clipmole.data.containers.filesystems import is_address, open_location, read
 
 TAR = re.compile(r"\.(tar|tar\.gz|tgz)$", re.IGNORECASE)
 GZIP = b"\x1f\x8b"
+MOST_HEADER = 2**20  # bytes of a header that only describes the next one: a long name, pax records
 MOST_PADDING = 2**20  # bytes of zeros after the end marker; writers fill up a record of 10 KiB, or of another size
+_DESCRIBE = (
+    tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE,
+)  # fmt: skip
 DAMAGE = (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile)
 
 
 class _Member(tarfile.TarInfo):
-    """A member whose header is an error where it is damaged or missing."""
+    """A member whose header is an error where it is damaged or missing, or would keep `tarfile` busy for ever."""
 
     @classmethod
     def fromtarfile(cls, tar: tarfile.TarFile) -> _Member:
@@ -35,6 +39,17 @@ class _Member(tarfile.TarInfo):
         except tarfile.HeaderError as error:
             reason = "it ends without an end marker" if str(error) == "empty header" else str(error)
             raise tarfile.ReadError(reason) from error
+
+    def _proc_member(self, tar: tarfile.TarFile) -> Any:
+        if self.type in _DESCRIBE and self.size > MOST_HEADER:
+            raise tarfile.InvalidHeaderError(f"a header of {self.size:,} bytes")  # type: ignore[attr-defined]
+        return super()._proc_member(tar)  # type: ignore[misc]
+
+    def _block(self, count: int) -> Any:
+        """The size of a member's data in whole blocks; a negative one would lead back to its header (CVE-2025-8194)."""
+        if count < 0:
+            raise tarfile.InvalidHeaderError(f"a size of {count:,} bytes")  # type: ignore[attr-defined]
+        return super()._block(count)  # type: ignore[misc]
 
 
 def is_in_place(location: str) -> bool:
