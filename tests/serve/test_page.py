@@ -358,6 +358,13 @@ PUT = """([kind, name, bytes]) => {
 }"""
 
 
+PASTE = """(field) => {
+  const data = new DataTransfer();
+  data.setData("text/plain", "a forum");
+  field.dispatchEvent(new ClipboardEvent("paste", { clipboardData: data, bubbles: true }));
+}"""
+
+
 @pytest.mark.parametrize("kind", ["paste", "drop"])
 def test_pasted_and_dropped(visit: Callable[..., Any], kind: str) -> None:
     page = visit()
@@ -586,6 +593,8 @@ def test_a_report_has_thresholds_the_map_of_crops_the_sentence_and_the_persons_w
     expect(page.locator(".verdict")).to_be_visible()
     page.get_by_label("The image is").select_option("AI-generated")
     page.get_by_label("Note").fill("Six <fingers>.\nSource: a forum.")
+    page.get_by_label("Note").evaluate(PASTE)
+    expect(page.locator("#banner")).to_be_hidden()  # a note is no image
     page.get_by_text("For experts").click()
     page.get_by_label("Patches").check()
     expect(page.locator(".legend")).to_contain_text("patch by patch")

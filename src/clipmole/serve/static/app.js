@@ -239,7 +239,7 @@ const on = (target, kind, act) => target.addEventListener(kind, act);
 const over = (is) => $("drop").classList.toggle("over", is);
 
 on($("files"), "change", ({ target }) => { add([...target.files]); target.value = ""; });
-on(document, "paste", (event) => { if (!event.target.closest?.("input")) take(event.clipboardData); });
+on(document, "paste", (event) => { if (!event.target.closest?.("input, textarea")) take(event.clipboardData); });
 on(document, "dragover", (event) => { event.preventDefault(); over(true); });
 on(document, "dragleave", (event) => { if (!event.relatedTarget) over(false); });
 on(document, "drop", (event) => { event.preventDefault(); over(false); take(event.dataTransfer); });
