@@ -73,14 +73,16 @@ def test_text_and_line_art_show_nothing(image: Image.Image, quality: int | None)
     assert "even areas and sharp edges" in (reason(shown) or "")
 
 
-@pytest.mark.parametrize("size", [(1, 1), (64, 64), (111, 111), (20, 300)])
+@pytest.mark.parametrize("size", [(1, 1), (64, 64), (111, 111), (20, 300), (20, 9000), (9000, 55)])
 def test_an_image_far_below_a_crop_shows_too_little(size: tuple[int, int]) -> None:
     assert (reason(photograph(*size)) or "").startswith("the image has only ")
 
 
 def test_the_smallest_image_that_is_enough() -> None:
     assert reason(photograph(112, 112)) is None
-    assert reason(photograph(111, 112)) == "the image has only 12,432 pixels to look at, and one crop takes 224 x 224"
+    assert reason(photograph(9000, 56)) is None
+    too_small = "the image has only 12,432 pixels to look at in a crop, which takes 224 x 224"
+    assert reason(photograph(111, 112)) == too_small
 
 
 @pytest.mark.parametrize("grain", [0, 1, 6])

@@ -188,7 +188,8 @@ def test_an_image_without_content_is_uncertain_and_says_why(detector: Detector) 
     uncalibrated = Detector(detector.network, PREPROCESS).detect(Image.new("RGB", (100, 70)))
     assert (uncalibrated.verdict, uncalibrated.reason) == (None, "the image shows nothing but even areas")
     assert (
-        certain.detect(picture(0, 9, 9)).reason == "the image has only 81 pixels to look at, and one crop takes 32 x 32"
+        certain.detect(picture(0, 9, 9)).reason
+        == "the image has only 81 pixels to look at in a crop, which takes 32 x 32"
     )
 
 

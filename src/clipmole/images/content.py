@@ -18,19 +18,19 @@ EVEN = 5  # of 255: a block whose brightness varies by less than this is even
 SHARP = 64  # of 255: in a block of two tones the brightness varies by at least this much
 BETWEEN = 0.4  # and less than this share of its pixels lies between the two tones
 LEAST = 0.02  # smallest share of blocks with shades or texture by which an image can be judged
-SMALL = 1 / 4  # share of a crop's pixels: an image with fewer pixels is mostly its own mirror image
+SMALL = 1 / 4  # share of a crop's pixels: where the image fills less, a crop is mostly its own mirror image
 
 
-def no_content(crops: NDArray[np.uint8], seen: int) -> str | None:
+def no_content(crops: NDArray[np.uint8], shown: int) -> str | None:
     """Why an image cannot be judged by its crops, as a clause for people; None: it can be.
 
     Args:
         crops: (n, 3, S, S) uint8.
-        seen: number of pixels of the image that lie in the crops.
+        shown: pixels of the image in a crop, on average; the others are its mirror image.
     """
     size = crops.shape[-1]
-    if seen < SMALL * size**2:
-        return f"the image has only {seen:,} pixels to look at, and one crop takes {size} x {size}"
+    if shown < SMALL * size**2:
+        return f"the image has only {shown:,} pixels to look at in a crop, which takes {size} x {size}"
     ranges, between = _blocks(crops)
     even = ranges < EVEN
     if even.mean() > 1 - LEAST:

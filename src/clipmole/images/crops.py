@@ -117,7 +117,8 @@ def cut_crops(
         crop[...] = pad_to(part(box), size).transpose(2, 0, 1)  # (S, S, 3) -> (3, S, S)
     if whole:
         pixels[-1] = shrink(part(_middle_square(x, y, end, foot)), size).transpose(2, 0, 1)
-    return Crops(pixels, windows, boxes, width, height, no_content(pixels[: len(windows)], covered(boxes)))
+    shown = sum((box[2] - box[0]) * (box[3] - box[1]) for box in boxes) // len(boxes)
+    return Crops(pixels, windows, boxes, width, height, no_content(pixels[: len(windows)], shown))
 
 
 def _middle_square(left: int, top: int, right: int, bottom: int) -> Box:
