@@ -122,6 +122,10 @@ def test_images_that_are_gone_are_said(scanned: Path, tmp_path: Path) -> None:
     assert said == ["1 images of the gallery can no longer be read"]
     with pytest.raises(DataError, match="holds no scan"):
         write_page(scanned / "images")
+    for damaged in ("[]", '{"configuration": []}', '{"configuration": {"detector": "a", "thresholds": 1}}'):
+        (tmp_path / "scan" / "scan.json").write_text(damaged)
+        with pytest.raises(DataError, match="holds no scan"):
+            write_page(tmp_path / "scan")
 
 
 def test_the_query_of_the_documents_runs(scanned: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -155,11 +155,11 @@ def write_page(folder: Path, out: Path | None = None, *, gallery: bool = True, s
     """
     try:
         facts = read_json(folder / SCAN, DataError)
-        configuration = facts["configuration"]
+        detector, thresholds = (facts["configuration"][key] for key in ("detector", "thresholds"))
+        middle = 0.0 if not thresholds else (thresholds["real"] + thresholds["ai"]) / 2
     except (DataError, KeyError, TypeError) as error:
         raise DataError(f"{folder}: holds no scan; give the folder that clipmole scan --out wrote") from error
-    thresholds = configuration.get("thresholds")
-    overview = Overview(0.0 if not thresholds else (thresholds["real"] + thresholds["ai"]) / 2)
+    overview = Overview(middle)
     for row in read_rows(folder, columns=COLUMNS):
         overview.add(row)
     if not overview.all.rows:
@@ -174,9 +174,7 @@ def write_page(folder: Path, out: Path | None = None, *, gallery: bool = True, s
         Section("gallery", "Images", _gallery(overview, say) if gallery else []),
         Section("recipe", "Recipe", [Code(json.dumps({k: v for k, v in facts.items() if k != "counts"}, indent=2))]),
     ]
-    lead: list[PageBlock] = [
-        f"{overview.all.rows:,} images, {overview.bytes / 1e6:,.1f} MB, scored by {configuration['detector']}."
-    ]
+    lead: list[PageBlock] = [f"{overview.all.rows:,} images, {overview.bytes / 1e6:,.1f} MB, scored by {detector}."]
     if not facts.get("finished"):
         lead.append(Note("This scan is not finished; give its command again to continue."))
     lead.append(Note("Likelihoods, not proofs: new generators, edits and heavy compression mislead a detector."))
