@@ -29,7 +29,7 @@ import hashlib
 import json
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -318,30 +318,28 @@ def tables() -> None:
                     " / ".join(f"{found[name, kind, way]['ap']:.3f}" for kind in ("old", "new")) if name in sets else ""
                     for name in SETS
                 ]
-                lost = found["first", "new", way]
-                change = (
-                    f"{lost['difference']:+.3f} [{lost['low']:+.3f}, {lost['high']:+.3f}]" if way != WAYS[0] else ""
-                )
-                step = f"{' → '.join(order[: place + 1])}" if way == WAYS[0] else ""
-                lines.append(f"| {step} | {way} | {' | '.join(cells)} | {change} |")
+                lost = [found["first", kind, way] for kind in ("old", "new")]
+                changes = [f"{r['difference']:+.3f} [{r['low']:+.3f}, {r['high']:+.3f}]" for r in lost]
+                step, changes = (" → ".join(order[: place + 1]), ["", ""]) if way == WAYS[0] else ("", changes)
+                lines.append(f"| {step} | {way} | {' | '.join([*cells, *changes])} |")
         counts = Counter(s.generator if s.label else f"{s.category} photographs" for s in tested)
         seconds = facts["seconds"]
         where = facts["environment"]
         median = {way: np.median([t for name, t in seconds.items() if name.startswith(way)]) for way in WAYS[1:]}
         made.append(
             f"{order[0]} first: {', '.join(f'{way} {t / 60:.1f} min' for way, t in median.items())} a step "
-            "(median, while the machine had other work too); "
+            "(median; without calibration and report; the machine had other work too); "
             f"{where['cpu']}, {where['threads']} threads, torch {where['torch']}, {where['date']}."
         )
     text = "\n".join(
         [
             f"Tested: {', '.join(f'{count} {name}' for name, count in counts.items())}. Average precision against old "
             "/ new photographs: of the first generator, of those between it and the last to arrive, of that one, and "
-            "of those to come. The last column: average precision of the first generator against new "
-            "photographs, minus that of the detector left alone, with a paired 95 % bootstrap interval.",
+            "of those to come. The last columns: average precision of the first generator, minus that "
+            "of the detector left alone, with a paired 95 % bootstrap interval.",
             "",
-            "| arrived | way | first | between | last | to come | first, change |",
-            "|---|---|--:|--:|--:|--:|--:|",
+            "| arrived | way | first | between | last | to come | first, change, old | first, change, new |",
+            "|---|---|--:|--:|--:|--:|--:|--:|",
             *lines,
             "",
             *(f"- {line}" for line in made),
@@ -353,12 +351,18 @@ def tables() -> None:
     print(text)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def command_line(
+    doc: str | None,
+    run: Callable[[argparse.Namespace], None],
+    tables: Callable[[], None],
+    options: Callable[[argparse.ArgumentParser], object],
+) -> None:
+    """The subcommands `run`, with what `add_options` and `options` add, and `tables`, which also follows a run."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
     running = commands.add_parser("run")
     add_options(running)
-    running.add_argument("--order", type=int, action="append", choices=(0, 1, 2), help="default: all three")
+    options(running)
     commands.add_parser("tables")
     args = parser.parse_args()
     if args.command == "run":
@@ -366,5 +370,9 @@ def main() -> None:
     tables()
 
 
+def _orders(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--order", type=int, action="append", choices=(0, 1, 2), help="default: all three")
+
+
 if __name__ == "__main__":
-    main()
+    command_line(__doc__, run, tables, _orders)

@@ -25,8 +25,8 @@ from arrivals import (
     RESULTS,
     Run,
     about,
-    add_options,
     ap_rows,
+    command_line,
     read_scores,
     read_table,
     score_rows,
@@ -104,18 +104,9 @@ def tables() -> None:
     print(text)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(dest="command", required=True)
-    running = commands.add_parser("run")
-    add_options(running)
-    running.add_argument("--seeds", type=int, default=3)
-    commands.add_parser("tables")
-    args = parser.parse_args()
-    if args.command == "run":
-        run(args)
-    tables()
+def _seeds(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--seeds", type=int, default=3)
 
 
 if __name__ == "__main__":
-    main()
+    command_line(__doc__, run, tables, _seeds)

@@ -66,7 +66,7 @@ def test_the_readme_is_short() -> None:
 def test_no_benchmark_takes_help_for_something_to_do() -> None:
     for path in sorted((ROOT / "benchmarks").glob("*.py")):
         text = path.read_text(encoding="utf-8")
-        assert "parse_args(" in text or "arguments(__doc__" in text, path
+        assert "parse_args(" in text or "command_line(__doc__" in text, path
 
 
 @pytest.mark.parametrize("script", ["docs/figures/method.py", "docs/figures/methods.py", "benchmarks/readme_tables.py"])

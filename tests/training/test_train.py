@@ -326,7 +326,8 @@ def test_a_record_of_an_older_version_has_a_model_card(trained: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("out", "reason"), [(".", "is the current directory"), (os.fsdecode(b"\xff"), "has a name that is not UTF-8")]
+    ("out", "reason"),
+    [(".", "is the current directory"), ("..", "or holds it"), (os.fsdecode(b"\xff"), "has a name that is not UTF-8")],
 )
 def test_a_folder_that_could_not_be_used_is_refused_before_training(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, out: str, reason: str

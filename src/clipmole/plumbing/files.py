@@ -58,8 +58,8 @@ def why_not_replaceable(folder: Path, kind: str, files: Mapping[str, Callable[[P
     except UnicodeEncodeError:
         return "has a name that is not UTF-8, which libraries cannot read; name another folder"
     if folder.is_dir():
-        if folder.resolve() == Path.cwd():
-            return "is the current directory, which would be replaced under you; name another folder"
+        if Path.cwd().is_relative_to(folder.resolve()):
+            return "is the current directory or holds it, and would be replaced under you; name another folder"
         if reason := _obstacle(folder, kind, files):
             return f"{reason}; name another folder"
     elif folder.exists() or folder.is_symlink():

@@ -155,9 +155,10 @@ def write_page(folder: Path, out: Path | None = None, *, gallery: bool = True, s
     """
     try:
         facts = read_json(folder / SCAN, DataError)
-        detector, thresholds = (facts["configuration"][key] for key in ("detector", "thresholds"))
+        configuration = dict(facts["configuration"])
+        detector, thresholds = configuration["detector"], configuration.get("thresholds")
         middle = 0.0 if not thresholds else (thresholds["real"] + thresholds["ai"]) / 2
-    except (DataError, KeyError, TypeError) as error:
+    except (DataError, KeyError, TypeError, ValueError) as error:
         raise DataError(f"{folder}: holds no scan; give the folder that clipmole scan --out wrote") from error
     overview = Overview(middle)
     for row in read_rows(folder, columns=COLUMNS):

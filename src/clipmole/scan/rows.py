@@ -94,7 +94,7 @@ def in_utf8(text: str) -> str:
 
 
 def out_of_utf8(text: str) -> str:
-    """What `in_utf8` was given."""
+    """What `in_utf8` was given. A name that spells such an escape itself is taken for one with that byte."""
     return re.sub(r"\\udc([89a-f][0-9a-f])", lambda match: chr(0xDC00 + int(match[1], 16)), text)
 
 

@@ -115,7 +115,8 @@ def compare(
     """
     check_outputs(out, plan.name)
     labelled = read_data(data)
-    train, _ = (take_split(labelled, split) for split in ("train", "val"))
+    train = take_split(labelled, "train")
+    take_split(labelled, "val")  # noticed now, not after the training
     everything = labelled if test_data is None else read_data(test_data)
     splits = {split: take_split(everything, split) for split in plan.splits}
     digests = {split: order_digest(samples) for split, samples in splits.items()}

@@ -339,9 +339,10 @@ class TrainingLoop:
         self.at = LoopState(epoch=at.epoch + 1, best=best, curve=curve)
         self._log_epoch(log, epoch)
         left = (self.config.epochs - self.at.epoch) * float(np.mean([e["seconds"] for e in curve]))
+        until = f", at most {duration(left)} left" if left else ""
         self.progress.say(
             f"epoch {self.at.epoch}/{self.config.epochs}: loss {epoch.loss:.4f}, val AP {epoch.val_ap:.4f} "
-            f"(best {curve[best]['val_ap']:.4f}); {rate:.3g} images/s, at most {duration(left)} left"
+            f"(best {curve[best]['val_ap']:.4f}); {rate:.3g} images/s{until}"
         )
         if self.distributed.is_main:
             self._save()
