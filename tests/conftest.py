@@ -10,10 +10,12 @@ import pytest
 import torch
 from hypothesis import settings
 
+from clipmole.plumbing.telemetry import switch_off
+
 # Tiny towers gain nothing from threads, and threads collapse where a core is shared.
 os.environ["OMP_NUM_THREADS"] = "1"
 torch.set_num_threads(1)
-os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # tests import ONNX Runtime by themselves too
+switch_off()  # tests import OpenVINO and ONNX Runtime by themselves too
 # A time limit for each example says how busy the machine is, not whether the code is right.
 settings.register_profile("clipmole", deadline=None, derandomize=True)
 settings.load_profile("clipmole")

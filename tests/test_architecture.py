@@ -163,7 +163,7 @@ def test_tests_stand_where_their_subject_stands_and_touch_nothing_private() -> N
     assert not touched
 
 
-@pytest.mark.parametrize("code", ["import clipmole", "import clipmole.cli"])
+@pytest.mark.parametrize("code", ["import clipmole", "import clipmole.cli", "import clipmole.scan.ray_engine"])
 def test_torch_is_not_imported_before_it_is_needed(code: str) -> None:
     probe = f"{code}\nimport sys\nprint('torch' in sys.modules)"
     result = subprocess.run([sys.executable, "-P", "-c", probe], capture_output=True, text=True, check=True)

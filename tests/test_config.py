@@ -80,6 +80,7 @@ def test_settings_survive_json() -> None:
         (b"backbone = '\xff'", "is not a TOML file"),
         (b"", "backbone: is missing"),
         (b'backbone = "a"\n[mole]\nrank = 4', "mole.rank: unknown key (given: 4)"),
+        (b'backbone = "a"\n[mole]\nshared_rnak = 4', "mole.shared_rnak: unknown key (given: 4); is shared_rank meant?"),
         (b'backbone = "a"\nepochs = 0', "epochs: Input should be greater than 0 (given: 0)"),
     ],
 )

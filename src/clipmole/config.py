@@ -8,9 +8,10 @@ Out: frozen pydantic models. This module knows nothing of torch, images or the c
 from __future__ import annotations
 
 from collections.abc import Sequence
+from difflib import get_close_matches
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal, Self, TypeVar
+from typing import Any, Literal, Self, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError, field_validator, model_validator
 
@@ -24,19 +25,33 @@ MOST_CHANNELS, MOST_PIXELS, MOST_STEPS = 2**16, 2**14, 10**6
 MOST_RATE = 1e6  # a learning rate above all that can be of use, and below those that float32 cannot hold
 
 
-def first_problem(error: ValidationError) -> str:
-    """The first thing that pydantic found wrong, as one line that names the key and the value."""
+def first_problem(error: ValidationError, model: type[BaseModel] | None = None) -> str:
+    """The first thing that pydantic found wrong, as one line that names the key and the value.
+
+    Args:
+        model: what was validated; an unknown key is then named with the one that was probably meant.
+    """
     first = error.errors(include_url=False)[0]
     match first["type"]:
         case "missing":
             reason = "is missing"
         case "extra_forbidden":
-            reason = f"unknown key (given: {first['input']!r:.100})"
+            near = get_close_matches(str(first["loc"][-1]), _keys_beside(model, first["loc"]), n=1, cutoff=0.8)
+            meant = f"; is {near[0]} meant?" if near else ""
+            reason = f"unknown key (given: {first['input']!r:.100}){meant}"
         case "value_error":  # from a validator of this package, whose message names the value
             reason = str(first["ctx"]["error"])
         case _:
             reason = f"{first['msg']} (given: {first['input']!r:.100})"
     return ": ".join(filter(None, [".".join(str(part) for part in first["loc"]), reason]))
+
+
+def _keys_beside(model: Any, place: Sequence[Any]) -> list[str]:
+    """The keys that `model` has where its value at `place` was found; [] if that is not one model's."""
+    for part in filter(lambda each: isinstance(each, str), place[:-1]):
+        inner = model.model_fields.get(part) if isinstance(model, type) and issubclass(model, BaseModel) else None
+        model = next(iter(get_args(inner.annotation)), inner.annotation) if inner else None
+    return list(model.model_fields) if isinstance(model, type) and issubclass(model, BaseModel) else []
 
 
 def check_name(setting: str, given: str | None, known: Sequence[str]) -> None:
@@ -56,7 +71,7 @@ class Config(BaseModel):
         try:
             return cls.model_validate(values)
         except ValidationError as error:
-            raise ConfigError(f"{source}: {first_problem(error)}") from error
+            raise ConfigError(f"{source}: {first_problem(error, cls)}") from error
 
     @classmethod
     def from_toml(cls, path: str | Path) -> Self:

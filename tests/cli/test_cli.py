@@ -19,10 +19,11 @@ import pytest
 import torch
 import typer
 from tiny import CALIBRATION, PREPROCESS, encoded, picture, tiny_backbone, tiny_network, write_corpus
+from typer.testing import CliRunner
 
 import clipmole
 from clipmole.cli import app
-from clipmole.cli.options import PrecisionChoice, detector_loader, name_backbones
+from clipmole.cli.options import PrecisionChoice, detector_loader, name_backbones, name_scorers
 from clipmole.cli.render import rate
 from clipmole.inference import pytorch
 from clipmole.inference.detector import Detector
@@ -277,6 +278,22 @@ def test_version_and_help() -> None:
         result = run(*command, "--help")
         assert result.returncode == 0
         assert b"Usage" in result.stdout
+
+
+@pytest.mark.parametrize("group", ["scan", "provenance"])
+def test_a_group_that_is_a_command_too_is_called_by_its_name(group: str) -> None:
+    result = CliRunner().invoke(app, [group, "--nonsense"], prog_name="clipmole")
+    assert result.exit_code == 2
+    assert f"Usage: clipmole {group} [OPTIONS]" in result.output
+    assert f"'clipmole {group} --help'" in result.output
+
+
+def test_a_detector_is_named_by_an_equals_sign_unless_its_path_has_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "rank=4" / "best").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    assert name_scorers(["mine=rank/best", "rank=4/best"]) == {"mine": "rank/best", "best": "rank=4/best"}
 
 
 @pytest.mark.parametrize("words", [["scan", ".", "--out", ""], ["train", "--data=", "--out", "x"], ["detect", ""]])

@@ -121,10 +121,10 @@ def test_duplicates_across_splits_and_labels_are_problems(tmp_path: Path) -> Non
     assert [[Path(file).name for file in each.files] for each in report.alike] == [["1.png", "near.jpg"]]
     assert report.groups_across_splits == ("s",)
     text = "\n".join(report.problems)
-    assert "1 sets of files that are the same are in several splits" in text
-    assert "1 sets of files that look the same are in several splits" in text
-    assert "1 files are labelled both as photographs and as generated" in text
-    assert "1 groups are in train and in another split, such as s" in text
+    assert "files that are the same are in several splits (1 set)" in text
+    assert "files that look the same are in several splits (1 set)" in text
+    assert "1 file with both labels" in text
+    assert "train shares 1 group with another split, such as s" in text
 
 
 # -- shortcuts ------------------------------------------------------------------------------------------------
@@ -217,7 +217,7 @@ def test_sources_in_several_splits_are_a_problem(even: Folders) -> None:
     marked = [each.model_copy(update={"split": splits[i % 3], "source": f"s{i % 2}"}) for i, each in enumerate(read)]
     report = check_data(marked)
     assert report.sources_across_splits == ("s0", "s1")
-    assert any(line.startswith("2 sources are in train and in another split, such as s0") for line in report.problems)
+    assert any(line.startswith("train shares 2 sources with another split, such as s0") for line in report.problems)
     assert report.source_told is not None
     assert any("tell the source of an image correctly in" in line for line in report_lines(report))
     apart = [each.model_copy(update={"source": f"s{each.split}"}) for each in marked]

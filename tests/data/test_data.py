@@ -101,7 +101,7 @@ def test_spreadsheets_may_write_a_byte_order_mark_and_their_line_ends(tmp_path: 
         ("b.png,-1,sd,test", "label '-1': must be 1"),
         ("b.png,,sd,test", "label is empty"),
         (",1,sd,test", "path is empty"),
-        ("b.png,1,,test", "generator is empty"),
+        ("b.png,1,,test", "generator is empty; fill it in"),
         ("b.png,1,sd, ", "split is empty"),
         ("b.png,1,sd", "split is empty"),
         ("b.png", "label is empty"),

@@ -19,7 +19,7 @@ from clipmole.inference.explain import explain
 from clipmole.inference.export import export_detector
 from clipmole.models.adapter import load_adapter, save_adapter
 from clipmole.models.aide import AIDE, BANDS, STRIDE, WINDOW, band_weights
-from clipmole.models.backbone import save_tower
+from clipmole.models.backbone import Backbone, save_tower
 from clipmole.models.companion import from_rows, rows_of_patch, to_rows
 from clipmole.models.ffit import FFiT, GatedMultimodalUnit, draw_masks, log_magnitude
 from clipmole.models.network import MoLENetwork
@@ -32,8 +32,8 @@ KINDS = ("aide", "ffit")
 PROBE = {"shared_rank": 0, "expert_ranks": ()}
 
 
-def network(kind: str, **mole: object) -> MoLENetwork:
-    backbone = tiny_backbone()
+def network(kind: str, backbone: Backbone | None = None, **mole: object) -> MoLENetwork:
+    backbone = backbone or tiny_backbone()
     torch.manual_seed(1)
     made = MoLENetwork(backbone.tower, MoLEConfig(companion=kind, **mole))  # type: ignore[arg-type]
     for layer in made.mole_layers:
@@ -339,9 +339,9 @@ def test_it_is_trained_from_the_cache_kept_loaded_and_explained_as_any_other(kin
 def test_it_is_exported(kind: str, runtime: str, tmp_path: Path) -> None:
     for library in {"openvino": ["openvino"], "onnx": ["onnxruntime", "onnxscript", "onnx"]}[runtime]:
         pytest.importorskip(library)
-    backbone = tiny_backbone()
+    backbone = tiny_backbone(depth=1)
     save_tower(backbone.tower, tmp_path / "tiny", torch.float32)
-    save_adapter(tmp_path / "adapter", network(kind), tiny_backbone(), PREPROCESS, CALIBRATION)
+    save_adapter(tmp_path / "adapter", network(kind, backbone), tiny_backbone(depth=1), PREPROCESS, CALIBRATION)
     images = [picture(i, 70, 50) for i in range(6)]
     export_detector(
         tmp_path / "adapter",

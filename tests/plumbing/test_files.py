@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import io
 import os
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import pytest
 from clipmole.plumbing.files import (
     foreign_file,
     nearest_existing,
+    read_at_most,
     replacing_files,
     replacing_folder,
     whole_file,
@@ -167,6 +169,20 @@ def test_a_full_disk_leaves_the_older_files(tmp_path: Path) -> None:
     result = subprocess.run([sys.executable, "-c", code, tmp_path], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "File too large"
     assert contents(tmp_path) == {"a": "old"}
+
+
+class Trickle(io.BytesIO):
+    """Gives less than it is asked for, as a pipe does."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        return super().read(min(3, size or 0))
+
+
+@pytest.mark.parametrize(("most", "read"), [(0, b""), (7, b"0123456"), (10, b"0123456789"), (99, b"0123456789")])
+def test_no_more_is_read_of_a_stream_than_is_asked_for(most: int, read: bytes) -> None:
+    stream = Trickle(b"0123456789")
+    assert read_at_most(stream, most) == read
+    assert stream.tell() == len(read)
 
 
 def test_the_nearest_folder_that_exists_is_the_path_itself_or_one_above_it(tmp_path: Path) -> None:

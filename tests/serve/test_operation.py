@@ -10,7 +10,6 @@ import subprocess
 import sys
 import tempfile
 import threading
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -293,7 +292,5 @@ def test_the_decoder_imports_no_torch_and_no_web_framework() -> None:
     probe = (
         "import sys, clipmole.serve.decode_worker\nprint(sorted({'torch', 'fastapi', 'uvicorn'} & set(sys.modules)))"
     )
-    began = time.monotonic()
     result = subprocess.run([sys.executable, "-P", "-c", probe], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
-    assert time.monotonic() - began < 20

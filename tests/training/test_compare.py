@@ -6,7 +6,7 @@ import io
 import json
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,12 +21,12 @@ import clipmole.training.trained_runs
 from clipmole.config import AugmentConfig, MoLEConfig, TrainConfig
 from clipmole.data import labels_of, read_manifest, take_split, windows
 from clipmole.data.sample import Sample
-from clipmole.errors import DataError, TrainingDiverged
+from clipmole.errors import DataError, Stopped, TrainingDiverged
 from clipmole.evaluation.records import Comparison
 from clipmole.inference.detector import Detector
 from clipmole.models.backbone import save_tower
 from clipmole.plumbing.json_toml import checksum
-from clipmole.plumbing.progress import SILENT
+from clipmole.plumbing.progress import SILENT, ProgressReporter
 from clipmole.report.comparison import comparison_page
 from clipmole.training.compare import choose_rate, compare, known_and_new
 from clipmole.training.comparison_plan import Method, Plan
@@ -104,6 +104,15 @@ def test_kept_views_are_scored_as_the_centre_crop(
     )
     options: Any = {"kept_views": True, "variants": ("equalised",), "seeds": (0,)}
     plan = PLAN.model_copy(update={"methods": methods, **options})
+
+    def asked_to_stop(items: Iterable[Any], description: str, _total: int | None) -> Iterable[Any]:
+        if description.startswith("view 1 of 1"):
+            raise Stopped("stopped on request")
+        return items
+
+    with pytest.raises(Stopped):  # while the images are scored, not only while a run is trained
+        compare(plan, manifest, tmp_path, backbone=tower, progress=ProgressReporter(track=asked_to_stop))
+    assert not list((tmp_path / "runs").glob("*.logits.json"))
     comparison = compare(plan, manifest, tmp_path, backbone=tower, resamples=20)
     assert len(list((tmp_path / "cache" / "prefix").glob("*.npy"))) == 3  # train, val and test, for both methods
     samples = take_split(read_manifest(manifest), "test")

@@ -207,7 +207,7 @@ def test_the_command_makes_pairs_of_a_folder(tmp_path: Path) -> None:
     command = ["data", "pair", str(tmp_path / "photos"), "--out", str(tmp_path / "out"), "--window", "64"]
     result = CliRunner().invoke(app, [*command, "--steps", "2", "--limit", "3", "--mix", "pixel"])
     assert result.exit_code == 0, result.output
-    assert "3 photographs and their twins (likeness of twins, PSNR: nearest" in result.output
+    assert "3 photographs and as many twins (likeness of twins, PSNR: nearest" in result.output
     assert len(read_data(tmp_path / "out" / "manifest.csv")) == 6
     again = CliRunner().invoke(app, [*command, "--steps", "3", "--limit", "3", "--mix", "pixel"])
     assert isinstance(again.exception, DataError)
@@ -233,7 +233,7 @@ def test_a_limit_counts_photographs_whatever_their_generator_is_called(tmp_path:
     (tmp_path / "m.csv").write_text("\n".join(["path,label,generator", *rows]))
     command = ["data", "pair", str(tmp_path / "m.csv"), "--out", str(tmp_path / "out"), "--window", "64"]
     result = CliRunner().invoke(app, [*command, "--steps", "1", "--limit", "2"])
-    assert "2 photographs and their twins" in result.output
+    assert "2 photographs and as many twins" in result.output
 
 
 def test_a_full_disk_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

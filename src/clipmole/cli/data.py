@@ -12,7 +12,7 @@ import typer
 from clipmole.cli.inputs import existing_images
 from clipmole.cli.options import FakeFolders, RealFolders, data_app, data_source, remark
 from clipmole.cli.render import long_work
-from clipmole.plumbing.text import printable
+from clipmole.plumbing.text import plural, printable
 
 
 @data_app.command()
@@ -88,9 +88,8 @@ def pair(
     for reason in pairs.failed.values():
         remark(f"left out: {reason}")
     shown = ", ".join(f"{kind} {value:.1f} dB" for kind, value in pairs.psnr.items())
-    remark(
-        f"{pairs.photographs} photographs and their twins" + (f" (likeness of twins, PSNR: {shown})" if shown else "")
-    )
+    count = plural(pairs.photographs, "photograph")
+    remark(f"{count} and as many twins" + (f" (likeness of twins, PSNR: {shown})" if shown else ""))
     typer.echo(str(out / MANIFEST))
     if pairs.failed:
         raise typer.Exit(1)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from clipmole.cli.options import remark
 from clipmole.errors import DataError, ImageError, ImageNotFound
+from clipmole.plumbing.files import read_at_most
 from clipmole.plumbing.path_lists import check_list, text_encoding
 from clipmole.plumbing.progress import Say, silent
 
@@ -62,9 +63,11 @@ def existing_images(paths: Iterable[str], say: Say = silent) -> Iterator[str]:
 def sources(paths: Iterable[str], list_file: str | None = None) -> Iterator[ImageSource | ImageError]:
     """The images that `find_images` finds, '-' replaced by the bytes on stdin, then those of the list ('-': stdin)."""
     from clipmole.images.discovery import find_images
+    from clipmole.images.loading import DEFAULT_LIMITS
 
+    most = DEFAULT_LIMITS.max_bytes + 1  # one more than is accepted
     for path in find_images(paths, remark):
-        yield _stdin().read() if path == "-" else path
+        yield read_at_most(_stdin(), most) if path == "-" else path
     if list_file == "-":
         for path in find_images(listed_on_stdin()):
             yield ImageNotFound(path, "stdin is the list itself; name a file") if path == "-" else path

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 from clipmole.plumbing.text import escaped, printable
 
@@ -43,6 +43,18 @@ class CommandsOrInputs(Commands):
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         name, command, rest = super().resolve_command(ctx, args)
         return ("" if name == INPUTS else name), command, rest
+
+
+class _GroupsContext(typer.Context):
+    @property
+    def command_path(self) -> str:  # a command without a name would end it with a space
+        return super().command_path.rstrip()
+
+
+class OwnCommand(TyperCommand):
+    """The command that a group of `CommandsOrInputs` is."""
+
+    context_class = _GroupsContext
 
 
 app = typer.Typer(
@@ -199,11 +211,15 @@ def remark(line: str) -> None:
 
 
 def name_scorers(specs: Iterable[str], option: str = "--detector") -> dict[str, str]:
-    """Short name -> specification. A name is given as NAME=SPEC; otherwise it is the last part of the specification."""
+    """Short name -> specification.
+
+    A name is given as NAME=SPEC; otherwise, and if the whole is a file or folder, it is the last part of the
+    specification.
+    """
     named: dict[str, str] = {}
     for spec in specs:
         name, equals, rest = spec.partition("=")
-        if not equals:
+        if not equals or os.path.exists(spec):
             name, rest = spec.partition("#")[0].rstrip("/").rsplit("/", 1)[-1].removesuffix(".toml"), spec
         name = escaped(name)
         if not name or name in named:

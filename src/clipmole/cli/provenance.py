@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from clipmole.cli.options import INPUTS, Commands, CommandsOrInputs, TrustAnchors, app, remark
+from clipmole.cli.options import INPUTS, Commands, CommandsOrInputs, OwnCommand, TrustAnchors, app, remark
 from clipmole.cli.render import provenance_lines
 from clipmole.plumbing.text import escaped, printable
 
@@ -16,7 +16,7 @@ provenance_app.add_typer(trust_list_app, name="trust-list")
 app.add_typer(provenance_app, name="provenance")
 
 
-@provenance_app.command(INPUTS)
+@provenance_app.command(INPUTS, cls=OwnCommand)
 def provenance(
     file: Annotated[str | None, typer.Argument(help="The image.")] = None,
     everything: Annotated[

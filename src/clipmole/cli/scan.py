@@ -18,6 +18,7 @@ from clipmole.cli.options import (
     CommandsOrInputs,
     DetectorName,
     DeviceName,
+    OwnCommand,
     PrecisionOption,
     RuntimeOption,
     app,
@@ -51,7 +52,7 @@ def _workers(text: str) -> tuple[int, int]:
     return least, most
 
 
-@scan_app.command(INPUTS)
+@scan_app.command(INPUTS, cls=OwnCommand)
 def scan(
     sources: Annotated[
         list[str] | None,

@@ -84,7 +84,7 @@ def _sample(row: Mapping[str, Any], folder: Path, where: str, unsplit: str) -> S
     fields |= {column: text.strip() for column, text in fields.items() if column != "path"}
     for column in (*NEEDED, *(name for name in OPTIONAL if name in row)):
         if not fields[column]:
-            raise DataError(f"{where}: {column} is empty")
+            raise DataError(f"{where}: {column} is empty; fill it in")
     if fields["label"] not in ("0", "1"):
         raise DataError(f"{where}: label {fields['label']!r}: must be 1 (AI-generated) or 0 (photograph)")
     label = int(fields["label"])

@@ -27,6 +27,15 @@ def is_odd_file(path: Path) -> bool:
     return path.exists() and not path.is_file() and not path.is_dir()
 
 
+def read_at_most(file: IO[bytes], most: int) -> bytes:
+    """The bytes of a file or a stream up to its end, and no more than `most`."""
+    pieces: list[bytes] = []
+    while most and (piece := file.read(min(most, 2**20))):
+        pieces.append(piece)
+        most -= len(piece)
+    return b"".join(pieces)
+
+
 def cache_folder(kind: str) -> Path:
     """`$CLIPMOLE_CACHE/KIND`, else `~/.cache/clipmole/KIND`: a folder for files that can be made again."""
     return Path(os.environ.get("CLIPMOLE_CACHE") or Path.home() / ".cache" / "clipmole") / kind

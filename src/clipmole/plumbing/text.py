@@ -62,6 +62,11 @@ def one_line(text: str, limit: int = MAX_LINE) -> str:
     return line if len(line) <= limit and len(head) == len(text) else line[: limit - 3].rstrip() + "..."
 
 
+def plural(count: int, noun: str) -> str:
+    """A number and its noun: "1 set", "2 sets"."""
+    return f"{count:,} {noun}" + ("" if count == 1 else "s")
+
+
 def first_line(error: BaseException) -> str:
     """The first line of an error's message, at most 200 characters, or the name of its type if it has no message."""
     lines = str(error).strip().splitlines() if error.args else []  # that of a SyntaxError would be "None"

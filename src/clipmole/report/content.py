@@ -214,11 +214,6 @@ def mean_estimate(estimates: Sequence[Estimate | None]) -> Estimate | None:
     return Estimate(value=sum(values) / len(values), low=math.nan, high=math.nan) if values else None
 
 
-def plural(count: int, noun: str) -> str:
-    """A number and its noun: "1 set", "2 sets"."""
-    return f"{count:,} {noun}" + ("" if count == 1 else "s")
-
-
 def estimates_in_words(content: Content, name: str, condition: str, key: str) -> str:
     """An estimate of every detector in words, for those who do not see the plot."""
     values = [(d, number(content.estimate(d, name, condition, key), key)) for d in content.names]

@@ -14,6 +14,7 @@ from typing import Any
 
 from clipmole.data import VARIANTS
 from clipmole.evaluation.records import ALL_SETS, Difference, Estimate, KindEstimate, PublishedResult
+from clipmole.plumbing.text import plural
 from clipmole.report import plots
 from clipmole.report.content import (
     DASH,
@@ -25,7 +26,6 @@ from clipmole.report.content import (
     mean_estimate,
     metric_name,
     number,
-    plural,
 )
 from clipmole.report.page import Cell, Code, Fold, Items, Name, Note, PageBlock, Table, Value, element
 

@@ -19,18 +19,20 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from clipmole.errors import ClipmoleError, ConfigError, DataError, MissingDependency
-from clipmole.inference.detector import Detector
 from clipmole.plumbing.telemetry import environment_variables
-from clipmole.plumbing.text import first_line, one_line
+from clipmole.plumbing.text import first_line, one_line, plural
 from clipmole.scan.containers import WorkItem, entries_of
 from clipmole.scan.duplicates import LocalClaims
 from clipmole.scan.listing import Listings
 from clipmole.scan.rows import Row, from_table, to_table
-from clipmole.scan.scorer import ChunkRow, EntryScorer
 from clipmole.scan.settings import ScanSettings
+
+if TYPE_CHECKING:  # the coordinator's process does without PyTorch
+    from clipmole.inference.detector import Detector
+    from clipmole.scan.scorer import ChunkRow
 
 TRIES = 3  # deaths of workers on the same chunk before it is put off; a round that finishes no chunk ends the scan
 NAME = "clipmole-worker-"  # of the actors; by it those are found that Ray Data has forgotten
@@ -102,6 +104,8 @@ class Worker:
 
     def __init__(self, load: Callable[[], Detector], settings: ScanSettings, coordinator: Any, threads: int) -> None:
         import torch
+
+        from clipmole.scan.scorer import EntryScorer
 
         torch.set_num_threads(threads)
         self.coordinator = RemoteClaims(coordinator)
@@ -238,7 +242,7 @@ def score_on_ray(
         if len(left) == there:
             items = coordinator.items(next(iter(left)))
             raise DataError(
-                f"workers died {TRIES} times and more over the images from {items[0].location} to "
+                f"workers died {plural(TRIES, 'time')} and more over the images from {items[0].location} to "
                 f"{items[-1].location}, and perhaps others; one may need more memory than there is: leave it out, or "
                 f"give the same command again; {reason or 'Ray did not say why'}"
             )

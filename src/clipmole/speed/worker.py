@@ -56,15 +56,22 @@ def timed(call: Callable[[], Any], seconds: float) -> list[float]:
 
 
 def peaks(seconds: float, device: str = "cpu") -> dict[str, float]:
-    """10^9 operations a second of the fastest matrix product in each precision, over sizes and libraries."""
+    """10^9 operations a second of the fastest matrix product in each precision, over sizes and libraries.
+
+    The last size is the first with a product that takes longer than `seconds`.
+    """
     best: dict[str, float] = {}
     rows = ROWS[torch.device(device).type]
     for size in SIZES:
+        longest = 0.0
         for precision, call in _products(rows, size, device).items():
             call()
             fastest = min(timed(call, seconds) if device == "cpu" else timed_on_gpu(call, seconds))
             name = precision.partition(" ")[0]
             best[name] = max(best.get(name, 0.0), 2 * rows * size * size / fastest / 1e9)
+            longest = max(longest, fastest)
+        if longest > seconds:
+            break
     return best
 
 

@@ -85,6 +85,8 @@ class Plan(Config):
         for what, values in (("methods", names), ("seeds", self.seeds), ("splits", self.splits)):
             if len(set(values)) < len(values):
                 raise ValueError(f"{what}: {', '.join(map(str, values))}: each may occur once")
+        if not self.name or set("/\\\0") & set(self.name):
+            raise ValueError(f"name {self.name!r}: files are named so; leave out / and \\")
         for key, name in (("reference", self.reference), *(("against", method.against) for method in self.methods)):
             if name is not None and name not in names:
                 raise ValueError(f"{key} {name!r}: is none of the methods {', '.join(names)}")

@@ -31,7 +31,7 @@ from clipmole.evaluation.estimates import mean_generator_ap
 from clipmole.inference.detector import Detector
 from clipmole.models.mole import balance_loss
 from clipmole.models.network import MoLENetwork
-from clipmole.plumbing.progress import ProgressReporter, duration
+from clipmole.plumbing.progress import ProgressReporter, Track, duration, untracked
 from clipmole.plumbing.seeding import sample_rng, torch_seeded
 from clipmole.records import Record
 from clipmole.training.augmented_views import centre_and_whole, views
@@ -114,7 +114,12 @@ def copies(parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 @torch.inference_mode()
 def kept_logits(
-    network: MoLENetwork, cache: PrefixCache, indices: Sequence[int], config: TrainConfig, device: torch.device
+    network: MoLENetwork,
+    cache: PrefixCache,
+    indices: Sequence[int],
+    config: TrainConfig,
+    device: torch.device,
+    track: Track = untracked,
 ) -> np.ndarray:
     """Logits (n,) of images from the kept tokens of their fixed views: centre crop, and whole if it is used."""
     weight = config.preprocess.whole_weight
@@ -122,7 +127,8 @@ def kept_logits(
     pooled = np.zeros(len(indices))
     for view in range(cache.count):
         logits = []
-        for tokens in cache.read([[(i, view) for i in batch] for batch in batches]):
+        read = cache.read([[(i, view) for i in batch] for batch in batches])
+        for tokens in track(read, f"view {view + 1} of {cache.count}", len(batches)):
             with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
                 logits.append(network.logits(tokens.to(device).float(), cache.start).float().cpu())
         pooled += (weight if view else 1 - weight if cache.count > 1 else 1.0) * torch.cat(logits).double().numpy()

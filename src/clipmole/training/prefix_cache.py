@@ -22,7 +22,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -159,9 +159,10 @@ class PrefixCache:
         if distributed.is_main:
             self._announce(folder, found, config, progress.say)
         distributed.wait()
+        prefix = cache(lambda: self._prefix(network, config, distributed))  # a graph is made once for all views
         for number, path in enumerate(paths):
             if found[path] is None:
-                self._compute(network, samples, config, path, number, distributed, progress)
+                self._compute(prefix, samples, config, path, number, distributed, progress)
                 found[path] = np.load(path, mmap_mode="r")
             elif distributed.is_main:
                 with suppress(OSError):  # a folder that may only be read
@@ -228,7 +229,7 @@ class PrefixCache:
 
     def _compute(
         self,
-        network: MoLENetwork,
+        prefix: Callable[[], Callable[[Tensor], Tensor]],
         samples: Sequence[Sample],
         config: TrainConfig,
         path: Path,
@@ -247,7 +248,7 @@ class PrefixCache:
             todo = [s for s in starts if not all(fits(record) for record in begun[s : s + ROWS])]
             batches = [[(i, number) for i in range(s, min(s + ROWS, self._length))] for s in todo]
             done = zip(todo, views(samples, batches, config, self.pool, self.make), strict=True)
-            run = self._prefix(network, config, distributed) if todo else None
+            run = prefix() if todo else None
             with partial.open("r+b") as file:
                 for start, crops in progress.track(done, f"view {number + 1}/{self.count}", len(todo)):
                     data = self._records(run(crops)).tobytes()  # type: ignore[misc]

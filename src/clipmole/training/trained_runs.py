@@ -203,7 +203,8 @@ class TrainedRuns:
         with ThreadPoolExecutor(cores()) as pool:
             workers: Any = {"distributed": Distributed(), "pool": pool, "progress": self.progress}
             cache = fixed_cache(network, sha256, samples, config, folder, variant, **workers)
-            logits = kept_logits(network, cache, range(len(samples)), config, torch.device("cpu"))
+            device = torch.device("cpu")
+            logits = kept_logits(network, cache, range(len(samples)), config, device, self.progress.track)
         return [float(logit) for logit in logits]
 
 

@@ -18,6 +18,7 @@ from clipmole.data.sample import Sample
 from clipmole.data.splits import whole_groups
 from clipmole.images.loading import source_name
 from clipmole.plumbing.progress import Track, untracked
+from clipmole.plumbing.text import plural
 from clipmole.records import Record
 
 
@@ -142,19 +143,20 @@ def _problems(report: DataReport) -> list[str]:
         across = sum(len(each.splits) > 1 for each in sets)
         if across:
             lines.append(
-                f"{across} sets of files that {kind} are in several splits: results measured there are too good"
+                f"files that {kind} are in several splits ({plural(across, 'set')}): results measured there are too "
+                "good"
             )
     both = sum(len(each.labels) > 1 for each in report.same)
     if both:
-        lines.append(f"{both} files are labelled both as photographs and as generated: one label is wrong")
+        lines.append(f"{plural(both, 'file')} with both labels, photograph and generated: one of them is wrong")
     if report.groups_across_splits:
         lines.append(
-            f"{len(report.groups_across_splits)} groups are in train and in another split, such as "
+            f"train shares {plural(len(report.groups_across_splits), 'group')} with another split, such as "
             f"{report.groups_across_splits[0]}: results measured there are too good"
         )
     if report.sources_across_splits:
         lines.append(
-            f"{len(report.sources_across_splits)} sources are in train and in another split, such as "
+            f"train shares {plural(len(report.sources_across_splits), 'source')} with another split, such as "
             f"{report.sources_across_splits[0]}: results measured there say little of images from elsewhere"
         )
     telling = [each for each in report.shortcuts if each.warns]

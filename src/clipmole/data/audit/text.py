@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from clipmole.data.audit import DataReport, Duplicates
+from clipmole.plumbing.text import plural
 
 ROWS = 8  # of each table
 SETS = 3  # of duplicates, to be named
@@ -17,7 +18,7 @@ FILES = 20  # that cannot be read, to be named
 def report_lines(report: DataReport) -> Iterator[str]:
     """The report: counts, unreadable files, duplicates, shortcuts, and at the end the problems."""
     n_real, n_generated = (sum(pair[label] for pair in report.counts["split"].values()) for label in (0, 1))
-    yield f"{report.images} images: {n_real} photographs, {n_generated} generated"
+    yield f"{plural(report.images, 'image')}: {plural(n_real, 'photograph')}, {n_generated:,} generated"
     for title, values in report.counts.items():
         if values:
             yield ""
@@ -68,7 +69,7 @@ def _sets(title: str, sets: Sequence[Duplicates]) -> Iterator[str]:
         return
     across = sum(len(each.splits) > 1 for each in sets)
     both = sum(len(each.labels) > 1 for each in sets)
-    yield f"{title}: {len(sets)} sets, {across} across splits, {both} with both labels"
+    yield f"{title}: {plural(len(sets), 'set')}, {across} across splits, {both} with both labels"
     worst = sorted(sets, key=lambda each: (-len(each.splits), -len(each.labels)))
     for each in worst[:SETS]:
         rest = f" and {len(each.files) - 3} more" if len(each.files) > 3 else ""

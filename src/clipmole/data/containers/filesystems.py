@@ -25,6 +25,7 @@ from clipmole.errors import (
     MissingDependency,
 )
 from clipmole.images.loading import DEFAULT_LIMITS
+from clipmole.plumbing.files import read_at_most
 from clipmole.plumbing.text import first_line
 
 MODIFIED = ("mtime", "LastModified", "last_modified", "updated", "created")  # what file systems call it
@@ -106,7 +107,7 @@ def read_location(location: str, size: int | None = None) -> bytes:
     """All bytes of a file.
 
     Args:
-        size: that it was listed with; a larger one than can be an image is not fetched.
+        size: that it was listed with; a larger one than can be an image is not fetched. None: not known.
 
     Raises `ImageNotFound`, `ImageTooLarge`, `ImageUnreadable` (not a file) or `ImageNotRead`.
     """
@@ -115,7 +116,13 @@ def read_location(location: str, size: int | None = None) -> bytes:
     with reading(location):
         if is_address(location):
             fs, path, _ = file_system(location)
-            return bytes(fs.cat_file(path))
+            if size is not None:
+                return bytes(fs.cat_file(path))
+            with fs.open(path, "rb") as file:  # it may be endless
+                data = read_at_most(file, DEFAULT_LIMITS.max_bytes + 1)
+            if len(data) > DEFAULT_LIMITS.max_bytes:
+                raise too_large(location, len(data))
+            return data
         if "\0" in location:
             raise ImageNotFound(location, "no file can have such a name; check the path")
         with open(location, "rb", opener=_without_waiting) as file:
