@@ -62,6 +62,11 @@ def test_a_classifiers_logit_is_the_log_odds_of_its_ai_classes(classifier: Path,
     AutoImageProcessor.from_pretrained(classifier).save_pretrained(tmp_path / "other")
     changed = load_scorer(f"hf:{tmp_path / 'other'}#FAKE,deepfake").name
     assert changed.rpartition("@")[2] != scorer.name.rpartition("@")[2]
+    with torch.no_grad():
+        network.classifier.bias[0] = torch.nan
+    network.save_pretrained(tmp_path / "other")
+    with pytest.raises(ConfigError, match="must give one finite score per image"):
+        load_scorer(f"hf:{tmp_path / 'other'}#FAKE,deepfake").score(IMAGES)
 
 
 def test_a_name_says_what_gives_the_logits(tmp_path: Path) -> None:

@@ -38,8 +38,9 @@ def test_its_record_names_the_preset_that_made_it() -> None:
 @pytest.mark.slow
 def test_it_tells_the_corpus_apart(shared_dir: Path) -> None:
     """Every third window, of known generators and of four that it never saw."""
-    detector = Detector.from_pretrained("embedded", precision="bfloat16")
-    for split, expected in (("test", 0.893), ("test_unseen", 0.885)):
+    pytest.importorskip("openvino")
+    detector = Detector.from_pretrained("embedded", runtime="openvino", precision="float32")
+    for split, expected in (("test", 0.893), ("test_unseen", 0.883)):
         samples = take_split(read_manifest(shared_dir / "corpus" / "manifest.csv"), split)[::3]
         scores = detector.score(windows(samples, "equalised", 0)).astype(np.float64)
         assert auroc(labels_of(samples), scores) == pytest.approx(expected, abs=5e-3)

@@ -651,13 +651,16 @@ def test_damaged_files_never_raise_but_image_errors(format: str) -> None:
 # -- the command ----------------------------------------------------------------------------------------------
 
 
+EMBEDDED = ("--detector", "embedded")
+
+
 def test_the_command_shows_the_metadata_apart_from_the_score(tmp_path: Path) -> None:
     generated, bare = tmp_path / "generated.png", tmp_path / "bare.png"
     generated.write_bytes(png(parameters=WEBUI))
     bare.write_bytes(saved("PNG"))
     paths = [str(bare), str(generated), str(tmp_path / "absent.png")]
     runner = CliRunner()
-    table = runner.invoke(app, ["detect", "--provenance", *paths])
+    table = runner.invoke(app, ["detect", *EMBEDDED, "--provenance", *paths])
     lines = [line for line in table.stdout.splitlines() if "no verdict" not in line]  # of one colour
     assert lines[1] == "    metadata: nothing says where the image comes from, which proves nothing"
     assert lines[3].startswith(
@@ -666,13 +669,17 @@ def test_the_command_shows_the_metadata_apart_from_the_score(tmp_path: Path) -> 
     assert lines[4].startswith("not scored")
     assert CAUTION in table.stderr
 
-    plain = [json.loads(line) for line in runner.invoke(app, ["detect", "--json", *paths]).stdout.splitlines()]
-    told = runner.invoke(app, ["detect", "--json", "--provenance", *paths]).stdout.splitlines()
+    plain = [
+        json.loads(line) for line in runner.invoke(app, ["detect", *EMBEDDED, "--json", *paths]).stdout.splitlines()
+    ]
+    told = runner.invoke(app, ["detect", *EMBEDDED, "--json", "--provenance", *paths]).stdout.splitlines()
     records = [json.loads(line) for line in told]
     assert [record.pop("provenance", "none") for record in records[2:]] == ["none"]
     assert records[1].pop("provenance")["findings"][0]["points_to"] == "ai-generated"
     assert records[0].pop("provenance")["findings"] == []
     assert records == plain  # the score is the same
 
-    rows = list(csv.DictReader(io.StringIO(runner.invoke(app, ["detect", "--csv", "--provenance", *paths]).stdout)))
+    rows = list(
+        csv.DictReader(io.StringIO(runner.invoke(app, ["detect", *EMBEDDED, "--csv", "--provenance", *paths]).stdout))
+    )
     assert [row["provenance"][:21] for row in rows] == ["", "Generation parameters", ""]

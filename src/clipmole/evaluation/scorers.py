@@ -106,7 +106,7 @@ class HuggingFaceScorer:
 
     @torch.inference_mode()
     def score(self, images: Iterable[RGB]) -> NDArray[np.float32]:
-        """Logits (n,) of n RGB arrays."""
+        """Logits (n,) of n RGB arrays; `ConfigError` if one is not finite."""
         parts = []
         for batch in _batches(images, self.batch_size):
             # Channels are last; this must be stated, or an image of three rows would be taken for one of three
@@ -114,7 +114,7 @@ class HuggingFaceScorer:
             pixels = self.processor(images=batch, return_tensors="pt", input_data_format="channels_last")
             logits = self.network(**pixels.to(self.device)).logits.float()
             odds = logits[:, self.generated].logsumexp(1) - logits[:, self.real].logsumexp(1)
-            parts.append(odds.cpu().numpy())
+            parts.append(_one_each(self.name, odds.cpu().numpy(), batch))
         return np.concatenate(parts) if parts else np.zeros(0, dtype=np.float32)
 
 
@@ -132,12 +132,7 @@ class FunctionScorer:
         """The function's scores (n,) of n RGB arrays; `ConfigError` if it does not give one finite score each."""
         parts = []
         for batch in _batches(images, self.batch_size):
-            scores = np.asarray(self.function(batch), dtype=np.float32)
-            if scores.shape != (len(batch),) or not np.isfinite(scores).all():
-                raise ConfigError(
-                    f"{self.name}: must give one finite score per image: got {scores.shape} for {len(batch)}"
-                )
-            parts.append(scores)
+            parts.append(_one_each(self.name, np.asarray(self.function(batch), dtype=np.float32), batch))
         return np.concatenate(parts) if parts else np.zeros(0, dtype=np.float32)
 
 
@@ -225,6 +220,12 @@ def with_center_crop(scorer: ImageScorer) -> ImageScorer:
     cropped.preprocess = scorer.preprocess.model_copy(update={"mode": "center_crop", "whole_weight": 0.0})
     cropped.name = f"{scorer.name}, one centre crop"
     return cropped
+
+
+def _one_each(name: str, scores: NDArray[np.float32], batch: Sequence[RGB]) -> NDArray[np.float32]:
+    if scores.shape != (len(batch),) or not np.isfinite(scores).all():
+        raise ConfigError(f"{name}: must give one finite score per image: got {scores.shape} for {len(batch)}")
+    return scores
 
 
 def _batches(images: Iterable[RGB], size: int) -> Iterator[list[RGB]]:
