@@ -247,11 +247,15 @@ def test_csv_holds_every_number_once(tmp_path: Path) -> None:
 
 
 def test_no_cell_of_the_csv_is_a_formula(tmp_path: Path) -> None:
-    report, table = made(tmp_path, detectors=("=cmd|'/C calc'!A0", "+1"))
+    report, table = made(tmp_path, detectors=("=cmd|'/C calc'!A0", "+1", "red\x1b[31m"))
     write_report(report, table, tmp_path / "out", gallery=False)
     with (tmp_path / "out" / "report.csv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
-    assert {row["detector"] for row in rows if row["scope"] == "set"} == {"'=cmd|'/C calc'!A0", "'+1"}
+    assert {row["detector"] for row in rows if row["scope"] == "set"} == {
+        "'=cmd|'/C calc'!A0",
+        "'+1",
+        "red\N{REPLACEMENT CHARACTER}[31m",
+    }
     assert all(not cell.startswith(("=", "+", "@")) for row in rows for cell in row.values())
 
 

@@ -21,7 +21,7 @@ from clipmole.evaluation.scores import ScoreTable
 from clipmole.images.conditions import Condition
 from clipmole.plumbing.files import foreign_file, write_texts
 from clipmole.plumbing.json_toml import read_json
-from clipmole.plumbing.text import csv_cell
+from clipmole.plumbing.text import csv_cell, printable
 from clipmole.report import curves, mistakes, tables
 from clipmole.report.content import Content
 from clipmole.report.page import Section, html_page, markdown_page, read_page
@@ -108,7 +108,7 @@ def tidy(content: Content) -> str:
     writer = csv.writer(file, lineterminator="\n")
 
     def write(row: Iterable[object]) -> None:
-        writer.writerow([csv_cell(value) if isinstance(value, str) else value for value in row])
+        writer.writerow([csv_cell(printable(value)) if isinstance(value, str) else value for value in row])
 
     write(COLUMNS)
     for s in content.report.sets:
