@@ -71,6 +71,8 @@ def _stamp(shard: str) -> str:
 
 def _at(shard: Path, member: TarInfo, fields: dict[str, Any]) -> Sample:
     """The sample whose image lies in a shard that is read in place."""
+    if member.issparse():  # its bytes are not all there
+        raise DataError(f"{shard}, {member.name}: its runs of zeros are left out; pack the shard without --sparse")
     inside = ByteRange(file=shard, offset=member.offset_data, size=member.size)
     return Sample.model_validate(fields | {"path": shard / member.name, "inside": inside})
 

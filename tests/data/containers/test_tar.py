@@ -186,6 +186,19 @@ def test_whole_tars_are_read_near_and_far_however_they_are_packed(
         assert data[member.offset_data :][: member.size] == read()
 
 
+def test_a_member_whose_zeros_are_left_out_is_not_read_as_it_lies(tmp_path: Path) -> None:
+    image = encoded(picture(0, 40, 36))
+    with tarfile.open(tmp_path / "train-0.tar", "w", format=tarfile.PAX_FORMAT) as tar:
+        for name, data in (("0.png", image), ("0.cls", b"1")):
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            if name == "0.png":
+                info.pax_headers = {"GNU.sparse.map": f"4096,{len(data)}", "GNU.sparse.size": str(4096 + len(data))}
+            tar.addfile(info, io.BytesIO(data))
+    with pytest.raises(DataError, match=r"0\.png: its runs of zeros are left out; pack the shard without --sparse"):
+        read_data(tmp_path / "train-0.tar")
+
+
 def test_shards_at_an_address_are_unpacked(tmp_path: Path, whole: tuple[bytes, list[tarfile.TarInfo]]) -> None:
     memory = fsspec.filesystem("memory")
     memory.pipe_file("/shards/x-0.tar", whole[0])
