@@ -36,11 +36,16 @@ class Distributed:
     def __init__(self) -> None:
         try:
             from accelerate import Accelerator
+            from accelerate.utils import InitProcessGroupKwargs
         except ImportError as error:
             raise MissingDependency("accelerate", "train") from error
         # Precision is the configuration's, whatever the launcher was told; a batch is divided in `sampling`.
         cpu = not torch.cuda.is_available() or os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true")
-        self._accelerator: Accelerator = Accelerator(cpu=cpu, mixed_precision="no", gradient_accumulation_steps=1)
+        # Accelerate prefers MPI where PyTorch has it, but processes that `mpirun` did not start would each train alone.
+        backend = [InitProcessGroupKwargs(backend="gloo")] if cpu and "LOCAL_RANK" in os.environ else []
+        self._accelerator: Accelerator = Accelerator(
+            cpu=cpu, mixed_precision="no", gradient_accumulation_steps=1, kwargs_handlers=backend
+        )
         self.rank: int = self._accelerator.process_index
         self.size: int = self._accelerator.num_processes
         self.device: torch.device = self._accelerator.device
