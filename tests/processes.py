@@ -168,6 +168,7 @@ def together(config: TrainConfig, out: Path, manifest: Path, size: int = 2) -> N
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     common = {"WORLD_SIZE": str(size), "LOCAL_WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1"}
+    common |= {"USE_LIBUV": "0"}  # Debian's PyTorch is built without
     common |= {"MASTER_PORT": str(port), "CLIPMOLE_CACHE": os.environ["CLIPMOLE_CACHE"]}
     processes = [
         start(config, out, manifest, environment=common | {"RANK": str(rank), "LOCAL_RANK": str(rank)})
