@@ -24,7 +24,7 @@ tool bud --format docker --isolation chroot --network host --pull-never -q -t cl
 
 container=$(tool from --pull-never localhost/clipmole)
 root=$(tool mount "$container")
-read -r user entry < <(tool inspect --type image --format '{{.OCIv1.Config.User}} {{join .OCIv1.Config.Entrypoint " "}}' localhost/clipmole)
+read -r user entry <<< "$(tool inspect --type image --format '{{.OCIv1.Config.User}} {{range .OCIv1.Config.Entrypoint}}{{.}} {{end}}' localhost/clipmole)"
 mapfile -t variables < <(tool inspect --type image --format '{{range .OCIv1.Config.Env}}{{println .}}{{end}}' localhost/clipmole | sed '/^$/d')
 tried=$folder/tried
 mkdir -p "$tried" && mount --bind "$root" "$tried" && mount -o remount,bind,ro "$tried"
