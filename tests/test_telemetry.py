@@ -17,6 +17,8 @@ import pytest
 from processes import clipmole
 from tiny import picture, write_adapter, write_corpus
 
+from clipmole.plumbing import telemetry
+
 # In every Python process that is started: what it connects to and looks up, and whether the telemetry was called.
 WATCH = """
 import os, sys, threading
@@ -195,3 +197,8 @@ def test_in_a_host_s_process_a_graph_is_made_without_telemetry(
     result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "True False"
     assert told.read_text() == ""
+
+
+def test_the_tests_themselves_send_nothing() -> None:
+    assert sys.modules.get(telemetry.MODULE, "can be imported") is None
+    assert telemetry.VARIABLES.items() <= os.environ.items()

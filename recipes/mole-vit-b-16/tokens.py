@@ -18,7 +18,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import openvino as ov
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -28,10 +27,12 @@ from clipmole.config import MoLEConfig, PreprocessConfig
 from clipmole.errors import ImageError
 from clipmole.images.crops import cut_crops
 from clipmole.images.transforms import equalise
+from clipmole.inference.graph import library
 from clipmole.models.backbone import load_backbone
 from clipmole.models.network import MoLENetwork
 from clipmole.plumbing.prefetch import started_ahead
 from clipmole.plumbing.seeding import sample_rng
+from clipmole.plumbing.telemetry import switch_off
 
 MOLE = MoLEConfig(head_blocks=tuple(range(11)))
 PREPROCESS = PreprocessConfig(max_tiles=4, whole_weight=0.5)
@@ -139,6 +140,8 @@ def main() -> None:
     }
     network = MoLENetwork(load_backbone("clip-vit-b-16-int8").tower, MOLE).eval()
     example = torch.zeros(2, 3, 224, 224, dtype=torch.uint8)
+    switch_off()
+    ov = library("openvino")
     graph = ov.convert_model(Prefix(network), example_input=example, input=[-1, 3, 224, 224])
     prefix = ov.Core().compile_model(graph, "CPU", {"INFERENCE_PRECISION_HINT": "bf16"})
     arguments.out.mkdir(parents=True, exist_ok=True)

@@ -48,10 +48,11 @@ def first_problem(error: ValidationError, model: type[BaseModel] | None = None) 
 
 def _keys_beside(model: Any, place: Sequence[Any]) -> list[str]:
     """The keys that `model` has where its value at `place` was found; [] if that is not one model's."""
-    for part in filter(lambda each: isinstance(each, str), place[:-1]):
-        inner = model.model_fields.get(part) if isinstance(model, type) and issubclass(model, BaseModel) else None
-        model = next(iter(get_args(inner.annotation)), inner.annotation) if inner else None
-    return list(model.model_fields) if isinstance(model, type) and issubclass(model, BaseModel) else []
+    for part in place[:-1]:
+        if isinstance(part, str):  # not a place in a list
+            field = getattr(model, "model_fields", {}).get(part)
+            model = next(iter(get_args(field.annotation)), field.annotation) if field else None
+    return list(getattr(model, "model_fields", ()))
 
 
 def check_name(setting: str, given: str | None, known: Sequence[str]) -> None:

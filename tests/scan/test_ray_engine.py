@@ -158,7 +158,7 @@ def test_an_image_that_kills_every_worker_stops_the_scan_when_the_rest_is_done(
 ) -> None:
     monkeypatch.setattr(ray_engine, "TRIES", 1)
     load = partial(tiny_detector, before=Fatal((images / "00002.png").read_bytes(), None))
-    reason = rf"workers died 1 time and more over the images from {images}/00000.png to {images}/00003.png"
+    reason = rf"workers died 1 times and more over the images from {images}/00000.png to {images}/00003.png"
     with pytest.raises(DataError, match=reason):
         run(tmp_path / "scan", images, part_rows=4, load=load, cluster=Cluster(cluster.address))
     there = {Path(row["source"]).name for row in rows_of(tmp_path / "scan")}

@@ -1,6 +1,7 @@
 """Files and directories that are written whole or not at all, and that replace nothing that is not clipmole's.
 
-In: paths, and functions that fill them. Out: files. It knows nothing of their content.
+In: paths, and functions that fill them. Out: files; and what a stream that may have no end gives, up to a limit. It
+knows nothing of their content.
 """
 
 from __future__ import annotations

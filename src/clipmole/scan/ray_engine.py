@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from clipmole.errors import ClipmoleError, ConfigError, DataError, MissingDependency
 from clipmole.plumbing.telemetry import environment_variables
-from clipmole.plumbing.text import first_line, one_line, plural
+from clipmole.plumbing.text import first_line, one_line
 from clipmole.scan.containers import WorkItem, entries_of
 from clipmole.scan.duplicates import LocalClaims
 from clipmole.scan.listing import Listings
@@ -242,7 +242,7 @@ def score_on_ray(
         if len(left) == there:
             items = coordinator.items(next(iter(left)))
             raise DataError(
-                f"workers died {plural(TRIES, 'time')} and more over the images from {items[0].location} to "
+                f"workers died {TRIES} times and more over the images from {items[0].location} to "
                 f"{items[-1].location}, and perhaps others; one may need more memory than there is: leave it out, or "
                 f"give the same command again; {reason or 'Ray did not say why'}"
             )
